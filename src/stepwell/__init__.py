@@ -1,0 +1,1 @@
+"""Stepwell: read big pictures well and cheaply."""

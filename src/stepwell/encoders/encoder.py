@@ -1,0 +1,30 @@
+"""The Encoder protocol: a stem, layers that can be run a few at a time, and the way back to a map.
+
+Branches of a pyramid meet in between layers (PIIP, arXiv 2501.07783, section III-B), so an encoder here is not
+a closed function: `stem`, then `run` over closed ranges of layers, then `to_map`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from stepwell.structures import EncoderSpec, TokenMap
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    spec: EncoderSpec
+
+    def stem(self, image: Tensor) -> TokenMap:
+        """(B, 3, H, W) normalised -> tokens after patch or stem embedding, positions added."""
+        ...
+
+    def run(self, state: TokenMap, first: int, last: int) -> TokenMap:
+        """Layers first..last, both included; an empty range (last < first) returns `state` unchanged."""
+        ...
+
+    def to_map(self, state: TokenMap) -> Tensor:
+        """-> (B, C, H, W) of the patch tokens, without the class token."""
+        ...
