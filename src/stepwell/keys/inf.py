@@ -1,7 +1,7 @@
 """INF-LLaVA's names -> ours.
 
-The released code follows LLaVA for its projector: entries 0, 2, 4... of a Sequential, or plain `weight` and `bias`
-where it is one linear layer. Ours has the same modules.
+The released code follows LLaVA for its projector: entries 0, 2, 4... of a Sequential, or plain `weight` and
+`bias` where it is one linear layer. Ours has the same modules.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Visual width -> language model width.
 
-LLaVA (arXiv 2304.08485), equation 1: one linear layer; LLaVA-1.5 (arXiv 2310.03744), section 3: a two-layer MLP.
-Shapes: B batch, N tokens.
+LLaVA (arXiv 2304.08485), equation 1: one linear layer; LLaVA-1.5 (arXiv 2310.03744), section 3: an MLP
+of two. Shapes: B batch, N tokens.
 """
 
 from __future__ import annotations

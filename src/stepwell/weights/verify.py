@@ -1,8 +1,8 @@
 """Are we equal to the official code? `python -m stepwell.weights.verify PATH... [--path reference|fast|both]`
 
-Every golden file names a kind; the kind names a case (see record.py), which is run on the readable reference and on
-the fast path. One line a file: its name, the largest error over its tolerance, and ok, FAILED or unsupported.
-Exit code 0 when every file passed, 1 when one did not, 2 when a path is missing or cannot be read.
+Every golden file names a kind; the kind names a case (see record.py), which is run on the readable reference
+and on the fast path. One line a file: its name, the largest error over its tolerance, and ok, FAILED or
+unsupported with the reason. Exit code 0 when every file passed, 1 when one did not, 2 when a path is missing or cannot be read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CASES: dict[str, Case] = {**verify_inf.CASES}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is to be said of one file. `error` is the largest error over its tolerance: at most 1 where `ok`."""
+    """What is to be said of one file; `error` is the largest error over its tolerance, at most 1 where ok."""
 
     status: str  # ok, FAILED or unsupported
     error: float | None = None
@@ -111,8 +111,10 @@ def _judge_tensors(ours: Mapping[str, Tensor], record: Record) -> Verdict:
 
 
 def error_over_tolerance(ours: Tensor, stored: Tensor, rtol: float, atol: float) -> float:
-    """max of |ours - stored| / (atol + rtol * |stored|); NaN of ours, or any difference where nothing is allowed,
-    is infinite."""
+    """max of |ours - stored| / (atol + rtol * |stored|).
+
+    NaN, and any difference where nothing is allowed, counts as infinite.
+    """
     if stored.numel() == 0:
         return 0.0
     ours, stored = ours.detach().cpu().double(), stored.double()
@@ -140,9 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for record in records:
         verdict = verify(record, asked)
         count[verdict.status] += 1
-        error = "-" if verdict.error is None else f"{verdict.error:.3g}"
+        largest = "-" if verdict.error is None else f"{verdict.error:.3g}"
         print(
-            f"{record.path.name:{width}}  {error:>9}  {verdict.status}  {verdict.reason}".rstrip(), flush=True
+            f"{record.path.name:{width}}  {largest:>9}  {verdict.status}  {verdict.reason}".rstrip(),
+            flush=True,
         )
     print(f"{count['ok']} passed, {count['FAILED']} failed, {count['unsupported']} unsupported")
     return 0 if count["ok"] == len(records) else 1
