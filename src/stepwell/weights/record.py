@@ -1,8 +1,8 @@
 """A golden file: one case recorded from official code, and what a check of it answers.
 
 A safetensors file holds tensors `param.*`, `in.*`, `out.*` and one metadata entry, `json`; a table is a JSON
-file with `kind` and `settings` at the top level. A *case* is a function that builds our module from the settings,
-gives it the recorded parameters through the key tables, runs it and returns what it computed.
+file with `kind` and `settings` at the top level. A *case* is a function that builds our module from the
+settings, gives it the recorded parameters through the key tables, runs it and returns what it computed.
 """
 
 from __future__ import annotations

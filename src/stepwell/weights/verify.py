@@ -2,7 +2,8 @@
 
 Every golden file names a kind; the kind names a case (see record.py), which is run on the readable reference
 and on the fast path. One line a file: its name, the largest error over its tolerance, and ok, FAILED or
-unsupported with the reason. Exit code 0 when every file passed, 1 when one did not, 2 when a path is missing or cannot be read.
+unsupported with the reason.
+Exit code 0 when every file passed, 1 when one did not, 2 when a path is missing or cannot be read.
 """
 
 from __future__ import annotations
