@@ -1,8 +1,9 @@
 """The nouns that every room speaks.
 
 Letters: B batch, N tokens, C width, (H, W) a size in pixels or cells, height first. Boxes are xyxy in source
-pixels. The path: a picture has a *layout* (pure integers), the layout's *inputs* are cut from the picture, and a
-vision system turns inputs into *visual tokens* in the language model's width, or into *feature maps* by stride.
+pixels. The path: a picture has a *layout* (pure integers), the layout's *inputs* are cut from the picture,
+and a vision system turns inputs into *visual tokens* in the language model's width, or into *feature maps* by
+stride.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class TokenMap(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What one encoder sees: its size in pixels, the part of the source it shows, the grid of its last layer."""
+    """What one encoder sees: its size in pixels, the part of the source shown, the grid of its last layer."""
 
     name: str
     size: Size

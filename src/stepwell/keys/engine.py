@@ -1,8 +1,9 @@
 """Key tables: how the tensors of another code base become ours, as data.
 
 A table is a list of rules tried in order against every source name; the first that matches takes the name.
-Every name is renamed, joined with others, or dropped for a stated reason; what no rule takes is *unknown*, and
-that is an error. A plan holds names only, so it can be made from a manifest and carried out tensor by tensor.
+Every name is renamed, joined with others, or dropped for a stated reason; what no rule takes is *unknown*,
+and that is an error. A plan holds names only, so it can be made from a manifest and carried out tensor by
+tensor.
 """
 
 from __future__ import annotations
