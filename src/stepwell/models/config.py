@@ -8,7 +8,7 @@ they turn into plain JSON and back. A new system adds one dataclass and one memb
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -22,6 +22,9 @@ __all__ = [
     "ProjectorConfig",
     "StepwellConfig",
     "VisionConfig",
+    "first_complaint",
+    "vision_json",
+    "vision_settings",
 ]
 
 Statistics = tuple[float, float, float]
@@ -124,11 +127,12 @@ class PiipConfig:
         return tuple(branch.size for branch in self.branches)
 
 
-VisionConfig = Annotated[PlainConfig | PiipConfig, Field(discriminator="kind")]
-_vision: TypeAdapter[PlainConfig | PiipConfig] = TypeAdapter(VisionConfig)
+VisionConfig = PlainConfig | PiipConfig
+"""The closed union of vision systems; a new one is added here."""
+_vision: TypeAdapter[VisionConfig] = TypeAdapter(Annotated[VisionConfig, Field(discriminator="kind")])
 
 
-def _validated(data: dict[str, Any] | PlainConfig | PiipConfig) -> PlainConfig | PiipConfig:
+def vision_settings(data: dict[str, Any] | VisionConfig) -> VisionConfig:
     """A mapping with a `kind` -> the settings of that vision system. Raises ValueError naming the wrong
     field.
     """
@@ -136,6 +140,11 @@ def _validated(data: dict[str, Any] | PlainConfig | PiipConfig) -> PlainConfig |
         return _vision.validate_python(data)
     except ValidationError as error:
         raise ValueError(f"vision_config: {first_complaint(error)}") from None
+
+
+def vision_json(data: dict[str, Any] | VisionConfig) -> dict[str, Any]:
+    """The settings of a vision system as plain JSON, every field written out."""
+    return cast(dict[str, Any], _vision.dump_python(vision_settings(data), mode="json"))
 
 
 def first_complaint(error: ValidationError) -> str:
@@ -160,30 +169,32 @@ class StepwellConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        vision_config: dict[str, Any] | PlainConfig | PiipConfig | None = None,
+        vision_config: dict[str, Any] | VisionConfig | None = None,
         text_config: dict[str, Any] | PreTrainedConfig | None = None,
         *,
         image_token_id: int = 0,
         template: str | None = None,
         separators: dict[str, str] | None = None,
-        tie_word_embeddings: bool = False,
+        tie_word_embeddings: bool | None = None,
         **kwargs: Any,
     ) -> None:
         known = {*PreTrainedConfig().to_dict(), *_SET_BY_TRANSFORMERS}
         if unknown := sorted(key for key in kwargs if key not in known):
             raise ValueError(f"StepwellConfig knows no {', '.join(map(repr, unknown))}; check the spelling")
-        vision = _validated(PlainConfig() if vision_config is None else vision_config)
-        self.vision_config: dict[str, Any] = _vision.dump_python(vision, mode="json")
+        self.vision_config = vision_json(PlainConfig() if vision_config is None else vision_config)
         self.text_config = _text_config(text_config)
         self.image_token_id = image_token_id
         self.template = template
         self.separators = dict(separators or {})
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        if tie_word_embeddings is None:
+            tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
+        self.tie_word_embeddings = tie_word_embeddings
+        super().__init__(**kwargs)
 
     @property
-    def vision(self) -> PlainConfig | PiipConfig:
+    def vision(self) -> VisionConfig:
         """`vision_config` as the dataclass of its kind."""
-        return _validated(self.vision_config)
+        return vision_settings(self.vision_config)
 
 
 # Keys that from_pretrained and save_pretrained hand to a configuration beside its own fields.

@@ -1,0 +1,289 @@
+"""Any vision system and any causal language model: pictures and text in, text out.
+
+The visual tokens of a picture stand where its placeholder tokens stand (LLaVA, arXiv 2304.08485, section
+4.1). Classes are shaped as transformers' own, so that `generate`, pipelines, Trainer and PEFT take them as
+they are. Letters: B batch, L text length, D the language model's width, V views in all, (H, W) the largest of
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import ModelOutput
+
+from stepwell.language.splice import place_visual_tokens
+from stepwell.models.config import StepwellConfig
+from stepwell.models.vision import build_vision
+
+__all__ = ["StepwellForConditionalGeneration", "StepwellModel", "StepwellOutput", "StepwellPreTrainedModel"]
+
+
+@dataclass
+class StepwellOutput(ModelOutput):
+    """Fields of transformers' causal language model outputs; `image_hidden_states` (all visual tokens, D)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
+
+
+class StepwellPreTrainedModel(PreTrainedModel):
+    config_class = StepwellConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False  # pictures of a batch are grouped by size in Python
+    _skip_keys_device_placement = ("past_key_values",)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every part of ours initialises itself when built, and language models bring their own rule."""
+
+
+class StepwellModel(StepwellPreTrainedModel):
+    """`vision` (a VisionSystem with its `projector`) and `language_model`, without the language model's head."""
+
+    def __init__(self, config: StepwellConfig, language_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.language_model = language_model or AutoModel.from_config(config.text_config)
+        self.vision = build_vision(config.vision, out_dim=self.get_input_embeddings().embedding_dim)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
+        """Visual tokens of each picture: a list of (N, D), N as `layout(size).num_tokens` says.
+
+        pixel_values (V, 3, H, W): the inputs of all pictures in order, zero-padded at the right and bottom to
+        one size. image_sizes (pictures, 2): height and width of the upright sources. Pictures of one layout
+        share a forward pass.
+        """
+        layouts = [self.vision.layout((int(height), int(width))) for height, width in image_sizes.tolist()]
+        num_views = sum(len(layout.inputs) for layout in layouts)
+        if num_views != len(pixel_values):
+            raise ValueError(f"{len(layouts)} pictures need {num_views} views, got {len(pixel_values)}")
+        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        starts, start = [], 0
+        for i, layout in enumerate(layouts):
+            groups.setdefault(layout.inputs, []).append(i)
+            starts.append(start)
+            start += len(layout.inputs)
+        features: dict[int, Tensor] = {}
+        for sizes, members in groups.items():
+            first = torch.tensor([starts[i] for i in members], device=pixel_values.device)
+            views = [pixel_values[first + v, :, :height, :width] for v, (height, width) in enumerate(sizes)]
+            features.update(zip(members, self.vision(views).tokens, strict=True))
+        return [features[i] for i in range(len(layouts))]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> StepwellOutput:
+        """input_ids (B, L) with expanded placeholders, or inputs_embeds (B, L, D) whose pictures are already
+        in place.
+
+        Raises ValueError, with both counts, where placeholders and visual tokens differ in number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        image_features = None
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            if pixel_values is not None:
+                if image_sizes is None:
+                    raise ValueError(
+                        "pixel_values come with image_sizes; pass on all that the processor returns"
+                    )
+                image_features = torch.cat(self.get_image_features(pixel_values, image_sizes))
+            if image_features is not None or _starts_a_sequence(past_key_values):
+                inputs_embeds = place_visual_tokens(
+                    input_ids, inputs_embeds, image_features, self.config.image_token_id
+                )
+        elif pixel_values is not None:
+            raise ValueError("pixel_values belong with input_ids; inputs_embeds already hold their pictures")
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return StepwellOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.get("past_key_values"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+            image_hidden_states=image_features,
+        )
+
+
+def _starts_a_sequence(past_key_values: Cache | None) -> bool:
+    """Whether this is text that has not been looked at for placeholders; decoding steps are not looked at."""
+    if torch.compiler.is_compiling():
+        return False
+    return past_key_values is None or not past_key_values.get_seq_length()
+
+
+class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin):
+    """A StepwellModel with the language model's head.
+
+    `from_pretrained` reads this class's own format; `AutoModelForImageTextToText` finds it once stepwell is
+    imported.
+    """
+
+    def __init__(self, config: StepwellConfig) -> None:
+        super().__init__(config)
+        causal = AutoModelForCausalLM.from_config(config.text_config)
+        self.model = StepwellModel(config, causal.base_model)
+        self.lm_head = causal.get_output_embeddings()
+        embedding = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
+        return self.model.get_image_features(pixel_values, image_sizes)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> StepwellOutput:
+        """As StepwellModel's, with logits (B, L, vocabulary) and, given labels (B, L; -100 ignored), the
+        loss.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        outputs.logits = _finish_logits(self.lm_head(hidden[:, kept]), self.config.text_config)
+        if labels is not None:
+            outputs.loss = self.loss_function(
+                logits=outputs.logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return outputs
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Cache | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs |= {"pixel_values": pixel_values, "image_sizes": image_sizes}
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Beams and samples repeat rows of text; each copy needs all pictures of its row, in the row's order."""
+        pixel_values = model_kwargs.pop("pixel_values", None)
+        image_sizes = model_kwargs.pop("image_sizes", None)
+        if expand_size > 1 and pixel_values is not None and input_ids is not None and image_sizes is not None:
+            per_row, per_picture = self._pictures_per_row(input_ids, image_sizes)
+            blocks = pixel_values.split([sum(v) for v in _dealt(per_picture, per_row)])
+            pixel_values = torch.cat([block for block in blocks for _ in range(expand_size)])
+            sizes = image_sizes.split(per_row)
+            image_sizes = torch.cat([block for block in sizes for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
+        return input_ids, {**model_kwargs, "pixel_values": pixel_values, "image_sizes": image_sizes}
+
+    def _pictures_per_row(self, input_ids: Tensor, image_sizes: Tensor) -> tuple[list[int], list[int]]:
+        """-> (pictures of each row, views of each picture), from the placeholders each row holds."""
+        layouts = [
+            self.model.vision.layout((int(height), int(width))) for height, width in image_sizes.tolist()
+        ]
+        waiting = [layout.num_tokens for layout in layouts]
+        per_row = []
+        for placeholders in (input_ids == self.config.image_token_id).sum(1).tolist():
+            taken = 0
+            while placeholders > 0 and waiting:
+                placeholders -= waiting.pop(0)
+                taken += 1
+            per_row.append(taken)
+        if waiting:
+            raise ValueError(f"{len(layouts)} pictures were given, but the text has room for {sum(per_row)}")
+        return per_row, [len(layout.inputs) for layout in layouts]
+
+
+def _dealt(items: list[int], counts: list[int]) -> list[list[int]]:
+    """A flat list cut into runs of the given lengths."""
+    rest = iter(items)
+    return [[next(rest) for _ in range(count)] for count in counts]
+
+
+def _finish_logits(logits: Tensor, config: Any) -> Tensor:
+    """What some language models do behind their head (Cohere: a scale; Gemma 2: a soft cap)."""
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits

@@ -1,0 +1,210 @@
+"""Pictures and text -> what a model takes, with as many placeholder tokens as the picture has visual tokens.
+
+The processor holds the geometry of the vision system, the same that the model holds, so both count alike.
+Letters: L text length, V views in all, (H, W) the largest of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.processing_utils import MultiModalData
+
+from stepwell.models.config import PlainConfig, VisionConfig, vision_json, vision_settings
+from stepwell.models.vision import build_geometry
+from stepwell.structures import Geometry, TokenLayout
+from stepwell.views.decode import open_image, upright_rgb
+
+__all__ = ["StepwellImageProcessor", "StepwellProcessor"]
+
+Picture = Image.Image | str | os.PathLike[str] | bytes | np.ndarray[Any, Any]
+
+
+class StepwellImageProcessor(ImageProcessingMixin):
+    """Pictures -> `pixel_values` (V, 3, H, W), zero-padded at the right and bottom, and `image_sizes` (pictures, 2).
+
+    vision_config: settings of a vision system or their JSON. Pictures may be PIL images, paths, bytes, data: URLs
+    or uint8 arrays (H, W, 3); network addresses are refused, and everything is decoded within views/decode.py's limits.
+    """
+
+    model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
+
+    def __init__(self, vision_config: VisionConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vision_config = vision_json(PlainConfig() if vision_config is None else vision_config)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        return build_geometry(vision_settings(self.vision_config))
+
+    def to_dict(self) -> dict[str, Any]:
+        output: dict[str, Any] = super().to_dict()
+        output.pop("geometry", None)
+        return output
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Anything that names or holds a picture -> an upright RGB PIL image; lists are kept as they are nested."""
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(item) for item in image_url_or_urls]
+        return _open(image_url_or_urls)
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """A picture, a list of them, or lists of lists -> BatchFeature, in reading order."""
+        pictures = list(_flat(self.fetch_images(images)))
+        views: list[Tensor] = []
+        for picture in pictures:
+            layout = self.geometry.layout((picture.height, picture.width))
+            views += self.geometry.views(picture, layout)
+        sizes = torch.tensor([(picture.height, picture.width) for picture in pictures])
+        return BatchFeature(
+            {"pixel_values": _stack_padded(views), "image_sizes": sizes}, tensor_type=return_tensors
+        )
+
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+        return self.preprocess(images, **kwargs)
+
+
+class StepwellProcessor(ProcessorMixin):
+    """An image processor and a tokenizer that agree on what a picture costs.
+
+    In text, each `image_token` stands for one picture and is expanded to its layout's runs; separators become the text
+    that `separators` gives them. Raises ValueError, with both counts, where placeholders and pictures do not match.
+    """
+
+    attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
+    image_processor_class = "StepwellImageProcessor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        image_processor: StepwellImageProcessor | None = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        template: str | None = None,
+        separators: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
+            raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
+        self.template = template
+        self.separators = dict(separators or {})
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.image_processor.geometry  # type: ignore[no-any-return]
+
+    def expand(self, layout: TokenLayout) -> str:
+        """The text that stands for a picture: placeholders, and separators between them."""
+        return "".join(
+            self.image_token * run.count if run.separator is None else self.separators[run.separator]
+            for run in layout.runs
+        )
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """text: one string or several; images: all their pictures in order, flat or nested by string."""
+        texts = [text] if isinstance(text, str) else list(text or [])
+        pictures = [] if images is None else list(_flat(self.image_processor.fetch_images(images)))
+        data: dict[str, Any] = dict(self.image_processor(pictures)) if pictures else {}
+        if text is not None:
+            expanded = self._expand_all(texts, pictures)
+            data |= self.tokenizer(expanded, **_text_arguments(kwargs))
+        return BatchFeature(
+            data, tensor_type=return_tensors or kwargs.get("text_kwargs", {}).get("return_tensors")
+        )
+
+    def _expand_all(self, texts: list[str], pictures: list[Image.Image]) -> list[str]:
+        placeholders = sum(text.count(self.image_token) for text in texts)
+        if placeholders != len(pictures):
+            raise ValueError(
+                f"the text has {placeholders} {self.image_token} placeholders but {len(pictures)} pictures were given"
+            )
+        runs = iter([self.expand(self.geometry.layout((p.height, p.width))) for p in pictures])
+        return [
+            head + "".join(next(runs) + piece for piece in rest)
+            for head, *rest in (text.split(self.image_token) for text in texts)
+        ]
+
+    def _get_num_multimodal_tokens(self, image_sizes: Iterable[Sequence[int]] | None = None, **_: Any) -> Any:
+        """Placeholders and views of pictures of the given (H, W) sizes, asked for by inference servers."""
+        if image_sizes is None:
+            return MultiModalData()
+        layouts = [self.geometry.layout((int(height), int(width))) for height, width in image_sizes]
+        return MultiModalData(
+            num_image_tokens=[layout.num_tokens for layout in layouts],
+            num_image_patches=[len(layout.inputs) for layout in layouts],
+        )
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+
+def _text_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer's share of a call: flat, or under `text_kwargs`; tensors are made once, of everything."""
+    merged = {**kwargs, **kwargs.get("text_kwargs", {}), **kwargs.get("common_kwargs", {})}
+    others = ("text_kwargs", "images_kwargs", "common_kwargs", "return_tensors", "return_mm_token_type_ids")
+    return {key: value for key, value in merged.items() if key not in others}
+
+
+def _flat(images: Any) -> Iterable[Image.Image]:
+    if isinstance(images, (list, tuple)):
+        for item in images:
+            yield from _flat(item)
+    else:
+        yield images
+
+
+def _stack_padded(views: list[Tensor]) -> Tensor:
+    height, width = (max(view.shape[axis] for view in views) for axis in (1, 2))
+    return torch.stack([F.pad(view, (0, width - view.shape[2], 0, height - view.shape[1])) for view in views])
+
+
+def _open(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return upright_rgb(picture)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8:
+            raise ValueError(f"an array picture must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
+        return upright_rgb(Image.fromarray(picture))
+    if isinstance(picture, str) and picture.startswith("data:"):
+        return open_image(_data_url(picture))
+    if isinstance(picture, str) and "://" in picture[:16]:
+        raise ValueError("pictures are not fetched from the network; download the file and pass its path")
+    if isinstance(picture, (str, bytes, os.PathLike, io.IOBase)):
+        return open_image(picture)
+    raise TypeError(
+        f"a picture is a PIL image, path, bytes, data: URL or uint8 array, got {type(picture).__name__}"
+    )
+
+
+def _data_url(url: str) -> bytes:
+    head, _, payload = url.partition(",")
+    if not head.endswith(";base64"):
+        raise ValueError("a data: URL of a picture must be base64-encoded")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("the data: URL is not valid base64") from None
