@@ -1,0 +1,255 @@
+"""The command line. Each command calls one public function of the package, with the same argument names.
+
+Only typer and the standard library are imported above: what needs no model (help, a missing file, an empty
+question) is answered at once, and torch is imported after all of that. A refusal is one line on standard
+error and exit code 2; `stepwell --traceback COMMAND ...` shows where it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.exceptions import TyperException
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["app", "ask", "main"]
+
+REFUSED = 2
+INTERRUPTED = 130
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+app = typer.Typer(
+    name="stepwell",
+    help="Read big pictures well and cheaply.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's panels would double the time --help takes
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return its exit code: 0, 2 for a refusal, 130 for Ctrl-C, 1 if our reader left."""
+    try:
+        code = app(args=arguments, prog_name="stepwell", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python complains again on its way out
+        return 1
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "stepwell"
+        message = _one_line(error.format_message()).replace("Value error, ", "").rstrip(".")
+        return _say(f"{message[:1].lower()}{message[1:]} (see '{command} --help')", REFUSED)
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        if "--traceback" in arguments:
+            raise
+        return _say(_reason(error), REFUSED)
+    return _say("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or 0)
+
+
+def _say(line: str, code: int) -> int:
+    print(f"stepwell: {line}", file=sys.stderr)
+    return code
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"no such file: {error.filename}"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    return _one_line(error) or type(error).__name__
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"stepwell {version('stepwell')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where a refusal came from.")] = False,
+) -> None:
+    """Read big pictures well and cheaply."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+# ---- ask ----
+
+
+@app.command()
+def ask(
+    pictures: Annotated[
+        list[str], typer.Argument(metavar="PICTURE", help="Picture files; - reads one from standard input.")
+    ],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A model folder or a hub name. [default: the shipped model]"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Such as cpu, cuda or cuda:1. [default: cpu]")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="[default: as the model was saved]"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print answer, seconds, visual tokens and views as one JSON object."),
+    ] = False,
+    show: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Draw the pictures with their views and grids."),
+    ] = None,
+) -> None:
+    """Ask a question about one picture or several."""
+    if not question.strip():
+        raise ValueError("the question is empty")
+    if stream and as_json:
+        raise ValueError("--stream and --json exclude each other: JSON is printed whole")
+    images = _open_pictures(pictures, question)
+    if show is not None:
+        _check_target(show)
+    if model is not None:
+        _check_model(model)
+    if device is not None:
+        _check_device(device)
+
+    import stepwell
+
+    _quieten()
+    assistant = stepwell.load(model, device=device, dtype=dtype)
+    layouts = [assistant.describe(image) for image in images]
+    if show is not None:
+        _write_views(show, images, layouts)
+    started = time.perf_counter()
+    answer = assistant.ask(
+        images, question, max_new_tokens=max_new_tokens, stream=_print_piece if stream else None
+    )
+    seconds = time.perf_counter() - started
+    if as_json:
+        print(json.dumps(_report(answer, seconds, pictures, layouts), ensure_ascii=False, indent=2))
+    else:
+        print("" if stream else answer)
+
+
+def _open_pictures(pictures: list[str], question: str) -> list[Image]:
+    """Decoded pictures in the order given; needs no torch."""
+    from stepwell.views.decode import ImageError, open_image
+
+    if pictures.count("-") > 1:
+        raise ValueError("standard input (-) holds one picture; it was named more than once")
+    if "-" in pictures and sys.stdin.isatty():
+        raise ValueError(
+            "- reads a picture from standard input, which is a terminal here: use '< picture.jpg'"
+        )
+    images = []
+    for name in pictures:
+        try:
+            images.append(open_image(sys.stdin.buffer if name == "-" else name))
+        except ImageError as error:
+            raise ValueError(f"{'standard input' if name == '-' else name}: {error}") from error
+        except FileNotFoundError as error:
+            hint = "; the question comes last" if Path(question).is_file() else ""
+            raise ValueError(f"no such file: {name}{hint}") from error
+    return images
+
+
+def _check_target(path: Path) -> None:
+    """Raises ValueError where a picture could not be written to `path` later."""
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(f"cannot write {path}: use a name that ends in {', '.join(PICTURE_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'not permitted'}")
+
+
+def _check_model(model: str) -> None:
+    """Raises ValueError for a folder that holds no model, and for what is neither a folder nor a hub name."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{model} is not a model folder: it has no config.json")
+        if not any(folder.glob("*.safetensors")):
+            raise ValueError(f"{model} holds no weights: no *.safetensors file beside its config.json")
+    elif folder.is_file():
+        raise ValueError(
+            f"{model} is a file; name the model's folder, or turn it into one: stepwell convert --help"
+        )
+    elif model.count("/") != 1 or model.startswith(("/", ".", "~")) or model.endswith("/"):
+        raise ValueError(f"unknown model {model}: no such folder, and hub names look like owner/name")
+
+
+def _check_device(device: str) -> None:
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps", "xpu") or (":" in device and not index.isdecimal()):
+        raise ValueError(f"unknown device {device}: use cpu, cuda, cuda:1, mps or xpu")
+
+
+def _quieten() -> None:
+    """Loading bars and library warnings would drown a one-line answer."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+
+
+def _write_views(path: Path, images: list[Image], layouts: list[Any]) -> None:
+    from stepwell.views.sheet import draw_views
+
+    draft = path.with_name(
+        f".{path.stem}.{os.getpid()}{path.suffix}"
+    )  # renamed when whole: no half-written file
+    try:
+        draw_views(images, layouts).save(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _print_piece(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _report(answer: str, seconds: float, pictures: list[str], layouts: list[Any]) -> dict[str, Any]:
+    """What --json prints; sizes are [height, width], boxes [left, top, right, bottom] in source pixels."""
+    return {
+        "answer": answer,
+        "seconds": round(seconds, 3),
+        "visual_tokens": sum(layout.num_tokens for layout in layouts),
+        "views": [
+            {"picture": name, "name": view.name, "size": view.size, "grid": view.grid, "box": view.box}
+            for name, layout in zip(pictures, layouts, strict=True)
+            for view in layout.views
+        ],
+    }

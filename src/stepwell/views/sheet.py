@@ -1,0 +1,121 @@
+"""A picture drawn with its views: where each lies in the source, and the grid an encoder makes of it.
+
+For `stepwell ask --show`, and for anyone who wants to see what a model sees. Sizes are (height, width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from stepwell.structures import Box, TokenLayout, View
+
+__all__ = ["draw_views"]
+
+PANEL_HEIGHT = 640
+PANEL_WIDTH = 960
+MARGIN = 12
+CAPTION = 20
+MAX_PANELS = 12  # a row; pictures cut into more views say how many are left out
+COLOURS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#5b8c5a", "#8f5aa8")
+
+
+def draw_views(images: Sequence[Image.Image], layouts: Sequence[TokenLayout]) -> Image.Image:
+    """One row a picture: the source with the views' boxes, then each view at its own scale under its grid.
+
+    Views larger than a panel are shrunk to it; the caption keeps their true size.
+    """
+    return _stack([_draw_row(image, layout) for image, layout in zip(images, layouts, strict=True)])
+
+
+def _draw_row(image: Image.Image, layout: TokenLayout) -> Image.Image:
+    height, width = layout.image_size
+    panels = [_draw_source(image, layout)]
+    panels += [
+        _draw_view(image, view, COLOURS[i % len(COLOURS)]) for i, view in enumerate(layout.views[:MAX_PANELS])
+    ]
+    left_out = len(layout.views) - MAX_PANELS
+    title = f"{width} x {height} px, {layout.num_tokens} visual tokens, {len(layout.views)} views"
+    if left_out > 0:
+        title += f" ({left_out} not drawn)"
+    row = Image.new(
+        "RGB",
+        (
+            sum(p.width + MARGIN for p in panels) + MARGIN,
+            max(p.height for p in panels) + CAPTION + 2 * MARGIN,
+        ),
+        "white",
+    )
+    _write(row, (MARGIN, MARGIN // 2), title, "black")
+    left = MARGIN
+    for panel in panels:
+        row.paste(panel, (left, CAPTION + MARGIN))
+        left += panel.width + MARGIN
+    return row
+
+
+def _draw_source(image: Image.Image, layout: TokenLayout) -> Image.Image:
+    panel, scale = _panel(image, f"source {image.width} x {image.height}", "black")
+    draw = ImageDraw.Draw(panel)
+    for i, view in enumerate(layout.views):
+        left, top, right, bottom = (edge * scale for edge in view.box)
+        inset = min(2 * i, 12)  # views that show the same part stay visible beside one another
+        if right - left > 2 * inset + 2 and bottom - top > 2 * inset + 2:
+            draw.rectangle(
+                (left + inset, CAPTION + top + inset, right - inset - 1, CAPTION + bottom - inset - 1),
+                outline=COLOURS[i % len(COLOURS)],
+                width=2,
+            )
+    return panel
+
+
+def _draw_view(image: Image.Image, view: View, colour: str) -> Image.Image:
+    height, width = view.size
+    shown = image.resize((width, height), Image.Resampling.BICUBIC, box=_inside(view.box, image))
+    rows, cols = view.grid
+    panel, scale = _panel(shown, f"{view.name} {width} x {height}, {cols} x {rows} cells", colour)
+    draw = ImageDraw.Draw(panel)
+    right, bottom = width * scale, height * scale
+    for row in range(rows + 1):
+        y = CAPTION + min(bottom * row / rows, bottom - 1)
+        draw.line((0, y, right, y), fill=colour)
+    for col in range(cols + 1):
+        x = min(right * col / cols, right - 1)
+        draw.line((x, CAPTION, x, CAPTION + bottom), fill=colour)
+    return panel
+
+
+def _inside(box: Box, image: Image.Image) -> Box:
+    left, top, right, bottom = box
+    return max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+
+
+def _panel(image: Image.Image, caption: str, colour: str) -> tuple[Image.Image, float]:
+    """The picture under its caption, shrunk where it is larger than a panel; and by how much."""
+    scale = min(1.0, PANEL_WIDTH / image.width, PANEL_HEIGHT / image.height)
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    wide = max(width, _text_width(caption))
+    panel = Image.new("RGB", (wide, height + CAPTION), "white")
+    panel.paste(image.resize((width, height), Image.Resampling.BICUBIC), (0, CAPTION))
+    _write(panel, (0, 2), caption, colour)
+    return panel, scale
+
+
+def _write(picture: Image.Image, place: tuple[int, int], text: str, colour: str) -> None:
+    ImageDraw.Draw(picture).text(place, text, fill=colour, font=ImageFont.load_default(13))
+
+
+def _text_width(text: str) -> int:
+    return int(ImageFont.load_default(13).getlength(text)) + 1
+
+
+def _stack(rows: list[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet

@@ -1,0 +1,270 @@
+"""The command line: what it prints, and what it refuses in one line before a model is loaded."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import stepwell
+from stepwell import cli
+from stepwell.structures import TokenLayout, TokenRun, View
+
+COMMAND = str(Path(sys.executable).parent / "stepwell")
+RECEIPT = str(Path(__file__).parents[1] / "examples" / "receipt.jpg")
+
+
+class FakeAssistant:
+    """Answers at once, and remembers what it was asked."""
+
+    def __init__(self, **settings: object) -> None:
+        self.settings = settings
+
+    def describe(self, image: Image.Image) -> TokenLayout:
+        view = View(
+            name="only", size=(32, 64), box=(0.0, 0.0, float(image.width), float(image.height)), grid=(2, 4)
+        )
+        return TokenLayout(
+            image_size=(image.height, image.width),
+            inputs=((32, 64),),
+            views=(view,),
+            runs=(TokenRun(count=8),),
+        )
+
+    def ask(
+        self,
+        images: Sequence[Image.Image],
+        question: str,
+        *,
+        max_new_tokens: int,
+        stream: Callable[[str], None] | None = None,
+    ) -> str:
+        self.images, self.question, self.max_new_tokens = images, question, max_new_tokens
+        for piece in ("27", ".30") if stream else ():
+            stream(piece)
+        return "27.30"
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeAssistant]:
+    """stepwell.load gives a fake and lists it here."""
+    made: list[FakeAssistant] = []
+
+    def load(model: str | None = None, device: str | None = None, dtype: str | None = None) -> FakeAssistant:
+        made.append(FakeAssistant(model=model, device=device, dtype=dtype))
+        return made[-1]
+
+    monkeypatch.setattr(stepwell, "load", load, raising=False)
+    return made
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (64, 32), "white").save(path)
+    return str(path)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error; nothing on standard output, exit code 2."""
+    assert cli.main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("stepwell: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_prints_the_answer_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], picture: str
+) -> None:
+    assert cli.main(["ask", picture, "How much?", "--max-new-tokens", "7", "--device", "cpu"]) == 0
+    assert capsys.readouterr() == ("27.30\n", "")
+    assert loaded[0].settings == {"model": None, "device": "cpu", "dtype": None}
+    assert (loaded[0].question, loaded[0].max_new_tokens) == ("How much?", 7)
+    assert [image.size for image in loaded[0].images] == [(64, 32)]
+
+
+def test_streams_the_pieces_of_the_answer_once(
+    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], picture: str
+) -> None:
+    assert cli.main(["ask", picture, "How much?", "--stream"]) == 0
+    assert capsys.readouterr().out == "27.30\n"
+
+
+def test_several_pictures_come_in_the_order_given_and_one_from_standard_input(
+    loaded: list[FakeAssistant], picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped = io.BytesIO()
+    Image.new("RGB", (20, 10)).save(piped, "PNG")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped.getvalue())))
+    assert cli.main(["ask", picture, "-", RECEIPT, "Which is the receipt?"]) == 0
+    assert [image.size for image in loaded[0].images] == [(64, 32), (20, 10), (884, 1838)]
+
+
+def test_json_holds_answer_seconds_tokens_and_views(
+    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], picture: str
+) -> None:
+    assert cli.main(["ask", picture, picture, "How much?", "--json"]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert report["answer"] == "27.30"
+    assert report["seconds"] >= 0
+    assert report["visual_tokens"] == 16
+    assert report["views"] == 2 * [
+        {"picture": picture, "name": "only", "size": [32, 64], "grid": [2, 4], "box": [0, 0, 64, 32]}
+    ]
+
+
+def test_show_writes_the_picture_of_the_views_and_leaves_no_draft(
+    loaded: list[FakeAssistant], picture: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "drawn" / "views.png"
+    target.parent.mkdir()
+    assert cli.main(["ask", picture, "How much?", "--show", str(target)]) == 0
+    assert [path.name for path in target.parent.iterdir()] == ["views.png"]
+    with Image.open(target) as drawn:
+        assert drawn.width > 2 * 64
+
+
+def test_show_leaves_the_old_file_alone_when_drawing_fails(
+    capsys: pytest.CaptureFixture[str],
+    loaded: list[FakeAssistant],
+    picture: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = tmp_path / "drawn" / "views.png"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+
+    def full_disk(self: Image.Image, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    assert "no space left" in refusal(capsys, "ask", picture, "How much?", "--show", str(target))
+    assert [path.read_bytes() for path in target.parent.iterdir()] == [b"old"]
+
+
+REFUSALS = [
+    (["PICTURE", "  "], "question is empty"),
+    (["missing.jpg", "What?"], "no such file: missing.jpg"),
+    (["What is this?", "PICTURE"], "the question comes last"),
+    (["TEXT", "What?"], "text.jpg"),
+    (["CUT", "What?"], "cut.png"),
+    (["FOLDER", "What?"], "is a directory"),
+    (["-", "-", "What?"], "more than once"),
+    (["PICTURE"], "missing argument"),
+    (["PICTURE", "What?", "--max-new-tokens", "0"], "--max-new-tokens"),
+    (["PICTURE", "What?", "--max-new-tokens", "many"], "--max-new-tokens"),
+    (["PICTURE", "What?", "--dtype", "int3"], "float32"),
+    (["PICTURE", "What?", "--device", "toaster"], "unknown device toaster"),
+    (["PICTURE", "What?", "--device", "cuda:x"], "unknown device cuda:x"),
+    (["PICTURE", "What?", "--verbose"], "--verbose"),
+    (["PICTURE", "What?", "--stream", "--json"], "exclude each other"),
+    (["PICTURE", "What?", "--model", "nonsense"], "unknown model nonsense"),
+    (["PICTURE", "What?", "--model", "./no/such/folder"], "no such folder"),
+    (["PICTURE", "What?", "--model", "PICTURE"], "is a file"),
+    (["PICTURE", "What?", "--model", "FOLDER"], "no config.json"),
+    (["PICTURE", "What?", "--model", "WEIGHTLESS"], "holds no weights"),
+    (["PICTURE", "What?", "--show", "nowhere/views.png"], "there is no folder nowhere"),
+    (["PICTURE", "What?", "--show", "views.doc"], ".png"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "reason"), REFUSALS, ids=[reason for _, reason in REFUSALS])
+def test_refuses_in_one_line_before_a_model_is_loaded(
+    arguments: list[str],
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+    loaded: list[FakeAssistant],
+    picture: str,
+    tmp_path: Path,
+) -> None:
+    places = {name: tmp_path / name.lower() for name in ("FOLDER", "WEIGHTLESS")}
+    for folder in places.values():
+        folder.mkdir()
+    (places["WEIGHTLESS"] / "config.json").write_text("{}")
+    places["PICTURE"] = Path(picture)
+    places["TEXT"] = tmp_path / "text.jpg"
+    places["TEXT"].write_text("<html>not a picture</html>")
+    places["CUT"] = tmp_path / "cut.png"
+    places["CUT"].write_bytes(Path(picture).read_bytes()[:60])
+    assert reason in refusal(capsys, "ask", *(str(places.get(word, word)) for word in arguments))
+    assert loaded == []
+
+
+def test_an_error_of_several_lines_is_told_in_one(
+    capsys: pytest.CaptureFixture[str], picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: object, **kwargs: object) -> None:
+        raise ValueError("weights do not fit:\n  a.weight (2, 3)\n  b.weight (4,)")
+
+    monkeypatch.setattr(stepwell, "load", load, raising=False)
+    line = refusal(capsys, "ask", picture, "What?")
+    assert line == "stepwell: weights do not fit: a.weight (2, 3) b.weight (4,)\n"
+    with pytest.raises(ValueError, match="do not fit"):
+        cli.main(["--traceback", "ask", picture, "What?"])
+
+
+def test_an_unknown_command_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such command 'aks'" in refusal(capsys, "aks", "receipt.jpg").lower()
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "ask" in capsys.readouterr().out
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([COMMAND, *arguments], capture_output=True, timeout=60, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["ask", "--help"], ["ask", RECEIPT, ""], ["ask", "no.jpg", "?"]]
+)
+def test_the_command_answers_within_a_second(arguments: list[str]) -> None:
+    """The best of three, since the machine may be busy."""
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = run(*arguments)
+        seconds.append(time.perf_counter() - started)
+        assert b"Traceback" not in result.stderr
+    assert min(seconds) < 1.0
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert run("--version").stdout.decode().split() == ["stepwell", stepwell.__version__]
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(
+        [COMMAND, "ask", "--help"], stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(writing)
+    assert result.stderr == b""
+    assert result.returncode == 1
+
+
+def test_ctrl_c_ends_in_one_line() -> None:
+    process = subprocess.Popen(
+        [COMMAND, "ask", "-", "What?"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    time.sleep(1.5)  # it now waits for the picture
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, b"", b"stepwell: interrupted\n")
