@@ -30,7 +30,7 @@ class FakeAssistant:
     def __init__(self, **settings: object) -> None:
         self.settings = settings
 
-    def describe(self, image: Image.Image) -> TokenLayout:
+    def layout(self, image: Image.Image) -> TokenLayout:
         view = View(
             name="only", size=(32, 64), box=(0.0, 0.0, float(image.width), float(image.height)), grid=(2, 4)
         )
@@ -43,13 +43,13 @@ class FakeAssistant:
 
     def ask(
         self,
-        images: Sequence[Image.Image],
+        image: Sequence[Image.Image],
         question: str,
         *,
         max_new_tokens: int,
         stream: Callable[[str], None] | None = None,
     ) -> str:
-        self.images, self.question, self.max_new_tokens = images, question, max_new_tokens
+        self.images, self.question, self.max_new_tokens = image, question, max_new_tokens
         for piece in ("27", ".30") if stream else ():
             stream(piece)
         return "27.30"

@@ -147,7 +147,7 @@ def ask(
 
     _quieten()
     assistant = stepwell.load(model, device=device, dtype=dtype)
-    layouts = [assistant.describe(image) for image in images]
+    layouts = [assistant.layout(image) for image in images]
     if show is not None:
         _write_views(show, images, layouts)
     started = time.perf_counter()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from stepwell.structures import Box, TokenLayout, View
+    from stepwell.structures import TokenLayout, View
 
 __all__ = ["draw_views"]
 
@@ -74,7 +74,7 @@ def _draw_source(image: Image.Image, layout: TokenLayout) -> Image.Image:
 
 def _draw_view(image: Image.Image, view: View, colour: str) -> Image.Image:
     height, width = view.size
-    shown = image.resize((width, height), Image.Resampling.BICUBIC, box=_inside(view.box, image))
+    shown = _cut(image, view)
     rows, cols = view.grid
     panel, scale = _panel(shown, f"{view.name} {width} x {height}, {cols} x {rows} cells", colour)
     draw = ImageDraw.Draw(panel)
@@ -88,9 +88,17 @@ def _draw_view(image: Image.Image, view: View, colour: str) -> Image.Image:
     return panel
 
 
-def _inside(box: Box, image: Image.Image) -> Box:
-    left, top, right, bottom = box
-    return max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+def _cut(image: Image.Image, view: View) -> Image.Image:
+    """The view's part of the picture at the view's size; grey where the view reaches past the picture."""
+    height, width = view.size
+    left, top, right, bottom = view.box
+    across, down = width / (right - left), height / (bottom - top)
+    seen = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
+    size = max(round((seen[2] - seen[0]) * across), 1), max(round((seen[3] - seen[1]) * down), 1)
+    canvas = Image.new("RGB", (width, height), "lightgrey")
+    part = image.resize(size, Image.Resampling.BICUBIC, box=seen)
+    canvas.paste(part, (round((seen[0] - left) * across), round((seen[1] - top) * down)))
+    return canvas
 
 
 def _panel(image: Image.Image, caption: str, colour: str) -> tuple[Image.Image, float]:
