@@ -1,0 +1,217 @@
+"""ENCODERS: the encoders that have a name, and build_encoder().
+
+An entry holds constructor arguments, the family (told, never guessed from a file name) and where pretrained
+weights come from. The arguments are those of a branch in PIIP's dense models (arXiv 2501.07783): patch 16, no
+class token, layer scale even where the weights have none. What a task changes, it overrides: class_token=True
+for classification, and class_slot=True, final_norm=True beside it for the network as it was pretrained.
+Mean and std are those of the pretraining; a vision system may say otherwise.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stepwell.encoders.convnext import ConvNeXt
+from stepwell.encoders.encoder import CLIP_MEAN, CLIP_STD
+from stepwell.encoders.vit import VisionTransformer
+
+__all__ = ["ENCODERS", "Entry", "Family", "Source", "build_encoder"]
+
+Family = Literal[
+    "vit",
+    "deit",
+    "deit3",
+    "augreg",
+    "mae",
+    "dinov2",
+    "beitv2",
+    "uniperceiver",
+    "clip",
+    "internvit",
+    "convnext",
+    "convnext_clip",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Pretrained weights: a library's name on the hub, and the grid of their position table (rows = cols)."""
+
+    library: Literal["timm", "transformers"]
+    name: str
+    grid: int | None = None  # None: the weights have no table of positions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A named encoder."""
+
+    family: Family
+    build: type[VisionTransformer] | type[ConvNeXt]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    source: Source | None = None  # None: random weights, or a release that neither library knows
+
+
+def build_encoder(name: str, **overrides: Any) -> VisionTransformer | ConvNeXt:
+    """An encoder of the catalogue with random weights; `overrides` are constructor arguments that differ.
+
+    Raises ValueError for a name or an argument that does not exist.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"unknown encoder {name!r}; choose from {', '.join(sorted(ENCODERS))}")
+    entry = ENCODERS[name]
+    known = inspect.signature(entry.build).parameters
+    if unknown := sorted(overrides.keys() - known.keys()):
+        raise ValueError(
+            f"encoder {name!r} has no argument {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join(sorted(known))}"
+        )
+    return entry.build(**{**entry.arguments, **overrides})
+
+
+_TINY: dict[str, Any] = {"dim": 192, "depth": 12, "num_heads": 3}
+_SMALL: dict[str, Any] = {"dim": 384, "depth": 12, "num_heads": 6}
+_BASE: dict[str, Any] = {"dim": 768, "depth": 12, "num_heads": 12}
+_LARGE: dict[str, Any] = {"dim": 1024, "depth": 24, "num_heads": 16}
+_HUGE: dict[str, Any] = {"dim": 1280, "depth": 32, "num_heads": 16}
+_HALF = (0.5, 0.5, 0.5)
+
+
+def _vit(family: Family, source: Source | None = None, **arguments: Any) -> Entry:
+    return Entry(family=family, build=VisionTransformer, arguments=arguments, source=source)
+
+
+def _timm(
+    family: Family, size: dict[str, Any], name: str, *, source_grid: int = 14, **arguments: Any
+) -> Entry:
+    """A plain ViT of timm as PIIP takes it over: layer scale 1 where the weights bring none."""
+    source = Source(library="timm", name=name, grid=source_grid)
+    return _vit(family, source, **{**size, "layer_scale": 1.0, **arguments})
+
+
+def _augreg(size: dict[str, Any], name: str, grid: int) -> Entry:
+    name = f"{name}.augreg_in21k_ft_in1k"
+    arguments: dict[str, Any] = {"position_grid": (grid, grid), "mean": _HALF, "std": _HALF}
+    return _timm("augreg", size, name, source_grid=grid, **arguments)
+
+
+def _dinov2(size: dict[str, Any], name: str) -> Entry:
+    """Patch 14 at 518 pixels (grid 37), taken over at patch 16 (grid 518 // 16 = 32)."""
+    return _timm("dinov2", size, f"{name}.lvd142m", source_grid=37, position_grid=(32, 32))
+
+
+def _beitv2(size: dict[str, Any], name: str) -> Entry:
+    """Windows of 28 cells, as in PIIP; the weights' one table of 14 x 14 is resampled for every layer."""
+    arguments: dict[str, Any] = {"position": "relative", "layer_scale": 1e-6, "windows": 28}
+    return _timm("beitv2", size, f"{name}.in1k_ft_in22k", **arguments)
+
+
+def _uniperceiver(size: dict[str, Any]) -> Entry:
+    extra: dict[str, Any] = {"norm_eps": 1e-5, "layer_scale": 0.0, "temporal_rows": 8, "embed_norm": True}
+    return _vit("uniperceiver", **size, **extra)
+
+
+def _clip(size: dict[str, Any], name: str, grid: int, *, patch: int = 16) -> Entry:
+    source = Source(library="transformers", name=name, grid=grid)
+    extra: dict[str, Any] = {
+        "patch": patch,
+        "patch_bias": False,
+        "norm_eps": 1e-5,
+        "activation": "quick_gelu",
+        "position_grid": (grid, grid),
+        "class_token": True,
+        "class_slot": True,
+        "embed_norm": True,
+        "mean": CLIP_MEAN,
+        "std": CLIP_STD,
+    }
+    return _vit("clip", source, **size, **extra)
+
+
+def _convnext(width: int, depth: int, source: Source, **arguments: Any) -> Entry:
+    dims, depths = (width, 2 * width, 4 * width, 8 * width), (3, 3, depth, 3)
+    family: Family = "convnext" if source.library == "transformers" else "convnext_clip"
+    arguments = {"dims": dims, "depths": depths, **arguments}
+    return Entry(family=family, build=ConvNeXt, arguments=arguments, source=source)
+
+
+def _facebook(width: int, depth: int, size: str) -> Entry:
+    return _convnext(width, depth, Source(library="transformers", name=f"facebook/convnext-{size}-224"))
+
+
+def _laion(width: int, depth: int, name: str) -> Entry:
+    return _convnext(width, depth, Source(library="timm", name=name), mean=CLIP_MEAN, std=CLIP_STD)
+
+
+ENCODERS: dict[str, Entry] = {
+    "vit_nano": _vit("vit", dim=64, depth=4, num_heads=2, position="sincos"),
+    "vit_t": _vit("vit", **_TINY),
+    "vit_s": _vit("vit", **_SMALL),
+    "vit_b": _vit("vit", **_BASE),
+    "vit_l": _vit("vit", **_LARGE),
+    "deit_t": _timm("deit", _TINY, "deit_tiny_patch16_224.fb_in1k"),
+    "deit_s": _timm("deit", _SMALL, "deit_small_patch16_224.fb_in1k"),
+    "deit_b": _timm("deit", _BASE, "deit_base_patch16_224.fb_in1k"),
+    "deit3_s": _timm("deit3", _SMALL, "deit3_small_patch16_224.fb_in22k_ft_in1k"),
+    "deit3_b": _timm("deit3", _BASE, "deit3_base_patch16_224.fb_in22k_ft_in1k"),
+    "deit3_l": _timm("deit3", _LARGE, "deit3_large_patch16_224.fb_in22k_ft_in1k"),
+    "deit3_l_384": _timm(
+        "deit3",
+        _LARGE,
+        "deit3_large_patch16_384.fb_in22k_ft_in1k",
+        source_grid=24,
+        position_grid=(24, 24),
+    ),
+    "augreg_s": _augreg(_SMALL, "vit_small_patch16_224", 14),
+    "augreg_b": _augreg(_BASE, "vit_base_patch16_224", 14),
+    "augreg_l": _augreg(_LARGE, "vit_large_patch16_224", 14),
+    "augreg_s_384": _augreg(_SMALL, "vit_small_patch16_384", 24),
+    "augreg_b_384": _augreg(_BASE, "vit_base_patch16_384", 24),
+    "augreg_l_384": _augreg(_LARGE, "vit_large_patch16_384", 24),
+    "mae_b": _timm("mae", _BASE, "vit_base_patch16_224.mae"),
+    "mae_l": _timm("mae", _LARGE, "vit_large_patch16_224.mae"),
+    "mae_h": _timm("mae", _HUGE, "vit_huge_patch14_224.mae", source_grid=16),
+    "dinov2_s": _dinov2(_SMALL, "vit_small_patch14_dinov2"),
+    "dinov2_b": _dinov2(_BASE, "vit_base_patch14_dinov2"),
+    "dinov2_l": _dinov2(_LARGE, "vit_large_patch14_dinov2"),
+    "beitv2_b": _beitv2(_BASE, "beitv2_base_patch16_224"),
+    "beitv2_l": _beitv2(_LARGE, "beitv2_large_patch16_224"),
+    "uniperceiver_b": _uniperceiver(_BASE),
+    "uniperceiver_l": _uniperceiver(_LARGE),
+    "clip_b": _clip(_BASE, "openai/clip-vit-base-patch16", 14),
+    "clip_l": _clip(_LARGE, "OpenGVLab/clip-vit-large-patch14to16-224", 14),
+    "clip_l_336": _clip(_LARGE, "OpenGVLab/clip-vit-large-patch14to16-336", 21),
+    "clip_l_14_336": _clip(_LARGE, "openai/clip-vit-large-patch14-336", 24, patch=14),
+    "internvit_6b": _vit(
+        "internvit",
+        dim=3200,
+        depth=48,
+        num_heads=25,
+        qkv_bias=False,
+        qk_norm=True,
+        norm="rmsnorm",
+        layer_scale=0.1,
+    ),
+    "convnext_nano": Entry(
+        family="convnext",
+        build=ConvNeXt,
+        arguments={
+            "dims": (32, 48, 64, 96),
+            "depths": (1, 1, 2, 1),
+            "strides": (4, 2, 2, 1),
+            "stem_kernel": 7,
+            "kernel_size": 3,
+            "activation": "relu",
+            "layer_scale": None,
+        },
+    ),
+    "convnext_t": _facebook(96, 9, "tiny"),
+    "convnext_s": _facebook(96, 27, "small"),
+    "convnext_b": _facebook(128, 27, "base"),
+    "convnext_l": _facebook(192, 27, "large"),
+    "convnext_b_clip": _laion(128, 27, "convnext_base.clip_laiona_augreg_320"),
+    "convnext_l_clip": _laion(192, 27, "convnext_large_mlp.clip_laion2b_ft_320"),
+}

@@ -1,0 +1,287 @@
+"""The plain vision transformer in all its families, at any image size.
+
+DeiT and DeiT III, AugReg, MAE, DINOv2, BEiT v2, Uni-Perceiver, CLIP and InternViT-6B are one class with
+different arguments (catalogue.py names them). They are the branches of PIIP, arXiv 2501.07783; the network is
+Dosovitskiy et al., arXiv 2010.11929. Letters: B batch, N tokens, C width, (H, W) the grid of patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Statistics, drop_path_rates
+from stepwell.layers.attention import SelfAttention, WindowPadding
+from stepwell.layers.drop_path import DropPath
+from stepwell.layers.mlp import Activation, LayerScale, Mlp
+from stepwell.layers.norm import NormKind, build_norm
+from stepwell.layers.position import resize_position_table, sincos_code
+from stepwell.ops.rearrange import tokens_to_map
+from stepwell.structures import EncoderSpec, Size, TokenMap
+
+__all__ = ["Position", "TransformerBlock", "VisionTransformer"]
+
+Position = Literal["table", "sincos", "relative", "none"]
+"""A learned table resized to the grid; a fixed code of normalised coordinates; a learned bias per offset in
+every attention layer (BEiT); nothing.
+"""
+
+
+class VisionTransformer(nn.Module):
+    """Image -> patches -> blocks, as an Encoder: layer i is block i, every stride is the patch side.
+
+    `windows` is one window side for all blocks or one per block, 0 for global attention. `position_grid` is
+    (rows, cols) of the stored table, or with position="relative" the grid of the global blocks. `class_slot`:
+    the table has a row for the class token in front. `temporal_rows`: Uni-Perceiver's second table, of which
+    row 0 is added. `embed_norm`: a norm after the embedding, as Uni-Perceiver and CLIP have (`pre_layrnorm`).
+    `final_norm` is applied by `forward` only: fusion wants the states before it.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        patch: int = 16,
+        patch_bias: bool = True,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        norm: NormKind = "layernorm",
+        norm_eps: float = 1e-6,
+        activation: Activation = "gelu",
+        layer_scale: float | None = None,
+        windows: int | Sequence[int] = 0,
+        window_padding: WindowPadding = "tokens",
+        position: Position = "table",
+        position_grid: Size = (14, 14),
+        temporal_rows: int = 0,
+        class_token: bool = False,
+        class_slot: bool = False,
+        embed_norm: bool = False,
+        final_norm: bool = False,
+        drop_path: float = 0.0,
+        drop_path_schedule: Literal["constant", "linear"] = "constant",
+        checkpointing: bool = False,
+        mean: Statistics = IMAGENET_MEAN,
+        std: Statistics = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        position_grid = (position_grid[0], position_grid[1])
+        windows = (windows,) * depth if isinstance(windows, int) else tuple(windows)
+        if len(windows) != depth:
+            raise ValueError(f"{depth} blocks need one window each, got {len(windows)}: {windows}")
+        if class_token and any(windows):
+            raise ValueError(
+                "windowed blocks have no place for a class token; set class_token=False or windows=0"
+            )
+        if class_slot and not (class_token and position == "table"):
+            raise ValueError("class_slot is the class token's row of a position table: it needs both")
+        if position not in ("table", "sincos", "relative", "none"):
+            raise ValueError(f"unknown position {position!r}; choose 'table', 'sincos', 'relative' or 'none'")
+        if position == "relative" and class_token:
+            raise ValueError("relative positions are defined between patches only; set class_token=False")
+
+        self.patch_embed = PatchEmbed(dim, patch=patch, bias=patch_bias)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
+        self.position: PositionTable | SincosPosition | None = None
+        if position == "table":
+            self.position = PositionTable(
+                dim, position_grid, class_slot=class_slot, temporal_rows=temporal_rows
+            )
+        elif position == "sincos":
+            self.position = SincosPosition(dim)
+        self.embed_norm = build_norm(norm, dim, eps=norm_eps) if embed_norm else nn.Identity()
+        rates = drop_path_rates(drop_path, depth, drop_path_schedule)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                SelfAttention(
+                    dim,
+                    num_heads=num_heads,
+                    qkv_bias=qkv_bias,
+                    qk_norm=qk_norm,
+                    norm_eps=norm_eps,
+                    window=window,
+                    window_padding=window_padding,
+                    relative_grid=_relative_grid(position, window, position_grid),
+                ),
+                dim,
+                hidden_dim=int(dim * mlp_ratio),
+                activation=activation,
+                norm=norm,
+                norm_eps=norm_eps,
+                layer_scale=layer_scale,
+                drop_path=rate,
+            )
+            for window, rate in zip(windows, rates, strict=True)
+        )
+        self.norm = build_norm(norm, dim, eps=norm_eps) if final_norm else nn.Identity()
+        self.checkpointing = checkpointing
+        self.spec = EncoderSpec(
+            dims=(dim,) * depth, strides=(patch,) * depth, stem_stride=patch, mean=mean, std=std
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal of std 0.02 for linear weights, tables and tokens; biases 0; norms 1 and 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, PositionTable):
+                module.reset_parameters()
+        if self.class_token is not None:
+            nn.init.trunc_normal_(self.class_token, std=0.02)
+
+    def stem(self, image: Tensor) -> TokenMap:
+        """(B, 3, height, width) -> tokens with positions; a rest smaller than a patch is dropped."""
+        tokens, size = self.patch_embed(image)
+        class_token = None if self.class_token is None else self.class_token.expand(len(tokens), -1, -1)
+        if self.position is not None:
+            code, slot = self.position(size, tokens)
+            tokens = tokens + code
+            class_token = class_token if class_token is None or slot is None else class_token + slot
+        return _each(TokenMap(tokens, size, class_token), self.embed_norm)
+
+    def run(self, state: TokenMap, first: int, last: int) -> TokenMap:
+        """Blocks first..last, both included; an empty range (last < first) returns `state` unchanged."""
+        if last < first:
+            return state
+        if first < 0 or last >= len(self.blocks):
+            raise ValueError(
+                f"layers {first}..{last} asked of a network with layers 0..{len(self.blocks) - 1}"
+            )
+        tokens = state.tokens
+        if state.class_token is not None:
+            tokens = torch.cat([state.class_token, tokens], dim=1)
+        for i in range(first, last + 1):
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                tokens = checkpoint(self.blocks[i], tokens, state.size, use_reentrant=False)
+            else:
+                tokens = self.blocks[i](tokens, state.size)
+        if state.class_token is None:
+            return TokenMap(tokens, state.size)
+        return TokenMap(tokens[:, 1:], state.size, tokens[:, :1])
+
+    def to_map(self, state: TokenMap) -> Tensor:
+        """-> (B, C, H, W) of the patch tokens: a view, so its memory is channels-last."""
+        return tokens_to_map(state.tokens, state.size)
+
+    def forward(self, image: Tensor) -> TokenMap:
+        """(B, 3, height, width) -> the last layer's tokens, after the final norm where there is one."""
+        return _each(self.run(self.stem(image), 0, len(self.blocks) - 1), self.norm)
+
+    def hidden_state(self, image: Tensor, index: int) -> TokenMap:
+        """Hidden state `index`, counted as in transformers: 0 is the embedding, -1 the last block's output.
+
+        LLaVA-1.5 reads -2 (Liu et al., arXiv 2310.03744).
+        """
+        depth = len(self.blocks)
+        if not -depth - 1 <= index <= depth:
+            raise ValueError(f"{depth} blocks have hidden states {-depth - 1}..{depth}, not {index}")
+        return self.run(self.stem(image), 0, index % (depth + 1) - 1)
+
+
+class TransformerBlock(nn.Module):
+    """x += scale1 * attn(norm1(x)), then x += scale2 * mlp(norm2(x)); no scales if `layer_scale` is None."""
+
+    def __init__(
+        self,
+        attention: SelfAttention,
+        dim: int,
+        *,
+        hidden_dim: int,
+        activation: Activation = "gelu",
+        norm: NormKind = "layernorm",
+        norm_eps: float = 1e-6,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = build_norm(norm, dim, eps=norm_eps)
+        self.attn = attention
+        self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, init=layer_scale)
+        self.norm2 = build_norm(norm, dim, eps=norm_eps)
+        self.mlp = Mlp(dim, hidden_dim=hidden_dim, activation=activation)
+        self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, init=layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor, size: Size) -> Tensor:
+        """(B, [1 +] H*W, C) -> the same, size = (H, W)."""
+        tokens = tokens + self.drop_path(self.scale1(self.attn(self.norm1(tokens), size)))
+        out: Tensor = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
+        return out
+
+
+class PatchEmbed(nn.Module):
+    """A convolution whose stride is its kernel."""
+
+    def __init__(self, dim: int, *, patch: int, bias: bool = True) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(3, dim, patch, stride=patch, bias=bias)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Size]:
+        """(B, 3, height, width) -> tokens (B, H*W, C) and their grid (H, W), rests dropped."""
+        height, width = image.shape[-2:]
+        if height < self.patch or width < self.patch:
+            raise ValueError(f"an image of {height}x{width} is smaller than one patch of {self.patch}")
+        map = self.proj(image.contiguous(memory_format=torch.channels_last))
+        return map.permute(0, 2, 3, 1).flatten(1, 2), (height // self.patch, width // self.patch)
+
+
+class PositionTable(nn.Module):
+    """A learned row per cell of a grid, resized to whatever grid is asked for.
+
+    `table` ([1 +] rows*cols, C) has the class token's row in front when `class_slot`; row 0 of `temporal`, if
+    there is one, is added to every cell (Uni-Perceiver, where the other rows are for video).
+    """
+
+    def __init__(self, dim: int, grid: Size, *, class_slot: bool = False, temporal_rows: int = 0) -> None:
+        super().__init__()
+        self.grid = grid
+        self.class_slot = class_slot
+        self.table = nn.Parameter(torch.zeros(grid[0] * grid[1] + class_slot, dim))
+        self.temporal = nn.Parameter(torch.zeros(temporal_rows, dim)) if temporal_rows else None
+
+    def reset_parameters(self) -> None:
+        for table in self.parameters():
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, size: Size, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """-> what to add to the patches, (H*W, C), and to the class token, (1, C), in the dtype of `like`."""
+        table = resize_position_table(self.table, self.grid, size, class_slot=self.class_slot).to(like.dtype)
+        slot, cells = (table[:1], table[1:]) if self.class_slot else (None, table)
+        if self.temporal is not None:
+            cells = cells + self.temporal[0].to(like.dtype)
+        return cells, slot
+
+
+class SincosPosition(nn.Module):
+    """A fixed code of normalised coordinates, nothing to learn."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, size: Size, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """-> what to add to the patches, (H*W, C), and to the class token: nothing."""
+        return sincos_code(self.dim, size, device=like.device).to(like.dtype), None
+
+
+def _each(state: TokenMap, norm: nn.Module) -> TokenMap:
+    """A token-by-token module on patches and class token."""
+    class_token = None if state.class_token is None else norm(state.class_token)
+    return TokenMap(norm(state.tokens), state.size, class_token)
+
+
+def _relative_grid(position: Position, window: int, grid: Size) -> Size | None:
+    if position != "relative":
+        return None
+    return (window, window) if window else grid

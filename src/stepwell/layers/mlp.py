@@ -1,0 +1,63 @@
+"""The two-layer perceptron of a transformer block, the activations it may have, and the scale after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "Activation", "LayerScale", "Mlp"]
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    """CLIP's approximation, x * sigmoid(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # exact, by erf
+    "gelu_tanh": _gelu_tanh,  # PIIP's "fused_mlp"
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+}
+
+
+class Mlp(nn.Module):
+    """fc2(activation(fc1(x))), token by token."""
+
+    def __init__(self, dim: int, *, hidden_dim: int, activation: Activation = "gelu") -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; choose from {sorted(ACTIVATIONS)}")
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.activation = activation
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        out: Tensor = self.fc2(ACTIVATIONS[self.activation](self.fc1(tokens)))
+        return out
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual path (CaiT, Touvron et al., arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, *, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), float(init)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return tokens * self.gamma

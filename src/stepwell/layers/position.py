@@ -1,0 +1,73 @@
+"""Where a token is: tables, codes and biases of position, and what happens to them on another grid.
+
+PIIP, arXiv 2501.07783, resizes everything bicubically without antialiasing and without rescaling magnitudes,
+also patch kernels. Letters: C width, (H, W) a grid in cells, h heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stepwell.structures import Size
+
+__all__ = ["relative_bias", "resize_patch_kernel", "resize_position_table", "sincos_code"]
+
+
+def resize_position_table(table: Tensor, source: Size, target: Size, *, class_slot: bool = False) -> Tensor:
+    """([1 +] h*w, C) on grid source = (h, w) -> ([1 +] H*W, C) on grid target = (H, W).
+
+    Bicubic by target size, corners not aligned, in fp32. A class slot in row 0 is never interpolated.
+    """
+    expected = source[0] * source[1] + class_slot
+    if table.shape[0] != expected:
+        raise ValueError(f"a position table for grid {source} has {expected} rows, this one {table.shape[0]}")
+    if source == target:
+        return table
+    slot, cells = table[:class_slot], table[class_slot:]
+    map = cells.unflatten(0, source).permute(2, 0, 1)[None].float()  # bicubic weights need fp32
+    map = F.interpolate(map, target, mode="bicubic", align_corners=False)
+    return torch.cat([slot, map[0].flatten(1).t().to(table.dtype)])
+
+
+def resize_patch_kernel(kernel: Tensor, patch: int) -> Tensor:
+    """(C, 3, p, p) -> (C, 3, patch, patch), bicubic as above; the magnitude of the sum is not kept."""
+    if kernel.shape[-2:] == (patch, patch):
+        return kernel
+    resized = F.interpolate(kernel.float(), (patch, patch), mode="bicubic", align_corners=False)
+    return resized.to(kernel.dtype)
+
+
+def sincos_code(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
+    """Sine-cosine code of cell centres, (H*W, dim) in fp32, size = (H, W).
+
+    Coordinates are normalised by the longer side, so that the code of a place does not depend on resolution.
+    A quarter of the channels each for sin and cos of the row and of the column, at frequencies that grow
+    geometrically from half a turn across the longer side to one turn in four cells of a 128-cell side.
+    """
+    if dim % 4:
+        raise ValueError(f"a two-dimensional sine-cosine code needs a width divisible by 4, got {dim}")
+    rows, cols = ((torch.arange(side, device=device) + 0.5) / max(size) for side in size)
+    frequencies = math.pi * torch.logspace(0, math.log10(64), dim // 4, device=device)
+    codes = [
+        torch.cat([torch.sin(a), torch.cos(a)], 1)
+        for a in (rows[:, None] * frequencies, cols[:, None] * frequencies)
+    ]
+    code = torch.cat([codes[0][:, None].expand(*size, -1), codes[1][None].expand(*size, -1)], dim=2)
+    return code.flatten(0, 1)
+
+
+def relative_bias(table: Tensor, grid: Size) -> Tensor:
+    """((2H-1)*(2W-1), h) per offset -> (h, H*W, H*W) per query and key, grid = (H, W).
+
+    Row (dr + H-1) * (2W-1) + (dc + W-1) is for a query dr rows below and dc columns right of its key (BEiT).
+    """
+    H, W = grid
+    offsets = table.unflatten(0, (2 * H - 1, 2 * W - 1))
+    views: Tensor = offsets.unfold(0, H, 1).unfold(
+        1, W, 1
+    )  # (H, W, h, H, W): [r, c, :, a, b] = offsets[r + a, c + b]
+    return views.flip(3, 4).permute(2, 0, 1, 3, 4).reshape(table.shape[1], H * W, H * W)
