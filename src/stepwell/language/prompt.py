@@ -23,11 +23,10 @@ __all__ = [
     "MaskStyle",
     "Message",
     "Piece",
+    "PieceKind",
     "Rendered",
     "content_pieces",
     "find_template",
-    "from_llava",
-    "move_placeholder",
     "render",
 ]
 
@@ -36,7 +35,7 @@ IMAGE = "<image>"
 
 Message = Mapping[str, Any]
 MaskStyle = Literal["content", "llava_next"]
-PlaceholderRule = Literal["llava", "llava_next"]
+PieceKind = Literal["frame", "special", "image", "text"]
 
 _PICTURES = ("image", "image_url")  # content types that stand for a picture
 
@@ -50,13 +49,13 @@ class Piece:
     """
 
     text: str
-    kind: Literal["frame", "special", "image", "text"]
+    kind: PieceKind
     supervised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt; `is_open` where it ends with a generation prompt, `add_bos` where the tokenizer adds its own."""
+    """A prompt; `is_open` if a generation prompt ends it, `add_bos` if the tokenizer adds its own."""
 
     pieces: tuple[Piece, ...]
     add_bos: bool = False
@@ -332,7 +331,8 @@ def content_pieces(content: str | Sequence[Message], *, pictures: bool = True) -
     return [piece for piece in pieces if piece.text]
 
 
-def _strip(pieces: list[Piece]) -> list[Piece]:
+def _strip(pieces: Sequence[Piece]) -> list[Piece]:
+    """Content without white space at its ends."""
     stripped = list(pieces)
     while stripped and stripped[0].kind == "text" and stripped[0].text != (text := stripped[0].text.lstrip()):
         stripped[:1] = [Piece(text, "text")] if text else []
@@ -369,37 +369,3 @@ def _supervise_next_tokens(chat: ChatTemplate, pieces: Sequence[Piece]) -> Itera
         else:
             for part in filter(None, re.split(lone, piece.text)):
                 yield replace(piece, text=part, supervised=part == "\n" and part in chat.next_tokens)
-
-
-def move_placeholder(text: str, rule: PlaceholderRule = "llava") -> str:
-    """`<image>` moved to the front of a user's text, on a line of its own.
-
-    "llava" (LLaVA-1.5, PIIP, INF-LLaVA) makes one placeholder of all there are; "llava_next" leaves a text
-    alone that has several, or starts with its one. A text without placeholder keeps its white space.
-    """
-    if IMAGE not in text:
-        return text
-    if rule == "llava_next" and (text.count(IMAGE) > 1 or text.startswith(IMAGE)):
-        return text
-    return f"{IMAGE}\n{text.replace(IMAGE, '').strip()}".strip()
-
-
-def from_llava(
-    conversations: Sequence[Mapping[str, str]], *, has_image: bool, rule: PlaceholderRule = "llava"
-) -> list[Message]:
-    """[{"from": "human" | "gpt", "value": text}] of a LLaVA training file -> messages.
-
-    One leading answer is dropped, as in the official code; placeholders are moved by `rule`. Without a
-    picture, `<image>` is text like any other. Raises ValueError for any other speaker.
-    """
-    roles = {"human": "user", "gpt": "assistant", "system": "system"}
-    messages: list[Message] = []
-    for i, turn in enumerate(conversations):
-        role, text = roles.get(turn["from"]), turn["value"]
-        if role is None:
-            raise ValueError(f"turn {i} is from {turn['from']!r}; expected one of {', '.join(roles)}")
-        if role == "user" and has_image:
-            messages.append({"role": role, "content": move_placeholder(text, rule)})
-        else:
-            messages.append({"role": role, "content": [{"type": "text", "text": text}]})
-    return messages[1:] if messages and messages[0]["role"] == "assistant" else messages

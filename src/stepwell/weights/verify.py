@@ -23,7 +23,7 @@ from stepwell.ops.choose import prefer
 from stepwell.weights import verify_inf
 from stepwell.weights.record import Case, Record, TableCheck, Unsupported, read_record
 
-__all__ = ["Verdict", "main", "read_records", "verify"]
+__all__ = ["Verdict", "error_over_tolerance", "main", "read_records", "verify"]
 
 CASES: dict[str, Case] = {**verify_inf.CASES}
 

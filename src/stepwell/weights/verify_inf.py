@@ -11,10 +11,10 @@ from stepwell.weights.record import Case, Record
 __all__ = ["CASES"]
 
 
-def projector(record: Record) -> dict[str, Tensor]:
+def _projector(record: Record) -> dict[str, Tensor]:
     s = record.settings
     module = build_projector(s["projector_type"], s["mm_hidden_size"], s["hidden_size"])
     return {"y": record.load_into(module, PROJECTOR)(record.inputs["x"])}
 
 
-CASES: dict[str, Case] = {"inf.projector": projector}
+CASES: dict[str, Case] = {"inf.projector": _projector}
