@@ -1,0 +1,442 @@
+"""What a picture file says before it is decoded, and the part of it that a decoder has to see.
+
+A file of a few kilobytes can ask a decoder for gigabytes or minutes, mostly through parts without pixels
+(profiles, text, thumbnails, later frames) or by describing the same pixels again and again. So a file is first
+read here, in a bounded number of steps: `unpack` gives its size, its orientation and an estimate of the work
+of decoding it, and rebuilds it with nothing but the first picture's pixels inside. Pillow sees only that.
+
+Sources: PNG (ISO/IEC 15948), JPEG (ITU-T T.81), WebP (RFC 9649), GIF89a, BMP, TIFF 6.0 and BigTIFF, Exif 2.3.
+Sizes are (height, width).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from PIL.ImageFile import ImageFile
+
+from stepwell.structures import Size
+
+__all__ = ["Contents", "ImageError", "exif_orientation", "unpack"]
+
+MAX_PARTS = 100_000  # segments, chunks or blocks that may surround the pixels of one picture
+MAX_TAGS = 4_096  # in a directory of a TIFF or an Exif block
+MAX_CELLS = 65_536  # strips or tiles of a TIFF
+MAX_TABLES = 65_536  # bytes of JPEG tables before the first scan; four of each kind need under 2,000
+
+
+class ImageError(ValueError):
+    """A picture that cannot or may not be read. One line, which never repeats the picture's bytes."""
+
+
+class Contents(NamedTuple):
+    """A picture file, reduced to the first picture in it."""
+
+    format: str
+    reader: Callable[..., ImageFile]  # Pillow's class for the format
+    data: bytes  # a file with the pixels and nothing else
+    size: Size  # as stored, before the orientation is applied
+    orientation: int  # Exif, 1 to 8
+    work: int  # pixels the decoder visits, later visits included: one takes it a few nanoseconds
+
+
+def unpack(raw: bytes) -> Contents:
+    """The contents of a PNG, JPEG (MPO too), WEBP, GIF, BMP or TIFF file, told apart by its first bytes.
+
+    Raises ImageError with a reason, or some other exception of Python's where the file's structure ends too
+    soon: to a caller both mean that the file is refused.
+    """
+    if not raw:
+        raise ImageError("the file is empty")
+    for signature, read in SIGNATURES.items():
+        if signature.match(raw):
+            return read(raw)
+    raise ImageError("not a picture: only PNG, JPEG, WEBP, GIF, BMP and TIFF are read")
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation in an Exif block, with or without its "Exif" prefix; 1 (upright) if none is valid."""
+    try:
+        directory = _Directory(exif.removeprefix(b"Exif\0\0"))
+        return directory.orientation()
+    except (ImageError, struct.error):
+        return 1
+
+
+# PNG
+
+
+def _unpack_png(raw: bytes) -> Contents:
+    kept: dict[bytes, bytes] = {}
+    pixels: list[bytes] = []
+    orientation = 1
+    for name, start, end in _png_chunks(raw):
+        if name == b"IEND":
+            break
+        if name not in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf"):
+            continue
+        data = raw[start:end]
+        if struct.pack(">I", zlib.crc32(data, zlib.crc32(name))) != raw[end : end + 4]:
+            raise ImageError("damaged PNG: a checksum does not match")
+        if name == b"IDAT":
+            pixels.append(data)
+        elif name == b"eXIf":
+            orientation = exif_orientation(data)
+        elif not pixels:
+            kept.setdefault(name, data)
+    header = kept[b"IHDR"]
+    width, height, depth, colour = struct.unpack_from(">IIBB", header)
+    if b"tRNS" in kept and colour in (0, 2):
+        kept[b"tRNS"] = _png_transparent_value(kept[b"tRNS"], depth)
+    chunks = [*kept.items(), (b"IDAT", b"".join(pixels)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(name, data) for name, data in chunks)
+    return Contents("PNG", PngImagePlugin.PngImageFile, data, (height, width), orientation, height * width)
+
+
+def _png_chunks(raw: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of each chunk's data."""
+    position = 8
+    for _ in range(MAX_PARTS):
+        if position == len(raw):  # complete but for the end mark: the decoder will know if pixels are missing
+            return
+        length, name = struct.unpack_from(">I4s", raw, position)
+        start, end = position + 8, position + 8 + length
+        if end + 4 > len(raw):
+            raise ImageError("truncated PNG")
+        yield name, start, end
+        position = end + 4
+    raise ImageError(f"PNG of more than {MAX_PARTS:,} chunks")
+
+
+def _png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+
+
+def _png_transparent_value(data: bytes, depth: int) -> bytes:
+    """The transparent colour in the 8 bits a sample that Pillow compares it with (16 for grey of 16 bits)."""
+    values = struct.unpack(f">{len(data) // 2}H", data[: len(data) // 2 * 2])
+    if depth == 16 and len(values) == 3:
+        scaled = [value >> 8 for value in values]
+    elif 1 < depth < 8:
+        scaled = [(value & (1 << depth) - 1) * 255 // ((1 << depth) - 1) for value in values]
+    else:
+        return data
+    return struct.pack(f">{len(scaled)}H", *scaled)
+
+
+# JPEG
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not stuffing, fill or restart marks
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_ARITHMETIC = frozenset((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
+_JPEG_BARE = frozenset((*range(0x01, 0xC0), 0xD8))  # markers without a length behind them
+_EOI, _SOS, _COM = 0xD9, 0xDA, 0xFE
+
+
+def _unpack_jpeg(raw: bytes) -> Contents:
+    tables: list[bytes] = []
+    size: Size | None = None
+    orientation, scans, cost, first_scan, end = 1, 0, 1, 0, len(raw)
+    for marker, start, stop in _jpeg_segments(raw):
+        if marker == _EOI:
+            end = stop
+            break
+        if marker == _SOS:
+            scans += 1
+            first_scan = first_scan or start
+        if first_scan:
+            continue
+        if marker == 0xE1 and raw.startswith(b"Exif\0\0", start + 4):
+            orientation = exif_orientation(raw[start + 4 : stop])
+        if marker in _JPEG_FRAMES:
+            size = struct.unpack_from(">HH", raw, start + 5)
+            cost = 8 if marker in _JPEG_ARITHMETIC else 1
+        if _jpeg_needed(raw, marker, start):
+            tables.append(raw[start:stop])
+    if size is None or not first_scan:
+        raise ImageError("damaged or truncated JPEG: no picture in it")
+    if sum(map(len, tables)) > MAX_TABLES:
+        raise ImageError("JPEG with tables that no picture needs")
+    data = b"\xff\xd8" + b"".join(tables) + raw[first_scan:end]
+    work = cost * (scans * (size[0] * size[1] + 10_000) + len(data))
+    return Contents("JPEG", JpegImagePlugin.JpegImageFile, data, size, orientation, work)
+
+
+def _jpeg_segments(raw: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start (of the marker) and end of each segment; of a scan the header only."""
+    position = 2
+    for _ in range(MAX_PARTS):
+        found = _JPEG_MARKER.search(raw, position)
+        if found is None:
+            return
+        start, position = found.span()
+        marker = raw[start + 1]
+        if marker != _EOI and marker not in _JPEG_BARE:
+            if position + 2 > len(raw):
+                return
+            position += int.from_bytes(raw[position : position + 2], "big")
+        yield marker, start, min(position, len(raw))
+    raise ImageError(f"JPEG of more than {MAX_PARTS:,} segments")
+
+
+def _jpeg_needed(raw: bytes, marker: int, start: int) -> bool:
+    """Whether a decoder needs the segment: tables and frame, and the two marks that tell the colour space."""
+    if marker in range(0xE0, 0xF0) or marker == _COM:
+        return raw.startswith((b"JFIF\0", b"Adobe"), start + 4)
+    return marker not in _JPEG_BARE and marker != _SOS
+
+
+# WebP
+
+
+def _unpack_webp(raw: bytes) -> Contents:
+    chunks: dict[bytes, bytes] = {}
+    for name, data in _riff_chunks(raw):
+        chunks.setdefault(name, data)  # of an animation, the first frame
+    kind = raw[12:16]
+    if kind == b"VP8X":
+        header = chunks[b"VP8X"]
+        width, height = (1 + int.from_bytes(header[i : i + 3], "little") for i in (4, 7))
+        names = (b"VP8X", b"ANIM", b"ANMF") if b"ANMF" in chunks else (b"VP8X", b"ALPH", b"VP8 ", b"VP8L")
+    else:
+        width, height = _webp_size(kind, chunks[kind])
+        names = (kind,)
+    body = b"WEBP" + b"".join(_riff_chunk(name, chunks[name]) for name in names if name in chunks)
+    data = _riff_chunk(b"RIFF", body)
+    orientation = exif_orientation(chunks.get(b"EXIF", b""))
+    return Contents("WEBP", WebPImagePlugin.WebPImageFile, data, (height, width), orientation, height * width)
+
+
+def _riff_chunks(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
+    position = 12
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(raw):
+            return
+        name, length = struct.unpack_from("<4sI", raw, position)
+        if position + 8 + length > len(raw):
+            raise ImageError("truncated WEBP")
+        yield name, raw[position + 8 : position + 8 + length]
+        position += 8 + length + length % 2
+
+
+def _riff_chunk(name: bytes, data: bytes) -> bytes:
+    return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+
+def _webp_size(kind: bytes, data: bytes) -> Size:
+    """-> (width, height) from the head of a lossy or lossless bit stream."""
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    (bits,) = struct.unpack_from("<I", data, 1)
+    return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+
+
+# GIF
+
+
+def _unpack_gif(raw: bytes) -> Contents:
+    width, height, flags = struct.unpack_from("<HHB", raw, 6)
+    position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    head, control, parts = raw[:position], b"", 0
+    while raw[position] != 0x2C:  # a picture
+        if raw[position] != 0x21:  # an extension: a label, then sub-blocks of which the last is empty
+            raise ImageError("damaged GIF: no picture in it")
+        start = position
+        position += 2
+        while raw[position]:
+            position += 1 + raw[position]
+            parts += 1
+        position += 1
+        if raw[start + 1] == 0xF9:
+            control = raw[start:position]
+        parts += 1
+        if parts > MAX_PARTS:
+            raise ImageError(f"GIF of more than {MAX_PARTS:,} blocks before its picture")
+    left, top, frame_width, frame_height = struct.unpack_from("<HHHH", raw, position + 1)
+    size = max(height, top + frame_height), max(width, left + frame_width)
+    data = head + control + raw[position:]
+    return Contents("GIF", GifImagePlugin.GifImageFile, data, size, 1, size[0] * size[1] + len(raw))
+
+
+# BMP
+
+
+def _unpack_bmp(raw: bytes) -> Contents:
+    (length,) = struct.unpack_from("<I", raw, 14)
+    if length == 12:
+        width, height = struct.unpack_from("<HH", raw, 18)
+        compression = 0
+    else:
+        width, height, _, _, compression = struct.unpack_from("<iiHHI", raw, 18)
+    size = abs(height), width
+    work = size[0] * size[1]
+    if compression in (1, 2):  # run lengths, which Pillow reads in Python
+        work = 32 * (work + len(raw))
+    return Contents("BMP", BmpImagePlugin.BmpImageFile, raw, size, 1, work)
+
+
+# TIFF, and Exif, which is a TIFF without a picture
+
+_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8}
+_INTEGERS = {1: "B", 3: "H", 4: "L", 16: "Q"}
+_WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION, _SAMPLES, _PLANES = 256, 257, 259, 274, 277, 284
+_STRIP_OFFSETS, _STRIP_HEIGHT, _STRIP_BYTES = 273, 278, 279
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
+_SINGLE_TAGS = frozenset((256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323))
+_PIXEL_TAGS = _SINGLE_TAGS | {258, 273, 279, 320, 324, 325, 338, 339, 347, 529, 530, 531, 532}
+_RAW, _JPEG, _LZMA = 1, 7, 34925
+_COMPRESSIONS = {
+    _RAW,
+    2,
+    3,
+    4,
+    5,
+    _JPEG,
+    8,
+    32773,
+    32946,
+    _LZMA,
+    50000,
+    50001,
+}  # also CCITT, LZW, zip, zstd, WebP
+
+
+class _Directory:
+    """The first directory of a TIFF: tags, with values read when asked for."""
+
+    def __init__(self, raw: bytes) -> None:
+        if raw[:2] not in (b"II", b"MM"):
+            raise ImageError("damaged TIFF: it has no byte order")
+        self.raw = raw
+        self.order = "<" if raw.startswith(b"II") else ">"
+        big = self._unpack("H", 2)[0] == 43
+        self.offset_code, self.count_code, self.entry_code = (
+            ("Q", "Q", "HHQ8s") if big else ("L", "H", "HHL4s")
+        )
+        (position,) = self._unpack(self.offset_code, 8 if big else 4)
+        (count,) = self._unpack(self.count_code, position)
+        if count > MAX_TAGS:
+            raise ImageError(f"TIFF of more than {MAX_TAGS:,} tags")
+        position += struct.calcsize(self.order + self.count_code)
+        self.entries: dict[int, tuple[int, int, bytes]] = {}
+        for _ in range(count):
+            tag, kind, length, field = self._unpack(self.entry_code, position)
+            position += struct.calcsize(self.order + self.entry_code)
+            if kind in _TYPE_SIZES and length > 0:
+                self.entries.setdefault(tag, (kind, length, field))
+
+    def _unpack(self, code: str, position: int) -> tuple[Any, ...]:
+        return struct.unpack_from(self.order + code, self.raw, position)
+
+    def span(self, tag: int) -> tuple[int, int]:
+        """Where in the file a tag's values start and end; (0, 0) if they sit in the entry itself."""
+        kind, length, field = self.entries[tag]
+        size = length * _TYPE_SIZES[kind]
+        if size <= len(field):
+            return 0, 0
+        (start,) = struct.unpack(self.order + self.offset_code, field)
+        if start + size > len(self.raw):
+            raise ImageError("truncated TIFF")
+        return start, start + size
+
+    def values(self, tag: int) -> tuple[int, ...]:
+        """The integers of a tag; none where it is missing or holds something else."""
+        kind, length, field = self.entries.get(tag, (0, 0, b""))
+        if kind not in _INTEGERS:
+            return ()
+        start, end = self.span(tag)
+        data = self.raw[start:end] if end else field
+        return struct.unpack_from(f"{self.order}{length}{_INTEGERS[kind]}", data)
+
+    def value(self, tag: int, default: int) -> int:
+        return next(iter(self.values(tag)), default)
+
+    def orientation(self) -> int:
+        found = self.value(_ORIENTATION, 1)
+        return found if 1 <= found <= 8 else 1
+
+    def rebuilt(self) -> bytes:
+        """The file with one directory, at its end, that holds the pixels' tags only."""
+        kept = sorted((tag, *entry) for tag, entry in self.entries.items() if tag in _PIXEL_TAGS)
+        raw = self.raw + b"\0" * (len(self.raw) % 2)
+        start = struct.pack(self.order + self.offset_code, len(raw))
+        return b"".join(
+            (
+                raw[: len(start)],
+                start,
+                raw[2 * len(start) :],
+                struct.pack(self.order + self.count_code, len(kept)),
+                *(struct.pack(self.order + self.entry_code, *entry) for entry in kept),
+                struct.pack(self.order + self.offset_code, 0),
+            )
+        )
+
+
+def _unpack_tiff(raw: bytes) -> Contents:
+    directory = _Directory(raw)
+    for tag in _PIXEL_TAGS & directory.entries.keys():
+        start, end = directory.span(tag)
+        if tag in _SINGLE_TAGS and directory.entries[tag][1] != 1:
+            raise ImageError("damaged TIFF: several values where one belongs")
+        if end - start > 8 * MAX_CELLS:
+            raise ImageError("damaged TIFF: too many values in a tag")
+    size = directory.value(_HEIGHT, 0), directory.value(_WIDTH, 0)
+    compression = directory.value(_COMPRESSION, _RAW)
+    if compression not in _COMPRESSIONS:
+        raise ImageError(f"TIFF compression {compression} is not read")
+    data, orientation = directory.rebuilt(), directory.orientation()
+    work = _tiff_work(directory, size, compression)
+    return Contents("TIFF", TiffImagePlugin.TiffImageFile, data, size, orientation, work)
+
+
+def _tiff_work(directory: _Directory, size: Size, compression: int) -> int:
+    """Pixels visited cell by cell (strips or tiles); refuses cells that do not fit the picture or file."""
+    height, width = size
+    if tiled := _TILE_OFFSETS in directory.entries:
+        cell = directory.value(_TILE_HEIGHT, 0), directory.value(_TILE_WIDTH, 0)
+    else:
+        cell = min(height, directory.value(_STRIP_HEIGHT, height)), width
+    if min(*size, *cell) < 1:
+        raise ImageError("damaged TIFF: an empty picture")
+    area = cell[0] * cell[1]
+    if area > 2**22 and area > 1.25 * height * width:
+        raise ImageError(f"TIFF with tiles of {cell[1]} x {cell[0]} for {width} x {height} pixels")
+    planes = directory.value(_SAMPLES, 1) if directory.value(_PLANES, 1) == 2 else 1
+    count = -(-height // cell[0]) * -(-width // cell[1]) * planes
+    offsets = directory.values(_TILE_OFFSETS if tiled else _STRIP_OFFSETS)
+    lengths = directory.values(_TILE_BYTES if tiled else _STRIP_BYTES)
+    if count > MAX_CELLS or len(offsets) != count:
+        raise ImageError(f"damaged TIFF: {len(offsets):,} strips or tiles where {count:,} belong")
+    if compression == _RAW:
+        return count * (area + 10_000)
+    if len(lengths) != count or sum(lengths) > len(directory.raw):
+        raise ImageError("truncated TIFF")
+    visits = count
+    if compression == _JPEG:
+        visits = sum(
+            directory.raw.count(b"\xff\xda", at, at + n) for at, n in zip(offsets, lengths, strict=True)
+        )
+    return visits * (area + 10_000) + (8 * len(directory.raw) if compression == _LZMA else 0)
+
+
+SIGNATURES: dict[re.Pattern[bytes], Callable[[bytes], Contents]] = {
+    re.compile(rb"\x89PNG\r\n\x1a\n"): _unpack_png,
+    re.compile(rb"\xff\xd8\xff"): _unpack_jpeg,
+    re.compile(rb"RIFF....WEBPVP8", re.DOTALL): _unpack_webp,
+    re.compile(rb"GIF8[79]a"): _unpack_gif,
+    re.compile(rb"BM"): _unpack_bmp,
+    re.compile(rb"II[*+]\0|MM\0[*+]"): _unpack_tiff,
+}
