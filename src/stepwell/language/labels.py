@@ -155,12 +155,9 @@ def render_with_tokenizer(
     contents = [_checked_content(message) for message in messages]
     direct, _ = _apply(tokenizer, messages, contents, add_generation_prompt)
     # The template is run once more with marks in place of texts: what lies between the marks is its own text.
-    count = itertools.count()
+    marks = map(_MARK.format, itertools.count())
     marked = [
-        [
-            replace(piece, text=_MARK.format(next(count))) if piece.kind == "text" else piece
-            for piece in pieces
-        ]
+        [replace(piece, text=next(marks)) if piece.kind == "text" else piece for piece in pieces]
         for pieces in contents
     ]
     frames, learned = _apply(tokenizer, messages, marked, add_generation_prompt)

@@ -1,12 +1,25 @@
-"""Golden files of INF-LLaVA and of what the LLaVA family shares: how each kind is built and run."""
+"""Golden files of INF-LLaVA and of what the LLaVA family shares: how each kind is built and run.
+
+Letters: B batch, L text length, N visual tokens of a picture, D the language model's width.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.nn import functional as F
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from stepwell.keys.inf import PROJECTOR
+from stepwell.language.chat_template import chat_template
+from stepwell.language.conversation import PlaceholderRule, from_llava, move_placeholder
 from stepwell.language.projector import build_projector
-from stepwell.weights.record import Case, Record
+from stepwell.language.prompt import TEMPLATES, Message, render
+from stepwell.language.splice import place_visual_tokens
+from stepwell.weights.record import Case, Record, TableCheck
 
 __all__ = ["CASES"]
 
@@ -17,4 +30,112 @@ def _projector(record: Record) -> dict[str, Tensor]:
     return {"y": record.load_into(module, PROJECTOR)(record.inputs["x"])}
 
 
-CASES: dict[str, Case] = {"inf.projector": _projector}
+def _splice(record: Record) -> dict[str, Tensor]:
+    """Official code marks a picture with one sentinel id; we mark each of its N tokens, with the same id
+    here."""
+    s = record.settings
+    sentinel, features = s["image_token_index"], record.inputs["image_features"]
+    pictures = iter(features)
+    rows: list[tuple[Tensor, Tensor]] = []
+    visual: list[Tensor] = []
+    inputs = [record.inputs[name] for name in ("input_ids", "labels", "attention_mask")]
+    for ids, labels, mask in zip(*inputs, strict=True):
+        ids, labels = ids[mask.bool()], labels[mask.bool()]
+        is_picture = ids == sentinel
+        found = [next(pictures) for _ in range(int(is_picture.sum()))]
+        if not found and s["text_only_row_owns_dummy_image"]:
+            next(pictures)
+        times = torch.where(is_picture, features.shape[1], 1)
+        ids = ids.repeat_interleave(times)[: s["model_max_length"]]
+        labels = labels.repeat_interleave(times)[: s["model_max_length"]]
+        labels = labels.masked_fill(ids == sentinel, s["ignore_index"])
+        rows.append((ids, labels))
+        visual.append(torch.cat([features[:0].flatten(0, 1), *found])[: int((ids == sentinel).sum())])
+    length = max(len(ids) for ids, _ in rows)
+
+    def stack(values: list[Tensor], filler: int) -> Tensor:
+        left = s["padding_side"] == "left"
+        sides = [(length - len(v), 0) if left else (0, length - len(v)) for v in values]
+        return torch.stack([F.pad(v, side, value=filler) for v, side in zip(values, sides, strict=True)])
+
+    input_ids = stack([ids for ids, _ in rows], s["pad_id"])
+    attention_mask = stack([torch.ones_like(ids) for ids, _ in rows], 0)
+    embedded = F.embedding(input_ids.clamp(min=0), record.params["embed_tokens.weight"])
+    spliced = place_visual_tokens(input_ids, embedded, torch.cat(visual), sentinel)
+    return {
+        "inputs_embeds": spliced * attention_mask[..., None],
+        "labels": stack([labels for _, labels in rows], s["ignore_index"]),
+        "attention_mask": attention_mask,
+    }
+
+
+def _conversations(record: Record) -> TableCheck:
+    """Every template of the table: text, generation prompt and supervised characters, from `render` and in
+    Jinja."""
+    renamed = {"chatml_direct_official_mpt": "chatml_direct", "qwen_next": "qwen"}
+    differences: list[str] = []
+    for name, facts in record.settings["templates"].items():
+        part = record.table[name]
+        ours = renamed.get(name, name)
+        for case in part["cases"]:
+            differences += [f"{name}/{case['id']}: {what}" for what in _conversation(ours, facts, case)]
+        for case in part.get("rejected_by_assertion", []):
+            messages = from_llava(case["conversations"], has_image=case["has_image"])
+            if not _refuses(ours, messages):
+                differences.append(f"{name}/{case['id']}: accepted, recorded as refused")
+    return TableCheck(tuple(record.settings["templates"]), differences=tuple(differences))
+
+
+def _conversation(template: str, facts: dict[str, Any], case: dict[str, Any]) -> Iterator[str]:
+    """What differs in one recorded conversation."""
+    rule: PlaceholderRule = "llava_next" if facts["family"] == "llava_next" else "llava"
+    moved = [
+        {**turn, "value": move_placeholder(turn["value"], rule)} if case["has_image"] else turn
+        for turn in case["conversations"]
+    ]
+    if moved != case["after_multimodal"]:
+        yield "placeholders"
+    messages = from_llava(case["conversations"], has_image=case["has_image"], rule=rule)
+    rendered = render(template, messages)
+    if rendered.text != case["prompt"] or _jinja(template, messages) != case["prompt"]:
+        yield "prompt"
+    if case["generation_prompt"] is not None:
+        opened = render(template, messages[:-1], add_generation_prompt=True).text
+        in_jinja = _jinja(template, messages[:-1], add_generation_prompt=True)
+        if opened != case["generation_prompt"] or in_jinja != case["generation_prompt"]:
+            yield "generation prompt"
+    content = case["content_only_spans"] if facts["content_only_spans"] else case["spans"]
+    if [[*span, rendered.text[slice(*span)]] for span in rendered.spans] != content:
+        yield "supervised text"
+    if facts["family"] == "llava_next":
+        official = render(template, messages, mask_style="llava_next").spans
+        if [[*span, rendered.text[slice(*span)]] for span in official] != case["spans"]:
+            yield "supervised text of the official mask"
+    in_text = rendered.text.startswith("<|begin_of_text|>")
+    added = rendered.add_bos and facts["automatic_bos"]
+    if case.get("leading_bos_tokens", in_text + added) != in_text + added:
+        yield "number of BOS tokens"
+
+
+def _jinja(template: str, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
+    texts, _ = render_jinja_template(
+        conversations=[messages],
+        chat_template=chat_template(TEMPLATES[template]),
+        add_generation_prompt=add_generation_prompt,
+    )
+    return str(texts[0])
+
+
+def _refuses(template: str, messages: list[Message]) -> bool:
+    try:
+        render(template, messages)
+    except ValueError:
+        return True
+    return False
+
+
+CASES: dict[str, Case] = {
+    "inf.projector": _projector,
+    "inf.splice": _splice,
+    "inf.conversations": _conversations,
+}
