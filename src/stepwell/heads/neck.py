@@ -1,0 +1,85 @@
+"""From one stride to four: the small pyramid behind a plain vision transformer.
+
+ViTDet, arXiv 2203.16527, section 3 (simple feature pyramid); PIIP, arXiv 2501.07783, puts detectors on it.
+Letters: B batch, C width, (H, W) the grid of the map that comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+__all__ = ["ChannelLayerNorm", "Resampling", "SimplePyramid", "build_resampling"]
+
+Resampling = Literal["up4", "up2", "same", "maxpool2"]
+FACTORS: dict[Resampling, float] = {"up4": 4, "up2": 2, "same": 1, "maxpool2": 0.5}
+
+
+class SimplePyramid(nn.Module):
+    """Maps of one stride, each resampled its own way: by default one map to 4x, 2x, 1x and half its size.
+
+    dims: width of every map that comes in, one per operation; widths are kept.
+    norm: between the two steps of "up4", GroupNorm as in PIIP or a LayerNorm over channels as in ViTDet.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        *,
+        operations: Sequence[Resampling] = ("up4", "up2", "same", "maxpool2"),
+        norm: Literal["groupnorm", "layernorm"] = "groupnorm",
+        num_groups: int = 32,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if len(dims) != len(operations):
+            raise ValueError(f"{len(operations)} operations need one width each, got {len(dims)}: {dims}")
+        self.operations = tuple(operations)
+        self.stages = nn.ModuleList(
+            build_resampling(operation, dim, norm=norm, num_groups=num_groups, norm_eps=norm_eps)
+            for operation, dim in zip(operations, dims, strict=True)
+        )
+
+    def forward(self, maps: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """(B, C, H, W), or one such map per operation -> one map per operation."""
+        maps = [maps] * len(self.stages) if isinstance(maps, Tensor) else maps
+        return [stage(x) for stage, x in zip(self.stages, maps, strict=True)]
+
+
+def build_resampling(
+    operation: Resampling,
+    dim: int,
+    *,
+    norm: Literal["groupnorm", "layernorm"] = "groupnorm",
+    num_groups: int = 32,
+    norm_eps: float = 1e-5,
+) -> nn.Module:
+    """(B, dim, H, W) -> (B, dim, f*H, f*W), f as in FACTORS; an odd side is rounded down by "maxpool2"."""
+    if operation == "up4":
+        between = (
+            nn.GroupNorm(num_groups, dim, eps=norm_eps)
+            if norm == "groupnorm"
+            else ChannelLayerNorm(dim, eps=norm_eps)
+        )
+        return nn.Sequential(_double(dim), between, nn.GELU(), _double(dim))
+    if operation == "up2":
+        return nn.Sequential(_double(dim))
+    if operation == "same":
+        return nn.Identity()
+    if operation == "maxpool2":
+        return nn.MaxPool2d(2)
+    raise ValueError(f"unknown operation {operation!r}; choose from {sorted(FACTORS)}")
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _double(dim: int) -> nn.Module:
+    return nn.ConvTranspose2d(dim, dim, 2, stride=2)
