@@ -1,0 +1,13 @@
+"""A question about a picture.
+
+python examples/ask.py picture.jpg "How much is the total?"
+"""
+
+from __future__ import annotations
+
+import sys
+
+import stepwell
+
+model = stepwell.load()
+print(model.ask(sys.argv[1], sys.argv[2]))

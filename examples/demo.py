@@ -1,0 +1,52 @@
+"""The shipped model asked about a scanned receipt and a drawn page; `make demo` runs it.
+
+    python examples/demo.py [views.png]
+
+Prints every answer beside what is printed on the page, with its time, and writes a picture of the views.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import stepwell
+from stepwell.views.sheet import draw_views
+
+HERE = Path(__file__).parent
+PAGES = {
+    "receipt.jpg": {  # scanned
+        "How much is the total?": "27.30",
+        "What is the date on this receipt?": "30-06-16",
+        "Which company issued this receipt?": "99 SPEED MART S/B",
+    },
+    "drawn_page.png": {  # made by stepwell.data.drawn; see README.md
+        "How much is the total?": "265.25",
+        "What is the date on this receipt?": "14-11-23",
+        "Which company issued this receipt?": "IP KAIYONG PHARMACY",
+    },
+}
+
+
+def main(target: Path) -> None:
+    started = time.perf_counter()
+    model = stepwell.load()
+    print(f"model loaded in {time.perf_counter() - started:.1f} s")
+    for name, questions in PAGES.items():
+        layout = model.layout(HERE / name)
+        height, width = layout.image_size
+        print(f"\n{name}: {width} x {height} px, {layout.num_tokens} visual tokens")
+        for question, printed in questions.items():
+            started = time.perf_counter()
+            answer = model.ask(HERE / name, question)
+            print(
+                f"  {question}\n    {answer!r} (printed: {printed!r}), {time.perf_counter() - started:.2f} s"
+            )
+    images = [stepwell.open_image(HERE / name) for name in PAGES]
+    draw_views(images, [model.layout(image) for image in images]).save(target)
+    print(f"\nwhat the model saw: {target}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "views.png"))

@@ -1,0 +1,21 @@
+"""The same model by way of transformers: importing stepwell is all its Auto classes need.
+
+python examples/pipeline.py picture.jpg "How much is the total?"
+"""
+
+from __future__ import annotations
+
+import sys
+
+from transformers import pipeline
+
+import stepwell  # noqa: F401  (registers the model with the Auto classes)
+from stepwell.weights.load import SHIPPED
+
+ask = pipeline("image-text-to-text", model=str(SHIPPED))
+message = {
+    "role": "user",
+    "content": [{"type": "image", "image": sys.argv[1]}, {"type": "text", "text": sys.argv[2]}],
+}
+(answer,) = ask(text=[message], max_new_tokens=32, return_full_text=False)
+print(answer["generated_text"])
