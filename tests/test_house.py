@@ -61,13 +61,15 @@ def public_definitions(tree: ast.Module) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")}
 
 
-def assigned_names(tree: ast.Module) -> set[str]:
+def other_names(tree: ast.Module) -> set[str]:
     names: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.add(node.target.id)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
     return names
 
 
@@ -102,7 +104,7 @@ def test_public_names_are_declared(path: Path) -> None:
     assert declared == sorted(set(declared), key=declared.index), f"{name(path)} declares a name twice"
     defined = public_definitions(tree)
     assert defined <= set(declared), f"{name(path)} does not declare {sorted(defined - set(declared))}"
-    unknown = set(declared) - defined - assigned_names(tree)
+    unknown = set(declared) - defined - other_names(tree)
     assert not unknown, f"{name(path)} declares {sorted(unknown)} and does not define them"
 
 
