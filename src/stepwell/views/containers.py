@@ -1,9 +1,9 @@
 """What a picture file says before it is decoded, and the part of it that a decoder has to see.
 
 A file of a few kilobytes can ask a decoder for gigabytes or minutes, mostly through parts without pixels
-(profiles, text, thumbnails, later frames) or by describing the same pixels again and again. So a file is first
-read here, in a bounded number of steps: `unpack` gives its size, its orientation and an estimate of the work
-of decoding it, and rebuilds it with nothing but the first picture's pixels inside. Pillow sees only that.
+(profiles, text, thumbnails, later frames) or by describing the same pixels again and again. So a file is
+first read here, in a bounded number of steps: `unpack` gives its size, its orientation and an estimate of the
+work of decoding it, and rebuilds it with nothing but the first picture's pixels. Pillow sees only that.
 
 Sources: PNG (ISO/IEC 15948), JPEG (ITU-T T.81), WebP (RFC 9649), GIF89a, BMP, TIFF 6.0 and BigTIFF, Exif 2.3.
 Sizes are (height, width).
@@ -206,13 +206,13 @@ def _unpack_webp(raw: bytes) -> Contents:
     for name, data in _riff_chunks(raw):
         chunks.setdefault(name, data)  # of an animation, the first frame
     kind = raw[12:16]
+    names: tuple[bytes, ...] = (kind,)
     if kind == b"VP8X":
         header = chunks[b"VP8X"]
         width, height = (1 + int.from_bytes(header[i : i + 3], "little") for i in (4, 7))
         names = (b"VP8X", b"ANIM", b"ANMF") if b"ANMF" in chunks else (b"VP8X", b"ALPH", b"VP8 ", b"VP8L")
     else:
         width, height = _webp_size(kind, chunks[kind])
-        names = (kind,)
     body = b"WEBP" + b"".join(_riff_chunk(name, chunks[name]) for name in names if name in chunks)
     data = _riff_chunk(b"RIFF", body)
     orientation = exif_orientation(chunks.get(b"EXIF", b""))
