@@ -1,0 +1,366 @@
+"""PUBLISHED: the configurations of the PIIP paper's release, by name.
+
+What a checkpoint file does not hold is here: which family a branch is, window sizes, the layers between two
+interactions, the ratio of the views, head rules, statistics. PIIP, arXiv 2501.07783, section IV, and the
+configuration files of the official repository. Branch 1 (the largest network, the smallest view) comes first
+in every list, while names give the largest view first, as the paper does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stepwell.encoders.catalogue import ENCODERS
+from stepwell.models.config import IMAGENET_MEAN, IMAGENET_STD, BranchConfig, InteractionConfig
+
+__all__ = ["PUBLISHED", "Published", "Task", "find_published", "layer_runs"]
+
+Task = Literal["detection", "segmentation", "classification", "chat"]
+Statistics = tuple[float, float, float]
+HALF: Statistics = (0.5, 0.5, 0.5)
+REPOSITORY = "OpenGVLab/PIIP"
+
+# Last layer of each run where the layers of a network do not divide evenly, by (layers, interactions).
+RUN_ENDS = {
+    (32, 12): (1, 3, 5, 7, 10, 13, 16, 19, 22, 25, 28, 31),
+    (39, 2): (19, 38),
+    (39, 12): (2, 6, 10, 13, 16, 19, 22, 25, 28, 31, 34, 38),
+    (39, 24): (
+        *(1, 2, 4, 6, 9, 10, 12, 13, 15, 16, 18, 19),
+        *(21, 22, 24, 25, 27, 28, 30, 31, 33, 34, 36, 38),
+    ),
+    (21, 12): (2, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20),
+}
+
+
+def layer_runs(depth: int, count: int) -> tuple[tuple[int, int], ...]:
+    """Layers (first, last) before each of `count` interactions of a network of `depth` layers, as published.
+
+    ConvNeXt's downsampling layers count: depths 3, 3, 27, 3 are 39 layers. Raises ValueError for a pair that
+    neither divides evenly nor was published.
+    """
+    if count == 0:
+        return ()
+    ends = RUN_ENDS.get((depth, count))
+    if ends is None:
+        if depth % count:
+            raise ValueError(f"{depth} layers do not fall into {count} equal runs; give the runs themselves")
+        ends = tuple(range(depth // count - 1, depth, depth // count))
+    return tuple(zip((0, *(end + 1 for end in ends[:-1])), ends, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published configuration.
+
+    `quirk` says where the released code builds something else than its configuration. `file` is the path of
+    the weights in `repository`; None means the whole repository is the model.
+    """
+
+    name: str
+    task: Task
+    branches: tuple[BranchConfig, ...]
+    interaction: InteractionConfig = field(default_factory=InteractionConfig)
+    merge: Literal["dense", "stages", "none"] = "dense"  # fuse/merge.py; "none": a head or projector a branch
+    dino: bool = False  # the finest map is not returned
+    num_classes: int | None = None
+    mean: Statistics = HALF
+    std: Statistics = HALF
+    repository: str | None = None
+    file: str | None = None
+    quirk: str = ""
+
+    @property
+    def released(self) -> str | None:
+        """What `stepwell.load` takes: `repository`, or `repository:file`."""
+        if self.repository is None or self.file is None:
+            return self.repository
+        return f"{self.repository}:{self.file}"
+
+
+def find_published(name: str) -> Published | None:
+    """By our name, by the released one (`OpenGVLab/PIIP:detection/<file>.pth`), or by its file name alone."""
+    wanted = name.removesuffix(".pth").casefold()
+    for published in PUBLISHED.values():
+        aliases = [published.name, published.released or "", (published.file or "").rpartition("/")[2]]
+        if published.task == "chat" and published.repository:
+            aliases.append(published.repository.rpartition("/")[2])
+        if wanted in [alias.removesuffix(".pth").casefold() for alias in aliases if alias]:
+            return published
+    return None
+
+
+def _depth(encoder: str) -> int:
+    arguments = ENCODERS[encoder].arguments
+    depths = arguments.get("depths")
+    return int(arguments["depth"]) if depths is None else sum(depths) + len(depths) - 1
+
+
+def _branch(encoder: str, size: int, interactions: int = 12, **arguments: Any) -> BranchConfig:
+    runs = layer_runs(_depth(encoder), interactions)
+    return BranchConfig(encoder=encoder, size=size, interactions=runs, arguments=arguments)
+
+
+DROP_PATH = {"t": 0.05, "s": 0.05, "b": 0.15, "l": 0.4, "h": 0.4, "6b": 0.4}  # detection, by network size
+STEEP = (0.4, 0.3, 0.2)
+LINEAR = ("augreg", "mae", "dinov2", "beitv2", "uniperceiver", "internvit")  # drop path grows with the layer
+FAST = InteractionConfig(project=False, norm=False)  # the variant without projections and norms
+DETR_WINDOWS = {12: [24, 24, 0] * 4, 24: [24, 24, 0] * 8}  # PIIP-SBL under DINO
+
+
+def _size(encoder: str) -> str:
+    """t, s, b, l, h or 6b."""
+    return encoder.removesuffix("_384").rpartition("_")[2]
+
+
+def _dense(
+    encoder: str, size: int, drop_path: float, interactions: int = 12, **arguments: Any
+) -> BranchConfig:
+    """A branch of a detector or segmenter; the arguments that ConvNeXt does not have are left out for it."""
+    entry = ENCODERS[encoder]
+    if entry.family == "convnext":
+        arguments = {}
+    elif entry.family in LINEAR:
+        arguments["drop_path_schedule"] = "linear"
+    return _branch(encoder, size, interactions, drop_path=drop_path, **arguments)
+
+
+def _detector(
+    name: str,
+    encoders: str,
+    sizes: tuple[int, ...],
+    file: str | None,
+    *,
+    drop_path: tuple[float, ...] | None = None,
+    interactions: int = 12,
+    arguments: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Published:
+    """encoders: names of the catalogue, branch 1 first; drop_path: by network size where none is given."""
+    names = encoders.split()
+    rates = drop_path or tuple(DROP_PATH[_size(encoder)] for encoder in names)
+    branches = tuple(
+        _dense(encoder, size, rate, interactions, **(arguments or {}))
+        for encoder, size, rate in zip(names, sizes, rates, strict=True)
+    )
+    where: dict[str, Any] = {"repository": REPOSITORY, "file": f"detection/{file}.pth"} if file else {}
+    return Published(name=f"piip_det_{name}", task="detection", branches=branches, **where, **fields)
+
+
+def _joined(sizes: tuple[int, ...]) -> str:
+    return "_".join(map(str, reversed(sizes)))
+
+
+def _deit_detectors() -> list[Published]:
+    found = []
+    for sizes in ((448, 896, 1120), (448, 896, 1568), (672, 1120, 1568)):
+        name = f"tsb_{_joined(sizes)}"
+        file = f"mask_rcnn_deit_{name}_fpn_1x_coco_bs16"
+        found.append(_detector(name, "deit3_b deit3_s deit_t", sizes, file, arguments={"windows": 14}))
+    for sizes in ((448, 672, 1120), (448, 896, 1344), (672, 896, 1568), (672, 1120, 1568)):
+        name = f"sbl_{_joined(sizes)}"
+        file = f"mask_rcnn_deit_{name}_fpn_1x_coco_bs16"
+        found.append(_detector(name, "deit3_l deit3_b deit3_s", sizes, file, arguments={"windows": 28}))
+    for large in ((448, 672, 896, 1344), (448, 672, 1120, 1568), (448, 1120, 1568, 1792)):
+        name = f"tsbl_{_joined(large)}"
+        file = f"mask_rcnn_deit_{name}_fpn_1x_coco_bs16"
+        built = "deit3_l deit3_b deit3_s deit3_s"
+        quirk = "branch 4 is built from the settings of branch 3: a second ViT-S"
+        found += [
+            _detector(f"{name}_as_released_code", built, large, file, arguments={"windows": 28}, quirk=quirk),
+            _detector(
+                f"{name}_as_config",
+                "deit3_l deit3_b deit3_s deit_t",
+                large,
+                None,
+                arguments={"windows": 28},
+                quirk="branch 4 is ViT-T, as the paper says; the released code does not build this",
+            ),
+        ]
+    return found
+
+
+def _pretrained_detectors() -> list[Published]:
+    """PIIP-SBL 1568/1120/672 from other pretrainings (Table V)."""
+    sizes, windows = (672, 1120, 1568), {"windows": 28}
+    found = []
+    for name, encoders, drop_path in (
+        ("augreg", "augreg_l_384 augreg_b_384 augreg_s_384", STEEP),
+        ("mae", "mae_l mae_b deit3_s", None),
+        ("dinov2", "dinov2_l dinov2_b dinov2_s", STEEP),
+        ("beit", "beitv2_l beitv2_b deit3_s", None),
+        ("uniperceiver", "uniperceiver_l uniperceiver_b deit3_s", None),
+    ):
+        file = f"mask_rcnn_{name}_sbl_1568_1120_672_fpn_1x_coco_bs16"
+        found.append(
+            _detector(
+                f"{name}_sbl_1568_1120_672", encoders, sizes, file, drop_path=drop_path, arguments=windows
+            )
+        )
+    return found
+
+
+def _large_detectors() -> list[Published]:
+    """With InternViT-6B, and under DINO. The released ones attend globally; the paper used windows."""
+    deit = [
+        _dense(encoder, size, DROP_PATH[_size(encoder)], position_grid=(24, 24), windows=DETR_WINDOWS[depth])
+        for encoder, size, depth in (("deit3_l_384", 672, 24), ("deit3_b", 1120, 12), ("deit3_s", 1792, 12))
+    ]
+    dino_file = "detection/dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms.pth"
+    h6b, lh6b = "internvit_6b mae_h", "internvit_6b mae_h deit3_l_384"
+    fused: dict[str, Any] = {
+        "interaction": FAST,
+        "interactions": 4,
+        "arguments": {"activation": "gelu_tanh"},
+    }
+    return [
+        Published(
+            name="piip_det_dino_sbl_1792_1120_672",
+            task="detection",
+            branches=tuple(deit),
+            dino=True,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            repository=REPOSITORY,
+            file=dino_file,
+        ),
+        _detector("h6b_1024_512", h6b, (512, 1024), "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms"),
+        _detector(
+            "dino_h6b_1024_768",
+            h6b,
+            (768, 1024),
+            "dino_4scale_internvit_h6b_1024_768_fpn_1x_coco_bs32_ms",
+            dino=True,
+        ),
+        _detector("lh6b_1536_1024_512", lh6b, (512, 1024, 1536), None, **fused),
+        _detector("dino_lh6b_1536_1024_512", lh6b, (512, 1024, 1536), None, dino=True, **fused),
+    ]
+
+
+def _convnext_detectors() -> list[Published]:
+    """Table II: ConvNeXt and ViT in every mixture, merged at four depths."""
+    networks = {"ct": "convnext_t", "cs": "convnext_s", "cb": "convnext_b"}
+    networks |= {"vt": "deit_t", "vs": "deit3_s", "vb": "deit3_b"}
+    rates = {"ct": 0.3, "cs": 0.3, "cb": 0.4, "vt": 0.05, "vs": 0.05, "vb": 0.15}
+    found = []
+    for name in ("ct_cs_cb", "ct_vs_vb", "ct_cs_vb", "ct_vs_cb", "vt_cs_vb", "vt_cs_cb", "vt_vs_cb"):
+        largest_first = name.split("_")[::-1]
+        released = name == "ct_cs_cb"
+        found.append(
+            _detector(
+                f"{'convnext_tsb' if released else name}_1024_672_448",
+                " ".join(networks[part] for part in largest_first),
+                (448, 672, 1024),
+                "mask_rcnn_convnext-tsb_1024_672_448_regular-fpn" if released else None,
+                drop_path=tuple(rates[part] for part in largest_first),
+                arguments={"windows": 14},
+                merge="stages",
+                mean=IMAGENET_MEAN,
+                std=IMAGENET_STD,
+            )
+        )
+    return found
+
+
+def _segmenters() -> list[Published]:
+    """Position tables are stored at the grid of the branch's own view."""
+    found = []
+    for small in (192, 256, 384, 512):
+        branches = tuple(
+            _dense(encoder, size, 0.4, activation="gelu_tanh", position_grid=(size // 16, size // 16))
+            for encoder, size in (("internvit_6b", small), ("mae_h", 512))
+        )
+        found.append(
+            Published(
+                name=f"piip_seg_h6b_512_{small}",
+                task="segmentation",
+                branches=branches,
+                interaction=FAST,
+                mean=IMAGENET_MEAN,
+                std=IMAGENET_STD,
+                repository=REPOSITORY,
+                file=f"segmentation/upernet_internvit_h6b_{small}_512_80k_ade20k_bs16_lr4e-5.pth",
+            )
+        )
+    return found
+
+
+def _classifiers() -> list[Published]:
+    """Heads read the first patch token, as the released code does; drop path is constant over depth."""
+    tsb = ("tsb", "deit_b deit_s deit_t", (0.2, 0.05, 0.05), "deit1")
+    sbl = ("sbl", "augreg_l augreg_b augreg_s", (0.4, 0.2, 0.05), "augreg")
+    found = []
+    for (name, encoders, rates, weights), sizes in (
+        (tsb, (128, 192, 368)),
+        (sbl, (96, 160, 320)),
+        (sbl, (128, 192, 384)),
+    ):
+        branches = tuple(
+            _branch(encoder, size, drop_path=rate, class_token=True, position_grid=(size // 16, size // 16))
+            for encoder, size, rate in zip(encoders.split(), sizes, rates, strict=True)
+        )
+        dashed = "-".join(map(str, reversed(sizes)))
+        found.append(
+            Published(
+                name=f"piip_cls_{name}_{_joined(sizes)}",
+                task="classification",
+                branches=branches,
+                merge="none",
+                num_classes=1000,
+                mean=IMAGENET_MEAN,
+                std=IMAGENET_STD,
+                repository=REPOSITORY,
+                file=f"classification/piip_3branch_{name}_{dashed}_cls_token_{weights}.pth",
+                quirk="the heads read the first patch token, not the class token",
+            )
+        )
+    return found
+
+
+def _chats() -> list[Published]:
+    """PIIP-LLaVA. ImageNet statistics although one branch or both are CLIP's."""
+    found = []
+    for release, encoders, sizes, interactions in (
+        ("CLIP-BL_512-256_7B", "clip_l clip_b", (256, 512), 2),
+        ("ConvNeXt-B_CLIP-L_640-224_7B", "clip_l convnext_b_clip", (224, 640), 2),
+        ("CLIP-BL_512-448_7B", "clip_l_336 clip_b", (448, 512), 12),
+        ("CLIP-BL_512-448_13B", "clip_l_336 clip_b", (448, 512), 12),
+        ("ConvNeXt-B_CLIP-L_1024-336_7B", "clip_l_336 convnext_b_clip", (336, 1024), 12),
+        ("ConvNeXt-B_CLIP-L_1024-336_13B", "clip_l_336 convnext_b_clip", (336, 1024), 24),
+        ("ConvNeXt-L_CLIP-L_1024-336_7B", "clip_l_336 convnext_l_clip", (336, 1024), 12),
+        ("ConvNeXt-L_CLIP-L_1024-336_13B", "clip_l_336 convnext_l_clip", (336, 1024), 24),
+        ("Plus_ConvNeXt-L_CLIP-L_1024-336_7B", "clip_l_336 convnext_l_clip", (336, 1024), 12),
+    ):
+        joint = "-" if release.startswith("Plus") else "_"
+        found.append(
+            Published(
+                name="piip_llava_" + release.lower().replace("-", "_"),
+                task="chat",
+                branches=tuple(
+                    _branch(encoder, size, interactions)
+                    for encoder, size in zip(encoders.split(), sizes, strict=True)
+                ),
+                merge="none",
+                mean=IMAGENET_MEAN,
+                std=IMAGENET_STD,
+                repository=f"OpenGVLab/PIIP-LLaVA{joint}{release}",
+            )
+        )
+    return found
+
+
+PUBLISHED: dict[str, Published] = {
+    published.name: published
+    for group in (
+        _deit_detectors,
+        _pretrained_detectors,
+        _large_detectors,
+        _convnext_detectors,
+        _segmenters,
+        _classifiers,
+        _chats,
+    )
+    for published in group()
+}
+"""By our name: `piip_<task>_<networks>_<sizes>`, smallest network and largest view first."""
