@@ -64,7 +64,8 @@ def label_tokens(
     if image_tokens is None:
         needed |= {IMAGE} if rendered.num_images else set()
         image_tokens = [[tokenizer.convert_tokens_to_ids(IMAGE)]] * rendered.num_images
-    if lacking := sorted(text for text in needed if not _is_token(text, tokenizer)):
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if lacking := sorted(needed - known):
         raise ValueError(
             f"the tokenizer has no {', '.join(lacking)}; add them, or choose the chat template of this model"
         )
@@ -88,11 +89,6 @@ def label_tokens(
     if not rendered.is_open and all(label == IGNORE for label in labels):
         warnings.warn("no token of this conversation is supervised: nothing is learned from it", stacklevel=2)
     return LabelledTokens(ids, labels)
-
-
-def _is_token(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    found = tokenizer.convert_tokens_to_ids(text)
-    return found is not None and (found != tokenizer.unk_token_id or text == tokenizer.unk_token)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -216,6 +212,8 @@ def _texts_by_mark(
     texts = {}
     for message, pieces, marks in zip(messages, contents, marked, strict=True):
         for i, (piece, mark) in enumerate(zip(pieces, marks, strict=True)):
+            if piece.kind == "image":
+                continue
             text = piece.text
             if trim:
                 text = text.lstrip() if i == 0 else text
@@ -232,19 +230,19 @@ def _unmark(
 ) -> Iterator[Piece]:
     """The marked text as pieces, texts in place of their marks.
 
-    `learned` are its supervised characters; without them an answer is, and the special token right after
-    it.
+    `learned` are its supervised characters; without them answers are, and the special token right after one.
     """
     token = re.compile(f"({_MARK.format(r'[0-9]+')}|{IMAGE}|{special.pattern})")
-    position, after_answer = 0, False
-    for part in filter(None, token.split(frames)):
-        text, is_answer = texts.get(part, (part, False))
-        is_special = special.fullmatch(part) is not None
-        supervised = is_answer or (after_answer and (is_special or part.isspace()))
-        if learned is not None:
-            supervised = any(start <= position < end for start, end in learned)
-        kind: PieceKind = "image" if part == IMAGE else "special" if is_special else "frame"
-        if text:
-            yield Piece(text, "text" if part in texts else kind, supervised)
-        after_answer = is_answer or (after_answer and part.isspace() and not is_special)
-        position += len(part)
+    edges = sorted({0, len(frames), *itertools.chain.from_iterable(learned or ())})
+    after_answer = False
+    for start, end in itertools.pairwise(edges):
+        for part in filter(None, token.split(frames[start:end])):
+            text, is_answer = texts.get(part, (part, False))
+            is_special = special.fullmatch(part) is not None
+            supervised = is_answer or (after_answer and (is_special or part.isspace()))
+            if learned is not None:
+                supervised = any(first <= start and end <= last for first, last in learned)
+            kind: PieceKind = "image" if part == IMAGE else "special" if is_special else "frame"
+            if text:
+                yield Piece(text, "text" if part in texts else kind, supervised)
+            after_answer = is_answer or (after_answer and part.isspace())
