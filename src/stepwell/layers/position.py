@@ -14,7 +14,14 @@ from torch import Tensor
 
 from stepwell.structures import Size
 
-__all__ = ["relative_bias", "resize_patch_kernel", "resize_position_table", "sincos_code"]
+__all__ = [
+    "cubic_spline_weights",
+    "relative_bias",
+    "resample_relative_table",
+    "resize_patch_kernel",
+    "resize_position_table",
+    "sincos_code",
+]
 
 
 def resize_position_table(table: Tensor, source: Size, target: Size, *, class_slot: bool = False) -> Tensor:
@@ -71,3 +78,62 @@ def relative_bias(table: Tensor, grid: Size) -> Tensor:
         1, W, 1
     )  # (H, W, h, H, W): [r, c, :, a, b] = offsets[r + a, c + b]
     return views.flip(3, 4).permute(2, 0, 1, 3, 4).reshape(table.shape[1], H * W, H * W)
+
+
+def resample_relative_table(table: Tensor, source: Size, target: Size) -> Tensor:
+    """((2h-1)*(2w-1), heads) for windows of source = (h, w) -> ((2H-1)*(2W-1), heads) for target = (H, W).
+
+    BEiT's way: known offsets are placed at 0, 1, 1 + q, 1 + q + q^2, ... with q such that the outermost falls
+    on the target's, and a cubic spline surface through them is read at whole offsets. So near offsets keep
+    their values, and far ones are stretched. A side that does not change is left as it is.
+    """
+    if source == target:
+        return table
+    rows, cols = (_offset_weights(a, b) for a, b in zip(source, target, strict=True))
+    offsets = table.unflatten(
+        0, (2 * source[0] - 1, 2 * source[1] - 1)
+    ).double()  # splines are solved in fp64
+    resampled = torch.einsum("ar,rch,bc->abh", rows.to(table.device), offsets, cols.to(table.device))
+    return resampled.flatten(0, 1).to(table.dtype)
+
+
+def _offset_weights(source: int, target: int) -> Tensor:
+    """(2 * target - 1, 2 * source - 1): offsets of the target window from those of the source window."""
+    if source == target:
+        return torch.eye(2 * source - 1, dtype=torch.float64)
+    growth, low, high = 1.0, 1.01, 1.5
+    while high - low > 1e-6:
+        growth = (low + high) / 2
+        outermost = (1 - growth ** (source - 1)) / (1 - growth)
+        low, high = (low, growth) if outermost > target - 1 else (growth, high)
+    distances = torch.cumsum(growth ** torch.arange(source - 1, dtype=torch.float64), 0)
+    places = torch.cat([-distances.flip(0), distances.new_zeros(1), distances])
+    return cubic_spline_weights(places, torch.arange(1 - target, target, dtype=torch.float64))
+
+
+def cubic_spline_weights(x: Tensor, at: Tensor) -> Tensor:
+    """x (n,) increasing, at (m,) -> (m, n): times values at x, it reads the not-a-knot cubic spline at `at`.
+
+    Outside [x_0, x_n-1] the border value is taken. n is at least 4.
+    """
+    n, h = len(x), x.diff()
+    if n < 4:
+        raise ValueError(f"a not-a-knot cubic spline needs 4 points, got {n}")
+    # Second derivatives M solve `left @ M = right @ y`: first derivatives agree at inner points, third ones at
+    # the second point and the last but one.
+    left, right = x.new_zeros(n, n), x.new_zeros(n, n)
+    for i in range(1, n - 1):
+        left[i, i - 1 : i + 2] = torch.stack([h[i - 1], 2 * (h[i - 1] + h[i]), h[i]])
+        right[i, i - 1 : i + 2] = 6 * torch.stack([1 / h[i - 1], -1 / h[i - 1] - 1 / h[i], 1 / h[i]])
+    left[0, :3] = torch.stack([h[1], -h[0] - h[1], h[0]])
+    left[-1, -3:] = torch.stack([h[-1], -h[-1] - h[-2], h[-2]])
+    curvature = torch.linalg.solve(left, right)
+    at = at.clamp(x[0], x[-1])
+    left_of = torch.searchsorted(x, at, right=True).clamp(1, n - 1) - 1  # x[left_of] <= at <= x[left_of + 1]
+    width = h[left_of, None]
+    b = (at - x[left_of])[:, None] / width
+    a = 1 - b
+    unit = torch.eye(n, dtype=x.dtype)
+    bend = (a**3 - a) * curvature[left_of] + (b**3 - b) * curvature[left_of + 1]
+    weights: Tensor = a * unit[left_of] + b * unit[left_of + 1] + bend * width**2 / 6
+    return weights

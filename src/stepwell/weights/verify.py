@@ -20,12 +20,12 @@ from torch import Tensor
 
 from stepwell.ops.choose import Path as OpPath
 from stepwell.ops.choose import prefer
-from stepwell.weights import verify_inf, verify_piip
+from stepwell.weights import verify_encoders, verify_inf, verify_piip
 from stepwell.weights.record import Case, Record, TableCheck, Unsupported, read_record
 
 __all__ = ["Verdict", "error_over_tolerance", "main", "read_records", "verify"]
 
-CASES: dict[str, Case] = {**verify_inf.CASES, **verify_piip.CASES}
+CASES: dict[str, Case] = {**verify_inf.CASES, **verify_encoders.CASES, **verify_piip.CASES}
 
 
 @dataclass(frozen=True, slots=True)
