@@ -1,1 +1,58 @@
-"""Stepwell: read big pictures well and cheaply."""
+"""Stepwell reads big pictures well and cheaply.
+
+    import stepwell
+    model = stepwell.load()
+    print(model.ask("receipt.jpg", "How much is the total?"))
+
+Importing registers the model classes with transformers' Auto classes and does nothing else. The command line
+answers before torch is imported, so under it the registration waits until a model is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stepwell.models.ask import Assistant as Assistant
+    from stepwell.models.assistant import StepwellForConditionalGeneration as StepwellForConditionalGeneration
+    from stepwell.models.config import StepwellConfig as StepwellConfig
+    from stepwell.models.processor import StepwellProcessor as StepwellProcessor
+    from stepwell.ops.choose import prefer as prefer
+    from stepwell.views.decode import ImageError as ImageError
+    from stepwell.views.decode import ImageLimits as ImageLimits
+    from stepwell.views.decode import open_image as open_image
+    from stepwell.weights.load import load as load
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "Assistant": "models.ask",
+    "ImageError": "views.decode",
+    "ImageLimits": "views.decode",
+    "StepwellConfig": "models.config",
+    "StepwellForConditionalGeneration": "models.assistant",
+    "StepwellProcessor": "models.processor",
+    "load": "weights.load",
+    "open_image": "views.decode",
+    "prefer": "ops.choose",
+}
+
+__all__ = [*_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'stepwell' has no attribute {name!r}")
+    return getattr(import_module(f"stepwell.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS])
+
+
+if "stepwell_command" not in sys.modules:
+    from stepwell.models.register import register
+
+    register()

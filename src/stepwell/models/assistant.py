@@ -2,14 +2,14 @@
 
 The visual tokens of a picture stand where its placeholder tokens stand (LLaVA, arXiv 2304.08485, section
 4.1). Classes are shaped as transformers' own, so that `generate`, pipelines, Trainer and PEFT take them as
-they are. Letters: B batch, L text length, D the language model's width, V views in all, (H, W) the largest of
-them.
+they are. Letters: B batch, L text length, D the language model's width, V views in all, (H, W) the largest
+of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ __all__ = ["StepwellForConditionalGeneration", "StepwellModel", "StepwellOutput"
 
 @dataclass
 class StepwellOutput(ModelOutput):
-    """Fields of transformers' causal language model outputs; `image_hidden_states` (all visual tokens, D)."""
+    """Fields of transformers' causal language model outputs; `image_hidden_states` (all visual tokens,
+    D)."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -55,16 +56,17 @@ class StepwellPreTrainedModel(PreTrainedModel):
 
 
 class StepwellModel(StepwellPreTrainedModel):
-    """`vision` (a VisionSystem with its `projector`) and `language_model`, without the language model's head."""
+    """`vision` (a VisionSystem with its `projector`) and `language_model`, without the language model's
+    head."""
 
     def __init__(self, config: StepwellConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.language_model = language_model or AutoModel.from_config(config.text_config)
-        self.vision = build_vision(config.vision, out_dim=self.get_input_embeddings().embedding_dim)
+        self.vision = build_vision(config.vision, out_dim=config.text_config.hidden_size)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
+        return cast(nn.Module, self.language_model.get_input_embeddings())
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
@@ -72,9 +74,9 @@ class StepwellModel(StepwellPreTrainedModel):
     def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
         """Visual tokens of each picture: a list of (N, D), N as `layout(size).num_tokens` says.
 
-        pixel_values (V, 3, H, W): the inputs of all pictures in order, zero-padded at the right and bottom to
-        one size. image_sizes (pictures, 2): height and width of the upright sources. Pictures of one layout
-        share a forward pass.
+        pixel_values (V, 3, H, W): the inputs of all pictures in order, zero-padded at the right and bottom
+        to one size. image_sizes (pictures, 2): height and width of the upright sources. Pictures of one
+        layout share a forward pass.
         """
         layouts = [self.vision.layout((int(height), int(width))) for height, width in image_sizes.tolist()]
         num_views = sum(len(layout.inputs) for layout in layouts)
@@ -104,15 +106,15 @@ class StepwellModel(StepwellPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> StepwellOutput:
-        """input_ids (B, L) with expanded placeholders, or inputs_embeds (B, L, D) whose pictures are already
-        in place.
+        """input_ids (B, L) with expanded placeholders, or inputs_embeds (B, L, D) whose pictures are
+        already in place.
 
         Raises ValueError, with both counts, where placeholders and visual tokens differ in number.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         image_features = None
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
             if pixel_values is not None:
                 if image_sizes is None:
@@ -143,7 +145,8 @@ class StepwellModel(StepwellPreTrainedModel):
 
 
 def _starts_a_sequence(past_key_values: Cache | None) -> bool:
-    """Whether this is text that has not been looked at for placeholders; decoding steps are not looked at."""
+    """Whether this is text that has not been looked at for placeholders; decoding steps are not looked
+    at."""
     if torch.compiler.is_compiling():
         return False
     return past_key_values is None or not past_key_values.get_seq_length()
@@ -167,7 +170,7 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
+        return cast(nn.Module, self.model.get_input_embeddings())
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
@@ -197,7 +200,7 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         """As StepwellModel's, with logits (B, L, vocabulary) and, given labels (B, L; -100 ignored), the
         loss.
         """
-        outputs = self.model(
+        outputs: StepwellOutput = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             image_sizes=image_sizes,
@@ -239,7 +242,8 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Beams and samples repeat rows of text; each copy needs all pictures of its row, in the row's order."""
+        """Beams and samples repeat rows of text; each copy needs all pictures of its row, in the row's
+        order."""
         pixel_values = model_kwargs.pop("pixel_values", None)
         image_sizes = model_kwargs.pop("image_sizes", None)
         if expand_size > 1 and pixel_values is not None and input_ids is not None and image_sizes is not None:

@@ -1,8 +1,8 @@
 """What a model is made of, as data: the vision systems, told apart by `kind`, and the configuration of an
 assistant.
 
-Vision settings are frozen pydantic dataclasses: they refuse unknown keys and nonsense when they are made, and
-they turn into plain JSON and back. A new system adds one dataclass and one member of `VisionConfig`.
+Vision settings are frozen pydantic dataclasses: they refuse unknown keys and nonsense when they are made,
+and they turn into plain JSON and back. A new system adds one dataclass and one member of `VisionConfig`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ _strict = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
 class BranchConfig:
-    """One encoder of a pyramid. `size` is the side of its square view, or the long side where aspect is kept."""
+    """One encoder of a pyramid. `size` is the side of its square view, or the long side where aspect is
+    kept."""
 
     encoder: str  # a name in encoders/catalogue.py
     size: Annotated[int, Field(gt=0)]
@@ -104,8 +105,8 @@ class PlainConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
 class PiipConfig:
-    """PIIP-LLaVA and its relatives: branch 1 is the largest network on the smallest view; the last gives the
-    grid.
+    """PIIP-LLaVA and its relatives: branch 1 is the largest network on the smallest view; the last gives
+    the grid.
     """
 
     kind: Literal["piip"] = "piip"
@@ -158,10 +159,10 @@ def first_complaint(error: ValidationError) -> str:
 class StepwellConfig(PreTrainedConfig):
     """Any vision system and any causal language model of transformers.
 
-    `vision_config` is one of the `VisionConfig` kinds or its JSON, `text_config` a transformers configuration
-    or its JSON. `template` names a chat template of language/prompt.py, None means the tokenizer's own;
-    `separators` maps a layout's separators to text. Raises ValueError for keys that neither this class nor
-    PreTrainedConfig knows.
+    `vision_config` is one of the `VisionConfig` kinds or its JSON, `text_config` a transformers
+    configuration or its JSON. `template` names a chat template of language/prompt.py, None means the
+    tokenizer's own; `separators` maps a layout's separators to text. Raises ValueError for keys that
+    neither this class nor PreTrainedConfig knows.
     """
 
     model_type = "stepwell"

@@ -1,4 +1,5 @@
-"""What pyramid systems show their encoders: one picture at one or several sizes, framed in one of three ways.
+"""What pyramid systems show their encoders: one picture at one or several sizes, framed in one of three
+ways.
 
 PIIP, arXiv 2501.07783, section III-A: the last branch sees the largest view. One branch gives LLaVA-1.5's
 single view. Sizes are (H, W); sides, strides and statistics have one entry per branch or per channel.
@@ -7,13 +8,14 @@ single view. Sizes are (H, W); sides, strides and statistics have one entry per 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import truediv
 
 from PIL.Image import Image
 from torch import Tensor
 
 from stepwell.structures import Box, Size, TokenLayout, TokenRun, View
 from stepwell.views.preprocess import pad_to_square, resize_short_side_and_crop, to_tensor
-from stepwell.views.pyramid import pyramid_sizes, scaled_size
+from stepwell.views.pyramid import exact_ratio, pyramid_sizes, scaled_size
 
 __all__ = ["PyramidGeometry"]
 
@@ -24,9 +26,9 @@ Statistics = tuple[float, float, float]
 class PyramidGeometry:
     """Layouts and inputs of a pyramid whose tokens lie on one grid.
 
-    framing "aspect": the picture's aspect is kept, `sides` are long sides, every view divides by its stride.
-    "pad", "crop": square views as published; smaller views are floor(side * ratio) pixels.
-    `grid` is the token grid where it is fixed; None means the last branch's grid.
+    framing "aspect": the picture's aspect is kept, `sides` are long sides, every view divides by its
+    stride. "pad", "crop": square views as published; smaller views are floor(side * ratio) pixels. `grid`
+    is the token grid where it is fixed; None means the last branch's grid.
     """
 
     names: tuple[str, ...]
@@ -41,7 +43,8 @@ class PyramidGeometry:
     @property
     def ratios(self) -> tuple[float, ...]:
         """Side of each view relative to the last, as the views are made from the input."""
-        return tuple(side / self.sides[-1] for side in self.sides)
+        ratio = exact_ratio if self.framing == "aspect" else truediv
+        return tuple(ratio(side, self.sides[-1]) for side in self.sides)
 
     def layout(self, size: Size) -> TokenLayout:
         """size (H, W) of the upright picture, both at least 1. Raises ValueError otherwise."""

@@ -1,7 +1,7 @@
 """The baseline: one view, one encoder, one of its hidden states, a projector.
 
-LLaVA-1.5, arXiv 2310.03744, section 3.2: CLIP ViT-L/14 at 336 pixels, the second to last hidden state without
-its class token, a two-layer MLP. Shapes: B batch, (h, w) grid, D the language model's width.
+LLaVA-1.5, arXiv 2310.03744, section 3.2: CLIP ViT-L/14 at 336 pixels, the second to last hidden state
+without its class token, a two-layer MLP. Shapes: B batch, (h, w) grid, D the language model's width.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Pictures and text -> what a model takes, with as many placeholder tokens as the picture has visual tokens.
+"""Pictures and text -> what a model takes, with as many placeholder tokens as the picture has visual
+tokens.
 
 The processor holds the geometry of the vision system, the same that the model holds, so both count alike.
 Letters: L text length, V views in all, (H, W) the largest of them.
@@ -20,9 +21,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import MultiModalData
 
+from stepwell.language.chat_template import chat_template as jinja
+from stepwell.language.labels import LabelledTokens, label_tokens, render_with_tokenizer
+from stepwell.language.prompt import MaskStyle, Message, render
 from stepwell.models.config import PlainConfig, VisionConfig, vision_json, vision_settings
 from stepwell.models.vision import build_geometry
 from stepwell.structures import Geometry, TokenLayout
@@ -33,11 +37,13 @@ __all__ = ["StepwellImageProcessor", "StepwellProcessor"]
 Picture = Image.Image | str | os.PathLike[str] | bytes | np.ndarray[Any, Any]
 
 
-class StepwellImageProcessor(ImageProcessingMixin):
-    """Pictures -> `pixel_values` (V, 3, H, W), zero-padded at the right and bottom, and `image_sizes` (pictures, 2).
+class StepwellImageProcessor(BaseImageProcessor):
+    """Pictures -> `pixel_values` (V, 3, H, W), zero-padded at the right and bottom, and `image_sizes`
+    (pictures, 2).
 
-    vision_config: settings of a vision system or their JSON. Pictures may be PIL images, paths, bytes, data: URLs
-    or uint8 arrays (H, W, 3); network addresses are refused, and everything is decoded within views/decode.py's limits.
+    vision_config: settings of a vision system or their JSON. Pictures may be PIL images, paths, bytes,
+    data: URLs or uint8 arrays (H, W, 3); network addresses are refused, and everything is decoded within
+    views/decode.py's limits.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
@@ -56,7 +62,8 @@ class StepwellImageProcessor(ImageProcessingMixin):
         return output
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Anything that names or holds a picture -> an upright RGB PIL image; lists are kept as they are nested."""
+        """Anything that names or holds a picture -> an upright RGB PIL image; lists are kept as they are
+        nested."""
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(item) for item in image_url_or_urls]
         return _open(image_url_or_urls)
@@ -80,13 +87,10 @@ class StepwellImageProcessor(ImageProcessingMixin):
 class StepwellProcessor(ProcessorMixin):
     """An image processor and a tokenizer that agree on what a picture costs.
 
-    In text, each `image_token` stands for one picture and is expanded to its layout's runs; separators become the text
-    that `separators` gives them. Raises ValueError, with both counts, where placeholders and pictures do not match.
+    In text, each `image_token` stands for one picture and is expanded to its layout's runs; separators
+    become the text that `separators` gives them. Raises ValueError, with both counts, where placeholders
+    and pictures do not match.
     """
-
-    attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
-    image_processor_class = "StepwellImageProcessor"
-    tokenizer_class = "AutoTokenizer"
 
     def __init__(
         self,
@@ -104,6 +108,8 @@ class StepwellProcessor(ProcessorMixin):
             raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
         self.template = template
         self.separators = dict(separators or {})
+        if chat_template is None and template is not None:
+            chat_template = jinja(template)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @property
@@ -116,6 +122,62 @@ class StepwellProcessor(ProcessorMixin):
             self.image_token * run.count if run.separator is None else self.separators[run.separator]
             for run in layout.runs
         )
+
+    def image_tokens(self, layout: TokenLayout) -> list[int]:
+        """The token ids that stand for a picture."""
+        ids: list[int] = []
+        for run in layout.runs:
+            if run.separator is None:
+                ids += [self.image_token_id] * run.count
+            else:
+                ids += self.tokenizer(self.separators[run.separator], add_special_tokens=False).input_ids
+        return ids
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        images: Any = None,
+        *,
+        add_generation_prompt: bool = False,
+        mask_style: MaskStyle = "content",
+    ) -> tuple[LabelledTokens, BatchFeature]:
+        """One conversation and its pictures in order -> token ids with labels, and the pictures' tensors.
+
+        Pictures are those in the messages, {"type": "image", "image": ...}, unless `images` gives them.
+        What people wrote stays text, even where it spells a special token. The second value is empty
+        without pictures.
+        """
+        pictures = _pictures_of(messages) if images is None else images
+        pictures = list(_flat(self.image_processor.fetch_images(pictures)))
+        if self.template is None:
+            rendered = render_with_tokenizer(
+                self.tokenizer, messages, add_generation_prompt=add_generation_prompt
+            )
+        else:
+            rendered = render(
+                self.template, messages, add_generation_prompt=add_generation_prompt, mask_style=mask_style
+            )
+        layouts = [self.geometry.layout((picture.height, picture.width)) for picture in pictures]
+        tokens = label_tokens(rendered, self.tokenizer, [self.image_tokens(layout) for layout in layouts])
+        return tokens, self.image_processor(pictures) if pictures else BatchFeature()
+
+    def prompt(self, conversations: Sequence[Sequence[Message]]) -> BatchFeature:
+        """Conversations that end with a user message -> one left-padded batch for `generate`."""
+        encoded = [self.encode(messages, add_generation_prompt=True) for messages in conversations]
+        longest = max(len(tokens.input_ids) for tokens, _ in encoded)
+        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        rows, masks = [], []
+        for tokens, _ in encoded:
+            missing = longest - len(tokens.input_ids)
+            rows.append([padding] * missing + tokens.input_ids)
+            masks.append([0] * missing + [1] * len(tokens.input_ids))
+        data = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
+        pictures = [features for _, features in encoded if features]
+        if pictures:
+            views = [view for features in pictures for view in features["pixel_values"]]
+            data["pixel_values"] = _stack_padded(views)
+            data["image_sizes"] = torch.cat([features["image_sizes"] for features in pictures])
+        return BatchFeature(data)
 
     def __call__(
         self,
@@ -139,7 +201,8 @@ class StepwellProcessor(ProcessorMixin):
         placeholders = sum(text.count(self.image_token) for text in texts)
         if placeholders != len(pictures):
             raise ValueError(
-                f"the text has {placeholders} {self.image_token} placeholders but {len(pictures)} pictures were given"
+                f"the text has {placeholders} {self.image_token} placeholders "
+                f"but {len(pictures)} pictures were given"
             )
         runs = iter([self.expand(self.geometry.layout((p.height, p.width))) for p in pictures])
         return [
@@ -163,10 +226,20 @@ class StepwellProcessor(ProcessorMixin):
 
 
 def _text_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer's share of a call: flat, or under `text_kwargs`; tensors are made once, of everything."""
+    """The tokenizer's share of a call: flat, or under `text_kwargs`; tensors are made once, of
+    everything."""
     merged = {**kwargs, **kwargs.get("text_kwargs", {}), **kwargs.get("common_kwargs", {})}
     others = ("text_kwargs", "images_kwargs", "common_kwargs", "return_tensors", "return_mm_token_type_ids")
     return {key: value for key, value in merged.items() if key not in others}
+
+
+def _pictures_of(messages: Sequence[Message]) -> list[Any]:
+    """The pictures in messages whose content is a list, in reading order."""
+    parts = [
+        part for message in messages if not isinstance(message["content"], str) for part in message["content"]
+    ]
+    keys = ("image", "url", "path", "base64")
+    return [part[key] for part in parts if part["type"] == "image" for key in keys if key in part]
 
 
 def _flat(images: Any) -> Iterable[Image.Image]:
@@ -178,6 +251,7 @@ def _flat(images: Any) -> Iterable[Image.Image]:
 
 
 def _stack_padded(views: list[Tensor]) -> Tensor:
+    """(3, h, w) each -> (V, 3, H, W)."""
     height, width = (max(view.shape[axis] for view in views) for axis in (1, 2))
     return torch.stack([F.pad(view, (0, width - view.shape[2], 0, height - view.shape[1])) for view in views])
 

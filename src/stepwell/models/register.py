@@ -1,0 +1,28 @@
+"""Makes transformers' Auto classes know ours; `import stepwell` runs it."""
+
+from __future__ import annotations
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
+
+from stepwell.models.assistant import StepwellForConditionalGeneration, StepwellModel
+from stepwell.models.config import StepwellConfig
+from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor and AutoImageProcessor, once or
+    again."""
+    AutoConfig.register(StepwellConfig.model_type, StepwellConfig, exist_ok=True)
+    AutoModel.register(StepwellConfig, StepwellModel, exist_ok=True)
+    AutoModelForImageTextToText.register(StepwellConfig, StepwellForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(StepwellConfig, StepwellProcessor, exist_ok=True)
+    backends = dict.fromkeys(("pil", "torchvision"), StepwellImageProcessor)  # ours is the same in both
+    AutoImageProcessor.register(StepwellConfig, image_processor_classes=backends, exist_ok=True)

@@ -1,0 +1,55 @@
+"""One noun: ask, stream, features."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def test_batch_gives_the_answers_of_single_questions(assistant, picture):
+    pairs = [([picture(90, 60)], "What is it?"), ([picture(30, 90)], "And this one here?")]
+    together = assistant.ask_many(pairs, max_new_tokens=8)
+    assert together == [assistant.ask(images, question, max_new_tokens=8) for images, question in pairs]
+
+
+def test_streamed_pieces_join_to_the_answer(assistant, picture):
+    pieces = []
+    answer = assistant.ask(picture(90, 60), "What is it?", max_new_tokens=8, stream=pieces.append)
+    assert "".join(pieces).strip() == answer
+
+
+@pytest.mark.parametrize("question", ["", "   ", "\n"])
+def test_an_empty_question_is_refused(assistant, picture, question):
+    with pytest.raises(ValueError, match="question is empty"):
+        assistant.ask(picture(9, 9), question)
+
+
+def test_several_pictures_in_one_question_are_all_seen(assistant, picture):
+    a, b = picture(60, 60, 1), picture(60, 60, 2)
+    layout = assistant.layout(a)
+    inputs = assistant.processor.prompt(
+        [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": a},
+                        {"type": "image", "image": b},
+                        {"type": "text", "text": "?"},
+                    ],
+                }
+            ]
+        ]
+    )
+    count = int((inputs["input_ids"] == assistant.processor.image_token_id).sum())
+    assert count == 2 * layout.num_tokens
+    assert isinstance(assistant.ask([a, b], "Which?", max_new_tokens=2), str)
+
+
+def test_the_placeholder_is_never_an_answer(assistant, picture):
+    bias = assistant.model.lm_head.weight.detach().clone()
+    try:
+        assistant.model.lm_head.weight.data[assistant.processor.image_token_id] = 100 * bias.abs().max()
+        answer = assistant.ask(picture(60, 60), "What?", max_new_tokens=4)
+    finally:
+        assistant.model.lm_head.weight.data.copy_(bias)
+    assert "<image>" not in answer

@@ -1,0 +1,157 @@
+"""The model as transformers sees it: counts, batches, caches, beams, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+import stepwell
+
+
+def ask_ids(assistant, pictures, texts, **arguments):
+    inputs = assistant.processor.prompt(
+        [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        *({"type": "image", "image": p} for p in row),
+                        {"type": "text", "text": text},
+                    ],
+                }
+            ]
+            for row, text in zip(pictures, texts, strict=True)
+        ]
+    )
+    arguments = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **arguments}
+    return assistant.model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_batch_of_different_sizes_equals_single(build, vision, picture, family):
+    assistant = build(vision, family)
+    rows = [[picture(90, 60, 1)], [picture(40, 200, 2), picture(64, 64, 3)], [], [picture(300, 30, 4)]]
+    texts = ["What is it?", "Compare the two pictures, please.", "No picture here?", "And this?"]
+    together = ask_ids(assistant, rows, texts)
+    for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        assert together[i].tolist() == ask_ids(assistant, [row], [text])[0].tolist()
+
+
+def test_answers_depend_on_the_picture(assistant, picture):
+    def logits(image):
+        inputs = assistant.processor(images=image, text="<image> what?", return_tensors="pt")
+        return assistant.model(**inputs).logits[:, -1]
+
+    assert (logits(picture(90, 60, 1)) - logits(picture(90, 60, 2))).abs().max() > 1e-3
+
+
+def test_static_cache_gives_the_same_answer(assistant, picture):
+    rows, texts = [[picture(90, 60)]], ["What is it?"]
+    dynamic = ask_ids(assistant, rows, texts)
+    static = ask_ids(assistant, rows, texts, cache_implementation="static", disable_compile=True)
+    assert static.tolist() == dynamic.tolist()
+
+
+def test_no_cache_gives_the_same_answer(assistant, picture):
+    rows, texts = [[picture(90, 60)]], ["What is it?"]
+    assert (
+        ask_ids(assistant, rows, texts, use_cache=False).tolist() == ask_ids(assistant, rows, texts).tolist()
+    )
+
+
+def test_beams_keep_the_pictures_of_their_row(assistant, picture):
+    rows, texts = (
+        [[picture(90, 60, 1)], [picture(40, 80, 2), picture(64, 64, 3)]],
+        ["What?", "Which of the two?"],
+    )
+    together = ask_ids(assistant, rows, texts, num_beams=3)
+    for i in range(2):
+        assert (
+            together[i].tolist()
+            == ask_ids(assistant, rows[i : i + 1], texts[i : i + 1], num_beams=3)[0].tolist()
+        )
+
+
+def test_vision_compiles_without_graph_breaks(build, vision, picture):
+    assistant = build(vision)
+    inputs = assistant.processor(images=picture(90, 60))
+    views = [inputs["pixel_values"]]
+    system = assistant.model.model.vision
+    with torch.no_grad():
+        compiled = torch.compile(system, fullgraph=True, backend="aot_eager")(views).tokens
+        torch.testing.assert_close(compiled, system(views).tokens)
+
+
+def test_saved_and_loaded_through_auto_classes(build, vision, picture, tmp_path: Path):
+    assistant = build(vision)
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert type(model) is stepwell.StepwellForConditionalGeneration
+    assert type(processor) is stepwell.StepwellProcessor
+    again = stepwell.Assistant(model, processor)
+    assert again.model.config.vision == vision
+    assert again.model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+    for (name, a), b in zip(assistant.model.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    row = [[picture(90, 60)]]
+    assert ask_ids(again, row, ["What is it?"]).tolist() == ask_ids(assistant, row, ["What is it?"]).tolist()
+
+
+def test_pipeline_answers_from_a_folder(assistant, picture, tmp_path: Path):
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    pipe = pipeline("image-text-to-text", model=str(tmp_path))
+    content = [{"type": "image", "image": picture(90, 60)}, {"type": "text", "text": "What is it?"}]
+    out = pipe(
+        text=[{"role": "user", "content": content}], generate_kwargs={"max_new_tokens": 6, "do_sample": False}
+    )
+    expected = assistant.ask(picture(90, 60), "What is it?", max_new_tokens=6)
+    assert out[0]["generated_text"][-1]["content"].strip() == expected
+
+
+def test_labels_give_the_loss_of_a_causal_language_model(assistant, picture):
+    inputs = assistant.processor(images=picture(90, 60), text="<image> abc", return_tensors="pt")
+    labels = inputs["input_ids"].clone()
+    labels[labels == assistant.processor.image_token_id] = -100
+    out = assistant.model(**inputs, labels=labels)
+    shifted = torch.nn.functional.cross_entropy(out.logits[0, :-1], labels[0, 1:])
+    torch.testing.assert_close(out.loss, shifted)
+
+
+def test_gradients_reach_every_part(build, vision, picture):
+    assistant = build(vision)
+    inputs = assistant.processor(images=picture(90, 60), text="<image> abc", return_tensors="pt")
+    assistant.model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    reached = [name for name, parameter in assistant.model.named_parameters() if parameter.grad is not None]
+    for part in (".branches.", ".projector.", "language_model.", "lm_head."):
+        assert any(part in name for name in reached), part
+
+
+@pytest.mark.parametrize(("text", "images"), [("<image> a", 0), ("a", 1), ("<image><image> a", 1)])
+def test_pictures_and_placeholders_must_match(assistant, picture, text, images):
+    count = text.count("<image>")
+    with pytest.raises(ValueError, match=rf"{count} <image> placeholders but {images} pictures"):
+        assistant.processor(images=[picture(9, 9)] * images or None, text=text)
+
+
+def test_model_refuses_placeholders_that_differ_from_visual_tokens(assistant, picture):
+    inputs = assistant.processor(images=picture(90, 60), text="<image> a", return_tensors="pt")
+    given = int((inputs["input_ids"] == assistant.processor.image_token_id).sum())
+    with pytest.raises(ValueError, match=f"{given - 1} image placeholder tokens.* {given} visual tokens"):
+        assistant.model(**{**inputs, "input_ids": inputs["input_ids"][:, 1:], "attention_mask": None})
+    with pytest.raises(ValueError, match=f"{given} image placeholder tokens.* 0 visual tokens"):
+        assistant.model(input_ids=inputs["input_ids"])
+
+
+def test_tied_embeddings_are_saved_once_and_stay_tied(build, picture, tmp_path: Path):
+    assistant = build()
+    assistant.model.config.tie_word_embeddings = True
+    assistant.model.tie_weights()
+    assistant.model.save_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
