@@ -49,7 +49,7 @@ def run() -> list[str]:
             share = GFLOP * 1e9 / row.ours / rate
             rows += [
                 f"{row}",
-                f"| share of {rate / 1e9:.0f} GFLOP/s, the matrix rate now | {share:.2f} | | |",
+                f"| share of the matrix rate, {rate / 1e9:.0f} GFLOP/s | {share:.2f} | | |",
             ]
     model.float().train(), peer.float().train()
     row = compare("PIIP-TSB, training step, fp32", step(model, image), step(peer, image), rounds=1)

@@ -170,13 +170,13 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return cast(nn.Module, self.model.get_input_embeddings())
+        return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
+        return cast(nn.Module, self.lm_head)
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head = value
@@ -211,6 +211,7 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
             **kwargs,
         )
         hidden = outputs.last_hidden_state
+        assert hidden is not None
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         outputs.logits = _finish_logits(self.lm_head(hidden[:, kept]), self.config.text_config)
         if labels is not None:

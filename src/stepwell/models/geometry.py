@@ -65,7 +65,8 @@ class PyramidGeometry:
         """-> [(3, H, W)], the largest view; the network makes the smaller ones from it."""
         (size,) = layout.inputs
         if self.framing == "pad":
-            image = pad_to_square(image, tuple(int(255 * channel) for channel in self.mean))
+            red, green, blue = (int(255 * channel) for channel in self.mean)
+            image = pad_to_square(image, (red, green, blue))
         elif self.framing == "crop":
             image = resize_short_side_and_crop(image, size[0])
         return [to_tensor(image, size, self.mean, self.std)]
