@@ -1,97 +1,116 @@
-"""The closed-form cost of a whole pyramid: branches, interactions, and what stands behind them.
+"""The closed-form cost of a whole pyramid: branches, interactions, merging, classifier.
 
 PIIP, arXiv 2501.07783, section III; branch 1 is the largest network. The cost of a tuple of sizes is a sum of
-terms that depend on one size or on two neighbouring ones, each computed once: that makes planning fast.
+terms that depend on one size or on two, each computed once: that makes planning fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
-from stepwell.flops.cost import (
-    Convention,
-    Cost,
-    InteractionShape,
-    Shape,
-    head_cost,
-    injector_cost,
-    merge_cost,
-)
+from stepwell.flops.cost import Convention, Cost, area, head_cost, injector_cost, merge_cost
+from stepwell.flops.shapes import shape_of
+from stepwell.fuse.interaction import DIRECTIONS, Direction
+from stepwell.models.config import BranchConfig, InteractionConfig
 from stepwell.structures import Size
 
-__all__ = ["PyramidShape"]
+__all__ = ["Merge", "PyramidCost"]
+
+Merge = Literal["linear", "dense", "stages", "none"]
+"""The stacks of fuse/merge.py. "none": a norm and a head a branch, where there are classes."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PyramidShape:
-    """Networks, and where they meet: `meetings[j][i]` is the layer of branch j before interaction i.
+class PyramidCost:
+    """Costs of a pyramid at any sizes; the sizes in `branches` are not looked at.
 
-    Neighbours exchange in both directions (type 4 of Table XVII). With one branch there is nothing to merge.
+    merge_after: interactions after which all branches are merged, beside the last. num_classes: a norm over
+    the merged map and a classifier follow.
     """
 
-    branches: tuple[Shape, ...]
-    meetings: tuple[tuple[int, ...], ...]
-    interaction: InteractionShape
-    convention: Convention
-
-    def __post_init__(self) -> None:
-        if len(self.branches) != len(self.meetings) or len({len(layers) for layers in self.meetings}) != 1:
-            raise ValueError(f"need one list of meetings a branch, all equally long, got {self.meetings}")
+    def __init__(
+        self,
+        branches: Sequence[BranchConfig],
+        interaction: InteractionConfig,
+        convention: Convention,
+        *,
+        merge: Merge = "none",
+        merge_after: Sequence[int] = (),
+        num_classes: int | None = None,
+    ) -> None:
+        self.shapes = [shape_of(branch.encoder, branch.arguments) for branch in branches]
+        self.interaction = interaction
+        self.convention = convention
+        self.merge = merge
+        self.num_classes = num_classes
+        ends = [[last for _, last in branch.interactions] for branch in branches]
+        self.layers = list(zip(*ends, strict=True))  # of all branches, before each interaction
+        final = tuple(len(shape.dims) - 1 for shape in self.shapes)
+        self.merge_layers = [*(self.layers[i] for i in merge_after), final]
+        self.links: dict[Direction, list[int]] = {}  # interactions in which a direction takes part
+        for i in range(len(self.layers)):
+            for unit in DIRECTIONS[interaction.directions](len(branches), i):
+                for direction in unit:
+                    self.links.setdefault(direction, []).append(i)
+        self._branch = cache(self._branch_cost)
+        self._link = cache(self._link_cost)
+        self._stacks = cache(self._stacks_cost)
 
     def cost(self, sizes: Sequence[Size]) -> Cost:
         """`sizes` of the views in pixels, branch 1 first."""
-        total = self.tail(sizes[-1])
-        for j, size in enumerate(sizes):
-            total += self.branch(j, size)
-            if j:
-                total += self.exchange(j, sizes[j - 1], size)
-        return total
+        return sum(self.parts(sizes).values(), Cost())
 
-    @cache  # noqa: B019  a pyramid and its handful of sizes live as long as the planner that asks
-    def branch(self, j: int, size: Size) -> Cost:
-        """Branch j, and its share of the merge."""
-        shape = self.branches[j]
-        total = shape.cost(size, self.convention)
-        if self.convention.merge == "none" or len(self.branches) == 1:
-            return total
-        for layer, out in self._merges(j):
-            total += merge_cost(
-                shape.grid(size, layer), shape.dims[layer], out, first=j == 0, merge=self.convention.merge
+    def parts(self, sizes: Sequence[Size]) -> dict[str, Cost]:
+        """The same, part by part."""
+        parts = {f"branches.{j}": self._branch(j, size) for j, size in enumerate(sizes)}
+        links = (self._link(a, b, sizes[a], sizes[b]) for a, b in self.links)
+        parts["interactions"] = sum(links, Cost())
+        if self.merge != "none":
+            parts["merge"] = sum((self._stacks(j, size) for j, size in enumerate(sizes)), Cost())
+        if self.num_classes is not None:
+            parts["head"] = self._heads(sizes, self.num_classes)
+        return parts
+
+    def _branch_cost(self, j: int, size: Size) -> Cost:
+        return self.shapes[j].cost(size, self.convention)
+
+    def _link_cost(self, source: int, target: int, source_size: Size, target_size: Size) -> Cost:
+        """All messages from one branch to another."""
+        total = Cost()
+        for i in self.links[source, target]:
+            read, reader = self.layers[i][source], self.layers[i][target]
+            charged = self.layers[0][target] if self.convention.first_stride else reader
+            total += injector_cost(
+                self._grid(target, target_size, reader),
+                self._grid(source, source_size, read),
+                self.shapes[target].dims[reader],
+                self.shapes[source].dims[read],
+                self.interaction,
+                sampled=self._grid(target, target_size, charged),
             )
         return total
 
-    @cache  # noqa: B019
-    def exchange(self, j: int, size: Size, next_size: Size) -> Cost:
-        """All interactions between branch j-1 on a view of `size` and branch j on a view of `next_size`."""
+    def _stacks_cost(self, j: int, size: Size) -> Cost:
+        """Branch j's share of all merges."""
+        assert self.merge != "none"
         total = Cost()
-        views = ((j - 1, size), (j, next_size))
-        for i in range(len(self.meetings[j])):
-            for (query, query_size), (key, key_size) in (views, views[::-1]):
-                at, there = self.meetings[query][i], self.meetings[key][i]
-                shape, other = self.branches[query], self.branches[key]
-                charged = self.meetings[query][0] if self.convention.first_stride else at
-                total += injector_cost(
-                    shape.grid(query_size, at),
-                    other.grid(key_size, there),
-                    shape.dims[at],
-                    other.dims[there],
-                    self.interaction,
-                    sampled=shape.grid(query_size, charged),
-                )
+        for layers in self.merge_layers:
+            grid, out = self._grid(j, size, layers[j]), self.shapes[0].dims[layers[0]]
+            total += merge_cost(self.merge, grid, self.shapes[j].dims[layers[j]], out, first=j == 0)
         return total
 
-    def tail(self, size: Size) -> Cost:
-        """Final norm and classifier on the grid of the last branch, where the convention has them."""
-        if self.convention.merge != "classifier":
-            return Cost()
-        rows, cols = self.branches[-1].grid(size)
-        return head_cost(rows * cols, self.branches[0].dims[-1])
+    def _heads(self, sizes: Sequence[Size], num_classes: int) -> Cost:
+        if self.merge != "none":
+            grid = self._grid(-1, sizes[-1], -1)
+            return head_cost(area(grid), self.shapes[0].dims[-1], num_classes)
+        grids = (self._grid(j, size, -1) for j, size in enumerate(sizes))
+        heads = (
+            head_cost(area(grid), shape.dims[-1], num_classes)
+            for grid, shape in zip(grids, self.shapes, strict=True)
+        )
+        return sum(heads, Cost())
 
-    def _merges(self, j: int) -> list[tuple[int, int]]:
-        """(layer of branch j, width after merging) for each merged map."""
-        if self.convention.merge == "classifier":
-            return [(-1, self.branches[0].dims[-1])]
-        points = (0, 1, 10, 11)  # ends of the stage-like groups of 12 interactions
-        return [(self.meetings[j][i], self.branches[0].dims[self.meetings[0][i]]) for i in points]
+    def _grid(self, j: int, size: Size, layer: int) -> Size:
+        stride = self.shapes[j].strides[layer]
+        return size[0] // stride, size[1] // stride
