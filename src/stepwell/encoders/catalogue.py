@@ -38,11 +38,15 @@ Family = Literal[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Pretrained weights: a library's name on the hub, and the grid of their position table (rows = cols)."""
+    """Where pretrained weights come from: a library, and its name for them."""
 
     library: Literal["timm", "transformers"]
     name: str
-    grid: int | None = None  # None: the weights have no table of positions
+
+    @property
+    def repository(self) -> str:
+        """On the hub, as load_encoder_weights() takes it."""
+        return f"timm/{self.name}" if self.library == "timm" else self.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,23 +88,21 @@ def _vit(family: Family, source: Source | None = None, **arguments: Any) -> Entr
     return Entry(family=family, build=VisionTransformer, arguments=arguments, source=source)
 
 
-def _timm(
-    family: Family, size: dict[str, Any], name: str, *, source_grid: int = 14, **arguments: Any
-) -> Entry:
+def _timm(family: Family, size: dict[str, Any], name: str, **arguments: Any) -> Entry:
     """A plain ViT of timm as PIIP takes it over: layer scale 1 where the weights bring none."""
-    source = Source(library="timm", name=name, grid=source_grid)
+    source = Source(library="timm", name=name)
     return _vit(family, source, **{**size, "layer_scale": 1.0, **arguments})
 
 
 def _augreg(size: dict[str, Any], name: str, grid: int) -> Entry:
     name = f"{name}.augreg_in21k_ft_in1k"
     arguments: dict[str, Any] = {"position_grid": (grid, grid), "mean": _HALF, "std": _HALF}
-    return _timm("augreg", size, name, source_grid=grid, **arguments)
+    return _timm("augreg", size, name, **arguments)
 
 
 def _dinov2(size: dict[str, Any], name: str) -> Entry:
     """Patch 14 at 518 pixels (grid 37), taken over at patch 16 (grid 518 // 16 = 32)."""
-    return _timm("dinov2", size, f"{name}.lvd142m", source_grid=37, position_grid=(32, 32))
+    return _timm("dinov2", size, f"{name}.lvd142m", position_grid=(32, 32))
 
 
 def _beitv2(size: dict[str, Any], name: str) -> Entry:
@@ -115,7 +117,7 @@ def _uniperceiver(size: dict[str, Any]) -> Entry:
 
 
 def _clip(size: dict[str, Any], name: str, grid: int, *, patch: int = 16) -> Entry:
-    source = Source(library="transformers", name=name, grid=grid)
+    source = Source(library="transformers", name=name)
     extra: dict[str, Any] = {
         "patch": patch,
         "patch_bias": False,
@@ -162,7 +164,6 @@ ENCODERS: dict[str, Entry] = {
         "deit3",
         _LARGE,
         "deit3_large_patch16_384.fb_in22k_ft_in1k",
-        source_grid=24,
         position_grid=(24, 24),
     ),
     "augreg_s": _augreg(_SMALL, "vit_small_patch16_224", 14),
@@ -173,7 +174,7 @@ ENCODERS: dict[str, Entry] = {
     "augreg_l_384": _augreg(_LARGE, "vit_large_patch16_384", 24),
     "mae_b": _timm("mae", _BASE, "vit_base_patch16_224.mae"),
     "mae_l": _timm("mae", _LARGE, "vit_large_patch16_224.mae"),
-    "mae_h": _timm("mae", _HUGE, "vit_huge_patch14_224.mae", source_grid=16),
+    "mae_h": _timm("mae", _HUGE, "vit_huge_patch14_224.mae"),
     "dinov2_s": _dinov2(_SMALL, "vit_small_patch14_dinov2"),
     "dinov2_b": _dinov2(_BASE, "vit_base_patch14_dinov2"),
     "dinov2_l": _dinov2(_LARGE, "vit_large_patch14_dinov2"),

@@ -88,6 +88,7 @@ class ConvNeXt(nn.Module):
             entry_strides += [stride] * new
             ends.append(len(layers) - 1)
         self.layers = nn.ModuleList(layers)
+        self.depths = tuple(depths)
         self.stage_ends = tuple(ends)
         """Index of the last layer of every stage."""
         self.checkpointing = checkpointing

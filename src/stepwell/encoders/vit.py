@@ -121,6 +121,11 @@ class VisionTransformer(nn.Module):
             for window, rate in zip(windows, rates, strict=True)
         )
         self.norm = build_norm(norm, dim, eps=norm_eps) if final_norm else nn.Identity()
+        self.windows = windows
+        self.position_grid = position_grid
+        self.relative = position == "relative"
+        self.class_slot = class_slot
+        self.final_norm = final_norm
         self.checkpointing = checkpointing
         self.spec = EncoderSpec(
             dims=(dim,) * depth, strides=(patch,) * depth, stem_stride=patch, mean=mean, std=std

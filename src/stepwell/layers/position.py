@@ -119,8 +119,8 @@ def cubic_spline_weights(x: Tensor, at: Tensor) -> Tensor:
     n, h = len(x), x.diff()
     if n < 4:
         raise ValueError(f"a not-a-knot cubic spline needs 4 points, got {n}")
-    # Second derivatives M solve `left @ M = right @ y`: first derivatives agree at inner points, third ones at
-    # the second point and the last but one.
+    # Second derivatives M solve `left @ M = right @ y`: first derivatives agree inside, third ones at the
+    # second point and the last but one.
     left, right = x.new_zeros(n, n), x.new_zeros(n, n)
     for i in range(1, n - 1):
         left[i, i - 1 : i + 2] = torch.stack([h[i - 1], 2 * (h[i - 1] + h[i]), h[i]])

@@ -1,6 +1,6 @@
 """Encoders against recorded official tensors: single branches, and what loading does to tables and kernels.
 
-`encoder_from_settings` turns the branch object of a PIIP record into an encoder and its key table; the cases of
+`encoder_from_settings` turns the branch object of a PIIP record into an encoder and its key table; cases of
 whole pyramids use it too.
 """
 

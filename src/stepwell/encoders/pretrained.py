@@ -1,0 +1,188 @@
+"""Pretrained weights into an encoder: a folder, a file, or a name on the hub, of timm or transformers.
+
+Only safetensors are opened. The config.json beside them says whose names the tensors have and for what image
+size the table of positions was made; tables and patch kernels are resized to what the encoder wants, which is
+how PIIP (arXiv 2501.07783) takes weights of patch 14 over at patch 16.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stepwell.encoders.convnext import ConvNeXt
+from stepwell.encoders.vit import VisionTransformer
+from stepwell.keys.backbones import Layout, backbone_rules, fit_tables, spread_shared_table
+from stepwell.keys.engine import Rule, convert, plan
+from stepwell.structures import Size
+
+__all__ = ["Loaded", "load_encoder_state", "load_encoder_weights", "rules_for"]
+
+VisionEncoder = VisionTransformer | ConvNeXt
+
+TRANSFORMERS_LAYOUTS: dict[str, Layout] = {
+    "clip": "clip",
+    "clip_vision_model": "clip",
+    "convnext": "convnext_hf",
+    "vit": "transformers_vit",
+    "vit_mae": "transformers_vit",
+    "dinov2": "transformers_vit",
+    "beit": "transformers_beit",
+}
+"""`model_type` of a transformers config -> whose names its tensors have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What became of a source: tensors left out, with the reason; layer scales of ours that it lacks."""
+
+    dropped: Mapping[str, str]
+    kept_initial: tuple[str, ...]
+
+
+def load_encoder_weights(
+    encoder: VisionEncoder,
+    source: str | Path,
+    *,
+    layout: Layout | None = None,
+    image_size: Size | None = None,
+) -> Loaded:
+    """Fill an encoder from a local folder or .safetensors file, or from a repository on the hub.
+
+    `layout` and `image_size` (of the pretraining) say what config.json would; a file without one needs them.
+    Raises FileNotFoundError, and ValueError for other formats, unknown layouts and weights that do not fit.
+    """
+    path = _local(str(source))
+    config = _read_config(path if path.is_dir() else path.parent)
+    return load_encoder_state(
+        encoder,
+        _read_tensors(path),
+        layout=layout or _layout(config, encoder, path),
+        image_size=image_size or _image_size(config),
+    )
+
+
+def load_encoder_state(
+    encoder: VisionEncoder,
+    state: Mapping[str, Tensor],
+    *,
+    layout: Layout,
+    image_size: Size | None = None,
+) -> Loaded:
+    """The same for tensors in memory. Layer scales that the source lacks keep their initial value."""
+    rules = rules_for(encoder, layout)
+    if isinstance(encoder, ConvNeXt):
+        ours = convert(state, rules)
+    else:
+        state = spread_shared_table(state, encoder.spec.depth)
+        ours = _fit(encoder, convert(state, rules), image_size)
+    wanted = encoder.state_dict()
+    kept = tuple(sorted(n for n in wanted.keys() - ours.keys() if n.endswith(".gamma")))
+    if lacking := sorted(wanted.keys() - ours.keys() - set(kept)):
+        raise ValueError(f"the source lacks {len(lacking)} tensors of this encoder: {', '.join(lacking[:4])}")
+    if extra := sorted(ours.keys() - wanted.keys()):
+        raise ValueError(f"this encoder has no place for {len(extra)} tensors: {', '.join(extra[:4])}")
+    for name, tensor in ours.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, this encoder wants {tuple(wanted[name].shape)}"
+            raise ValueError(f"{name} is {shapes}; check the encoder's name and arguments")
+    encoder.load_state_dict(ours, strict=False)  # all but layer scales was compared above
+    return Loaded(plan(state, rules).dropped, kept)
+
+
+def rules_for(encoder: VisionEncoder, layout: Layout) -> list[Rule]:
+    """The key table of a layout for this encoder."""
+    if isinstance(encoder, ConvNeXt):
+        return backbone_rules(layout, depths=encoder.depths)
+    return backbone_rules(
+        layout,
+        class_token=encoder.class_token is not None,
+        class_slot=encoder.class_slot,
+        final_norm=encoder.final_norm,
+    )
+
+
+def _fit(encoder: VisionTransformer, state: dict[str, Tensor], image_size: Size | None) -> dict[str, Tensor]:
+    kernel = state.get("patch_embed.proj.weight")
+    grid = None
+    if kernel is not None and image_size is not None:
+        grid = (image_size[0] // kernel.shape[2], image_size[1] // kernel.shape[3])
+    return fit_tables(
+        state,
+        patch=encoder.spec.stem_stride,
+        source_grid=grid,
+        position_grid=encoder.position_grid,
+        class_slot=encoder.class_slot,
+        windows=encoder.windows,
+    )
+
+
+def _local(source: str) -> Path:
+    """A folder or file on this machine; otherwise owner/name, fetched from the hub."""
+    path = Path(source)
+    if path.exists():
+        return path
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"no such file or folder: {source}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+        return Path(snapshot_download(source, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{source} is neither here nor to be had from the hub ({type(error).__name__})"
+        ) from None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable JSON ({type(error).__name__})") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if not files or any(file.suffix != ".safetensors" for file in files):
+        found = sorted(p.name for p in path.iterdir())[:4] if path.is_dir() else [path.name]
+        raise ValueError(
+            f"{path} holds no safetensors ({', '.join(found)}); other formats can run code: convert them"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is not a readable safetensors file ({type(error).__name__})") from error
+    return tensors
+
+
+def _layout(config: Mapping[str, Any], encoder: VisionEncoder, path: Path) -> Layout:
+    if "architecture" in config:  # timm
+        if isinstance(encoder, ConvNeXt):
+            return "convnext_timm"
+        return "timm_beit" if encoder.relative else "timm_vit"
+    kind = str(config.get("model_type", "missing"))
+    if kind not in TRANSFORMERS_LAYOUTS:
+        known = ", ".join(sorted(TRANSFORMERS_LAYOUTS))
+        raise ValueError(f"{path}: model_type {kind} in config.json is none of {known}; say layout=...")
+    return TRANSFORMERS_LAYOUTS[kind]
+
+
+def _image_size(config: Mapping[str, Any]) -> Size | None:
+    """Height and width of the pretraining images, None where config.json does not say."""
+    timm = config.get("pretrained_cfg", {}).get("input_size", [None])[1:]
+    size = config.get("vision_config", config).get("image_size", timm or None)
+    if isinstance(size, int):
+        return size, size
+    return None if size is None else (int(size[0]), int(size[1]))
