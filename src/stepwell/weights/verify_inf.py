@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -19,6 +21,7 @@ from stepwell.language.conversation import PlaceholderRule, from_llava, move_pla
 from stepwell.language.projector import build_projector
 from stepwell.language.prompt import TEMPLATES, Message, render
 from stepwell.language.splice import place_visual_tokens
+from stepwell.views.preprocess import pad_to_square
 from stepwell.weights.record import Case, Record, TableCheck
 
 __all__ = ["CASES"]
@@ -134,8 +137,22 @@ def _refuses(template: str, messages: list[Message]) -> bool:
     return False
 
 
+def _data_pipeline(record: Record) -> TableCheck:
+    """Padding to a square, pixel by pixel; AnyRes tiles and grouping by length are left out, and said to be."""
+    differences = []
+    for i, case in enumerate(record.table["pad_to_square"]):
+        image = Image.fromarray(np.array(case["image_hwc"], dtype=np.uint8))
+        padded = pad_to_square(image, tuple(case["background"]))
+        if np.array(padded).tolist() != case["result_hwc"]:
+            differences.append(f"pad_to_square/{i}: {image.width}x{image.height} picture")
+    checked = ("pad_to_square",)
+    left_out = tuple(part for part in record.settings["parts"] if part not in checked)
+    return TableCheck(checked, left_out, tuple(differences))
+
+
 CASES: dict[str, Case] = {
     "inf.projector": _projector,
     "inf.splice": _splice,
     "inf.conversations": _conversations,
+    "inf.data_pipeline": _data_pipeline,
 }
