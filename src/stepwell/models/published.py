@@ -65,6 +65,7 @@ class Published:
     merge: Literal["dense", "stages", "none"] = "dense"  # fuse/merge.py; "none": a head or projector a branch
     dino: bool = False  # the finest map is not returned
     num_classes: int | None = None
+    text_dim: int | None = None  # width of the language model
     mean: Statistics = HALF
     std: Statistics = HALF
     repository: str | None = None
@@ -342,6 +343,7 @@ def _chats() -> list[Published]:
                     for encoder, size in zip(encoders.split(), sizes, strict=True)
                 ),
                 merge="none",
+                text_dim=5120 if release.endswith("13B") else 4096,
                 mean=IMAGENET_MEAN,
                 std=IMAGENET_STD,
                 repository=f"OpenGVLab/PIIP-LLaVA{joint}{release}",

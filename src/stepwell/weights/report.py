@@ -72,14 +72,9 @@ class Report:
             f"  used         {len(self.used)}",
             f"  renamed      {len(self.renamed)}",
         ]
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.dropped.items():
-            reasons.setdefault(reason, []).append(name)
-        lines.append(f"  dropped      {len(self.dropped)}")
-        lines += [f"    {reason}: {_some(names)}" for reason, names in reasons.items()]
+        lines += _by_reason("dropped", self.dropped)
         lines += _listed("missing", self.missing)
-        if self.absent:
-            lines += _listed("absent", [f"{name}: {why}" for name, why in self.absent.items()])
+        lines += _by_reason("absent", self.absent) if self.absent else []
         lines += _listed("unknown", self.unknown)
         lines += _listed(
             "wrong shape",
@@ -132,8 +127,16 @@ def _listed(heading: str, items: list[str]) -> list[str]:
     return [f"  {heading:<12} {len(items)}", *shown, *rest]
 
 
+def _by_reason(heading: str, items: Mapping[str, str]) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in items.items():
+        reasons.setdefault(reason, []).append(name)
+    lines = [f"    {reason}: {_some(names)}" for reason, names in reasons.items()]
+    return [f"  {heading:<12} {len(items)}", *lines]
+
+
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _dims(shape: Shape | None) -> str:

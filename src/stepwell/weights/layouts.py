@@ -1,0 +1,139 @@
+"""What a published checkpoint becomes: the key table, our names and shapes, and the files beside the weights.
+
+The model is built on the meta device, so that even 13 billion parameters cost no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from stepwell.encoders.catalogue import ENCODERS
+from stepwell.encoders.convnext import ConvNeXt
+from stepwell.keys.backbones import Layout as Names
+from stepwell.keys.backbones import backbone_rules
+from stepwell.keys.engine import Rule
+from stepwell.keys.released import assistant_rules, is_language_model
+from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.models.config import PiipConfig, StepwellConfig
+from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
+from stepwell.models.published import Published
+from stepwell.weights.text_config import llama_config
+
+__all__ = ["Layout", "build_layout"]
+
+Shape = tuple[int, ...]
+
+NAMES: dict[str, Names] = {
+    "deit": "deit",
+    "deit3": "deit",
+    "augreg": "internvit",
+    "mae": "internvit",
+    "dinov2": "internvit",
+    "internvit": "internvit",
+    "beitv2": "beit",
+    "uniperceiver": "uniperceiver",
+    "clip": "clip",
+    "convnext": "convnext_hf",
+    "convnext_clip": "convnext_timm",
+}
+"""The released code's block class, hence names, of a family of the catalogue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One published configuration, ready to take tensors.
+
+    `ours` has every name and shape of our model; `absent` those that the source legitimately lacks, and why.
+    """
+
+    rules: list[Rule]
+    config: PreTrainedConfig
+    ours: Mapping[str, Shape]
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    def write_beside(self, folder: Path, tokenizer: Path | None) -> list[str]:
+        """config.json and what else `from_pretrained` wants. Returns notes for the report."""
+        notes = []
+        if isinstance(self.config, StepwellConfig):
+            processor = StepwellImageProcessor(vision_config=self.config.vision_config)
+            notes = _write_processor(folder, self.config, processor, tokenizer)
+        self.config.save_pretrained(folder)
+        return notes
+
+
+def build_layout(published: Published, shapes: Mapping[str, Shape], settings: Mapping[str, Any]) -> Layout:
+    """shapes: names and shapes of the source; settings: the config.json beside it, or nothing."""
+    return _chat(published, shapes, settings)
+
+
+def _chat(published: Published, shapes: Mapping[str, Shape], settings: Mapping[str, Any]) -> Layout:
+    assert published.text_dim is not None
+    text_config = llama_config(shapes, settings, dim=published.text_dim)
+    vision = PiipConfig(
+        branches=published.branches,
+        interaction=published.interaction,
+        mean=published.mean,
+        std=published.std,
+        framing="pad",
+    )
+    config = StepwellConfig(
+        vision_config=vision,
+        text_config=text_config,
+        image_token_id=text_config.vocab_size,  # the first that is no word
+        template="vicuna_v1",
+        architectures=[StepwellForConditionalGeneration.__name__],
+    )
+    with torch.device("meta"):
+        ours = _shapes(StepwellForConditionalGeneration(config))
+    absent = {}
+    if not any(name.startswith(("model.layers.", "model.embed_tokens.")) for name in shapes):
+        why = "no language model in this source"
+        absent = {name: why for name in ours if is_language_model(name)}
+    rules = assistant_rules(_tables(published), len(published.branches[0].interactions))
+    return Layout(rules=rules, config=config, ours=ours, absent=absent)
+
+
+def _tables(published: Published) -> list[list[Rule]]:
+    """The key table of every branch."""
+    tables: list[list[Rule]] = []
+    for branch in published.branches:
+        entry = ENCODERS[branch.encoder]
+        arguments = {**entry.arguments, **branch.arguments}
+        if entry.build is ConvNeXt:
+            tables.append(backbone_rules(NAMES[entry.family], depths=arguments["depths"]))
+        else:
+            tables.append(
+                backbone_rules(
+                    NAMES[entry.family],
+                    class_token=arguments.get("class_token", False),
+                    class_slot=arguments.get("class_slot", False),
+                )
+            )
+    return tables
+
+
+def _shapes(model: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _write_processor(
+    folder: Path, config: StepwellConfig, image_processor: StepwellImageProcessor, source: Path | None
+) -> list[str]:
+    """The tokenizer of the source, with a token for a picture's place; without one, the image side alone."""
+    if source is None or not any(source.glob("tokenizer*")):
+        image_processor.save_pretrained(folder)
+        return ["no tokenizer beside the source: the model can be loaded, but asked nothing until it has one"]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    StepwellProcessor(image_processor, tokenizer, template=config.template).save_pretrained(folder)
+    return []
