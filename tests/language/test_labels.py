@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from stepwell.language.chat_template import chat_template
 from stepwell.language.conversation import from_llava
 from stepwell.language.labels import IGNORE, label_tokens, render_with_tokenizer
-from stepwell.language.prompt import TEMPLATES, render
+from stepwell.language.prompt import TEMPLATES, Piece, Rendered, render
 
 Tokenizers = dict[str, PreTrainedTokenizerFast]
 
@@ -55,6 +55,31 @@ def test_number_of_bos_tokens_is_that_of_the_official_code(
         assert tokens.labels[leading] == IGNORE
         leading += 1
     assert leading == case.get("leading_bos_tokens", 1 if template == "llama3_next" else 0)
+
+
+def test_a_token_that_starts_in_the_space_before_an_answer_is_supervised(tokenizers: Tokenizers) -> None:
+    pieces = (Piece("Say:  ", "frame"), Piece("assistant", "text", supervised=True))
+    for family, first in (("vicuna_v1", "▁assistant"), ("qwen", "Ġassistant")):
+        tokens = label_tokens(Rendered(pieces), tokenizers[family])
+        labels = [label for label in tokens.labels if label != IGNORE]
+        assert tokenizers[family].convert_ids_to_tokens(labels) == [first]
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "qwen", "llama3_inf"])
+@pytest.mark.parametrize("answer", ["  A\n \n  dog ", " 抹茶 ", "\n\nNo"])
+def test_white_space_of_an_answer_is_supervised_and_none_around_it(
+    tokenizers: Tokenizers, template: str, answer: str
+) -> None:
+    messages = [{"role": "user", "content": "What? "}, {"role": "assistant", "content": answer}]
+    tokens = label_tokens(render(template, messages), tokenizers[template])
+    end = {"vicuna_v1": "</s>", "qwen": "<|im_end|>", "llama3_inf": "<|eot_id|>"}[template]
+    assert learned(tokenizers[template], tokens) == [answer + end]  # LLaMA's decoder drops the frame's space
+
+
+def test_a_tokenizer_without_offsets_is_refused() -> None:
+    slow: Any = type("SlowTokenizer", (), {"is_fast": False})()
+    with pytest.raises(ValueError, match="SlowTokenizer gives no character offsets; use a fast tokenizer"):
+        label_tokens(render("qwen", ANSWERED), slow)
 
 
 @pytest.mark.parametrize("template", ["qwen", "llama3_next"])
@@ -190,6 +215,7 @@ def test_answers_are_found_in_a_tokenizers_own_template(
     assert [rendered.text[start:end] for start, end in rendered.spans] == expected
     tokens = label_tokens(rendered, tokenizer)
     assert tokens.input_ids == tokenizer.apply_chat_template(TWICE, return_dict=False)
+    assert [text.strip(" ") for text in learned(tokenizer, tokens)] == expected
 
 
 def test_a_tokenizers_own_template_may_strip_texts(own: Any) -> None:

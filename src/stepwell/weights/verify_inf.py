@@ -138,7 +138,7 @@ def _refuses(template: str, messages: list[Message]) -> bool:
 
 
 def _data_pipeline(record: Record) -> TableCheck:
-    """Padding to a square, pixel by pixel; AnyRes tiles and grouping by length are left out, and said to be."""
+    """Padding to a square, pixel by pixel; AnyRes tiles and grouping by length are left out."""
     differences = []
     for i, case in enumerate(record.table["pad_to_square"]):
         image = Image.fromarray(np.array(case["image_hwc"], dtype=np.uint8))
