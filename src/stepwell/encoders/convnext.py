@@ -23,7 +23,7 @@ from stepwell.layers.mlp import Activation, LayerScale, Mlp
 from stepwell.ops.rearrange import tokens_to_map
 from stepwell.structures import EncoderSpec, Size, TokenMap
 
-__all__ = ["ConvNeXt", "ConvNeXtBlock", "Downsampling"]
+__all__ = ["ConvNeXt", "ConvNeXtBlock", "Downsampling", "Stem"]
 
 
 class ConvNeXt(nn.Module):

@@ -23,7 +23,14 @@ from stepwell.layers.position import resize_position_table, sincos_code
 from stepwell.ops.rearrange import tokens_to_map
 from stepwell.structures import EncoderSpec, Size, TokenMap
 
-__all__ = ["Position", "TransformerBlock", "VisionTransformer"]
+__all__ = [
+    "PatchEmbed",
+    "Position",
+    "PositionTable",
+    "SincosPosition",
+    "TransformerBlock",
+    "VisionTransformer",
+]
 
 Position = Literal["table", "sincos", "relative", "none"]
 """A learned table resized to the grid; a fixed code of normalised coordinates; a learned bias per offset in

@@ -1,4 +1,4 @@
-"""Names of vision backbones in other code bases -> ours, and what loading does to their tables and kernels.
+"""Names of vision backbones in other code bases -> ours.
 
 PIIP's released code has seven block classes (arXiv 2501.07783); timm and transformers name the same networks
 differently. Ours: patch_embed.proj, class_token, position.{table,temporal}, embed_norm, blocks.<i>.{norm1,
@@ -10,17 +10,15 @@ mlp.{fc1,fc2},scale.gamma} elsewhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from stepwell.keys.engine import Drop, Join, Rename, Rule
-from stepwell.layers.position import resample_relative_table, resize_patch_kernel, resize_position_table
-from stepwell.structures import Size
 
-__all__ = ["Layout", "backbone_rules", "fit_tables", "spread_shared_table"]
+__all__ = ["Layout", "backbone_rules"]
 
 Layout = Literal[
     "deit",
@@ -254,60 +252,3 @@ def _convnext_blocks(prefix: str, parts: dict[str, str], scale: str, depths: Seq
         Rename(rf"{prefix}\.(\d+)\.{scale}", lambda m: f"layers.{number(m[1], m[2])}.scale.gamma"),
         Rename(rf"{prefix}\.(\d+)\.({'|'.join(map(re.escape, parts))})\.(weight|bias)", part),
     ]
-
-
-def spread_shared_table(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """A BEiT checkpoint that shares one relative table between all blocks -> one per block, in its names."""
-    state = dict(state)
-    shared = state.pop("rel_pos_bias.relative_position_bias_table", None)
-    state.pop("rel_pos_bias.relative_position_index", None)
-    if shared is not None:
-        state |= {f"blocks.{i}.attn.relative_position_bias_table": shared for i in range(depth)}
-    return state
-
-
-def fit_tables(
-    state: Mapping[str, Tensor],
-    *,
-    patch: int,
-    source_grid: Size | None,
-    position_grid: Size,
-    class_slot: bool = False,
-    windows: Sequence[int] = (),
-) -> dict[str, Tensor]:
-    """Our names -> our names, with the patch kernel and the tables of positions as an encoder wants them.
-
-    `source_grid` is the grid of the source's tables, None where it is the encoder's own; `position_grid`,
-    `class_slot` and `windows` are the encoder's. What already fits is left alone. Relative tables may end in
-    three rows for a class token, which are dropped.
-    """
-    fitted = dict(state)
-    for name, tensor in state.items():
-        if name == "patch_embed.proj.weight":
-            fitted[name] = resize_patch_kernel(tensor, patch)
-        elif name == "position.table":
-            fitted[name] = _fit_position(tensor, source_grid or position_grid, position_grid, class_slot)
-        elif name.endswith(".attn.relative_table"):
-            window = windows[int(name.split(".")[1])]
-            target = (window, window) if window else position_grid
-            fitted[name] = _fit_relative(tensor, source_grid or target, target)
-    return fitted
-
-
-def _fit_position(table: Tensor, source: Size, target: Size, class_slot: bool) -> Tensor:
-    has_slot = table.shape[0] == source[0] * source[1] + 1
-    if class_slot and not has_slot:
-        raise ValueError(
-            f"no row for a class token among {table.shape[0]} for grid {source}; set class_slot=False"
-        )
-    table = table[1:] if has_slot and not class_slot else table
-    return resize_position_table(table, source, target, class_slot=class_slot)
-
-
-def _fit_relative(table: Tensor, source: Size, target: Size) -> Tensor:
-    rows = (2 * source[0] - 1) * (2 * source[1] - 1)
-    if table.shape[0] not in (rows, rows + 3):
-        raise ValueError(
-            f"a relative table for windows {source} has {rows} rows (and 3), not {table.shape[0]}"
-        )
-    return resample_relative_table(table[:rows], source, target)

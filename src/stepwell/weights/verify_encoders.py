@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from stepwell.encoders.convnext import ConvNeXt
+from stepwell.encoders.pretrained import fit_tables, spread_shared_table
 from stepwell.encoders.vit import Position, VisionTransformer
-from stepwell.keys.backbones import Layout, backbone_rules, fit_tables, spread_shared_table
+from stepwell.keys.backbones import Layout, backbone_rules
 from stepwell.keys.engine import Rule, convert
 from stepwell.structures import TokenMap
 from stepwell.weights.record import Case, Record, Unsupported
@@ -101,7 +102,7 @@ def _output(encoder: VisionTransformer | ConvNeXt, state: TokenMap, layout: str)
     return encoder.to_map(state) if layout == "map" else state.tokens
 
 
-def vit_branch(record: Record) -> dict[str, Tensor]:
+def _vit_branch(record: Record) -> dict[str, Tensor]:
     """The state after the embedding and after every block."""
     settings = record.settings
     encoder, rules = encoder_from_settings(settings)
@@ -114,7 +115,7 @@ def vit_branch(record: Record) -> dict[str, Tensor]:
     return {name: _output(encoder, states[name], settings["output_layout"]) for name in settings["outputs"]}
 
 
-def convnext_branch(record: Record) -> dict[str, Tensor]:
+def _convnext_branch(record: Record) -> dict[str, Tensor]:
     """The state after the stem and after every group of layers."""
     settings = record.settings
     encoder, rules = encoder_from_settings(settings)
@@ -129,7 +130,7 @@ def convnext_branch(record: Record) -> dict[str, Tensor]:
     return {name: _output(encoder, states[name], settings["output_layout"]) for name in settings["outputs"]}
 
 
-def convnext_stages(record: Record) -> dict[str, Tensor]:
+def _convnext_stages(record: Record) -> dict[str, Tensor]:
     """The map after every stage."""
     encoder, rules = encoder_from_settings(record.settings)
     assert isinstance(encoder, ConvNeXt)
@@ -142,7 +143,7 @@ def convnext_stages(record: Record) -> dict[str, Tensor]:
     return outputs
 
 
-def load_position_and_patch(record: Record) -> dict[str, Tensor]:
+def _load_position_and_patch(record: Record) -> dict[str, Tensor]:
     """A checkpoint's tables and kernels: renamed, fitted, and back under their official names."""
     settings = record.settings
     state = {name.removeprefix("ckpt."): tensor for name, tensor in record.inputs.items()}
@@ -176,8 +177,8 @@ def _ours(name: str) -> str:
 
 
 CASES: dict[str, Case] = {
-    "piip.vit_branch": vit_branch,
-    "piip.convnext_branch": convnext_branch,
-    "piip.convnext_stages": convnext_stages,
-    "piip.load_position_and_patch": load_position_and_patch,
+    "piip.vit_branch": _vit_branch,
+    "piip.convnext_branch": _convnext_branch,
+    "piip.convnext_stages": _convnext_stages,
+    "piip.load_position_and_patch": _load_position_and_patch,
 }
