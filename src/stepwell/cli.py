@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import warnings
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +23,7 @@ from typer.exceptions import TyperException
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["app", "ask", "main"]
+__all__ = ["app", "ask", "convert", "main", "train"]
 
 REFUSED = 2
 INTERRUPTED = 130
@@ -113,7 +114,10 @@ def ask(
         typer.Option(metavar="MODEL", help="A model folder or a hub name. [default: the shipped model]"),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="Such as cpu, cuda or cuda:1. [default: cpu]")
+        str | None,
+        typer.Option(
+            metavar="DEVICE", help="Such as cpu, cuda or cuda:1. [default: a GPU where there is one]"
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
@@ -195,6 +199,8 @@ def _check_target(path: Path) -> None:
 
 def _check_model(model: str) -> None:
     """Raises ValueError for a folder that holds no model, and for what is neither a folder nor a hub name."""
+    from stepwell.weights.hub import looks_like_a_hub_name
+
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -205,7 +211,9 @@ def _check_model(model: str) -> None:
         raise ValueError(
             f"{model} is a file; name the model's folder, or turn it into one: stepwell convert --help"
         )
-    elif model.count("/") != 1 or model.startswith(("/", ".", "~")) or model.endswith("/"):
+    elif "_" in model and "/" not in model:
+        return  # so look the names of published releases; their list is read where torch is
+    elif not looks_like_a_hub_name(model.partition(":")[0]):  # owner/name, or owner/name:file of a release
         raise ValueError(f"unknown model {model}: no such folder, and hub names look like owner/name")
 
 
@@ -253,3 +261,80 @@ def _report(answer: str, seconds: float, pictures: list[str], layouts: list[Any]
             for view in layout.views
         ],
     }
+
+
+# ---- train ----
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field; may be repeated.")
+    ] = None,
+) -> None:
+    """Train a model from a recipe."""
+    _check_recipe(recipe)
+
+    from stepwell.train.run import train as run
+
+    print(f"trained: {run(recipe, overrides or [])}")
+
+
+def _check_recipe(recipe: str) -> None:
+    shipped = resources.files("stepwell") / "recipes"
+    names = sorted(
+        entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml")
+    )
+    if recipe not in names and not Path(recipe).is_file():
+        raise ValueError(f"no recipe {recipe}: not a file, and not one of {', '.join(names)}")
+
+
+# ---- convert ----
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A checkpoint, file or folder; with --dry-run a manifest."),
+    ],
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The new model folder.")] = None,
+    as_: Annotated[str, typer.Option("--as", metavar="NAME", help="The published model it is.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only compare names and shapes: SOURCE is a JSON file of them.")
+    ] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where its tokenizer is. [default: beside SOURCE]")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON, with every name.")
+    ] = False,
+) -> None:
+    """Turn a released checkpoint into a model folder."""
+    if not as_:
+        raise ValueError("say which published model it is: --as NAME")
+    if not source.exists():
+        raise ValueError(f"no such file or folder: {source}")
+    if (out is None) != dry_run:
+        raise ValueError(
+            "--dry-run writes nothing, leave OUT out" if dry_run else "say which folder to write: OUT"
+        )
+
+    from stepwell.weights.convert import ConversionError
+    from stepwell.weights.convert import convert as run
+    from stepwell.weights.convert import dry_run as compare
+
+    refusal: ValueError | None = None
+    try:
+        if out is None:
+            report = compare(source, as_=as_)
+            refusal = None if report.ok else ValueError(report.complaint())
+        else:
+            report = run(source, out, as_=as_, overwrite=overwrite, tokenizer=tokenizer)
+    except ConversionError as error:
+        report, refusal = error.report, error
+    print(json.dumps(report.json(), indent=2) if as_json else report.text())
+    if refusal is not None:
+        raise refusal
