@@ -8,9 +8,11 @@ shards of output in memory, whatever the model.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from stepwell.keys.engine import Plan, plan
@@ -59,7 +61,9 @@ def convert(
         name, why = next(iter(report.absent.items()))
         raise ConversionError(f"{len(report.absent)} tensors cannot be made ({name}): {why}", report)
     with new_folder(out, overwrite=overwrite) as folder:
-        write_safetensors(folder, _tensors(made, checkpoint), max_shard_bytes=max_shard_bytes)
+        count: Counter[torch.dtype] = Counter()
+        write_safetensors(folder, _tensors(made, checkpoint, count), max_shard_bytes=max_shard_bytes)
+        layout.config.dtype = count.most_common(1)[0][0]
         report.notes += layout.write_beside(folder, Path(tokenizer) if tokenizer else beside)
         (folder / "conversion.json").write_text(json.dumps(report.json(), indent=1), "utf-8")
     checkpoint.close()
@@ -107,8 +111,10 @@ def _prepare(
     return layout, made, report
 
 
-def _tensors(made: Plan, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """In the order of the source files, where reading is cheapest."""
+def _tensors(made: Plan, checkpoint: Checkpoint, count: Counter[torch.dtype]) -> Iterator[tuple[str, Tensor]]:
+    """In the order of the source files, where reading is cheapest; elements are counted by their dtype."""
     order = {name: i for i, name in enumerate(checkpoint.names)}
     for target in sorted(made.targets.values(), key=lambda target: order[target.sources[0]]):
-        yield target.name, target.make(checkpoint.read)
+        tensor = target.make(checkpoint.read)
+        count[tensor.dtype] += tensor.numel()
+        yield target.name, tensor

@@ -132,7 +132,7 @@ def _write_processor(
         return ["no tokenizer beside the source: the model can be loaded, but asked nothing until it has one"]
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     StepwellProcessor(image_processor, tokenizer, template=config.template).save_pretrained(folder)

@@ -5,15 +5,42 @@ Settings list branch 1 first (widest network, smallest image); grids are [rows, 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, cast
 
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from stepwell.fuse.interaction import DeformableCrossAttention, Injector, InteractionUnit
-from stepwell.fuse.merge import TokenMerge
-from stepwell.keys.piip import ATTENTION, INJECTOR, UNIT, token_merge_rules
+from stepwell.encoders.convnext import ConvNeXt
+from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from stepwell.encoders.vit import VisionTransformer
+from stepwell.fuse.interaction import DeformableCrossAttention, Injector, Interaction, InteractionUnit
+from stepwell.fuse.merge import BranchMerge, TokenMerge, dense_stacks, linear_stacks, stage_stacks
+from stepwell.heads.classify import BranchHeads, MergedHead
+from stepwell.heads.neck import SimplePyramid
+from stepwell.keys.engine import Rule, with_prefix
+from stepwell.keys.piip import (
+    ATTENTION,
+    INJECTOR,
+    UNIT,
+    classifier_rules,
+    features_rules,
+    interaction_rules,
+    token_merge_rules,
+    vision_rules,
+)
+from stepwell.models.geometry import PyramidGeometry
+from stepwell.models.piip import (
+    PiipVision,
+    PyramidClassifier,
+    PyramidEncoder,
+    PyramidFeatures,
+    build_interactions,
+)
 from stepwell.structures import Size, TokenMap
-from stepwell.weights.record import Case, Record
+from stepwell.weights.record import Case, Record, Unsupported
+from stepwell.weights.verify_encoders import encoder_from_settings
 
 __all__ = ["CASES"]
 
@@ -99,9 +126,184 @@ def _token_merge(s: dict[str, Any]) -> TokenMerge:
     )
 
 
+class _Block(nn.Module):
+    """Bare blocks of every branch, and an interaction behind them."""
+
+    def __init__(self, s: dict[str, Any]) -> None:
+        super().__init__()
+        encoders, self.tables = _encoders(s)
+        for encoder in encoders:
+            encoder.patch_embed = nn.Identity()  # recorded without an embedding
+            encoder.class_token = None  # given as an input
+        self.branches = nn.ModuleList(encoders)
+        self.interaction = Interaction(
+            [encoder.spec.dim for encoder in encoders], **_message_arguments(s["interaction"])
+        )
+
+    def rules(self) -> list[Rule]:
+        rules = with_prefix(interaction_rules(len(self.branches)), r"interaction\.", "interaction.")
+        for k, table in enumerate(self.tables):
+            rules += with_prefix(table, f"branch{k + 1}_", f"branches.{k}.")
+        return rules
+
+    def forward(self, states: list[TokenMap]) -> list[TokenMap]:
+        encoders = cast("list[Encoder]", list(self.branches))
+        states = [
+            encoder.run(state, 0, encoder.spec.depth - 1)
+            for encoder, state in zip(encoders, states, strict=True)
+        ]
+        return cast("list[TokenMap]", self.interaction(states))
+
+
+def _interaction_block(record: Record) -> dict[str, Tensor]:
+    module = _Block(record.settings)
+    return _named(record.load_into(module, module.rules())(_states(record)))
+
+
+def _encoders(s: dict[str, Any]) -> tuple[list[VisionTransformer | ConvNeXt], list[list[Rule]]]:
+    """The branches and the key table of each."""
+    _check_order(s)
+    encoders, tables = zip(*(encoder_from_settings(branch) for branch in s["branches"]), strict=True)
+    return list(encoders), list(tables)
+
+
+def _check_order(s: dict[str, Any]) -> None:
+    """Ours is the only order and exchange that was recorded; another one would be a new schedule."""
+    finest_first = [f"{a}{b}" for a, b in pairwise(range(1, s["num_branches"] + 1))][::-1]
+    if s["unit_order"] != finest_first or s["exchange"] != "simultaneous":
+        raise Unsupported(f"units {s['unit_order']} with {s['exchange']} exchange")
+
+
+def _pyramid(s: dict[str, Any]) -> tuple[PyramidEncoder, list[list[Rule]]]:
+    """Branches and interactions, and the key table of every branch."""
+    resize = s["image_resize"]
+    if (resize["mode"], resize["by"], resize["align_corners"], resize["antialias"]) != (
+        "bilinear",
+        "scale_factor",
+        False,
+        False,
+    ):
+        raise Unsupported(f"image resize {resize}")
+    encoders, tables = _encoders(s)
+    ranges = [[(first, last) for first, last in branch["interaction_indexes"]] for branch in s["branches"]]
+    interactions = build_interactions(
+        [encoder.spec for encoder in encoders], ranges, **_message_arguments(s["interaction"])
+    )
+    return PyramidEncoder(encoders, interactions, ranges), tables
+
+
+def _backbone(record: Record) -> dict[str, Tensor]:
+    s = record.settings
+    encoder, tables = _pyramid(s)
+    *earlier, last = s["merge_after"]
+    if last != len(encoder.interactions) - 1:
+        raise Unsupported(f"a last merge after interaction {last} of {len(encoder.interactions)}")
+    dims = [
+        [
+            branch.spec.dims[found[i][1]]
+            for branch, found in zip(encoder.encoders, encoder.ranges, strict=True)
+        ]
+        for i in s["merge_after"]
+    ]
+    stages = s["pyramid"]["stages"]
+    operations = [stage["op"] for stage in stages]
+    sources = [s["merge_after"].index(stage["merge_after"]) for stage in stages]
+    neck = SimplePyramid(
+        [dims[source][0] for source in sources],
+        operations=operations,
+        norm=s["pyramid"]["norm"],
+        num_groups=s["pyramid"]["norm_groups"],
+        norm_eps=s["pyramid"]["norm_eps"],
+    )
+    model = PyramidFeatures(
+        encoder,
+        [BranchMerge(_conv_stacks(widths, s["merge"])) for widths in dims],
+        neck,
+        ratios=s["image_ratios"],
+        strides=range(len(stages)),
+        merge_after=earlier,
+        sources=sources,
+    )
+    rules = features_rules(tables, len(encoder.interactions), merge_after=earlier, operations=operations)
+    maps = record.load_into(model, rules)(record.inputs["image"])
+    return {stage["name"]: maps[i] for i, stage in enumerate(stages)}
+
+
+def _conv_stacks(dims: list[int], merge: dict[str, Any]) -> list[nn.Module]:
+    if (merge["kernel_size"], merge["conv_bias"], merge["resize_after_stack"]) != (3, False, True):
+        raise Unsupported(f"merge {merge}")
+    norm = {"num_groups": merge["norm_groups"], "norm_eps": merge["norm_eps"]}
+    if merge["branch1_has_conv"]:
+        return dense_stacks(dims, num_layers=merge["layers"], **norm)
+    if merge["layers"] != 1:
+        raise Unsupported(f"merge {merge}")
+    return stage_stacks(dims, **norm)
+
+
+def _classifier(record: Record) -> dict[str, Tensor]:
+    s = record.settings
+    encoder, tables = _pyramid(s)
+    dims = [branch.spec.dim for branch in encoder.encoders]
+    merged = s["head_rule"] == "merge"
+    head: nn.Module
+    if merged:
+        norm = {"num_groups": s["head"]["merge_norm_groups"], "norm_eps": s["head"]["merge_norm_eps"]}
+        merge = BranchMerge(linear_stacks(dims, **norm))
+        head = MergedHead(merge, dims[0], s["num_classes"], norm_eps=s["head_norm_eps"])
+    else:
+        head = BranchHeads(dims, s["num_classes"], read=s["head_rule"], norm_eps=s["head_norm_eps"])
+    model = PyramidClassifier(encoder, head, ratios=s["image_ratios"])
+    record.load_into(model, classifier_rules(tables, len(encoder.interactions), merged=merged))
+    return {"logits": model(record.inputs["image"])}
+
+
+def _llava_tower(record: Record) -> dict[str, Tensor]:
+    s = record.settings
+    encoder, tables = _pyramid(s)
+    geometry = _square_geometry([branch["img_size"] for branch in s["branches"]], "crop")
+    model = PiipVision(encoder, _token_merge(s["projector"]), geometry)
+    record.load_into(model, vision_rules(tables, len(encoder.interactions), norm=s["projector"]["norm"]))
+    views = [record.inputs["image"]]
+    maps = {f"branch{k}": x for k, x in enumerate(model.maps(views), start=1)}
+    return maps | {"tokens": model(views).tokens}
+
+
+def _llava_preprocess(record: Record) -> dict[str, Tensor]:
+    s = record.settings
+    outputs: dict[str, Tensor] = {}
+    for framing in ("pad", "crop"):
+        geometry = _square_geometry([s["size"]], framing, s["image_mean"], s["image_std"])
+        for i in range(s["num_images"]):
+            image = Image.fromarray(record.inputs[f"image{i}"].numpy())
+            layout = geometry.layout((image.height, image.width))
+            (outputs[f"{s[framing]['output_prefix']}{i}"],) = geometry.views(image, layout)
+    return outputs
+
+
+def _square_geometry(
+    sides: Sequence[int],
+    framing: str,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> PyramidGeometry:
+    return PyramidGeometry(
+        names=("",) * len(sides),
+        sides=tuple(sides),
+        strides=(1,) * len(sides),
+        framing=framing,
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+    )
+
+
 CASES: dict[str, Case] = {
     "piip.deform_attention": _deform_attention,
     "piip.injector": _injector,
     "piip.interaction_unit": _interaction_unit,
+    "piip.interaction_block": _interaction_block,
+    "piip.backbone": _backbone,
+    "piip.classifier": _classifier,
+    "piip.llava_tower": _llava_tower,
     "piip.llava_projector": _llava_projector,
+    "piip.llava_preprocess": _llava_preprocess,
 }
