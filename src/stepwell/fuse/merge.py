@@ -77,7 +77,7 @@ def linear_stacks(dims: Sequence[int], *, num_groups: int = 32, norm_eps: float 
         return nn.GroupNorm(num_groups, dim, eps=norm_eps)
 
     others = (nn.Sequential(norm(dim), CellLinear(dim, dims[0]), norm(dims[0])) for dim in dims[1:])
-    return [nn.Sequential(norm(dims[0])), *others]
+    return [norm(dims[0]), *others]
 
 
 class CellLinear(nn.Linear):

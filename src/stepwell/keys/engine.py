@@ -135,7 +135,7 @@ def with_prefix(rules: Iterable[Rule], source: str, target: str) -> list[Rule]:
 
 def _prefixed(rule: Rule, source: str, target: str) -> Rule:
     if isinstance(rule, Drop):
-        return Drop(source + rule.pattern, rule.reason)
+        return Drop(f"{source}(?:{rule.pattern})", rule.reason)
 
     def to(match: re.Match[str], rule: Rename | Join = rule) -> str:
         inner = match.string[_prefix_length(source, match.string) :]
@@ -144,8 +144,8 @@ def _prefixed(rule: Rule, source: str, target: str) -> Rule:
         return target + _substitute(found, rule.to)
 
     if isinstance(rule, Rename):
-        return Rename(source + rule.pattern, to, rule.how)
-    return Join(tuple(source + pattern for pattern in rule.patterns), to, rule.how)
+        return Rename(f"{source}(?:{rule.pattern})", to, rule.how)
+    return Join(tuple(f"{source}(?:{pattern})" for pattern in rule.patterns), to, rule.how)
 
 
 def _prefix_length(source: str, name: str) -> int:

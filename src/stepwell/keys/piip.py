@@ -17,12 +17,15 @@ __all__ = [
     "ATTENTION",
     "INJECTOR",
     "UNIT",
+    "classifier_rules",
+    "encoder_rules",
+    "features_rules",
     "interaction_rules",
-    "interactions_rules",
-    "intermediate_merge_rules",
+    "linear_merge_rules",
     "merge_rules",
     "pyramid_rules",
     "token_merge_rules",
+    "vision_rules",
 ]
 
 _RENAMED_ATTENTION = {
@@ -73,45 +76,98 @@ def interaction_rules(num_branches: int) -> list[Rule]:
     ]
 
 
-def interactions_rules(num_branches: int, count: int) -> list[Rule]:
-    """`interactions.{i}.` of a whole pyramid, for `count` of them."""
-    return [
-        rule
-        for i in range(count)
-        for rule in with_prefix(
-            interaction_rules(num_branches), rf"interactions\.{i}\.", f"interactions.{i}."
-        )
-    ]
-
-
-def merge_rules(
-    num_branches: int, *, source: str = "", target: str = "", layers: dict[int, int] | None = None
-) -> list[Rule]:
-    """`merge_branch{k}` and `w{k}` behind `source`; `layers` renumbers a stack's layers."""
-
-    def layer(match: re.Match[str]) -> str:
-        index = int(match[2])
-        return f"{target}stacks.{int(match[1]) - 1}.{layers[index] if layers else index}.{match[3]}"
-
-    name = re.escape(source)
-    branch = rf"{name}_branch" if source else "merge_branch"
-    weight = rf"{name}_w" if source else "w"
-    numbers = range(1, num_branches + 1)
-    return [
-        Rename(rf"{branch}(\d+)\.(\d+)\.(weight|bias)", layer),
-        Join(tuple(f"{weight}{k}" for k in numbers), f"{target}weights", torch.stack),
-    ]
-
-
-def intermediate_merge_rules(num_branches: int, merge_after: Sequence[int]) -> list[Rule]:
-    """The merges of a backbone, one after each interaction in `merge_after`; the last has a plain name."""
-    *earlier, _ = merge_after
-    rules = merge_rules(num_branches, target=f"merges.{len(earlier)}.")
-    for i, interaction in enumerate(earlier):
-        rules += merge_rules(
-            num_branches, source=f"intermediate_merging_{interaction}", target=f"merges.{i}."
+def encoder_rules(branches: Sequence[Sequence[Rule]], num_interactions: int) -> list[Rule]:
+    """`branch{k}.` and `interactions.{i}.` -> PyramidEncoder, as `encoder`. branches: their tables."""
+    rules: list[Rule] = []
+    for k, branch in enumerate(branches):
+        rules += with_prefix(branch, rf"branch{k + 1}\.", f"encoder.branches.{k}.")
+    for i in range(num_interactions):
+        rules += with_prefix(
+            interaction_rules(len(branches)), rf"interactions\.{i}\.", f"encoder.interactions.{i}."
         )
     return rules
+
+
+def merge_rules(num_branches: int, target: str, interaction: int | None = None) -> list[Rule]:
+    """The last merge of a dense model, or the one after an interaction that is not the last."""
+    name = "merge_branch" if interaction is None else f"intermediate_merging_{interaction}_branch"
+    weight = "w" if interaction is None else f"intermediate_merging_{interaction}_w"
+
+    def layer(match: re.Match[str]) -> str:
+        return f"{target}stacks.{int(match[1]) - 1}.{match[2]}"
+
+    return [
+        Rename(rf"{name}(\d+)\.(\d+\.(?:weight|bias))", layer),
+        _sum_weights(weight, num_branches, target),
+    ]
+
+
+def linear_merge_rules(num_branches: int, target: str) -> list[Rule]:
+    """The merge of a classifier: a norm alone in branch 1; elsewhere our three layers have other numbers."""
+    layers = {"0": 0, "2": 1, "4": 2}
+
+    def layer(match: re.Match[str]) -> str:
+        return f"{target}stacks.{int(match[1]) - 1}.{layers[match[2]]}.{match[3]}"
+
+    return [
+        Rename(r"merge_branch1\.(weight|bias)", rf"{target}stacks.0.\1"),
+        Rename(r"merge_branch(\d+)\.([024])\.(weight|bias)", layer),
+        _sum_weights("w", num_branches, target),
+    ]
+
+
+def _sum_weights(name: str, num_branches: int, target: str) -> Join:
+    scalars = tuple(f"{name}{k}" for k in range(1, num_branches + 1))
+    return Join(scalars, f"{target}weights", torch.stack)
+
+
+def features_rules(
+    branches: Sequence[Sequence[Rule]],
+    num_interactions: int,
+    *,
+    merge_after: Sequence[int] = (),
+    operations: Sequence[str] = (),
+) -> list[Rule]:
+    """A dense backbone -> PyramidFeatures.
+
+    """The merge of a classifier: a norm alone in branch 1; elsewhere our layers have other numbers."""
+    operations: of the neck.
+    """
+    merges = merge_rules(len(branches), f"merges.{len(merge_after)}.")
+    for i, interaction in enumerate(merge_after):
+        merges += merge_rules(len(branches), f"merges.{i}.", interaction)
+    return [*encoder_rules(branches, num_interactions), *merges, *pyramid_rules(operations)]
+
+
+def classifier_rules(
+    branches: Sequence[Sequence[Rule]], num_interactions: int, *, merged: bool
+) -> list[Rule]:
+    """A classifier -> PyramidClassifier, with a head for every branch or one behind a merge."""
+    head: list[Rule]
+    if merged:
+        head = [
+            *linear_merge_rules(len(branches), "head.merge."),
+            Rename(r"cls_norm\.(weight|bias)", r"head.norm.\1"),
+            Rename(r"cls_head\.(weight|bias)", r"head.classifier.\1"),
+        ]
+    else:
+
+        def part(match: re.Match[str]) -> str:
+            return f"head.{_HEADS[match[2]]}.{int(match[1]) - 1}.{match[3]}"
+
+        head = [Rename(r"branch(\d+)\.(norm|head)\.(weight|bias)", part)]
+    return [*head, *encoder_rules(branches, num_interactions)]  # before the encoders, which drop final norms
+
+
+_HEADS = {"norm": "norms", "head": "classifiers"}
+
+
+def vision_rules(
+    branches: Sequence[Sequence[Rule]], num_interactions: int, *, norm: str = "groupnorm"
+) -> list[Rule]:
+    """Tower and projector of PIIP-LLaVA, without their prefix in the released model -> PiipVision."""
+    tower = with_prefix(encoder_rules(branches, num_interactions), r"vision_tower\.", "")
+    return [*tower, *with_prefix(token_merge_rules(norm), r"mm_projector\.", "projector.")]
 
 
 def pyramid_rules(operations: Sequence[str], target: str = "neck.") -> list[Rule]:

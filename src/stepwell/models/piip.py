@@ -22,7 +22,14 @@ from stepwell.models.geometry import PyramidGeometry
 from stepwell.structures import EncoderSpec, FeatureMaps, Size, TokenLayout, TokenMap, VisualTokens
 from stepwell.views.pyramid import image_pyramid
 
-__all__ = ["LayerRange", "PiipVision", "PyramidEncoder", "PyramidFeatures", "build_interactions"]
+__all__ = [
+    "LayerRange",
+    "PiipVision",
+    "PyramidClassifier",
+    "PyramidEncoder",
+    "PyramidFeatures",
+    "build_interactions",
+]
 
 LayerRange = tuple[int, int]
 """(first, last) layer of an encoder, both included."""
@@ -32,9 +39,9 @@ class PyramidEncoder(nn.Module):
     """Encoders that run side by side and interact after chosen layers.
 
     branches: Encoders; ranges: for every branch, the layers it runs before each interaction, adjoining from 0
-    on; interactions: what happens after each. Layers behind the last range run after the last interaction, and
-    all layers where there is none. checkpointing: recompute interactions in the backward pass (encoders have
-    their own).
+    on; interactions: what happens after each. Layers behind the last range run after the last interaction,
+    and all layers where there is none. checkpointing: recompute interactions in the backward pass (encoders
+    have their own).
     """
 
     def __init__(
@@ -64,8 +71,8 @@ class PyramidEncoder(nn.Module):
         return cast("list[Encoder]", list(self.branches))
 
     def forward(self, views: Sequence[Tensor], after: Sequence[int] = ()) -> list[list[TokenMap]]:
-        """views: one (B, 3, h, w) per branch -> the states of all branches after each interaction in `after`, in
-        rising order, and last of all the final states.
+        """views: one (B, 3, h, w) per branch -> the states of all branches after each interaction in `after`,
+        in rising order, and last of all the final states.
         """
         encoders = self.encoders
         states = [encoder.stem(view) for encoder, view in zip(encoders, views, strict=True)]
@@ -123,8 +130,8 @@ class PyramidFeatures(nn.Module):
     """One image -> maps of several strides, for dense tasks.
 
     ratios: side of every branch's picture relative to the image. merges: one after each interaction in
-    `merge_after`, and a last one for the final states. neck: makes the maps that leave, `strides` says their
-    strides; without one the merged maps leave as they are.
+    `merge_after`, and a last one for the final states. Map i that leaves is merge `sources[i]` (by default
+    merge i, or the only one), resampled by the neck where there is one, at stride `strides[i]`.
     """
 
     def __init__(
@@ -136,26 +143,49 @@ class PyramidFeatures(nn.Module):
         ratios: Sequence[float],
         strides: Sequence[int],
         merge_after: Sequence[int] = (),
+        sources: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if len(merges) != len(merge_after) + 1:
             raise ValueError(
                 f"merging after {list(merge_after)} and at the end needs {len(merge_after) + 1} merges"
             )
+        if sources is None:
+            sources = [0] * len(strides) if len(merges) == 1 else range(len(merges))
+        if len(sources) != len(strides):
+            raise ValueError(f"strides {list(strides)} need one merge each, got {list(sources)}")
         self.encoder = encoder
         self.merges = nn.ModuleList(merges)
         self.neck = neck
         self.ratios = tuple(ratios)
         self.strides = tuple(strides)
         self.merge_after = tuple(merge_after)
+        self.sources = tuple(sources)
 
     def forward(self, image: Tensor) -> FeatureMaps:
         """(B, 3, H, W) -> stride -> (B, C, H / stride, W / stride), finest first."""
         kept = self.encoder(image_pyramid(image, self.ratios), self.merge_after)
         merged = [merge(self.encoder.maps(states)) for merge, states in zip(self.merges, kept, strict=True)]
+        maps = [merged[source] for source in self.sources]
         if self.neck is not None:
-            merged = self.neck(merged * len(self.strides) if len(merged) == 1 else merged)
-        return dict(zip(self.strides, merged, strict=True))
+            maps = self.neck(maps)
+        return dict(zip(self.strides, maps, strict=True))
+
+
+class PyramidClassifier(nn.Module):
+    """One image -> class logits. head: `BranchHeads`, or `MergedHead` with a merge of `linear_stacks`."""
+
+    def __init__(self, encoder: PyramidEncoder, head: nn.Module, *, ratios: Sequence[float]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.ratios = tuple(ratios)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, number of classes)."""
+        (final,) = self.encoder(image_pyramid(image, self.ratios))
+        logits: Tensor = self.head(final)
+        return logits
 
 
 class PiipVision(nn.Module):
