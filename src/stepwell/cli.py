@@ -160,7 +160,7 @@ def ask(
     )
     seconds = time.perf_counter() - started
     if as_json:
-        print(json.dumps(_report(answer, seconds, pictures, layouts), ensure_ascii=False, indent=2))
+        print(json.dumps(_report(answer, seconds, pictures, layouts), ensure_ascii=False))
     else:
         print("" if stream else answer)
 

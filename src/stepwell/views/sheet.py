@@ -77,7 +77,8 @@ def _draw_view(image: Image.Image, view: View, colour: str) -> Image.Image:
     shown = _cut(image, view)
     rows, cols = view.grid
     panel, scale = _panel(shown, f"{view.name} {width} x {height}, {cols} x {rows} cells", colour)
-    draw = ImageDraw.Draw(panel)
+    lined = panel.copy()
+    draw = ImageDraw.Draw(lined)
     right, bottom = width * scale, height * scale
     for row in range(rows + 1):
         y = CAPTION + min(bottom * row / rows, bottom - 1)
@@ -85,7 +86,7 @@ def _draw_view(image: Image.Image, view: View, colour: str) -> Image.Image:
     for col in range(cols + 1):
         x = min(right * col / cols, right - 1)
         draw.line((x, CAPTION, x, CAPTION + bottom), fill=colour)
-    return panel
+    return Image.blend(panel, lined, 0.5)  # small print stays legible under the grid
 
 
 def _cut(image: Image.Image, view: View) -> Image.Image:
