@@ -17,9 +17,9 @@ from PIL import Image, ImageFilter
 
 from stepwell.data import words
 from stepwell.data.glyphs import FONTS, Face, face
-from stepwell.data.questions import field_question, read_question
-from stepwell.data.sample import Line, Sample, Turn
-from stepwell.structures import Box, Size
+from stepwell.data.questions import turns_about
+from stepwell.data.sample import Line, Sample
+from stepwell.structures import Size
 
 __all__ = ["DrawnPages", "Page", "draw_page"]
 
@@ -62,13 +62,19 @@ class _Sheet:
         written = []
         for place, text in enumerate(texts):
             text = self._fit(text, face, part if len(texts) > 1 else self.width)
-            free = part - face.width(text, self.spacing) if len(texts) > 1 else self.width - face.width(text, self.spacing)
+            free = (
+                part - face.width(text, self.spacing)
+                if len(texts) > 1
+                else self.width - face.width(text, self.spacing)
+            )
             if len(texts) > 1:
                 side = "left" if place == 0 else "right"
             else:
                 side = align
             shift = {"left": 0, "center": free // 2, "right": free}[side]
-            line = face.draw(self.ink, self.margin + place * part + max(shift, 0), self.top, text, self.spacing)
+            line = face.draw(
+                self.ink, self.margin + place * part + max(shift, 0), self.top, text, self.spacing
+            )
             if line is not None:
                 self.lines.append(line)
                 written.append(line.text)
@@ -119,7 +125,11 @@ def draw_page(seed: int, index: int, *, size: Size, text: tuple[int, int], kind:
     image = Image.fromarray(_print(sheet.ink, chance)).convert("RGB")
     if chance.random() < 0.25:
         image = _recompress(image, chance.randint(35, 85))
-    lines = tuple(replace(line, text=line.text.upper()) for line in sheet.lines if len(line.text.upper()) == len(line.text))
+    lines = tuple(
+        replace(line, text=line.text.upper())
+        for line in sheet.lines
+        if len(line.text.upper()) == len(line.text)
+    )
     return Page(image, lines, fields)
 
 
@@ -135,7 +145,9 @@ def _receipt(sheet: _Sheet, text: tuple[int, int]) -> dict[str, str]:
     if chance.random() < 0.6:
         sheet.row(f"TEL: {words.telephone(chance)}", align=align)
     if chance.random() < 0.5:
-        sheet.row(chance.choice(("TAX INVOICE", "CASH BILL", "INVOICE", "RECEIPT")), align="center", face=heading)
+        sheet.row(
+            chance.choice(("TAX INVOICE", "CASH BILL", "INVOICE", "RECEIPT")), align="center", face=heading
+        )
     sheet.skip(chance.uniform(0, 1))
     _date_row(sheet, fields)
     for _ in range(chance.randint(0, 2)):
@@ -175,7 +187,9 @@ def _sums(sheet: _Sheet, fields: dict[str, str]) -> None:
     total = words.amount(chance)
     paid = f"{float(total) + chance.choice((0, 0.1, 1.5, 5, 10)):.2f}"
     currency = chance.choice(("", "", "RM", "RM ", "$"))
-    label = chance.choice(("TOTAL", "TOTAL", "TOTAL:", "GRAND TOTAL", "TOTAL AMOUNT", "NET TOTAL", "TOTAL (RM)", "TOTAL SALES"))
+    label = chance.choice(
+        ("TOTAL", "TOTAL", "TOTAL:", "GRAND TOTAL", "TOTAL AMOUNT", "NET TOTAL", "TOTAL (RM)", "TOTAL SALES")
+    )
     large = face(sheet.face.name, round(sheet.face.size * chance.choice((1.0, 1.0, 1.2))))
     if chance.random() < 0.5:
         sheet.row(chance.choice(("SUBTOTAL", "SUB TOTAL", "ITEMS")), words.amount(chance, float(total) + 1))
@@ -192,7 +206,9 @@ def _sums(sheet: _Sheet, fields: dict[str, str]) -> None:
 def _document(sheet: _Sheet, text: tuple[int, int]) -> dict[str, str]:
     chance = sheet.chance
     heading = face(chance.choice(FONTS), text[1])
-    sheet.row(words.phrase(chance, chance.randint(2, 4)), align=chance.choice(("center", "left")), face=heading)
+    sheet.row(
+        words.phrase(chance, chance.randint(2, 4)), align=chance.choice(("center", "left")), face=heading
+    )
     while not sheet.full:
         style = chance.random()
         if style < 0.5:
@@ -273,24 +289,5 @@ class DrawnPages:
         ratio = self.aspect[0] * (self.aspect[1] / self.aspect[0]) ** chance.random()
         size = (long_side, round(long_side / ratio)) if ratio >= 1 else (round(long_side * ratio), long_side)
         page = draw_page(self.seed, index, size=size, text=self.text, kind=self.kind)
-        return Sample(image=page.image, turns=turns_about(page, size, self.reads, chance), lines=page.lines)
-
-
-def turns_about(page: Page, size: Size, reads: int, chance: random.Random) -> tuple[Turn, ...]:
-    """Key fields and up to `reads` lines, in random order; the first question carries the placeholder."""
-    turns = [Turn(question=field_question(name, chance), answer=value) for name, value in page.fields.items()]
-    for line in chance.sample(page.lines, min(reads, len(page.lines))):
-        turns.append(Turn(question=read_question(loosen(line.box, chance), size, chance), answer=line.text, line=line))
-    chance.shuffle(turns)
-    return tuple(with_placeholder(turns))
-
-
-def with_placeholder(turns: list[Turn]) -> list[Turn]:
-    return [replace(turn, question=f"<image>\n{turn.question}") if not place else turn for place, turn in enumerate(turns)]
-
-
-def loosen(box: Box, chance: random.Random) -> Box:
-    """The box with margins as people leave them: up to a quarter of its height on every side."""
-    room = (box[3] - box[1]) * 0.25
-    left, top, right, bottom = (chance.uniform(0, room) for _ in range(4))
-    return box[0] - left, box[1] - top, box[2] + right, box[3] + bottom
+        turns = turns_about(page.lines, page.fields, size, reads=self.reads, chance=chance)
+        return Sample(image=page.image, turns=turns, lines=page.lines)

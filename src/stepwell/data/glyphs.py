@@ -42,7 +42,9 @@ class Face:
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
-        self._font = ImageFont.truetype(str(_folder() / f"{name}.ttf"), size, layout_engine=ImageFont.Layout.BASIC)
+        self._font = ImageFont.truetype(
+            str(_folder() / f"{name}.ttf"), size, layout_engine=ImageFont.Layout.BASIC
+        )
         self._glyphs: dict[str, Glyph] = {}
         self.line_height = sum(self._font.getmetrics())
 

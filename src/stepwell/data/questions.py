@@ -7,10 +7,13 @@ LLaVA-1.5 writes its grounding data (arXiv 2310.03744).
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from stepwell.data.sample import Line, Turn
 from stepwell.structures import Box, Size
 
-__all__ = ["ANSWER_SHORTLY", "BOX_FORMAT", "FIELD_QUESTIONS", "READ_QUESTIONS", "box_text", "field_question", "read_question"]
+__all__ = ["ANSWER_SHORTLY", "BOX_FORMAT", "FIELD_QUESTIONS", "READ_QUESTIONS", "box_text", "turns_about"]
 
 BOX_FORMAT = " The numbers are left, top, right and bottom as fractions of the image width and height."
 ANSWER_SHORTLY = "\nAnswer the question using a single word or phrase."
@@ -57,17 +60,50 @@ def box_text(box: Box, size: Size) -> str:
     return "[" + ", ".join(f"{min(max(fraction, 0.0), 1.0):.3f}" for fraction in fractions) + "]"
 
 
-def read_question(box: Box, size: Size, chance: random.Random) -> str:
-    """One of the wordings that ask for the text in a box."""
-    return chance.choice(READ_QUESTIONS).format(box=box_text(box, size)) + _manner(chance)
+def turns_about(
+    lines: Sequence[Line], fields: Mapping[str, str], size: Size, *, reads: int, chance: random.Random
+) -> tuple[Turn, ...]:
+    """Questions for all key fields and for up to `reads` lines, shuffled; the first one holds the placeholder.
+
+    size = (H, W) of the picture. A field that one line spells points to it. Raises ValueError for a field that no
+    question asks for.
+    """
+    if unknown := sorted(fields.keys() - FIELD_QUESTIONS.keys()):
+        raise ValueError(
+            f"no question asks for {', '.join(unknown)}; fields are {', '.join(FIELD_QUESTIONS)}"
+        )
+    turns = [
+        Turn(question=chance.choice(FIELD_QUESTIONS[name]), answer=value, line=_place(lines, name, value))
+        for name, value in fields.items()
+    ]
+    for line in chance.sample(lines, min(reads, len(lines))):
+        box = box_text(_loosened(line.box, chance), size)
+        turns.append(
+            Turn(question=chance.choice(READ_QUESTIONS).format(box=box), answer=line.text, line=line)
+        )
+    chance.shuffle(turns)
+    manner = [ANSWER_SHORTLY if chance.random() < 0.5 else "" for _ in turns]
+    return tuple(
+        replace(turn, question=("" if number else "<image>\n") + turn.question + manner[number])
+        for number, turn in enumerate(turns)
+    )
 
 
-def field_question(field: str, chance: random.Random) -> str:
-    """One of the wordings that ask for a key field. Raises ValueError for a field without one."""
-    if field not in FIELD_QUESTIONS:
-        raise ValueError(f"no question asks for {field!r}; choose from {sorted(FIELD_QUESTIONS)}")
-    return chance.choice(FIELD_QUESTIONS[field]) + _manner(chance)
+def _place(lines: Sequence[Line], field: str, value: str) -> Line | None:
+    """The stretch of a line that spells a field; amounts and dates by preference where their label stands."""
+    label = field.upper()
+    found = [(line.part(value), line) for line in lines]
+    places = [(part, line) for part, line in found if part is not None]
+    rows = [line.box for line in lines if label in line.text and "SUB" not in line.text]
+    for part, line in places:
+        middle = (line.box[1] + line.box[3]) / 2
+        if any(top <= middle <= bottom for _, top, _, bottom in rows):
+            return part
+    return places[0][0] if places else None
 
 
-def _manner(chance: random.Random) -> str:
-    return ANSWER_SHORTLY if chance.random() < 0.5 else ""
+def _loosened(box: Box, chance: random.Random) -> Box:
+    """The box with margins as people leave them: up to a quarter of its height on every side."""
+    room = (box[3] - box[1]) * 0.25
+    left, top, right, bottom = (chance.uniform(0, room) for _ in range(4))
+    return box[0] - left, box[1] - top, box[2] + right, box[3] + bottom

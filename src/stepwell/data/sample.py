@@ -32,11 +32,22 @@ class Line:
 
     def __post_init__(self) -> None:
         if len(self.edges) != len(self.text) + 1:
-            raise ValueError(f"{len(self.text)} characters need {len(self.text) + 1} edges, got {len(self.edges)}")
+            raise ValueError(
+                f"{len(self.text)} characters need {len(self.text) + 1} edges, got {len(self.edges)}"
+            )
 
     @property
     def height(self) -> float:
         return self.box[3] - self.box[1]
+
+    def part(self, text: str) -> Line | None:
+        """The first stretch of the line that reads `text`, as a line of its own; None if there is none."""
+        start = self.text.find(text)
+        if start < 0 or not text:
+            return None
+        edges = self.edges[start : start + len(text) + 1]
+        box = (edges[0], self.box[1], edges[-1], self.box[3])
+        return Line(text=text, box=box, edges=edges, exact=self.exact)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,11 @@ street road park garden square hall market station centre plaza tower floor unit
 report memo letter subject agenda department project number version page section budget plan review draft final""".split()
 _KINDS = "TRADING ENTERPRISE MART MINIMARKET RESTAURANT BAKERY HARDWARE STATIONERY PHARMACY BOOKSTORE CAFE STORE".split()
 _ENDINGS = "SDN BHD|SDN. BHD.|LTD|LIMITED|& CO|INC|PLT|GROUP|(M) SDN BHD|".split("|")
-_TOWNS = "JOHOR BAHRU|SHAH ALAM|KUALA LUMPUR|PETALING JAYA|KLANG|IPOH|MELAKA|PENANG|SELANGOR|PUCHONG|CHERAS".split("|")
+_TOWNS = (
+    "JOHOR BAHRU|SHAH ALAM|KUALA LUMPUR|PETALING JAYA|KLANG|IPOH|MELAKA|PENANG|SELANGOR|PUCHONG|CHERAS".split(
+        "|"
+    )
+)
 _WAYS = "JALAN|JLN|LORONG|TAMAN|PERSIARAN|BANDAR|STREET|ROAD|AVENUE|KAMPUNG".split("|")
 _MONTHS = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split()
 _ONSETS = "b c d f g h j k l m n p r s t v w y z ch sh th tr st br kh ng".split() + [""]
@@ -30,7 +34,9 @@ _SYMBOLS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" * 2 + "0123456789" * 4 + ".,:;-/()#&*+%@
 
 def syllables(chance: random.Random) -> str:
     count = chance.choice((1, 2, 2, 3))
-    return "".join(chance.choice(_ONSETS) + chance.choice(_VOWELS) + chance.choice(_CODAS) for _ in range(count))
+    return "".join(
+        chance.choice(_ONSETS) + chance.choice(_VOWELS) + chance.choice(_CODAS) for _ in range(count)
+    )
 
 
 def word(chance: random.Random) -> str:
@@ -54,7 +60,9 @@ def phrase(chance: random.Random, words: int) -> str:
 def code(chance: random.Random) -> str:
     """A number of some kind: digits with and without letters, hyphens and brackets."""
     digits = "".join(chance.choice("0123456789") for _ in range(chance.randint(2, 9)))
-    return chance.choice((digits, digits, f"#{digits}", f"{digits}-{chance.choice('ABDHKMPTVX')}", f"({digits})", f"A{digits}"))
+    return chance.choice(
+        (digits, digits, f"#{digits}", f"{digits}-{chance.choice('ABDHKMPTVX')}", f"({digits})", f"A{digits}")
+    )
 
 
 def amount(chance: random.Random, largest: float = 500.0) -> str:

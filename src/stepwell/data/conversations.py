@@ -1,0 +1,54 @@
+"""LLaVA training files: a JSON list of pictures and conversations about them.
+
+Format of LLaVA-1.5 (arXiv 2310.03744): `image`, a path (or none), and `conversations`, turns that are "from" a "human"
+or "gpt" with a "value" each. The placeholder is moved to the front of its turn, as the official code does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stepwell.data.sample import Sample, Turn
+from stepwell.language.conversation import move_placeholder
+
+__all__ = ["Conversations"]
+
+
+class Conversations:
+    """A source of the entries of one LLaVA file.
+
+    Raises ValueError, at once, for a file that is not such a list; at an index, for turns that do not alternate.
+    """
+
+    def __init__(self, path: Path, *, images: Path | None = None) -> None:
+        """images: the folder that picture paths start from, by default the one of `path`."""
+        entries = json.loads(path.read_text("utf-8"))
+        if not isinstance(entries, list):
+            raise ValueError(f"{path} must hold a JSON list of conversations, got {type(entries).__name__}")
+        self.entries: list[dict[str, Any]] = entries
+        self.images = path.parent if images is None else images
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        entry = self.entries[index]
+        image = entry.get("image")
+        if not isinstance(image, str | None):
+            raise ValueError(f"conversation {index} has {len(image)} pictures; this source takes one")
+        turns = entry["conversations"]
+        turns = turns[1:] if turns and turns[0]["from"] == "gpt" else turns  # official code: one is dropped
+        speakers = [turn["from"] for turn in turns]
+        if not turns or len(turns) % 2 or speakers != ["human", "gpt"] * (len(turns) // 2):
+            raise ValueError(
+                f"conversation {index}: human and gpt must take turns, got {', '.join(speakers) or 'none'}"
+            )
+        texts = [turn["value"] for turn in turns]
+        questions = [move_placeholder(text) if image else text for text in texts[::2]]
+        pairs = zip(questions, texts[1::2], strict=True)
+        return Sample(
+            image=None if image is None else self.images / image,
+            turns=tuple(Turn(question=question, answer=answer) for question, answer in pairs),
+        )

@@ -1,0 +1,49 @@
+"""Several sources as one, in fixed proportions, without the samples that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+
+from stepwell.data.sample import Sample, Source
+
+__all__ = ["Mixture"]
+
+_logger = logging.getLogger(__name__)
+_ATTEMPTS = 20
+
+
+class Mixture:
+    """A source of `length` samples drawn from others by weight.
+
+    Index i always leads to the same sample. A sample that cannot be read is replaced by another of its source, counted
+    in `skipped` and logged. Raises ValueError for weights that do not fit, RuntimeError after 20 such samples in a row.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], weights: Sequence[float], *, length: int, seed: int = 0
+    ) -> None:
+        if len(sources) != len(weights) or not sources or min(weights) <= 0:
+            raise ValueError(f"{len(sources)} sources need a positive weight each, got {list(weights)}")
+        if empty := [number for number, source in enumerate(sources) if not len(source)]:
+            raise ValueError(f"source {empty[0]} is empty")
+        self.sources, self.weights, self.length, self.seed = list(sources), list(weights), length, seed
+        self.skipped = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.length:
+            raise IndexError(f"sample {index} of {self.length}")
+        chance = random.Random(f"{self.seed}/{index}")
+        source = chance.choices(self.sources, self.weights)[0]
+        for _ in range(_ATTEMPTS):
+            place = chance.randrange(len(source))
+            try:
+                return source[place]
+            except (OSError, ValueError, KeyError) as error:
+                self.skipped += 1
+                _logger.warning("sample %d skipped (%d so far): %s", place, self.skipped, error)
+        raise RuntimeError(f"{_ATTEMPTS} samples in a row could not be read; is the path of the data right?")

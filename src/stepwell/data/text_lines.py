@@ -1,0 +1,171 @@
+"""Scanned pages with transcribed lines: windows of them at changing scale, asked like drawn pages.
+
+Lines come from a COCO file whose annotations carry `text`, key fields from a JSONL file with `image` and `fields`.
+Wide white margins are cut; a window is a page's whole text or a part of it at a readable scale.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image, ImageEnhance
+
+from stepwell.data.questions import turns_about
+from stepwell.data.sample import Line, Sample
+from stepwell.structures import Box
+from stepwell.views.decode import open_image
+
+__all__ = ["TextLines"]
+
+_KEPT_SIDE = 2000  # pages are kept in memory at most this large
+
+
+class TextLines:
+    """A source of `copies` windows of every page."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        images: Path,
+        fields: Path | None = None,
+        reads: int = 16,
+        long_side: int = 1024,
+        whole: float = 0.5,
+        text: tuple[float, float] = (13.0, 26.0),
+        copies: int = 100,
+        seed: int = 0,
+    ) -> None:
+        """images: the folder that the file names start from; whole: share of windows that show all of a page's text;
+        text: range of the median line height in the other windows, in pixels; long_side: of a window, at most.
+        """
+        file = json.loads(path.read_text("utf-8"))
+        lines: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in file["annotations"]:
+            if annotation["text"].strip():
+                lines[annotation["image_id"]].append(annotation)
+        self.pages = [
+            (entry["file_name"], lines[entry["id"]]) for entry in file["images"] if lines[entry["id"]]
+        ]
+        if not self.pages:
+            raise ValueError(f"{path} has no annotation with a text")
+        self.fields = _read_fields(fields)
+        self.images, self.reads, self.long_side, self.whole = images, reads, long_side, whole
+        self.text, self.copies, self.seed = text, copies, seed
+
+    def __len__(self) -> int:
+        return len(self.pages) * self.copies
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        chance = random.Random(f"{self.seed}/{index}")
+        name, annotations = self.pages[index % len(self.pages)]
+        boxes = [_box(annotation["bbox"]) for annotation in annotations]
+        page, shift, scale = _page(self.images / name, _union(boxes))
+        boxes = [_moved(box, shift, (scale, scale)) for box in boxes]
+        window = self._window(boxes, page.size, chance)
+        stretch = chance.uniform(0.9, 1.1), chance.uniform(0.9, 1.1)
+        zoom = self._zoom(window, boxes, chance)
+        width, height = (
+            max(32, round(side * zoom * more)) for side, more in zip(_sides(window), stretch, strict=True)
+        )
+        image = page.resize((width, height), Image.Resampling.BILINEAR, box=window)
+        image = ImageEnhance.Contrast(image).enhance(chance.uniform(0.7, 1.2))
+        image = ImageEnhance.Brightness(image).enhance(chance.uniform(0.8, 1.15))
+        scales = width / (window[2] - window[0]), height / (window[3] - window[1])
+        lines = []
+        for annotation, box in zip(annotations, boxes, strict=True):
+            if _inside(box, window):
+                lines.append(_line(annotation["text"].strip().upper(), _moved(box, window[:2], scales)))
+        seen = " ".join(line.text for line in lines)
+        fields = {
+            key: value.upper()
+            for key, value in self.fields.get(name, {}).items()
+            if all(word in seen for word in value.upper().split())
+        }
+        turns = turns_about(lines, fields, (height, width), reads=self.reads, chance=chance)
+        return Sample(image=image.convert("RGB"), turns=turns, lines=tuple(lines))
+
+    def _window(self, boxes: list[Box], size: tuple[int, int], chance: random.Random) -> Box:
+        """All text with a margin, or a part of it around one line."""
+        left, top, right, bottom = _union(boxes)
+        margin = 0.06 * max(right - left, bottom - top)
+        left, top = max(0.0, left - chance.uniform(0, margin)), max(0.0, top - chance.uniform(0, margin))
+        right = min(float(size[0]), right + chance.uniform(0, margin))
+        bottom = min(float(size[1]), bottom + chance.uniform(0, margin))
+        if chance.random() < self.whole:
+            return left, top, right, bottom
+        largest = self.long_side * median(box[3] - box[1] for box in boxes) / chance.uniform(*self.text)
+        width, height = min(right - left, largest), min(bottom - top, largest * chance.uniform(0.6, 1.0))
+        centre = chance.choice(boxes)
+        left = min(max(left, centre[0] - chance.uniform(0, 0.3) * width), right - width)
+        top = min(max(top, (centre[1] + centre[3] - height) / 2), bottom - height)
+        return left, top, left + width, top + height
+
+    def _zoom(self, window: Box, boxes: list[Box], chance: random.Random) -> float:
+        largest = self.long_side / max(_sides(window)) / 1.1
+        typical = median(box[3] - box[1] for box in boxes)
+        return min(largest, chance.uniform(*self.text) / typical) if chance.random() < 0.5 else largest
+
+
+@lru_cache(maxsize=512)
+def _page(path: Path, text: Box) -> tuple[Image.Image, tuple[float, float], float]:
+    """-> a page in grey cut around its text, the cut's (left, top) in the file's pixels, and the scale kept."""
+    image = open_image(path).convert("L")
+    margin = 0.08 * max(text[2] - text[0], text[3] - text[1])
+    left, top = max(0, int(text[0] - margin)), max(0, int(text[1] - margin))
+    right, bottom = min(image.width, int(text[2] + margin)), min(image.height, int(text[3] + margin))
+    image = image.crop((left, top, right, bottom))
+    scale = min(1.0, _KEPT_SIDE / max(image.size))
+    if scale < 1:
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
+    return image, (float(left), float(top)), scale
+
+
+def _read_fields(path: Path | None) -> dict[str, dict[str, str]]:
+    if path is None:
+        return {}
+    entries = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return {entry["image"]: entry["fields"] for entry in entries}
+
+
+def _line(text: str, box: Box) -> Line:
+    """A line whose characters are taken to be equally wide."""
+    step = (box[2] - box[0]) / len(text)
+    return Line(text=text, box=box, edges=tuple(box[0] + step * i for i in range(len(text) + 1)), exact=False)
+
+
+def _box(corner_and_size: list[float]) -> Box:
+    left, top, width, height = corner_and_size
+    return left, top, left + width, top + height
+
+
+def _union(boxes: list[Box]) -> Box:
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
+
+
+def _sides(box: Box) -> tuple[float, float]:
+    return box[2] - box[0], box[3] - box[1]
+
+
+def _moved(box: Box, origin: tuple[float, ...], scales: tuple[float, float]) -> Box:
+    (x, y), (across, down) = origin, scales
+    return (box[0] - x) * across, (box[1] - y) * down, (box[2] - x) * across, (box[3] - y) * down
+
+
+def _inside(box: Box, window: Box) -> bool:
+    slack = 0.15 * (box[3] - box[1])
+    return (
+        box[0] >= window[0] - slack
+        and box[1] >= window[1] - slack
+        and box[2] <= window[2] + slack
+        and box[3] <= window[3] + slack
+    )

@@ -1,0 +1,95 @@
+"""Dense supervision for an encoder that learns to read: what character stands in every narrow column of a line.
+
+Not a paper's part, and not a part of any model: it lives as long as a training stage. Along each line whose character
+edges are known, visual tokens are sampled at short steps and classified ("frame" cross-entropy).
+Letters: F frames of all lines, D width of the visual tokens, (h, w) their grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stepwell.data.sample import Line
+from stepwell.structures import Size
+
+__all__ = ["ALPHABET", "Frames", "LineHead", "frame_loss", "frames_along"]
+
+ALPHABET = "".join(chr(code) for code in range(33, 127) if not chr(code).islower())
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Points on the lines of one picture, and what stands there."""
+
+    points: Tensor  # (F, 2) x and y as fractions of the picture
+    heights: Tensor  # (F,) height of the line as a fraction of the picture's height
+    classes: Tensor  # (F,) index into the alphabet, 0 for blank
+
+
+def frames_along(lines: Sequence[Line], size: Size, *, step: float, alphabet: str = ALPHABET) -> Frames:
+    """Frames every `step` pixels along the lines with exact edges; size = (H, W) of the picture.
+
+    Class 0 is a blank or a character outside the alphabet; the others count from 1.
+    """
+    height, width = size
+    points, heights, classes = [], [], []
+    for line in lines:
+        if not line.exact:
+            continue
+        x, character = line.edges[0] + step / 2, 0
+        y = (line.box[1] + line.box[3]) / 2 / height
+        while x < line.edges[-1]:
+            while line.edges[character + 1] <= x:
+                character += 1
+            points.append((x / width, y))
+            heights.append(line.height / height)
+            classes.append(alphabet.find(line.text[character]) + 1)
+            x += step
+    return Frames(
+        torch.tensor(points, dtype=torch.float32).reshape(-1, 2),
+        torch.tensor(heights),
+        torch.tensor(classes).long(),
+    )
+
+
+class LineHead(nn.Module):
+    """Classifies frames from visual tokens.
+
+    Each frame sees the cell it lies in and the cells to its left and right, and where in the cell it is.
+    """
+
+    def __init__(self, dim: int, *, num_classes: int = len(ALPHABET) + 1, hidden_dim: int = 256) -> None:
+        super().__init__()
+        self.read = nn.Sequential(
+            nn.LayerNorm(3 * dim),
+            nn.Linear(3 * dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, num_classes),
+        )
+        self.phase = nn.Sequential(nn.Linear(7, 64), nn.ReLU(), nn.Linear(64, 3 * dim))
+
+    def forward(self, tokens: Tensor, grid: Size, frames: Frames) -> Tensor:
+        """tokens (h*w, D) of one picture, row-major; grid = (h, w) -> logits (F, num_classes)."""
+        rows, cols = grid
+        place = frames.points * frames.points.new_tensor([cols, rows])
+        col, row = place[:, 0].long().clamp(0, cols - 1), place[:, 1].long().clamp(0, rows - 1)
+        seen = torch.cat(
+            [tokens[row * cols + (col + shift).clamp(0, cols - 1)] for shift in (-1, 0, 1)], dim=1
+        )
+        x, y = (place - torch.stack([col, row], dim=1)).unbind(1)
+        angle = 2 * torch.pi * x
+        phase = torch.stack(
+            [x, y, angle.sin(), angle.cos(), (2 * angle).sin(), (2 * angle).cos(), frames.heights * rows],
+            dim=1,
+        )
+        return self.read(seen + self.phase(phase.to(tokens.dtype)))  # type: ignore[no-any-return]
+
+
+def frame_loss(head: LineHead, tokens: Tensor, grid: Size, frames: Frames) -> Tensor:
+    """Mean cross-entropy over the frames of one picture, fp32."""
+    return F.cross_entropy(head(tokens, grid, frames).float(), frames.classes)

@@ -1,0 +1,79 @@
+"""Teaching a decoder where to look: one attention head is asked for the cell of the character that comes next.
+
+Not a paper's part, and not a part of any model: the head's own queries and keys are read while the language model runs,
+and a cross-entropy over the visual tokens is added to the loss.
+Letters: B batch, L sequence, P pointed positions, N visual tokens of a row, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+__all__ = ["AttentionTap", "Pointers", "tap_attention"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pointers:
+    """Where one row of a batch should look."""
+
+    positions: Tensor  # (P,) positions whose next token is a character of the picture
+    cells: Tensor  # (P,) index of that character's cell among the row's visual tokens
+    visual: Tensor  # (N,) positions of the visual tokens
+
+
+class AttentionTap:
+    """What went into the attention of some layers during one forward pass of a Llama-like model."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[nn.Module, Tensor, tuple[Tensor, Tensor]]] = []
+
+    def loss(self, pointers: Sequence[Pointers], *, head: int = 0) -> Tensor:
+        """Mean cross-entropy of query head `head` over rows and layers, fp32; 0 where no row points."""
+        losses = [
+            F.cross_entropy(_scores(attention, hidden, rotary, row, pointed, head).float(), pointed.cells)
+            for attention, hidden, rotary in self.seen
+            for row, pointed in enumerate(pointers)
+            if len(pointed.positions)
+        ]
+        return torch.stack(losses).mean() if losses else torch.zeros(())
+
+
+def _scores(
+    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], row: int, pointed: Pointers, head: int
+) -> Tensor:
+    """-> (P, N): scaled products of the head's queries and keys, rotated as the model rotates them."""
+    dim, kv_head = attention.head_dim, head // attention.num_key_value_groups
+
+    def rotated(weight: Tensor, number: int, positions: Tensor) -> Tensor:
+        x = F.linear(hidden[row, positions], weight[number * dim : (number + 1) * dim])[None, None]
+        cos, sin = (code[row % len(code), positions][None] for code in rotary)
+        return apply_rotary_pos_emb(x, x, cos, sin)[0][0, 0]  # type: ignore[no-any-return]
+
+    query = rotated(attention.q_proj.weight, head, pointed.positions)
+    key = rotated(attention.k_proj.weight, kv_head, pointed.visual)
+    return query @ key.T * attention.scaling
+
+
+@contextmanager
+def tap_attention(layers: Sequence[Any]) -> Iterator[AttentionTap]:
+    """Within the block, every forward pass leaves its layers' attention inputs in the tap."""
+    tap = AttentionTap()
+
+    def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        tap.seen.append((module, hidden, kwargs["position_embeddings"]))
+
+    hooks = [layer.self_attn.register_forward_pre_hook(remember, with_kwargs=True) for layer in layers]
+    try:
+        yield tap
+    finally:
+        for hook in hooks:
+            hook.remove()
