@@ -7,6 +7,7 @@ and they turn into plain JSON and back. A new system adds one dataclass and one 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Annotated, Any, Literal, cast
 
@@ -23,6 +24,7 @@ __all__ = [
     "StepwellConfig",
     "VisionConfig",
     "first_complaint",
+    "refuse_unknown",
     "vision_json",
     "vision_settings",
 ]
@@ -179,9 +181,7 @@ class StepwellConfig(PreTrainedConfig):
         tie_word_embeddings: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        known = {*PreTrainedConfig().to_dict(), *_SET_BY_TRANSFORMERS}
-        if unknown := sorted(key for key in kwargs if key not in known):
-            raise ValueError(f"StepwellConfig knows no {', '.join(map(repr, unknown))}; check the spelling")
+        refuse_unknown(kwargs, type(self).__name__)
         self.vision_config = vision_json(PlainConfig() if vision_config is None else vision_config)
         self.text_config = _text_config(text_config)
         self.image_token_id = image_token_id
@@ -213,6 +213,13 @@ _SET_BY_TRANSFORMERS = frozenset(
         "use_cache",
     }
 )
+
+
+def refuse_unknown(keys: Iterable[str], owner: str) -> None:
+    """Raises ValueError for keys that PreTrainedConfig, which keeps anything it is given, does not know."""
+    known = {*PreTrainedConfig().to_dict(), *_SET_BY_TRANSFORMERS}
+    if unknown := sorted(key for key in keys if key not in known):
+        raise ValueError(f"{owner} knows no {', '.join(map(repr, unknown))}; check the spelling")
 
 
 def _text_config(config: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

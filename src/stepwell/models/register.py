@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoProcessor,
 )
 
 from stepwell.models.assistant import StepwellForConditionalGeneration, StepwellModel
 from stepwell.models.config import StepwellConfig
+from stepwell.models.perception import (
+    PyramidBackbone,
+    PyramidBackboneConfig,
+    PyramidClassifierConfig,
+    PyramidForImageClassification,
+)
 from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
 
 __all__ = ["register"]
 
 
 def register() -> None:
-    """AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor and AutoImageProcessor, once or
-    again."""
+    """Assistants with their processors, dense backbones and classifiers; once or again."""
     AutoConfig.register(StepwellConfig.model_type, StepwellConfig, exist_ok=True)
     AutoModel.register(StepwellConfig, StepwellModel, exist_ok=True)
     AutoModelForImageTextToText.register(StepwellConfig, StepwellForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(StepwellConfig, StepwellProcessor, exist_ok=True)
     backends = dict.fromkeys(("pil", "torchvision"), StepwellImageProcessor)  # ours is the same in both
     AutoImageProcessor.register(StepwellConfig, image_processor_classes=backends, exist_ok=True)
+    for config, model, auto in (
+        (PyramidBackboneConfig, PyramidBackbone, AutoBackbone),
+        (PyramidClassifierConfig, PyramidForImageClassification, AutoModelForImageClassification),
+    ):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        auto.register(config, model, exist_ok=True)
