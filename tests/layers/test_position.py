@@ -1,0 +1,105 @@
+"""Facts about tables, codes and biases of position on another grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stepwell.layers.position import (
+    cubic_spline_weights,
+    relative_bias,
+    resample_relative_table,
+    resize_patch_kernel,
+    resize_position_table,
+    sincos_code,
+)
+
+
+def test_a_table_is_resized_as_a_map_and_the_class_slot_is_not() -> None:
+    table = torch.randn(1 + 3 * 4, 5)
+    resized = resize_position_table(table, (3, 4), (6, 5), class_slot=True)
+    map = F.interpolate(table[1:].T.reshape(1, 5, 3, 4), (6, 5), mode="bicubic", align_corners=False)
+    assert torch.equal(resized[0], table[0])
+    torch.testing.assert_close(resized[1:], map[0].flatten(1).T)
+
+
+def test_a_table_on_its_own_grid_is_itself() -> None:
+    table = torch.randn(12, 5, dtype=torch.bfloat16)
+    assert resize_position_table(table, (3, 4), (3, 4)) is table
+
+
+def test_resizing_keeps_a_tables_dtype_and_constants() -> None:
+    resized = resize_position_table(torch.full((9, 2), 0.5, dtype=torch.bfloat16), (3, 3), (7, 4))
+    assert resized.dtype == torch.bfloat16
+    assert torch.equal(resized, torch.full((28, 2), 0.5, dtype=torch.bfloat16))
+
+
+def test_a_table_with_the_wrong_number_of_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="has 9 rows, this one 10"):
+        resize_position_table(torch.zeros(10, 2), (3, 3), (4, 4))
+
+
+def test_a_patch_kernel_keeps_its_values_not_its_sum() -> None:
+    kernel = resize_patch_kernel(torch.full((2, 3, 14, 14), 0.25), 16)
+    torch.testing.assert_close(kernel, torch.full((2, 3, 16, 16), 0.25))
+
+
+def test_sincos_codes_of_the_same_place_agree_at_any_resolution() -> None:
+    """The centre of a cell of a 3 x 5 grid is the centre of the middle cell of its 3 x 3 split."""
+    coarse = sincos_code(16, (3, 5)).view(3, 5, 16)
+    fine = sincos_code(16, (9, 15)).view(9, 15, 16)
+    torch.testing.assert_close(fine[1::3, 1::3], coarse, atol=1e-4, rtol=0)
+
+
+def test_sincos_codes_split_into_rows_and_columns_and_tell_all_cells_apart() -> None:
+    code = sincos_code(32, (40, 64)).view(40, 64, 32)
+    assert torch.equal(code[3, 5, :16], code[3, 60, :16])
+    assert torch.equal(code[3, 5, 16:], code[30, 5, 16:])
+    assert torch.cdist(code.flatten(0, 1), code.flatten(0, 1)).fill_diagonal_(9).min() > 0.05
+    torch.testing.assert_close(code.square().sum(-1), torch.full((40, 64), 16.0))  # sin^2 + cos^2 each
+
+
+def test_a_sincos_code_needs_a_width_of_four() -> None:
+    with pytest.raises(ValueError, match="divisible by 4, got 10"):
+        sincos_code(10, (2, 2))
+
+
+def test_a_relative_bias_depends_on_the_offset_alone() -> None:
+    table = torch.arange(5 * 7.0)[:, None] * torch.tensor([1.0, -1.0])
+    bias = relative_bias(table, (3, 4))
+    for query in range(12):
+        for key in range(12):
+            row = (query // 4 - key // 4 + 2) * 7 + query % 4 - key % 4 + 3
+            assert bias[0, query, key] == row == -bias[1, query, key]
+
+
+def test_the_spline_reproduces_cubics_and_passes_through_its_points() -> None:
+    x = torch.tensor([-3.0, -1.2, 0.0, 0.5, 2.0, 4.0], dtype=torch.float64)
+    at = torch.linspace(-3, 4, 29, dtype=torch.float64)
+    cubic = lambda t: 2 * t**3 - t**2 + 0.5 * t - 3  # noqa: E731
+    torch.testing.assert_close(cubic_spline_weights(x, at) @ cubic(x), cubic(at))
+    torch.testing.assert_close(cubic_spline_weights(x, x), torch.eye(6, dtype=torch.float64))
+
+
+def test_the_spline_takes_the_border_value_outside() -> None:
+    x = torch.arange(5, dtype=torch.float64)
+    outside = cubic_spline_weights(x, torch.tensor([-2.0, 9.0], dtype=torch.float64))
+    torch.testing.assert_close(outside, torch.eye(5, dtype=torch.float64)[[0, 4]])
+
+
+def test_a_resampled_relative_table_keeps_the_centre_and_stretches_the_rest() -> None:
+    """Offset 0 and 1 sit where they were; the outermost of the source becomes the outermost of the target."""
+    table = torch.randn(13 * 13, 2)
+    source, target = table.view(13, 13, 2), resample_relative_table(table, (7, 7), (10, 10)).view(19, 19, 2)
+    for theirs, ours in ((6, 9), (7, 10), (5, 8)):
+        torch.testing.assert_close(target[ours, 9], source[theirs, 6])
+        torch.testing.assert_close(target[9, ours], source[6, theirs])
+    torch.testing.assert_close(target[18, 0], source[12, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_relative_table_for_the_same_window_is_itself() -> None:
+    table = torch.randn(13 * 13, 2)
+    assert resample_relative_table(table, (7, 7), (7, 7)) is table
+    rows_only = resample_relative_table(table, (7, 7), (9, 7)).view(17, 13, 2)
+    torch.testing.assert_close(rows_only[8], table.view(13, 13, 2)[6])

@@ -1,0 +1,90 @@
+"""Encoders equal the official ones where official tensors are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stepwell.encoders.convnext import ConvNeXt
+from stepwell.weights.record import Unsupported, read_record
+from stepwell.weights.verify import verify
+from stepwell.weights.verify_encoders import encoder_from_settings
+
+GOLDEN = Path(__file__).parents[1] / "parity" / "piip"
+
+BRANCH: dict[str, Any] = {
+    "block_class": "deit",
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "qkv_bias": True,
+    "qk_norm": False,
+    "norm": "layernorm",
+    "norm_eps": 1e-5,
+    "activation": "gelu",
+    "layer_scale": False,
+    "layer_scale_init": None,
+    "window_attn": [True, False],
+    "window_size": [3, 0],
+    "window_padding": "qkv",
+    "use_cls_token": False,
+}
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("10_load_*.safetensors")), ids=lambda p: p.stem)
+def test_tables_and_kernels_are_taken_over_as_the_official_code_does(path: Path) -> None:
+    record = read_record(path)
+    assert record is not None
+    verdict = verify(record)
+    assert (verdict.status, verdict.reason) == ("ok", "")
+
+
+def test_settings_reach_every_block() -> None:
+    encoder, _ = encoder_from_settings(BRANCH)
+    assert [block.attn.window for block in encoder.blocks] == [3, 0]
+    assert {block.attn.window_padding for block in encoder.blocks} == {"qkv"}
+    assert encoder.blocks[1].norm2.eps == 1e-5
+    assert encoder.position is None
+
+
+def test_a_global_beit_block_has_a_table_for_its_recorded_grid() -> None:
+    change = {
+        "block_class": "beit",
+        "pos_embed_type": "relative",
+        "window_size": [3, 5],
+        "pos_embed_grid": None,
+    }
+    encoder, _ = encoder_from_settings({**BRANCH, **change})
+    assert [block.attn.window for block in encoder.blocks] == [3, 0]
+    assert [block.attn.relative_grid for block in encoder.blocks] == [(3, 3), (5, 5)]
+
+
+def test_settings_that_are_not_ours_are_unsupported() -> None:
+    with pytest.raises(Unsupported, match="rotary"):
+        encoder_from_settings({**BRANCH, "pos_embed_type": "rotary"})
+
+
+def test_a_convnext_whose_recorded_strides_differ_is_refused() -> None:
+    branch = {
+        "block_class": "convnext_hf",
+        "hidden_sizes": [8, 8],
+        "depths": [1, 1],
+        "stem_kernel": 4,
+        "downsample_kernel": 2,
+        "kernel_size": 7,
+        "mlp_ratio": 4.0,
+        "norm": "layernorm",
+        "norm_eps": 1e-6,
+        "activation": "gelu",
+        "layer_scale": True,
+        "downsample_ratios": [4, 8, 8],
+    }
+    encoder, _ = encoder_from_settings(branch)
+    assert isinstance(encoder, ConvNeXt)
+    assert encoder.stem(torch.randn(1, 3, 16, 24)).size == (4, 6)
+    with pytest.raises(ValueError, match=r"strides \(4, 8, 8\), recorded \[4, 8, 16\]"):
+        encoder_from_settings({**branch, "downsample_ratios": [4, 8, 16]})
