@@ -90,7 +90,7 @@ def test_class_token_and_final_norm_are_used_or_dropped_for_a_reason() -> None:
 
 @pytest.mark.parametrize("layout", ["convnext_hf", "convnext_timm"])
 def test_convnext_layers_are_numbered_with_their_downsampling(layout: str) -> None:
-    """depths 2, 1, 3: stage 1 begins at entry 2, its block is 3; stage 2 begins at 4, its blocks are 5 to 7."""
+    """depths 2, 1, 3: stage 1 begins at entry 2, its block is 3; stage 2 begins at 4, its blocks follow."""
     if layout == "convnext_hf":
         down, block_ = (
             "encoder.stages.{}.downsampling_layer.1.weight",

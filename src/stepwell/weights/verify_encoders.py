@@ -53,12 +53,12 @@ def _vit(branch: Mapping[str, Any]) -> VisionTransformer:
         if len(tables) > 1:
             raise Unsupported(f"global blocks with tables for different grids: {sorted(tables)}")
         grid = [tables.pop()] * 2 if tables else None
-    hidden = branch.get("intermediate_size")
+    hidden = branch.get("intermediate_size") or int(branch["embed_dim"] * branch["mlp_ratio"])
     return VisionTransformer(
         dim=branch["embed_dim"],
         depth=branch["depth"],
         num_heads=branch["num_heads"],
-        mlp_ratio=hidden / branch["embed_dim"] if hidden else branch["mlp_ratio"],
+        mlp_ratio=(hidden + 0.5) / branch["embed_dim"],  # the half survives rounding down
         patch=branch.get("patch_size", 16),
         patch_bias=branch.get("patch_bias", True),
         qkv_bias=branch["qkv_bias"],
