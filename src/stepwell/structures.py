@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+__all__ = [
+    "Box",
+    "EncoderSpec",
+    "FeatureMaps",
+    "Geometry",
+    "Size",
+    "TokenLayout",
+    "TokenMap",
+    "TokenRun",
+    "View",
+    "VisionSystem",
+    "VisualTokens",
+]
+
 Size = tuple[int, int]
 """(height, width)."""
 Box = tuple[float, float, float, float]

@@ -16,7 +16,7 @@ from PIL import ImageFont
 
 from stepwell.data.sample import Line
 
-__all__ = ["FONTS", "Face", "face"]
+__all__ = ["FONTS", "Face", "Glyph", "face"]
 
 FONTS = (
     "DejaVuSans",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-__all__ = ["address", "amount", "code", "company", "date", "item", "phrase", "telephone"]
+__all__ = ["address", "amount", "code", "company", "date", "item", "phrase", "syllables", "telephone", "word"]
 
 _COMMON = """the and for with thank you please come again goods sold are not returnable cash change total amount item price
 qty description discount rounding tax invoice receipt no date time table guest cashier counter member card balance points

@@ -37,7 +37,12 @@ __all__ = [
     "Message",
     "RegularCrossAttention",
     "Schedule",
+    "adjacent",
+    "all_pairs",
+    "alternating",
     "cell_centres",
+    "cycle_down",
+    "cycle_up",
 ]
 
 AttentionKind = Literal["deformable", "regular"]

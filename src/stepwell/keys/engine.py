@@ -14,6 +14,20 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+__all__ = [
+    "Drop",
+    "Join",
+    "Plan",
+    "Rename",
+    "Replacement",
+    "Rule",
+    "Target",
+    "Transform",
+    "convert",
+    "plan",
+    "with_prefix",
+]
+
 Replacement = str | Callable[[re.Match[str]], str]
 Transform = Callable[[list[Tensor]], Tensor]
 

@@ -39,6 +39,7 @@ __all__ = [
     "PyramidBackboneConfig",
     "PyramidClassifierConfig",
     "PyramidForImageClassification",
+    "PyramidPreTrainedModel",
     "build_classifier",
     "build_features",
 ]

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
+__all__ = ["Path", "choose", "prefer"]
+
 Path = Literal["auto", "reference", "fast"]
 
 _preferred: ContextVar[Path] = ContextVar("stepwell_path", default="auto")

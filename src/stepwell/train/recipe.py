@@ -16,7 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stepwell.models.config import VisionConfig, first_complaint
 
-__all__ = ["Auxiliary", "DataSource", "Model", "Optimiser", "Recipe", "Stage", "load_recipe", "recipe_names"]
+__all__ = [
+    "Auxiliary",
+    "ConversationData",
+    "DataSource",
+    "DrawnData",
+    "Model",
+    "Optimiser",
+    "Recipe",
+    "Stage",
+    "TextLineData",
+    "load_recipe",
+    "recipe_names",
+]
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

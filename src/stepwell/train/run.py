@@ -29,7 +29,7 @@ from stepwell.train.pointer import tap_attention
 from stepwell.train.recipe import Recipe, Stage, load_recipe
 from stepwell.train.stages import build_model, build_optimiser, build_sources, resized
 
-__all__ = ["StageTrainer", "train"]
+__all__ = ["StageTrainer", "stage_losses", "train"]
 
 _logger = logging.getLogger(__name__)
 

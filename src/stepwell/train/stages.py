@@ -28,7 +28,15 @@ from stepwell.train.groups import parameter_groups
 from stepwell.train.recipe import ConversationData, DataSource, DrawnData, Model, Optimiser, Stage
 from stepwell.train.tokenizer import build_reader_tokenizer, coordinate_code, coordinate_tokens
 
-__all__ = ["build_model", "build_optimiser", "build_source", "build_sources", "resized"]
+__all__ = [
+    "build_model",
+    "build_optimiser",
+    "build_source",
+    "build_sources",
+    "rate_at",
+    "resized",
+    "start_from_coordinates",
+]
 
 
 def build_model(recipe: Model) -> tuple[StepwellForConditionalGeneration, StepwellProcessor]:
