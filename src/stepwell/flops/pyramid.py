@@ -67,7 +67,7 @@ class PyramidCost:
         links = (self._link(a, b, sizes[a], sizes[b]) for a, b in self.links)
         parts["interactions"] = sum(links, Cost())
         if self.merge != "none":
-            parts["merge"] = sum((self._stacks(j, size) for j, size in enumerate(sizes)), Cost())
+            parts["merges"] = sum((self._stacks(j, size) for j, size in enumerate(sizes)), Cost())
         if self.num_classes is not None:
             parts["head"] = self._heads(sizes, self.num_classes)
         return parts

@@ -1,0 +1,255 @@
+"""What a network costs, counted on a built one: on the meta device that takes neither memory nor time.
+
+Two counts of one forward pass. *As the papers count* (PIIP, arXiv 2501.07783): multiply-accumulates that
+hooks on module classes see under a `Convention`. *In truth*: the floating-point operations of every torch op,
+two a multiply-accumulate, padding included; `operations` says what the ops without a product are charged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from stepwell.encoders.convnext import ConvNeXt
+from stepwell.flops.cost import Convention, area
+from stepwell.fuse.interaction import DeformableCrossAttention, Message, RegularCrossAttention
+from stepwell.layers.attention import SelfAttention
+from stepwell.ops.choose import prefer
+
+__all__ = ["Part", "count", "count_macs", "count_operations", "count_params", "operations", "part_of"]
+
+BACKBONE = re.compile(r"branches\.\d+|interactions|merges|head")
+"""Parts that the papers count; necks, projectors and language models they do not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One part of a model: multiply-accumulates as the papers count (None: they do not), operations in truth.
+
+    The part "other" is what happens between modules: resizing the picture, adding positions.
+    """
+
+    name: str
+    macs: int | None
+    flops: int
+    params: int
+
+
+def count(model: nn.Module, run: Callable[[], object], convention: Convention) -> list[Part]:
+    """The parts of `model`, and what each costs in `run`, which calls it once on one picture."""
+    macs = count_macs(model, run, convention)
+    flops = count_operations(model, run)
+    params = count_params(model)
+    names = [*dict.fromkeys([*params, *(name for name in flops if name != "other")]), "other"]
+    return [
+        Part(
+            name=name,
+            macs=macs[name] if BACKBONE.fullmatch(name) else None,
+            flops=flops[name],
+            params=params[name],
+        )
+        for name in names
+        if flops[name] or params[name]
+    ]
+
+
+def part_of(path: str) -> str:
+    """The part that a module or parameter belongs to: its path without containers, down to one branch."""
+    names = [name for name in path.split(".") if name not in ("", "model", "vision", "encoder")]
+    if not names:
+        return "other"
+    if names[:2] == ["head", "merge"]:
+        return "merges"
+    return ".".join(names[:2]) if names[0] == "branches" else names[0]
+
+
+def count_params(model: nn.Module) -> Counter[str]:
+    """Parameters of every part; shared ones belong to the first."""
+    found: Counter[str] = Counter()
+    for path, parameter in model.named_parameters():
+        found[part_of(path)] += parameter.numel()
+    return found
+
+
+_aten = torch.ops.aten
+
+# ---- as the papers count --------------------------------------------------------------------------------
+
+
+def count_macs(model: nn.Module, run: Callable[[], object], convention: Convention) -> Counter[str]:
+    """Multiply-accumulates of every part under a convention."""
+    found: Counter[str] = Counter()
+    skipped = {m for net in model.modules() if isinstance(net, ConvNeXt) for m in net.modules()}
+    skipped = {m for m in skipped if isinstance(m, nn.LayerNorm)}
+    skipped |= {
+        norm for m in model.modules() if isinstance(m, SelfAttention) for norm in (m.q_norm, m.k_norm)
+    }
+    readers = {m.injector.attn: m.target for m in model.modules() if isinstance(m, Message)}
+    first_grids: dict[int, int] = {}  # branch -> cells at its first interaction
+
+    def add(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if module in skipped:
+            return
+        macs = _macs(module, args, output, convention)
+        if isinstance(module, DeformableCrossAttention):
+            query, size = args[:2]
+            cells = first_grids.setdefault(readers[module], area(size))
+            cells = cells if convention.first_stride else area(size)
+            macs = 5 * cells * module.num_points * query.shape[-1]
+        found[part_of(path)] += macs
+
+    with torch.no_grad(), prefer("reference"), _hooks(model, after=add), _Outlines():
+        run()
+    return found
+
+
+class _Outlines(TorchDispatchMode):
+    """The right shapes from four ops whose meta kernels are slow, being Python that runs a dozen others."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        first = args[0] if args else None
+        if isinstance(first, Tensor) and first.is_meta:
+            if func is _aten.native_layer_norm.default:
+                rows = first.new_empty(first.shape[: first.dim() - len(args[1])])
+                return first.new_empty(first.shape), rows, rows
+            if func is _aten.grid_sampler_2d.default:
+                return first.new_empty((*first.shape[:2], *args[1].shape[1:3]))
+            if func is _aten.addmm.default:
+                return first.new_empty((args[1].shape[0], args[2].shape[1]))
+            if func is _aten.gelu.default:
+                return first.new_empty(first.shape)
+        return func(*args, **(kwargs or {}))
+
+
+def _macs(module: nn.Module, args: tuple[Any, ...], output: Any, convention: Convention) -> int:
+    if isinstance(module, nn.Linear):
+        return int(output.numel()) * module.in_features
+    if isinstance(module, nn.Conv2d):
+        taps = module.weight[0].numel() + (module.bias is not None)
+        return int(output.numel()) * taps
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        affine = module.elementwise_affine if isinstance(module, nn.LayerNorm) else module.affine
+        return 2 * int(output.numel()) * affine
+    if isinstance(module, nn.ReLU):
+        return int(output.numel())
+    if isinstance(module, nn.RMSNorm):
+        return convention.rms_norm * int(output.numel())
+    if isinstance(module, SelfAttention):
+        tokens, size = args
+        cells = area(size)
+        return 2 * cells * (module.window**2 or cells) * int(tokens.shape[-1])
+    if isinstance(module, RegularCrossAttention):
+        query, size, _, feature_size = args
+        return 2 * area(size) * area(feature_size) * int(query.shape[-1])
+    return 0
+
+
+# ---- in truth -------------------------------------------------------------------------------------------
+
+PER_OUTPUT: dict[Any, int] = {
+    _aten.native_layer_norm: 7,  # sum, centre, square, sum, scale, weight, bias
+    _aten.native_group_norm: 7,
+    _aten._fused_rms_norm: 4,
+    _aten._softmax: 5,  # maximum, difference, exponential, sum, quotient
+    _aten._safe_softmax: 5,
+    _aten.gelu: 5,  # scale, erf, sum, two products
+    _aten.silu: 2,
+    _aten.upsample_nearest2d: 0,
+    _aten.upsample_bilinear2d: 7,
+    _aten.upsample_bicubic2d: 31,
+    _aten.grid_sampler_2d: 7,
+    _aten.clone: 0,  # tagged pointwise, but no arithmetic
+    _aten.where: 0,
+}
+REDUCTIONS = {_aten.sum, _aten.mean, _aten.max_pool2d_with_indices, _aten.amax}
+"""One operation an element that goes in."""
+
+
+def operations(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
+    """Floating-point operations of one aten op.
+
+    Matrix products, convolutions and fused attention: 2 a multiply-accumulate (torch's formulas), 1 a bias;
+    weighted sums of rows (deformable attention): 2 an element read; norms, softmax, GELU and resizing: as in
+    PER_OUTPUT; sums: 1 an element; any other pointwise op with a floating result: 1 an element, an elementary
+    function being one operation. Copies, comparisons and integers: nothing.
+    """
+    packet = func._overloadpacket
+    first = output[0] if isinstance(output, tuple) else output
+    if not isinstance(first, Tensor):
+        return 0
+    if packet in flop_registry:
+        biased = packet is _aten.addmm or (packet is _aten.convolution and args[2] is not None)
+        products = flop_registry[packet](*args, **kwargs, out_val=output)
+        return int(products) + (first.numel() if biased else 0)
+    if packet in PER_OUTPUT:
+        return PER_OUTPUT[packet] * first.numel()
+    if packet in (_aten._embedding_bag, _aten._embedding_bag_forward_only):
+        rows, index = args[:2]
+        return 2 * int(index.numel()) * int(rows.shape[1])
+    if packet in REDUCTIONS:
+        return int(args[0].numel())
+    if torch.Tag.pointwise in func.tags and first.is_floating_point():
+        return first.numel()
+    return 0
+
+
+class _Operations(TorchDispatchMode):
+    """Charges every op to the innermost module that is running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[str] = [""]
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.found[part_of(self.running[-1])] += operations(func, args, kwargs or {}, output)
+        return output
+
+
+def count_operations(model: nn.Module, run: Callable[[], object]) -> Counter[str]:
+    """Floating-point operations of every part."""
+    counter = _Operations()
+
+    def enter(path: str) -> None:
+        counter.running.append(path)
+
+    def leave(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        counter.running.pop()
+
+    with torch.no_grad(), _hooks(model, before=enter, after=leave), counter:
+        run()
+    return counter.found
+
+
+@contextmanager
+def _hooks(
+    model: nn.Module,
+    *,
+    before: Callable[[str], None] | None = None,
+    after: Callable[[str, nn.Module, tuple[Any, ...], Any], None],
+) -> Iterator[None]:
+    """Calls `before(path)` and `after(path, module, arguments, output)` around every module's forward."""
+    handles = []
+    for path, module in model.named_modules():
+        if before is not None:
+            handles.append(module.register_forward_pre_hook(lambda m, a, path=path: before(path)))
+        handles.append(module.register_forward_hook(lambda m, a, o, path=path: after(path, m, a, o)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
