@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from stepwell.ops.rearrange import map_to_tokens
 from stepwell.structures import Size, TokenMap
 
-__all__ = ["BranchMerge", "TokenMerge", "dense_stacks", "linear_stacks", "resize_map", "stage_stacks"]
+__all__ = [
+    "BranchMerge",
+    "CellLinear",
+    "LastMap",
+    "TokenGroupNorm",
+    "TokenMerge",
+    "dense_stacks",
+    "linear_stacks",
+    "resize_map",
+    "stage_stacks",
+]
 
 
 def resize_map(x: Tensor, size: Size) -> Tensor:
@@ -55,6 +65,14 @@ class BranchMerge(nn.Module):
             merged = term if merged is None else merged + term
         assert merged is not None
         return merged
+
+
+class LastMap(nn.Module):
+    """In place of a merge: the last branch's map as it is, for baselines of a single branch."""
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """maps: (B, C, h, w) of every branch -> the last one."""
+        return maps[-1]
 
 
 def dense_stacks(

@@ -130,7 +130,7 @@ def features_rules(
 ) -> list[Rule]:
     """A dense backbone -> PyramidFeatures.
 
-    """The merge of a classifier: a norm alone in branch 1; elsewhere our layers have other numbers."""
+    branches: every encoder's table; merge_after: interactions, but the last, with a merge of their own;
     operations: of the neck.
     """
     merges = merge_rules(len(branches), f"merges.{len(merge_after)}.")

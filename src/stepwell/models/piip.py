@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stepwell.encoders.encoder import Encoder
 from stepwell.fuse.interaction import DIRECTIONS, Interaction
-from stepwell.fuse.merge import BranchMerge, TokenMerge
+from stepwell.fuse.merge import TokenMerge
 from stepwell.models.geometry import PyramidGeometry
 from stepwell.structures import EncoderSpec, FeatureMaps, Size, TokenLayout, TokenMap, VisualTokens
 from stepwell.views.pyramid import image_pyramid
@@ -115,6 +115,8 @@ def build_interactions(
     """
     if directions not in DIRECTIONS:
         raise ValueError(f"unknown directions {directions!r}; choose from {sorted(DIRECTIONS)}")
+    for spec, found in zip(specs, ranges, strict=True):
+        _check_ranges(found, spec.depth, len(ranges[0]))
     schedule = DIRECTIONS[directions]
     return [
         Interaction(
@@ -130,14 +132,15 @@ class PyramidFeatures(nn.Module):
     """One image -> maps of several strides, for dense tasks.
 
     ratios: side of every branch's picture relative to the image. merges: one after each interaction in
-    `merge_after`, and a last one for the final states. Map i that leaves is merge `sources[i]` (by default
-    merge i, or the only one), resampled by the neck where there is one, at stride `strides[i]`.
+    `merge_after`, and a last one for the final states (`LastMap` where nothing is to be merged). Map i that
+    leaves is merge `sources[i]` (by default merge i, or the only one), resampled by the neck where there is
+    one, at stride `strides[i]`.
     """
 
     def __init__(
         self,
         encoder: PyramidEncoder,
-        merges: Sequence[BranchMerge],
+        merges: Sequence[nn.Module],
         neck: nn.Module | None = None,
         *,
         ratios: Sequence[float],
@@ -148,10 +151,10 @@ class PyramidFeatures(nn.Module):
         super().__init__()
         if len(merges) != len(merge_after) + 1:
             raise ValueError(
-                f"merging after {list(merge_after)} and at the end needs {len(merge_after) + 1} merges"
+                f"merging after {list(merge_after)} and at the end takes {len(merge_after) + 1} merges"
             )
         if sources is None:
-            sources = [0] * len(strides) if len(merges) == 1 else range(len(merges))
+            sources = range(len(merge_after) + 1) if merge_after else [0] * len(strides)
         if len(sources) != len(strides):
             raise ValueError(f"strides {list(strides)} need one merge each, got {list(sources)}")
         self.encoder = encoder

@@ -1,0 +1,227 @@
+"""What branches tell each other, in which order, and how an interaction starts out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from stepwell.fuse.interaction import (
+    DIRECTIONS,
+    ConvFfn,
+    DeformableCrossAttention,
+    Injector,
+    Interaction,
+    InteractionUnit,
+    RegularCrossAttention,
+    cell_centres,
+)
+from stepwell.structures import TokenMap
+
+DIMS, SIZES = (24, 16, 8), ((2, 3), (4, 6), (5, 7))
+SMALL = {"num_heads": 2, "num_points": 2}
+
+
+def make_states(dims=DIMS, sizes=SIZES, batch=2):
+    return [
+        TokenMap(torch.randn(batch, h * w, d), (h, w), torch.randn(batch, 1, d))
+        for d, (h, w) in zip(dims, sizes, strict=True)
+    ]
+
+
+def open_gates(module):
+    for name, parameter in module.named_parameters():
+        if "gate" in name:
+            nn.init.normal_(parameter)
+    return module.eval()
+
+
+@pytest.mark.parametrize("attention", ["deformable", "regular"])
+@pytest.mark.parametrize("directions", sorted(DIRECTIONS))
+def test_a_new_interaction_changes_nothing(attention, directions):
+    states = make_states()
+    schedule = DIRECTIONS[directions](3, 0)
+    for before, after in zip(
+        states, Interaction(DIMS, schedule, attention=attention, **SMALL)(states), strict=True
+    ):
+        assert torch.equal(before.tokens, after.tokens)
+
+
+@pytest.mark.parametrize("num_branches", [1, 2, 3, 4, 5])
+def test_any_number_of_branches_keeps_grids_and_class_tokens(num_branches):
+    dims, sizes = (
+        [8 * (num_branches - i) for i in range(num_branches)],
+        [(i + 1, i + 2) for i in range(num_branches)],
+    )
+    states = make_states(dims, sizes)
+    updated = open_gates(Interaction(dims, **SMALL))(states)
+    for before, after in zip(states, updated, strict=True):
+        assert (after.tokens.shape, after.size) == (before.tokens.shape, before.size)
+        assert after.class_token is before.class_token
+        assert num_branches == 1 or not torch.allclose(after.tokens, before.tokens)
+
+
+def test_messages_of_a_unit_read_the_states_before_it():
+    states = make_states()
+    unit = open_gates(InteractionUnit(DIMS, [(1, 0), (0, 1)], **SMALL))
+    first, second = unit.messages
+    updated = unit(states)
+    assert torch.equal(updated[0].tokens, first(states).tokens)
+    assert torch.equal(updated[1].tokens, second(states).tokens)
+
+
+def test_units_read_what_the_unit_before_has_written_finest_pair_first():
+    states = make_states()
+    interaction = open_gates(Interaction(DIMS, **SMALL))
+    fine, coarse = interaction.units
+    between = fine(states)
+    assert torch.equal(between[0].tokens, states[0].tokens)
+    for ours, expected in zip(interaction(states), coarse(between), strict=True):
+        assert torch.equal(ours.tokens, expected.tokens)
+
+
+def test_largest_network_hears_of_the_smallest_within_one_interaction():
+    interaction = open_gates(Interaction(DIMS, **SMALL))
+    for message in interaction.modules():
+        if isinstance(message, DeformableCrossAttention):
+            nn.init.normal_(message.out.weight)
+    states = make_states()
+    changed = [*states[:2], states[2]._replace(tokens=states[2].tokens + torch.randn_like(states[2].tokens))]
+    assert not torch.allclose(interaction(states)[0].tokens, interaction(changed)[0].tokens)
+
+
+def test_the_five_types_of_table_xvii():
+    directed = {
+        name: [[list(unit) for unit in schedule(3, i)] for i in (0, 1)]
+        for name, schedule in DIRECTIONS.items()
+    }
+    both = [[(2, 1), (1, 2)], [(1, 0), (0, 1)]]
+    assert directed["adjacent"] == [both, both]
+    assert directed["alternating"] == [[[(0, 1)], [(1, 2)]], [[(2, 1)], [(1, 0)]]]
+    assert directed["cycle_down"][0] == [[(0, 1)], [(1, 2)], [(2, 0)]]
+    assert directed["cycle_up"][0] == [[(2, 1)], [(1, 0)], [(0, 2)]]
+    assert {direction for unit in directed["all_pairs"][0] for direction in unit} == {
+        (a, b) for a in range(3) for b in range(3) if a != b
+    }
+
+
+def test_points_start_on_rays_around_the_query():
+    attention = DeformableCrossAttention(8, 8, num_heads=4, num_points=3)
+    offsets = attention.offsets.bias.view(4, 3, 2)
+    right, down, left, up = [[x * k, y * k] for x, y in ((1, 0), (0, 1), (-1, 0), (0, -1)) for k in (1.0,)]
+    for head, ray in enumerate((right, down, left, up)):
+        for k in range(3):
+            assert offsets[head, k].tolist() == pytest.approx([(k + 1) * c for c in ray], abs=1e-6)
+    diagonal = DeformableCrossAttention(8, 8, num_heads=8).offsets.bias.view(8, 4, 2)[1, 0]
+    assert diagonal.tolist() == pytest.approx([1, 1])  # the longer axis is one cell, not the length
+
+
+def test_official_initial_weights_of_an_interaction():
+    torch.manual_seed(0)
+    interaction = Interaction((256, 128), num_heads=4)
+    linear, conv = (
+        interaction.units[0].messages[0].project,
+        interaction.units[0].messages[0].injector.ffn.conv,
+    )
+    assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / 9), rel=0.1)
+    for bias in (linear.bias, conv.bias):
+        assert bias.abs().max() == 0
+    attention = interaction.units[0].messages[0].injector.attn
+    limit = math.sqrt(6 / sum(attention.value.weight.shape))
+    assert attention.value.weight.abs().max().item() == pytest.approx(limit, rel=0.01)
+    assert attention.offsets.weight.abs().max() == attention.weights.weight.abs().max() == 0
+
+
+def test_offsets_are_counted_in_cells_of_the_map_that_is_read():
+    attention = DeformableCrossAttention(4, 4, num_heads=1, num_points=1)
+    with torch.no_grad():
+        for linear in (attention.value, attention.out):
+            linear.weight.copy_(torch.eye(4))
+        attention.offsets.bias.copy_(torch.tensor([1.0, 0.0]))  # one cell to the right
+    features = torch.randn(1, 3 * 5, 4)
+    read = attention(torch.randn(1, 3 * 5, 4), (3, 5), features, (3, 5)).view(3, 5, 4)
+    torch.testing.assert_close(read[:, :-1], features.view(3, 5, 4)[:, 1:])
+    assert read[:, -1].abs().max() < 1e-5  # outside the map
+
+
+def test_cell_centres_are_x_then_y():
+    centres = cell_centres((2, 4), device=torch.device("cpu"))
+    assert centres[1].tolist() == [0.375, 0.25]
+    assert centres[4].tolist() == [0.125, 0.75]
+
+
+def test_regular_attention_is_torchs_multi_head_attention():
+    ours = RegularCrossAttention(12, 8, num_heads=3)
+    theirs = nn.MultiheadAttention(12, 3, kdim=8, vdim=8, batch_first=True)
+    with torch.no_grad():
+        theirs.q_proj_weight.copy_(ours.query.weight)
+        theirs.k_proj_weight.copy_(ours.key.weight)
+        theirs.v_proj_weight.copy_(ours.value.weight)
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+        theirs.in_proj_bias.zero_()
+    query, features = torch.randn(2, 6, 12), torch.randn(2, 20, 8)
+    expected = theirs(query, features, features, need_weights=False)[0]
+    torch.testing.assert_close(ours(query, (2, 3), features, (4, 5)), expected)
+
+
+def test_ffn_mixes_neighbours_on_the_querys_own_grid():
+    ffn = ConvFfn(8, hidden_dim=4)
+    tokens = torch.randn(1, 12, 8, requires_grad=True)
+    ffn(tokens, (3, 4))[0, 5].sum().backward()  # the cell at row 1, column 1
+    touched = tokens.grad.abs().sum(-1).view(3, 4) > 0
+    assert touched.tolist() == [[True] * 3 + [False]] * 3
+
+
+def test_drop_path_acts_on_the_ffn_and_not_on_attention():
+    injector = open_gates(Injector(8, 8, num_heads=2, ffn_ratio=0.5, drop_path=0.999))
+    query, features = torch.randn(3, 6, 8), torch.randn(3, 6, 8)
+    attended = query + injector.gate * injector.attn(
+        injector.query_norm(query), (2, 3), injector.feature_norm(features), (2, 3)
+    )
+    torch.manual_seed(0)
+    torch.testing.assert_close(injector.train()(query, (2, 3), features, (2, 3)), attended)
+
+
+def test_without_projections_and_norms_there_are_no_such_parameters():
+    names = [
+        name
+        for name, _ in Interaction(
+            DIMS, project=False, norm=False, ffn_ratio=None, **SMALL
+        ).named_parameters()
+    ]
+    assert not [name for name in names if "norm" in name or "project" in name or "ffn" in name]
+
+
+def test_gradients_reach_every_parameter():
+    interaction = open_gates(Interaction(DIMS, **SMALL))
+    for module in interaction.modules():
+        if isinstance(module, DeformableCrossAttention):
+            nn.init.normal_(module.weights.weight)
+            nn.init.normal_(module.offsets.weight, std=0.1)
+    sum(state.tokens.square().sum() for state in interaction(make_states())).backward()
+    for name, parameter in interaction.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name  # noqa: PT018
+
+
+def test_autocast_stays_close_to_full_precision():
+    interaction, states = open_gates(Interaction(DIMS, **SMALL)), make_states()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = interaction(states)
+    for ours, exact in zip(half, interaction(states), strict=True):
+        torch.testing.assert_close(ours.tokens.float(), exact.tokens, rtol=0.05, atol=0.05)
+
+
+def test_what_cannot_be_built_is_refused_with_numbers():
+    with pytest.raises(ValueError, match=r"24 with ratio 0\.5 has 12 channels"):
+        DeformableCrossAttention(24, 24, num_heads=16, ratio=0.5)
+    with pytest.raises(ValueError, match="24 does not divide into 16 heads"):
+        RegularCrossAttention(24, 24, num_heads=16)
+    with pytest.raises(ValueError, match="at most once"):
+        InteractionUnit(DIMS, [(0, 1), (2, 1)], **SMALL)
+    with pytest.raises(ValueError, match="2 -> 3 is no direction between 3 branches"):
+        Interaction(DIMS, [[(2, 3)]], **SMALL)
+    with pytest.raises(ValueError, match="choose 'deformable' or 'regular'"):
+        Injector(8, 8, attention="normal")

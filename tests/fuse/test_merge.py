@@ -1,0 +1,113 @@
+"""Maps of several branches, and what becomes of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stepwell.fuse.merge import (
+    BranchMerge,
+    LastMap,
+    TokenMerge,
+    dense_stacks,
+    linear_stacks,
+    resize_map,
+    stage_stacks,
+)
+
+DIMS, SIZES = (8, 4, 4), ((2, 3), (3, 5), (4, 6))
+
+
+def make_maps(dims=DIMS, sizes=SIZES):
+    return [torch.randn(2, dim, *size) for dim, size in zip(dims, sizes, strict=True)]
+
+
+def test_weighted_sum_on_the_last_branchs_grid():
+    maps = make_maps((4, 4, 4))
+    merge = BranchMerge([nn.Identity()] * 3)
+    with torch.no_grad():
+        merge.weights.copy_(torch.tensor([2.0, -1.0, 0.5]))
+    resized = [F.interpolate(x, (4, 6), mode="bilinear", align_corners=False) for x in maps]
+    torch.testing.assert_close(merge(maps), 2 * resized[0] - resized[1] + 0.5 * resized[2])
+    assert merge(maps, (7, 2)).shape == (2, 4, 7, 2)
+
+
+def test_any_subset_of_branches_still_lands_on_the_last_grid():
+    maps = make_maps((4, 4, 4))
+    merge = BranchMerge([nn.Identity()], branches=[0])
+    torch.testing.assert_close(merge(maps), resize_map(maps[0], (4, 6)))
+    with pytest.raises(ValueError, match="1 stacks cannot merge branches"):
+        BranchMerge([nn.Identity()], branches=[0, 1])
+
+
+def test_dense_stacks_have_two_convolutions_in_every_branch():
+    stacks = dense_stacks(DIMS, num_groups=2)
+    for stack, dim in zip(stacks, DIMS, strict=True):
+        convs = [m for m in stack if isinstance(m, nn.Conv2d)]
+        assert [(m.in_channels, m.out_channels, m.bias) for m in convs] == [(dim, 8, None), (8, 8, None)]
+    x = make_maps()[1]
+    conv1, norm1, _, conv2, norm2, _ = stacks[1]
+    once = F.relu(F.group_norm(F.conv2d(x, conv1.weight, padding=1), 2, norm1.weight, norm1.bias))
+    twice = F.relu(F.group_norm(F.conv2d(once, conv2.weight, padding=1), 2, norm2.weight, norm2.bias))
+    torch.testing.assert_close(stacks[1](x), twice)
+
+
+def test_stage_stacks_leave_the_first_branch_without_convolution():
+    stacks = stage_stacks(DIMS, num_groups=2)
+    assert [sum(isinstance(m, nn.Conv2d) for m in stack) for stack in stacks] == [0, 1, 1]
+    maps = make_maps()
+    torch.testing.assert_close(stacks[0](maps[0]), F.relu(F.group_norm(maps[0], 2)))
+    assert BranchMerge(stacks)(maps).shape == (2, 8, 4, 6)
+
+
+def test_linear_stacks_normalise_before_and_after_the_projection():
+    first, second, _ = linear_stacks(DIMS, num_groups=2)
+    maps = make_maps()
+    torch.testing.assert_close(first(maps[0]), F.group_norm(maps[0], 2))
+    linear = second[1]
+    projected = (
+        torch.einsum("ec,bchw->behw", linear.weight, F.group_norm(maps[1], 2)) + linear.bias[:, None, None]
+    )
+    torch.testing.assert_close(second(maps[1]), F.group_norm(projected, 2))
+
+
+def test_bilinear_resize_is_exact_in_half_precision_up_to_one_rounding():
+    x = torch.randn(1, 3, 5, 4).bfloat16()
+    assert torch.equal(resize_map(x, (9, 7)), resize_map(x.float(), (9, 7)).bfloat16())
+    assert resize_map(x, (5, 4)) is x
+
+
+@pytest.mark.parametrize("norm", ["groupnorm", "layernorm"])
+@pytest.mark.parametrize("grid", [None, (3, 2)])
+def test_tokens_are_resized_first_and_summed_without_weights(norm, grid):
+    merge = TokenMerge(DIMS, 6, hidden_dim=8, norm=norm, num_groups=4, grid=grid)
+    maps = make_maps()
+    total = 0
+    for stack, x in zip(merge.stacks, maps, strict=True):
+        first, normed, _, second = stack
+        x = F.interpolate(x, grid or (4, 6), mode="bilinear", align_corners=False)
+        x = F.conv2d(x, first.weight[:, :, None, None], first.bias)
+        if norm == "groupnorm":
+            x = F.group_norm(x, 4, normed.weight, normed.bias)
+        else:
+            x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        total = total + F.conv2d(F.gelu(x), second.weight[:, :, None, None], second.bias)
+    tokens, size, _ = merge(maps)
+    assert size == (grid or (4, 6))
+    torch.testing.assert_close(tokens, total.flatten(2).transpose(1, 2))
+
+
+def test_what_does_not_fit_is_refused_with_numbers():
+    with pytest.raises(ValueError, match="width 6 does not divide into 32 groups"):
+        TokenMerge(DIMS, 6)
+    with pytest.raises(ValueError, match="choose 'groupnorm' or 'layernorm'"):
+        TokenMerge(DIMS, 32, norm="batchnorm")
+    with pytest.raises(ValueError, match="merges 3 branches and got 2 maps"):
+        TokenMerge(DIMS, 32)(make_maps()[:2])
+
+
+def test_last_map_is_no_merge_at_all():
+    maps = make_maps()
+    assert LastMap()(maps) is maps[-1]

@@ -1,0 +1,52 @@
+"""One stride becomes four."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stepwell.heads.neck import ChannelLayerNorm, SimplePyramid
+
+
+def test_four_maps_of_four_sizes_from_one():
+    x = torch.randn(2, 8, 4, 6)
+    pyramid = SimplePyramid([8] * 4, num_groups=2)
+    maps = pyramid(x)
+    assert [tuple(m.shape[-2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert maps[2] is x
+    torch.testing.assert_close(maps[3], F.max_pool2d(x, 2))
+    double = pyramid.stages[1][0]
+    torch.testing.assert_close(maps[1], F.conv_transpose2d(x, double.weight, double.bias, stride=2))
+
+
+def test_four_times_up_normalises_between_two_doublings():
+    x = torch.randn(1, 8, 2, 3)
+    first, norm, _, second = SimplePyramid([8], operations=["up4"], num_groups=4).stages[0]
+    between = F.gelu(
+        F.group_norm(F.conv_transpose2d(x, first.weight, first.bias, stride=2), 4, norm.weight, norm.bias)
+    )
+    expected = F.conv_transpose2d(between, second.weight, second.bias, stride=2)
+    torch.testing.assert_close(second(F.gelu(norm(first(x)))), expected)
+
+
+def test_every_operation_may_have_a_map_and_a_width_of_its_own():
+    maps = [torch.randn(1, dim, 4, 4) for dim in (8, 4, 2)]
+    out = SimplePyramid([8, 4, 2], operations=["up2", "same", "maxpool2"])(maps)
+    assert [tuple(m.shape[1:]) for m in out] == [(8, 8, 8), (4, 4, 4), (2, 2, 2)]
+
+
+def test_baselines_have_a_layer_norm_over_channels():
+    pyramid = SimplePyramid([8], operations=["up4"], norm="layernorm", norm_eps=1e-6)
+    norm = pyramid.stages[0][1]
+    assert isinstance(norm, ChannelLayerNorm)
+    x = torch.randn(2, 8, 3, 2)
+    expected = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_widths_and_operations_must_match():
+    with pytest.raises(ValueError, match="4 operations need one width each, got 1"):
+        SimplePyramid([8])
+    with pytest.raises(ValueError, match="unknown operation 'down2'"):
+        SimplePyramid([8], operations=["down2"])
