@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from torch import Tensor
 
@@ -80,6 +81,9 @@ class Plan:
     unknown: list[str] = field(default_factory=list)
 
 
+_compiled = cache(re.compile)  # a pyramid has more patterns than re keeps by itself
+
+
 def _only(tensors: list[Tensor]) -> Tensor:
     return tensors[0]
 
@@ -110,11 +114,11 @@ def plan(names: Iterable[str], rules: Iterable[Rule]) -> Plan:
 def _take(name: str, rule: Rule, result: Plan, parts: dict[str, tuple[Join, dict[int, str]]]) -> bool:
     if isinstance(rule, Join):
         for i, pattern in enumerate(rule.patterns):
-            if match := re.fullmatch(pattern, name):
+            if match := _compiled(pattern).fullmatch(name):
                 parts.setdefault(_substitute(match, rule.to), (rule, {}))[1][i] = name
                 return True
         return False
-    match = re.fullmatch(rule.pattern, name)
+    match = _compiled(rule.pattern).fullmatch(name)
     if match is None:
         return False
     if isinstance(rule, Drop):
@@ -154,7 +158,7 @@ def _prefixed(rule: Rule, source: str, target: str) -> Rule:
     def to(match: re.Match[str], rule: Rename | Join = rule) -> str:
         inner = match.string[_prefix_length(source, match.string) :]
         patterns = (rule.pattern,) if isinstance(rule, Rename) else rule.patterns
-        found = next(m for p in patterns if (m := re.fullmatch(p, inner)))
+        found = next(m for p in patterns if (m := _compiled(p).fullmatch(inner)))
         return target + _substitute(found, rule.to)
 
     if isinstance(rule, Rename):
@@ -163,6 +167,6 @@ def _prefixed(rule: Rule, source: str, target: str) -> Rule:
 
 
 def _prefix_length(source: str, name: str) -> int:
-    match = re.match(source, name)
+    match = _compiled(source).match(name)
     assert match is not None
     return match.end()

@@ -12,13 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepwell.encoders.catalogue import ENCODERS
-from stepwell.models.config import IMAGENET_MEAN, IMAGENET_STD, BranchConfig, InteractionConfig
+from stepwell.encoders.vit import VisionTransformer
+from stepwell.models.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BranchConfig,
+    InteractionConfig,
+    PiipConfig,
+    Statistics,
+)
+from stepwell.models.perception import SIMPLE, ClassifierSettings, DenseSettings
 
 __all__ = ["PUBLISHED", "Published", "Task", "find_published", "layer_runs"]
 
 Task = Literal["detection", "segmentation", "classification", "chat"]
-Statistics = tuple[float, float, float]
 HALF: Statistics = (0.5, 0.5, 0.5)
+STAGE_MERGES = (0, 1, 10)  # of 12 interactions, those that end a stage of ConvNeXt, beside the last
 REPOSITORY = "OpenGVLab/PIIP"
 
 # Last layer of each run where the layers of a network do not divide evenly, by (layers, interactions).
@@ -79,6 +88,39 @@ class Published:
             return self.repository
         return f"{self.repository}:{self.file}"
 
+    def dense_settings(self) -> DenseSettings:
+        """Of a detector or segmenter, for `PyramidBackbone`."""
+        last = ENCODERS[self.branches[-1].encoder]
+        resampled = (
+            self.merge == "dense" or last.build is VisionTransformer
+        )  # ConvNeXt has the strides itself
+        operations = SIMPLE[self.dino :] if resampled else ()
+        return DenseSettings(
+            branches=self.branches,
+            interaction=self.interaction,
+            merge="stages" if self.merge == "stages" else "dense",
+            merge_after=STAGE_MERGES if self.merge == "stages" else (),
+            operations=operations,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    def classifier_settings(self) -> ClassifierSettings:
+        """Of a classifier, for `PyramidForImageClassification`."""
+        return ClassifierSettings(
+            branches=self.branches, interaction=self.interaction, mean=self.mean, std=self.std
+        )
+
+    def vision_config(self) -> PiipConfig:
+        """Of an assistant, for `StepwellConfig`."""
+        return PiipConfig(
+            branches=self.branches,
+            interaction=self.interaction,
+            framing="pad",
+            mean=self.mean,
+            std=self.std,
+        )
+
 
 def find_published(name: str) -> Published | None:
     """By our name, by the released one (`OpenGVLab/PIIP:detection/<file>.pth`), or by its file name alone."""
@@ -107,7 +149,7 @@ DROP_PATH = {"t": 0.05, "s": 0.05, "b": 0.15, "l": 0.4, "h": 0.4, "6b": 0.4}  # 
 STEEP = (0.4, 0.3, 0.2)
 LINEAR = ("augreg", "mae", "dinov2", "beitv2", "uniperceiver", "internvit")  # drop path grows with the layer
 FAST = InteractionConfig(project=False, norm=False)  # the variant without projections and norms
-DETR_WINDOWS = {12: [24, 24, 0] * 4, 24: [24, 24, 0] * 8}  # PIIP-SBL under DINO
+IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def _size(encoder: str) -> str:
@@ -118,12 +160,17 @@ def _size(encoder: str) -> str:
 def _dense(
     encoder: str, size: int, drop_path: float, interactions: int = 12, **arguments: Any
 ) -> BranchConfig:
-    """A branch of a detector or segmenter; the arguments that ConvNeXt does not have are left out for it."""
-    entry = ENCODERS[encoder]
-    if entry.family == "convnext":
+    """A branch of a detector or segmenter; the arguments that ConvNeXt does not have are left out for it.
+
+    windows: one for all layers, or a list that is repeated over them.
+    """
+    family, windows = ENCODERS[encoder].family, arguments.get("windows")
+    if family == "convnext":
         arguments = {}
-    elif entry.family in LINEAR:
+    elif family in LINEAR:
         arguments["drop_path_schedule"] = "linear"
+    if isinstance(windows, list):
+        arguments["windows"] = windows * (_depth(encoder) // len(windows))
     return _branch(encoder, size, interactions, drop_path=drop_path, **arguments)
 
 
@@ -204,27 +251,18 @@ def _pretrained_detectors() -> list[Published]:
 
 def _large_detectors() -> list[Published]:
     """With InternViT-6B, and under DINO. The released ones attend globally; the paper used windows."""
-    deit = [
-        _dense(encoder, size, DROP_PATH[_size(encoder)], position_grid=(24, 24), windows=DETR_WINDOWS[depth])
-        for encoder, size, depth in (("deit3_l_384", 672, 24), ("deit3_b", 1120, 12), ("deit3_s", 1792, 12))
-    ]
-    dino_file = "detection/dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms.pth"
     h6b, lh6b = "internvit_6b mae_h", "internvit_6b mae_h deit3_l_384"
-    fused: dict[str, Any] = {
-        "interaction": FAST,
-        "interactions": 4,
-        "arguments": {"activation": "gelu_tanh"},
-    }
+    tanh = {"activation": "gelu_tanh"}
+    fast: dict[str, Any] = {"interaction": FAST, "interactions": 4, "arguments": tanh}
     return [
-        Published(
-            name="piip_det_dino_sbl_1792_1120_672",
-            task="detection",
-            branches=tuple(deit),
+        _detector(
+            "dino_sbl_1792_1120_672",
+            "deit3_l_384 deit3_b deit3_s",
+            (672, 1120, 1792),
+            "dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms",
+            arguments={"windows": [24, 24, 0], "position_grid": (24, 24)},
             dino=True,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            repository=REPOSITORY,
-            file=dino_file,
+            **IMAGENET,
         ),
         _detector("h6b_1024_512", h6b, (512, 1024), "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms"),
         _detector(
@@ -234,8 +272,8 @@ def _large_detectors() -> list[Published]:
             "dino_4scale_internvit_h6b_1024_768_fpn_1x_coco_bs32_ms",
             dino=True,
         ),
-        _detector("lh6b_1536_1024_512", lh6b, (512, 1024, 1536), None, **fused),
-        _detector("dino_lh6b_1536_1024_512", lh6b, (512, 1024, 1536), None, dino=True, **fused),
+        _detector("lh6b_1536_1024_512", lh6b, (512, 1024, 1536), None, **fast),
+        _detector("dino_lh6b_1536_1024_512", lh6b, (512, 1024, 1536), None, dino=True, **fast),
     ]
 
 
@@ -257,8 +295,7 @@ def _convnext_detectors() -> list[Published]:
                 drop_path=tuple(rates[part] for part in largest_first),
                 arguments={"windows": 14},
                 merge="stages",
-                mean=IMAGENET_MEAN,
-                std=IMAGENET_STD,
+                **IMAGENET,
             )
         )
     return found
@@ -278,8 +315,7 @@ def _segmenters() -> list[Published]:
                 task="segmentation",
                 branches=branches,
                 interaction=FAST,
-                mean=IMAGENET_MEAN,
-                std=IMAGENET_STD,
+                **IMAGENET,
                 repository=REPOSITORY,
                 file=f"segmentation/upernet_internvit_h6b_{small}_512_80k_ade20k_bs16_lr4e-5.pth",
             )
@@ -289,16 +325,23 @@ def _segmenters() -> list[Published]:
 
 def _classifiers() -> list[Published]:
     """Heads read the first patch token, as the released code does; drop path is constant over depth."""
-    tsb = ("tsb", "deit_b deit_s deit_t", (0.2, 0.05, 0.05), "deit1")
-    sbl = ("sbl", "augreg_l augreg_b augreg_s", (0.4, 0.2, 0.05), "augreg")
+    tsb = ("tsb", "deit_b deit_s deit_t", (0.2, 0.05, 0.05), "deit1", 1.0)
+    sbl = ("sbl", "augreg_l augreg_b augreg_s", (0.4, 0.2, 0.05), "augreg", None)
     found = []
-    for (name, encoders, rates, weights), sizes in (
+    for (name, encoders, rates, weights, layer_scale), sizes in (
         (tsb, (128, 192, 368)),
         (sbl, (96, 160, 320)),
         (sbl, (128, 192, 384)),
     ):
         branches = tuple(
-            _branch(encoder, size, drop_path=rate, class_token=True, position_grid=(size // 16, size // 16))
+            _branch(
+                encoder,
+                size,
+                drop_path=rate,
+                class_token=True,
+                position_grid=(size // 16, size // 16),
+                layer_scale=layer_scale,
+            )
             for encoder, size, rate in zip(encoders.split(), sizes, rates, strict=True)
         )
         dashed = "-".join(map(str, reversed(sizes)))
@@ -309,8 +352,7 @@ def _classifiers() -> list[Published]:
                 branches=branches,
                 merge="none",
                 num_classes=1000,
-                mean=IMAGENET_MEAN,
-                std=IMAGENET_STD,
+                **IMAGENET,
                 repository=REPOSITORY,
                 file=f"classification/piip_3branch_{name}_{dashed}_cls_token_{weights}.pth",
                 quirk="the heads read the first patch token, not the class token",
@@ -344,8 +386,7 @@ def _chats() -> list[Published]:
                 ),
                 merge="none",
                 text_dim=5120 if release.endswith("13B") else 4096,
-                mean=IMAGENET_MEAN,
-                std=IMAGENET_STD,
+                **IMAGENET,
                 repository=f"OpenGVLab/PIIP-LLaVA{joint}{release}",
             )
         )

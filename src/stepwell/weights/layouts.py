@@ -18,10 +18,17 @@ from stepwell.encoders.catalogue import ENCODERS
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.keys.backbones import Layout as Names
 from stepwell.keys.backbones import backbone_rules
-from stepwell.keys.engine import Rule
-from stepwell.keys.released import assistant_rules, is_language_model
+from stepwell.keys.engine import Rule, with_prefix
+from stepwell.keys.piip import classifier_rules, features_rules
+from stepwell.keys.released import assistant_rules, detector_rules, is_language_model
 from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.config import PiipConfig, StepwellConfig
+from stepwell.models.config import StepwellConfig
+from stepwell.models.perception import (
+    PyramidBackbone,
+    PyramidBackboneConfig,
+    PyramidClassifierConfig,
+    PyramidForImageClassification,
+)
 from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
 from stepwell.models.published import Published
 from stepwell.weights.text_config import llama_config
@@ -70,21 +77,42 @@ class Layout:
 
 def build_layout(published: Published, shapes: Mapping[str, Shape], settings: Mapping[str, Any]) -> Layout:
     """shapes: names and shapes of the source; settings: the config.json beside it, or nothing."""
-    return _chat(published, shapes, settings)
+    if published.task == "chat":
+        return _chat(published, shapes, settings)
+    return _classifier(published) if published.task == "classification" else _dense(published)
+
+
+def _dense(published: Published) -> Layout:
+    settings = published.dense_settings()
+    config = PyramidBackboneConfig(pyramid=settings, architectures=[PyramidBackbone.__name__])
+    with torch.device("meta"):
+        ours = _shapes(PyramidBackbone(config))
+    features = features_rules(
+        _tables(published),
+        len(published.branches[0].interactions),
+        merge_after=settings.merge_after,
+        operations=settings.operations,
+    )
+    return Layout(rules=detector_rules(features, "pyramid."), config=config, ours=ours)
+
+
+def _classifier(published: Published) -> Layout:
+    config = PyramidClassifierConfig(
+        pyramid=published.classifier_settings(),
+        num_labels=published.num_classes,
+        architectures=[PyramidForImageClassification.__name__],
+    )
+    with torch.device("meta"):
+        ours = _shapes(PyramidForImageClassification(config))
+    rules = classifier_rules(_tables(published), len(published.branches[0].interactions), merged=False)
+    return Layout(rules=with_prefix(rules, "", "pyramid."), config=config, ours=ours)
 
 
 def _chat(published: Published, shapes: Mapping[str, Shape], settings: Mapping[str, Any]) -> Layout:
     assert published.text_dim is not None
     text_config = llama_config(shapes, settings, dim=published.text_dim)
-    vision = PiipConfig(
-        branches=published.branches,
-        interaction=published.interaction,
-        mean=published.mean,
-        std=published.std,
-        framing="pad",
-    )
     config = StepwellConfig(
-        vision_config=vision,
+        vision_config=published.vision_config(),
         text_config=text_config,
         image_token_id=text_config.vocab_size,  # the first that is no word
         template="vicuna_v1",
