@@ -247,6 +247,17 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
         load_encoder_weights(VisionTransformer(**SIZE), tmp_path / "pytorch_model.bin", layout="timm_vit")
 
 
+def test_shards_are_read_together_and_copies_under_other_names_left_alone(tmp_path: Path) -> None:
+    state = VisionTransformer(**SIZE, position="none").state_dict()
+    names = sorted(state)
+    save_file({n: state[n] for n in names[:5]}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({n: state[n] for n in names[5:]}, tmp_path / "model-00002-of-00002.safetensors")
+    save_file({"visual.trunk.a": torch.zeros(1)}, tmp_path / "open_clip_model.safetensors")
+    ours = VisionTransformer(**SIZE, position="none")
+    load_encoder_weights(ours, tmp_path, layout="timm_vit")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
+
+
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
     with pytest.raises(ValueError, match="not a readable safetensors file"):

@@ -199,7 +199,7 @@ def _local(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+        patterns = ["config.json", "model*.safetensors"]
         return Path(snapshot_download(source, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
@@ -217,7 +217,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    files = [path]
+    if path.is_dir():  # timm's folders may hold a second copy under another library's names
+        files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
     if not files or any(file.suffix != ".safetensors" for file in files):
         found = sorted(p.name for p in path.iterdir())[:4] if path.is_dir() else [path.name]
         raise ValueError(
