@@ -15,6 +15,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from transformers import AutoConfig, PreTrainedConfig
 
+from stepwell.encoders.encoder import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Statistics
+
 __all__ = [
     "BranchConfig",
     "InteractionConfig",
@@ -29,16 +31,10 @@ __all__ = [
     "vision_settings",
 ]
 
-Statistics = tuple[float, float, float]
 Framing = Literal["aspect", "pad", "crop"]
 """How a picture meets a vision system: its aspect kept; padded to a square; short side resized, centre
 cropped.
 """
-
-IMAGENET_MEAN: Statistics = (0.485, 0.456, 0.406)
-IMAGENET_STD: Statistics = (0.229, 0.224, 0.225)
-CLIP_MEAN: Statistics = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Statistics = (0.26862954, 0.26130258, 0.27577711)
 
 _strict = ConfigDict(extra="forbid")
 
