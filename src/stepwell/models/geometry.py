@@ -13,13 +13,12 @@ from operator import truediv
 from PIL.Image import Image
 from torch import Tensor
 
+from stepwell.encoders.encoder import Statistics
 from stepwell.structures import Box, Size, TokenLayout, TokenRun, View
 from stepwell.views.preprocess import pad_to_square, resize_short_side_and_crop, to_tensor
 from stepwell.views.pyramid import exact_ratio, pyramid_sizes, scaled_size
 
 __all__ = ["PyramidGeometry"]
-
-Statistics = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,15 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepwell.encoders.catalogue import ENCODERS
+from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Statistics
 from stepwell.encoders.vit import VisionTransformer
-from stepwell.models.config import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    BranchConfig,
-    InteractionConfig,
-    PiipConfig,
-    Statistics,
-)
+from stepwell.models.config import BranchConfig, InteractionConfig, PiipConfig
 from stepwell.models.perception import SIMPLE, ClassifierSettings, DenseSettings
 
 __all__ = ["PUBLISHED", "Published", "Task", "find_published", "layer_runs"]
