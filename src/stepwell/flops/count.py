@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from torch.utils.flop_counter import flop_registry
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.flops.cost import Convention, area
-from stepwell.fuse.interaction import DeformableCrossAttention, Message, RegularCrossAttention
+from stepwell.fuse.interaction import DeformableCrossAttention, Interaction, Message, RegularCrossAttention
 from stepwell.layers.attention import SelfAttention
 from stepwell.ops.choose import prefer
+from stepwell.structures import Size
 
 __all__ = ["Part", "count", "count_macs", "count_operations", "count_params", "operations", "part_of"]
 
@@ -94,7 +96,11 @@ def count_macs(model: nn.Module, run: Callable[[], object], convention: Conventi
         norm for m in model.modules() if isinstance(m, SelfAttention) for norm in (m.q_norm, m.k_norm)
     }
     readers = {m.injector.attn: m.target for m in model.modules() if isinstance(m, Message)}
-    first_grids: dict[int, int] = {}  # branch -> cells at its first interaction
+    first_grids: list[Size] = []  # of all branches, at the first interaction
+
+    def remember(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if isinstance(module, Interaction) and not first_grids:
+            first_grids.extend(state.size for state in args[0])
 
     def add(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if module in skipped:
@@ -102,12 +108,11 @@ def count_macs(model: nn.Module, run: Callable[[], object], convention: Conventi
         macs = _macs(module, args, output, convention)
         if isinstance(module, DeformableCrossAttention):
             query, size = args[:2]
-            cells = first_grids.setdefault(readers[module], area(size))
-            cells = cells if convention.first_stride else area(size)
-            macs = 5 * cells * module.num_points * query.shape[-1]
+            charged = first_grids[readers[module]] if convention.first_stride else size
+            macs = 5 * area(charged) * module.num_points * query.shape[-1]
         found[part_of(path)] += macs
 
-    with torch.no_grad(), prefer("reference"), _hooks(model, after=add), _Outlines():
+    with torch.no_grad(), prefer("reference"), _hooks(model, remember, add), _Outlines():
         run()
     return found
 
@@ -224,13 +229,13 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> Counter[str
     """Floating-point operations of every part."""
     counter = _Operations()
 
-    def enter(path: str) -> None:
+    def enter(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         counter.running.append(path)
 
     def leave(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         counter.running.pop()
 
-    with torch.no_grad(), _hooks(model, before=enter, after=leave), counter:
+    with torch.no_grad(), _hooks(model, enter, leave), counter:
         run()
     return counter.found
 
@@ -238,16 +243,14 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> Counter[str
 @contextmanager
 def _hooks(
     model: nn.Module,
-    *,
-    before: Callable[[str], None] | None = None,
+    before: Callable[[str, nn.Module, tuple[Any, ...]], None],
     after: Callable[[str, nn.Module, tuple[Any, ...], Any], None],
 ) -> Iterator[None]:
-    """Calls `before(path)` and `after(path, module, arguments, output)` around every module's forward."""
+    """Calls before(path, module, arguments) and after(path, module, arguments, output) at every forward."""
     handles = []
     for path, module in model.named_modules():
-        if before is not None:
-            handles.append(module.register_forward_pre_hook(lambda m, a, path=path: before(path)))
-        handles.append(module.register_forward_hook(lambda m, a, o, path=path: after(path, m, a, o)))
+        handles.append(module.register_forward_pre_hook(partial(before, path)))
+        handles.append(module.register_forward_hook(partial(after, path)))
     try:
         yield
     finally:

@@ -94,6 +94,8 @@ class PyramidCost:
     def _stacks_cost(self, j: int, size: Size) -> Cost:
         """Branch j's share of all merges."""
         assert self.merge != "none"
+        if len(self.shapes) == 1:
+            return Cost(0, 1)  # nothing but the weight of the sum
         total = Cost()
         for layers in self.merge_layers:
             grid, out = self._grid(j, size, layers[j]), self.shapes[0].dims[layers[0]]
@@ -104,12 +106,7 @@ class PyramidCost:
         if self.merge != "none":
             grid = self._grid(-1, sizes[-1], -1)
             return head_cost(area(grid), self.shapes[0].dims[-1], num_classes)
-        grids = (self._grid(j, size, -1) for j, size in enumerate(sizes))
-        heads = (
-            head_cost(area(grid), shape.dims[-1], num_classes)
-            for grid, shape in zip(grids, self.shapes, strict=True)
-        )
-        return sum(heads, Cost())
+        return sum((head_cost(1, shape.dims[-1], num_classes) for shape in self.shapes), Cost())
 
     def _grid(self, j: int, size: Size, layer: int) -> Size:
         stride = self.shapes[j].strides[layer]

@@ -27,7 +27,7 @@ from stepwell.models.config import BranchConfig, InteractionConfig
 from stepwell.models.published import layer_runs
 from stepwell.views.pyramid import image_pyramid
 
-__all__ = ["Row", "Setting", "paper_rows", "paper_table", "read_settings"]
+__all__ = ["Row", "Setting", "count_setting", "paper_rows", "paper_table", "read_settings", "rows_as_json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def paper_rows() -> list[Row]:
         if fields:
             key = json.dumps(fields, sort_keys=True)
             if key not in counted:
-                counted[key] = _count(Setting(**fields))
+                counted[key] = count_setting(Setting(**fields))
             parts = counted[key]
             chosen = [parts[part]] if part else list(parts.values())
             macs = sum(macs for macs, _ in chosen) / 1e9
@@ -146,7 +146,7 @@ def paper_table(*, as_json: bool = False) -> str:
     """Every row as a table, or as a JSON list of objects."""
     rows = paper_rows()
     if as_json:
-        return json.dumps([{**asdict(row), "error": row.error} for row in rows], indent=2, ensure_ascii=False)
+        return rows_as_json(rows)
     lines = [
         [
             row.table,
@@ -164,8 +164,13 @@ def paper_table(*, as_json: bool = False) -> str:
     return aligned(heads, lines)
 
 
-def _count(setting: Setting) -> dict[str, tuple[int, int]]:
-    """part -> (multiply-accumulates, parameters)."""
+def rows_as_json(rows: Sequence[Row]) -> str:
+    entries = [{**asdict(row), "error": row.error} for row in rows]
+    return json.dumps(entries, indent=2, ensure_ascii=False)
+
+
+def count_setting(setting: Setting) -> dict[str, tuple[int, int]]:
+    """part -> (multiply-accumulates, parameters) of the network, built and counted."""
     branches = setting.branch_configs()
     model, run = _build(setting, branches)
     macs = count_macs(model, run, setting.convention)
