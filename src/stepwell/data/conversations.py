@@ -1,7 +1,8 @@
 """LLaVA training files: a JSON list of pictures and conversations about them.
 
-Format of LLaVA-1.5 (arXiv 2310.03744): `image`, a path (or none), and `conversations`, turns that are "from" a "human"
-or "gpt" with a "value" each. The placeholder is moved to the front of its turn, as the official code does.
+Format of LLaVA-1.5 (arXiv 2310.03744): `image`, a path (or none), and `conversations`, turns that are "from"
+a "human" or "gpt" with a "value" each. The placeholder is moved to the front of its turn, as the official
+code does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ __all__ = ["Conversations"]
 class Conversations:
     """A source of the entries of one LLaVA file.
 
-    Raises ValueError, at once, for a file that is not such a list; at an index, for turns that do not alternate.
+    Raises ValueError, at once, for a file that is not such a list; at an index, for turns that do not
+    alternate.
     """
 
     def __init__(self, path: Path, *, images: Path | None = None) -> None:

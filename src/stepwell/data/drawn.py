@@ -1,7 +1,8 @@
-"""Drawn pages whose answers are known: receipts and documents, with the box and character edges of every line.
+"""Drawn pages whose answers are known: receipts and documents, with the box and character edges of every
+line.
 
-A page is a function of (seed, index) alone. Text sizes are em sizes in pixels of the page; answers are in capitals,
-as the transcriptions of scanned receipts are.
+A page is a function of (seed, index) alone. Text sizes are em sizes in pixels of the page; answers are in
+capitals, as the transcriptions of scanned receipts are.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class _Sheet:
 
     @property
     def full(self) -> bool:
-        return self.top + self.face.line_height + self.margin > self.ink.shape[0]
+        return self.top + self.face.line_height + self.margin > int(self.ink.shape[0])
 
     def row(self, *texts: str, align: str = "left", face: Face | None = None) -> list[str]:
         """Writes the texts in one row: one of them aligned, several spread from the left to the right margin.
@@ -59,18 +60,11 @@ class _Sheet:
             return []
         face = face or self.face
         part = self.width // len(texts)
+        sides = [align] if len(texts) == 1 else ["left", *["right"] * (len(texts) - 1)]
         written = []
-        for place, text in enumerate(texts):
-            text = self._fit(text, face, part if len(texts) > 1 else self.width)
-            free = (
-                part - face.width(text, self.spacing)
-                if len(texts) > 1
-                else self.width - face.width(text, self.spacing)
-            )
-            if len(texts) > 1:
-                side = "left" if place == 0 else "right"
-            else:
-                side = align
+        for place, (text, side) in enumerate(zip(texts, sides, strict=True)):
+            text = self._fit(text, face, part)
+            free = part - face.width(text, self.spacing)
             shift = {"left": 0, "center": free // 2, "right": free}[side]
             line = face.draw(
                 self.ink, self.margin + place * part + max(shift, 0), self.top, text, self.spacing
@@ -102,8 +96,9 @@ class _Sheet:
 def draw_page(seed: int, index: int, *, size: Size, text: tuple[int, int], kind: str = "mixed") -> Page:
     """Page `index` of the endless book `seed`.
 
-    size = (H, W) in pixels; text = smallest and largest em in pixels; kind "receipt", "document", "lines" (unrelated
-    lines, as dense as they go) or "mixed". Raises ValueError for an unknown kind or a page too small for its text.
+    size = (H, W) in pixels; text = smallest and largest em in pixels; kind "receipt", "document", "lines"
+    (unrelated lines, as dense as they go) or "mixed". Raises ValueError for an unknown kind or a page too
+    small for its text.
     """
     if kind not in ("receipt", "document", "lines", "mixed"):
         raise ValueError(f"unknown kind of page {kind!r}; choose receipt, document, lines or mixed")
@@ -261,7 +256,7 @@ def _recompress(image: Image.Image, quality: int) -> Image.Image:
 
 
 class DrawnPages:
-    """A source of `count` drawn pages with questions: `reads` lines of each page, and every key field it has."""
+    """A source of `count` drawn pages, asked for `reads` lines each and for every key field they have."""
 
     def __init__(
         self,

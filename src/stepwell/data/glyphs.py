@@ -1,7 +1,7 @@
 """Drawing characters fast, and knowing where each of them went.
 
-Fonts are the DejaVu and STIX files that travel inside matplotlib's wheel. A character is rasterised once per font and
-size and then only pasted, so its edges are known exactly: no kerning, whole pixels.
+Fonts are the DejaVu and STIX files that travel inside matplotlib's wheel. A character is rasterised once per
+font and size and then only pasted, so its edges are known exactly: no kerning, whole pixels.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Face:
         return sum(self.glyph(character).advance + spacing for character in text)
 
     def draw(self, page: NDArray[np.uint8], left: int, top: int, text: str, spacing: int = 0) -> Line | None:
-        """Adds the text's ink to `page` (H, W) and returns where it stands, or None if nothing of it is visible.
+        """Adds the text's ink to `page` (H, W) and returns where it stands, or None if nothing of it is
+        visible.
 
         The box is tight around the ink. Characters that would leave the page to the right are left out.
         """

@@ -17,8 +17,9 @@ _ATTEMPTS = 20
 class Mixture:
     """A source of `length` samples drawn from others by weight.
 
-    Index i always leads to the same sample. A sample that cannot be read is replaced by another of its source, counted
-    in `skipped` and logged. Raises ValueError for weights that do not fit, RuntimeError after 20 such samples in a row.
+    Index i always leads to the same sample. A sample that cannot be read is replaced by another of its
+    source, counted in `skipped` and logged. Raises ValueError for weights that do not fit, RuntimeError after
+    20 such samples in a row.
     """
 
     def __init__(

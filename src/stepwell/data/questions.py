@@ -1,7 +1,8 @@
-"""The wordings in which pages are asked about: what stands in a box, and a receipt's company, date, address, total.
+"""The wordings in which pages are asked about: what stands in a box, and a receipt's company, date, address,
+total.
 
-Boxes are written as fractions of the picture's width and height with three decimals, left, top, right, bottom, as
-LLaVA-1.5 writes its grounding data (arXiv 2310.03744).
+Boxes are written as fractions of the picture's width and height with three decimals, left, top, right,
+bottom, as LLaVA-1.5 writes its grounding data (arXiv 2310.03744).
 """
 
 from __future__ import annotations
@@ -63,10 +64,11 @@ def box_text(box: Box, size: Size) -> str:
 def turns_about(
     lines: Sequence[Line], fields: Mapping[str, str], size: Size, *, reads: int, chance: random.Random
 ) -> tuple[Turn, ...]:
-    """Questions for all key fields and for up to `reads` lines, shuffled; the first one holds the placeholder.
+    """Questions for all key fields and for up to `reads` lines, shuffled; the first one holds the
+    placeholder.
 
-    size = (H, W) of the picture. A field that one line spells points to it. Raises ValueError for a field that no
-    question asks for.
+    size = (H, W) of the picture. A field that one line spells points to it. Raises ValueError for a field
+    that no question asks for.
     """
     if unknown := sorted(fields.keys() - FIELD_QUESTIONS.keys()):
         raise ValueError(

@@ -1,7 +1,8 @@
 """What a data source yields: a picture, a conversation about it, and what else is known of its text.
 
-A source is anything with a length and an index; nothing else is asked of it (`Source`). Boxes are xyxy in pixels
-of the sample's picture. The same index gives the same sample for the life of a source, so that a run can resume.
+A source is anything with a length and an index; nothing else is asked of it (`Source`). Boxes are xyxy in
+pixels of the sample's picture. The same index gives the same sample for the life of a source, so that a run
+can resume.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ __all__ = ["Line", "Sample", "Source", "Turn"]
 class Line:
     """One line of text in a picture.
 
-    `edges` are the left edges of the characters and the right edge of the last, in pixels: len(text) + 1 numbers.
+    `edges` are the left edges of the characters and the right edge of the last, in pixels: len(text) + 1
+    numbers.
     """
 
     text: str
@@ -77,5 +79,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises IndexError past the end, and stepwell.ImageError or OSError for a picture that cannot be read."""
+        """Raises IndexError past the end, and stepwell.ImageError or OSError for a picture that cannot be
+        read.
+        """
         ...

@@ -1,7 +1,7 @@
 """Scanned pages with transcribed lines: windows of them at changing scale, asked like drawn pages.
 
-Lines come from a COCO file whose annotations carry `text`, key fields from a JSONL file with `image` and `fields`.
-Wide white margins are cut; a window is a page's whole text or a part of it at a readable scale.
+Lines come from a COCO file whose annotations carry `text`, key fields from a JSONL file with `image` and
+`fields`. Wide white margins are cut; a window is a page's whole text or a part of it at a readable scale.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class TextLines:
         copies: int = 100,
         seed: int = 0,
     ) -> None:
-        """images: the folder that the file names start from; whole: share of windows that show all of a page's text;
-        text: range of the median line height in the other windows, in pixels; long_side: of a window, at most.
+        """images: the folder that the file names start from; whole: share of windows that show all of a
+        page's text; text: range of the median line height in the other windows, in pixels; long_side: of a
+        window, at most.
         """
         file = json.loads(path.read_text("utf-8"))
         lines: dict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -117,7 +118,7 @@ class TextLines:
 
 @lru_cache(maxsize=512)
 def _page(path: Path, text: Box) -> tuple[Image.Image, tuple[float, float], float]:
-    """-> a page in grey cut around its text, the cut's (left, top) in the file's pixels, and the scale kept."""
+    """-> a page in grey, cut around its text; the cut's (left, top) in the file's pixels; the scale kept."""
     image = open_image(path).convert("L")
     margin = 0.08 * max(text[2] - text[0], text[3] - text[1])
     left, top = max(0, int(text[0] - margin)), max(0, int(text[1] - margin))

@@ -9,15 +9,17 @@ import random
 
 __all__ = ["address", "amount", "code", "company", "date", "item", "phrase", "syllables", "telephone", "word"]
 
-_COMMON = """the and for with thank you please come again goods sold are not returnable cash change total amount item price
-qty description discount rounding tax invoice receipt no date time table guest cashier counter member card balance points
-visa master payment tender summary rate incl excl service charge order take away dine in set chicken rice noodle tea
-coffee milk sugar bread egg fish beef soup fried ice lemon water mineral paper pen book glue tape cable lamp wire
-screw nail paint brush bolt pipe plug battery shirt shoe bag box small large medium red blue green black white grey
-refund exchange within days original condition keep this for enquiry contact hotline website customer copy approved
-street road park garden square hall market station centre plaza tower floor unit block lot main north south east west
-report memo letter subject agenda department project number version page section budget plan review draft final""".split()
-_KINDS = "TRADING ENTERPRISE MART MINIMARKET RESTAURANT BAKERY HARDWARE STATIONERY PHARMACY BOOKSTORE CAFE STORE".split()
+_COMMON = """the and for with thank you please come again goods sold are not returnable cash change total
+amount item price qty description discount rounding tax invoice receipt no date time table guest cashier
+counter member card balance points visa master payment tender summary rate incl excl service charge order take
+away dine in set chicken rice noodle tea coffee milk sugar bread egg fish beef soup fried ice lemon water
+mineral paper pen book glue tape cable lamp wire screw nail paint brush bolt pipe plug battery shirt shoe bag
+box small large medium red blue green black white grey refund exchange within days original condition keep
+this for enquiry contact hotline website customer copy approved street road park garden square hall market
+station centre plaza tower floor unit block lot main north south east west report memo letter subject agenda
+department project number version page section budget plan review draft final""".split()
+_KINDS = """TRADING ENTERPRISE MART MINIMARKET RESTAURANT BAKERY HARDWARE STATIONERY PHARMACY BOOKSTORE
+CAFE STORE""".split()
 _ENDINGS = "SDN BHD|SDN. BHD.|LTD|LIMITED|& CO|INC|PLT|GROUP|(M) SDN BHD|".split("|")
 _TOWNS = (
     "JOHOR BAHRU|SHAH ALAM|KUALA LUMPUR|PETALING JAYA|KLANG|IPOH|MELAKA|PENANG|SELANGOR|PUCHONG|CHERAS".split(
@@ -26,7 +28,7 @@ _TOWNS = (
 )
 _WAYS = "JALAN|JLN|LORONG|TAMAN|PERSIARAN|BANDAR|STREET|ROAD|AVENUE|KAMPUNG".split("|")
 _MONTHS = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split()
-_ONSETS = "b c d f g h j k l m n p r s t v w y z ch sh th tr st br kh ng".split() + [""]
+_ONSETS = ["", *"b c d f g h j k l m n p r s t v w y z ch sh th tr st br kh ng".split()]
 _VOWELS = "a e i o u a i u ai ee ou".split()
 _CODAS = ["", "", "", "n", "m", "r", "s", "t", "k", "l", "ng", "h", "p"]
 _SYMBOLS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" * 2 + "0123456789" * 4 + ".,:;-/()#&*+%@'=!?$\""
@@ -99,7 +101,8 @@ def company(chance: random.Random) -> str:
 
 def address(chance: random.Random) -> list[str]:
     """Two or three lines, upper case."""
-    first = f"{chance.choice(('NO. ', 'NO ', 'LOT ', ''))}{chance.randint(1, 999)}, {chance.choice(_WAYS)} {syllables(chance).upper()}"
+    door = f"{chance.choice(('NO. ', 'NO ', 'LOT ', ''))}{chance.randint(1, 999)}"
+    first = f"{door}, {chance.choice(_WAYS)} {syllables(chance).upper()}"
     if chance.random() < 0.6:
         first += f" {chance.randint(1, 30)}/{chance.randint(1, 99)}"
     middle = f"{chance.choice(_WAYS)} {syllables(chance).upper()}"

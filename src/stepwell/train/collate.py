@@ -1,4 +1,5 @@
-"""Samples -> a batch that a StepwellForConditionalGeneration takes, with what the auxiliary losses need beside it.
+"""Samples -> a batch that a StepwellForConditionalGeneration takes, with what the auxiliary losses need
+beside it.
 
 The processor that serves a model also prepares its training: one rendering, one count of visual tokens.
 """
@@ -29,8 +30,9 @@ IGNORED = -100  # the label that torch's cross-entropy leaves out
 class Collator:
     """Samples of one picture each, or none -> a batch, padded at the right.
 
-    Beside the model's inputs a batch holds `labels`; `pointers`, one a row; `grids` and `frames`, one a picture (frames
-    are None where frame_step is). A sample longer than max_length tokens loses whole turns, the last first.
+    Beside the model's inputs a batch holds `labels`; `pointers`, one a row; `grids` and `frames`, one a
+    picture (frames are None where frame_step is). A sample longer than max_length tokens loses whole turns,
+    the last first.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Which parameters learn, how fast, and with what decay, by the names of a model's parts.
 
-Parts are dotted prefixes as a reader of a recipe would say them: `vision`, `vision.branches`, `vision.branches.0`,
-`vision.interactions`, `projector`, `language`. No weight decay on norms, biases, gates and scales.
+Parts are dotted prefixes as a reader of a recipe would say them: `vision`, `vision.branches`,
+`vision.branches.0`, `vision.interactions`, `projector`, `language`. No weight decay on norms, biases, gates
+and scales.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: every parameter that learns is in exactly one.
 
-    part_lrs gives parts a rate of their own, the longest matching name counts. Names outside the model's parts (such
-    as training-only heads) learn at `lr`.
+    part_lrs gives parts a rate of their own, the longest matching name counts. Names outside the model's
+    parts (such as training-only heads) learn at `lr`.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -1,7 +1,8 @@
-"""Dense supervision for an encoder that learns to read: what character stands in every narrow column of a line.
+"""Dense supervision for an encoder that learns to read: what character stands in every narrow column of a
+line.
 
-Not a paper's part, and not a part of any model: it lives as long as a training stage. Along each line whose character
-edges are known, visual tokens are sampled at short steps and classified ("frame" cross-entropy).
+Not a paper's part, and not a part of any model: it lives as long as a training stage. Along each line whose
+character edges are known, visual tokens are sampled at short steps and classified ("frame" cross-entropy).
 Letters: F frames of all lines, D width of the visual tokens, (h, w) their grid.
 """
 
@@ -60,34 +61,31 @@ def frames_along(lines: Sequence[Line], size: Size, *, step: float, alphabet: st
 class LineHead(nn.Module):
     """Classifies frames from visual tokens.
 
-    Each frame sees the cell it lies in and the cells to its left and right, and where in the cell it is.
+    Every token is unfolded into `num_columns` upright strips of its cell; a frame takes the strip it falls
+    on, blended between the two rows of cells that its height lies between, and knows how tall its line is.
     """
 
-    def __init__(self, dim: int, *, num_classes: int = len(ALPHABET) + 1, hidden_dim: int = 256) -> None:
+    def __init__(
+        self, dim: int, *, num_classes: int = len(ALPHABET) + 1, num_columns: int = 4, hidden_dim: int = 128
+    ) -> None:
         super().__init__()
-        self.read = nn.Sequential(
-            nn.LayerNorm(3 * dim),
-            nn.Linear(3 * dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, num_classes),
-        )
-        self.phase = nn.Sequential(nn.Linear(7, 64), nn.ReLU(), nn.Linear(64, 3 * dim))
+        self.num_columns = num_columns
+        self.unfold = nn.Linear(dim, num_columns * hidden_dim)
+        self.place = nn.Linear(3, hidden_dim)
+        self.read = nn.Sequential(nn.LayerNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, num_classes))
 
     def forward(self, tokens: Tensor, grid: Size, frames: Frames) -> Tensor:
         """tokens (h*w, D) of one picture, row-major; grid = (h, w) -> logits (F, num_classes)."""
         rows, cols = grid
-        place = frames.points * frames.points.new_tensor([cols, rows])
-        col, row = place[:, 0].long().clamp(0, cols - 1), place[:, 1].long().clamp(0, rows - 1)
-        seen = torch.cat(
-            [tokens[row * cols + (col + shift).clamp(0, cols - 1)] for shift in (-1, 0, 1)], dim=1
-        )
-        x, y = (place - torch.stack([col, row], dim=1)).unbind(1)
-        angle = 2 * torch.pi * x
-        phase = torch.stack(
-            [x, y, angle.sin(), angle.cos(), (2 * angle).sin(), (2 * angle).cos(), frames.heights * rows],
-            dim=1,
-        )
-        return self.read(seen + self.phase(phase.to(tokens.dtype)))  # type: ignore[no-any-return]
+        strips = self.unfold(tokens).unflatten(0, grid).unflatten(2, (self.num_columns, -1)).flatten(1, 2)
+        x, y = frames.points.unbind(1)
+        strip = (x * cols * self.num_columns).long().clamp(0, cols * self.num_columns - 1)
+        down = (y * rows - 0.5).clamp(0, rows - 1)
+        row = down.long().clamp(max=max(rows - 2, 0))
+        share = (down - row)[:, None].to(strips.dtype)
+        seen = (1 - share) * strips[row, strip] + share * strips[(row + 1).clamp(max=rows - 1), strip]
+        place = torch.stack([down - row, (down - row) ** 2, frames.heights * rows], dim=1)
+        return self.read(seen + self.place(place.to(seen.dtype)))  # type: ignore[no-any-return]
 
 
 def frame_loss(head: LineHead, tokens: Tensor, grid: Size, frames: Frames) -> Tensor:

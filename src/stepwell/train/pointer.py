@@ -1,8 +1,9 @@
-"""Teaching a decoder where to look: one attention head is asked for the cell of the character that comes next.
+"""Teaching a decoder where to look: one attention head is asked for the cell of the character that comes
+next.
 
-Not a paper's part, and not a part of any model: the head's own queries and keys are read while the language model runs,
-and a cross-entropy over the visual tokens is added to the loss.
-Letters: B batch, L sequence, P pointed positions, N visual tokens of a row, d head width.
+Not a paper's part, and not a part of any model: the head's own queries and keys are read while the language
+model runs, and a cross-entropy over the visual tokens is added to the loss. Letters: B batch, L sequence, P
+pointed positions, N visual tokens of a row, d head width.
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ def _scores(
     def rotated(weight: Tensor, number: int, positions: Tensor) -> Tensor:
         x = F.linear(hidden[row, positions], weight[number * dim : (number + 1) * dim])[None, None]
         cos, sin = (code[row % len(code), positions][None] for code in rotary)
-        return apply_rotary_pos_emb(x, x, cos, sin)[0][0, 0]  # type: ignore[no-any-return]
+        turned: Tensor = apply_rotary_pos_emb(x, x, cos, sin)[0]
+        return turned[0, 0]
 
     query = rotated(attention.q_proj.weight, head, pointed.positions)
     key = rotated(attention.k_proj.weight, kv_head, pointed.visual)
-    return query @ key.T * attention.scaling
+    scaling: float = attention.scaling
+    return query @ key.T * scaling
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Recipes: what to build, on what data, in which stages, as one YAML file that refuses what it does not know.
 
-A recipe may name its `base` (a shipped recipe or a file beside it) and give only the fields that differ; mappings are
-merged, everything else replaced. Overrides are `a.b=c`, c in YAML; a number in the path is a place in a list.
+A recipe may name its `base` (a shipped recipe or a file beside it) and give only the fields that differ;
+mappings are merged, everything else replaced. Overrides are `a.b=c`, c in YAML; a number in the path is a
+place in a list.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A recipe from start to finish: stage after stage through transformers' Trainer, then the model as a folder.
 
-Finished stages are kept as folders and taken up again, an unfinished one continues at its last checkpoint. Heads and
-losses that only serve training never reach the final folder.
+Finished stages are kept as folders and taken up again, an unfinished one continues at its last checkpoint.
+Heads and losses that only serve training never reach the final folder.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_model
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from stepwell.data.sample import Source
 from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.config import StepwellConfig
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.vision import build_geometry
-from stepwell.train.collate import Collator
+from stepwell.train.collate import IGNORED, Collator
 from stepwell.train.groups import freeze_all_but
 from stepwell.train.line_head import LineHead, frame_loss
 from stepwell.train.pointer import tap_attention
 from stepwell.train.recipe import Recipe, Stage, load_recipe
-from stepwell.train.stages import build_model, build_optimiser, build_sources, resized
+from stepwell.train.stages import build_model, build_optimiser, build_sources, embedding_of, resized
 
 __all__ = ["StageTrainer", "stage_losses", "train"]
 
@@ -37,8 +37,8 @@ _logger = logging.getLogger(__name__)
 def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains what a recipe (a shipped name or a path) describes; overrides read "a.b=c".
 
-    Returns the folder of the finished model, output/name/model. Raises ValueError of one line for a wrong recipe,
-    FileNotFoundError for data that is not there, ImportError where the [train] extra is missing.
+    Returns the folder of the finished model, output/name/model. Raises ValueError of one line for a wrong
+    recipe, FileNotFoundError for data that is not there, ImportError where the [train] extra is missing.
     """
     settings = load_recipe(recipe, overrides)
     _require_accelerate()
@@ -46,16 +46,11 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     set_seed(settings.seed)
     model, processor = build_model(settings.model)
     if any(stage.auxiliary.frames for stage in settings.stages):
-        model.add_module("line_head", LineHead(model.get_input_embeddings().embedding_dim))
-    for number, stage in enumerate(settings.stages):
-        _run_stage(
-            model,
-            processor,
-            settings,
-            stage,
-            folder / f"{number + 1}_{stage.name}",
-            seed=settings.seed + number,
-        )
+        model.add_module("line_head", LineHead(embedding_of(model).embedding_dim))
+    sources = [build_sources(stage, seed=settings.seed + i) for i, stage in enumerate(settings.stages)]
+    for i, (stage, source) in enumerate(zip(settings.stages, sources, strict=True)):
+        stage_folder = folder / f"{i + 1}_{stage.name}"
+        _run_stage(model, processor, settings, stage, source, stage_folder, seed=settings.seed + i)
     if hasattr(model, "line_head"):
         del model.line_head
     for parameter in model.parameters():
@@ -70,6 +65,7 @@ def _run_stage(
     processor: StepwellProcessor,
     recipe: Recipe,
     stage: Stage,
+    source: Source,
     folder: Path,
     *,
     seed: int,
@@ -81,16 +77,17 @@ def _run_stage(
         return
     freeze_all_but(model, (*stage.train, *(["line_head"] if stage.auxiliary.frames else [])))
     settings = resized(model.config.vision, stage.sizes)
-    whole, model.model.vision.geometry = model.model.vision.geometry, build_geometry(settings)
+    vision: Any = model.model.vision
+    whole, vision.geometry = vision.geometry, build_geometry(settings)
     collator = Collator(
         _looking_at(processor, settings),
         max_length=stage.max_length,
         frame_step=stage.auxiliary.frame_step if stage.auxiliary.frames else None,
     )
-    trainer = StageTrainer(model, recipe, stage, build_sources(stage, seed=seed), collator, folder, seed=seed)
+    trainer = StageTrainer(model, recipe, stage, source, collator, folder, seed=seed)
     last = get_last_checkpoint(str(folder)) if recipe.resume and folder.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
-    model.model.vision.geometry = whole
+    vision.geometry = whole
     model.save_pretrained(folder / "finished")
 
 
@@ -106,7 +103,9 @@ def _looking_at(processor: StepwellProcessor, vision: Any) -> StepwellProcessor:
 
 
 class StageTrainer(Trainer):
-    """transformers' Trainer with a stage's parameter groups and its auxiliary losses, each logged under its name."""
+    """transformers' Trainer with a stage's parameter groups and its auxiliary losses, each logged under its
+    name.
+    """
 
     def __init__(
         self,
@@ -172,15 +171,21 @@ class StageTrainer(Trainer):
 
 
 def stage_losses(model: Any, batch: dict[str, Any], stage: Stage) -> dict[str, Tensor]:
-    """The losses of one batch of a Collator by name: "language", "frames", "pointer", those that the stage has."""
+    """The losses of one batch of a Collator by name: "language", "frames", "pointer", those that the stage
+    has.
+    """
     pictures = {name: batch[name] for name in ("pixel_values", "image_sizes") if name in batch}
     losses: dict[str, Tensor] = {}
     if stage.language_loss:
-        text = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        labels = batch["labels"][:, 1:]
+        kept = (labels != IGNORED).any(0).nonzero()[:, 0]  # logits of the other positions are never made
         layers = model.model.language_model.layers if stage.auxiliary.pointer else []
         with tap_attention([layers[i] for i in stage.auxiliary.pointer_layers] if layers else []) as tap:
-            output = model(**text, **pictures, use_cache=False)
-        losses["language"] = output.loss
+            # no attention mask: padding stands to the right of everything that a causal model looks at
+            output = model(batch["input_ids"], **pictures, logits_to_keep=kept, use_cache=False)
+        losses["language"] = F.cross_entropy(
+            output.logits.float().flatten(0, 1), labels[:, kept].flatten(), ignore_index=IGNORED
+        )
         if stage.auxiliary.pointer:
             losses["pointer"] = tap.loss(batch["pointers"], head=stage.auxiliary.pointer_head)
         features = output.image_hidden_states

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from stepwell.data.sample import Source
 from stepwell.data.text_lines import TextLines
 from stepwell.encoders.vit import PositionTable
 from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.config import PiipConfig, PlainConfig, StepwellConfig, vision_settings
+from stepwell.models.config import PiipConfig, PlainConfig, StepwellConfig
 from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
 from stepwell.train.groups import parameter_groups
 from stepwell.train.recipe import ConversationData, DataSource, DrawnData, Model, Optimiser, Stage
@@ -33,6 +32,7 @@ __all__ = [
     "build_optimiser",
     "build_source",
     "build_sources",
+    "embedding_of",
     "rate_at",
     "resized",
     "start_from_coordinates",
@@ -44,7 +44,8 @@ def build_model(recipe: Model) -> tuple[StepwellForConditionalGeneration, Stepwe
     if recipe.start is not None:
         model = StepwellForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
         return model, StepwellProcessor.from_pretrained(recipe.start)
-    assert recipe.vision is not None and recipe.text is not None
+    assert recipe.vision is not None
+    assert recipe.text is not None
     built_here = recipe.tokenizer == "reader"
     tokenizer = build_reader_tokenizer() if built_here else AutoTokenizer.from_pretrained(recipe.tokenizer)
     image_processor = StepwellImageProcessor(recipe.vision)
@@ -72,23 +73,28 @@ def build_model(recipe: Model) -> tuple[StepwellForConditionalGeneration, Stepwe
 def start_from_coordinates(
     model: StepwellForConditionalGeneration, processor: StepwellProcessor, scale: float
 ) -> None:
-    """Coordinate tokens and position tables begin as one sine-cosine code of fractions of the picture's sides.
+    """Coordinate tokens and position tables begin as one sine-cosine code of fractions of a side.
 
     Tokens carry the code of their number twice, cells that of their column and that of their row.
     """
-    embedding = model.get_input_embeddings().weight
+    embedding = embedding_of(model).weight
     code = coordinate_code(torch.arange(1001) / 1000, embedding.shape[1] // 2)
     rows = processor.tokenizer.convert_tokens_to_ids(coordinate_tokens())
     embedding[rows] = scale * torch.cat([code, code], dim=1).to(embedding.dtype)
-    for table in model.model.vision.modules():
-        if isinstance(table, PositionTable):
-            height, width = table.grid
-            down, across = (
-                coordinate_code((torch.arange(side) + 0.5) / side, table.table.shape[1] // 2)
-                for side in (height, width)
-            )
+    for position in model.modules():
+        if isinstance(position, PositionTable):
+            height, width = position.grid
+            dim = position.table.shape[1] // 2
+            down, across = (coordinate_code((torch.arange(n) + 0.5) / n, dim) for n in (height, width))
             cells = torch.cat([across.expand(height, -1, -1), down[:, None].expand(-1, width, -1)], dim=2)
-            table.table[int(table.class_slot) :] = scale * cells.flatten(0, 1)
+            position.table[int(position.class_slot) :] = scale * cells.flatten(0, 1)
+
+
+def embedding_of(model: StepwellForConditionalGeneration) -> nn.Embedding:
+    """The language model's embedding."""
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    return embedding
 
 
 def resized(config: PlainConfig | PiipConfig, sizes: Sequence[int] | None) -> PlainConfig | PiipConfig:

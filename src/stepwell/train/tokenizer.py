@@ -1,12 +1,13 @@
 """A tokenizer for small readers: answers are spelled character by character, questions take few tokens.
 
-Vocabulary: special tokens, bytes (so that any text survives a round trip), printable characters, pieces of the
-lower-case words of the known questions, the fixed sentences of those questions, and the 1001 coordinates "0.000" to
-"1.000", each one token wherever it stands alone. Capitals and digits are never merged.
+Vocabulary: special tokens, bytes (so that any text survives a round trip), printable characters, pieces of
+the lower-case words of the known questions, the fixed sentences of those questions, and the 1001 coordinates
+"0.000" to "1.000", each one token wherever it stands alone. Capitals and digits are never merged.
 """
 
 from __future__ import annotations
 
+import json
 import math
 
 import torch
@@ -19,14 +20,12 @@ from stepwell.data.questions import ANSWER_SHORTLY, BOX_FORMAT, FIELD_QUESTIONS,
 __all__ = ["build_reader_tokenizer", "coordinate_code", "coordinate_tokens"]
 
 PAD, UNKNOWN, START, END, IMAGE = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>"
-_CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"] + list("£€¥§°×é–—‘’“”•…")
+_CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"] + list("£€¥§°×é–—‘’“”•…")  # noqa: RUF001
 _ROLES = "system user assistant answer questions question picture text line word phrase number single"
-_OTHER_WORDS = (
-    "Which What Where When Who How Why Is Are Read Tell Give List Find Describe this that these page paper document "
-    "image picture photo letter says say see written printed shown there here price cost paid change cash tax amount "
-    "sum invoice bill shop seller buyer customer phone telephone number time title heading first last line top bottom "
-    "left right please me and or for from with to it"
-)
+_OTHER_WORDS = """Which What Where When Who How Why Is Are Read Tell Give List Find Describe this that these
+page paper document image picture photo letter says say see written printed shown there here price cost paid
+change cash tax amount sum invoice bill shop seller buyer customer phone telephone number time title heading
+first last line top bottom left right please me and or for from with to it"""
 
 
 def build_reader_tokenizer(*, max_length: int = 8192) -> PreTrainedTokenizerFast:
@@ -39,7 +38,7 @@ def build_reader_tokenizer(*, max_length: int = 8192) -> PreTrainedTokenizerFast
     learner.train_from_iterator(
         sorted(wordings + words), trainers.BpeTrainer(vocab_size=900, show_progress=False, min_frequency=1)
     )
-    merges = [tuple(merge) for merge in _merges(learner)]
+    merges = _merges(learner)
     special = [PAD, UNKNOWN, START, END, IMAGE]
     entries = [
         *special,
@@ -75,10 +74,11 @@ def coordinate_tokens() -> list[str]:
     return [f"{thousandth / 1000:.3f}" for thousandth in range(1001)]
 
 
-def coordinate_code(values: Tensor, dim: int, *, longest: float = 2.0, shortest: float = 0.01) -> Tensor:
+def coordinate_code(values: Tensor, dim: int, *, longest: float = 2.0, shortest: float = 0.07) -> Tensor:
     """(N,) fractions of a side -> (N, dim): sines and cosines of dim / 2 wavelengths, geometric in between.
 
-    The sine-cosine code of "Attention is all you need" (arXiv 1706.03762, section 3.5) for fractions.
+    The sine-cosine code of "Attention is all you need" (arXiv 1706.03762, section 3.5), for fractions. A
+    position table of 32 cells a side can still hold the shortest wavelength.
     """
     steps = torch.linspace(0, 1, dim // 2, dtype=torch.float64)
     wavelengths = longest * (shortest / longest) ** steps
@@ -86,8 +86,5 @@ def coordinate_code(values: Tensor, dim: int, *, longest: float = 2.0, shortest:
     return torch.cat([angles.sin(), angles.cos()], dim=1).to(values.dtype)
 
 
-def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    import json
-
-    merges: list[list[str]] = json.loads(tokenizer.to_str())["model"]["merges"]
-    return merges
+def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]

@@ -1,0 +1,86 @@
+"""How well a model reads: exact answers and right characters, by the height of the text and by kind of
+question.
+
+Answers are compared in capitals without blanks, since transcriptions of scans are reliable in neither.
+Character accuracy is 1 - edit distance / length of the longer text.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from stepwell.data.sample import Sample
+from stepwell.models.ask import Assistant
+
+__all__ = ["HEIGHTS", "ReadingScore", "character_accuracy", "height_band", "read_samples"]
+
+HEIGHTS = (8, 11, 14, 19, 25)
+"""Where the bands of text height begin, in pixels of the source picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingScore:
+    """Of one group of questions: how many, the share answered exactly, the mean character accuracy."""
+
+    count: int
+    exact: float
+    characters: float
+
+
+def character_accuracy(answer: str, reference: str) -> float:
+    """0 to 1; two empty texts agree."""
+    answer, reference = _plain(answer), _plain(reference)
+    longest = max(len(answer), len(reference))
+    return 1.0 if not longest else 1.0 - _edits(answer, reference) / longest
+
+
+def height_band(height: float) -> str:
+    """A text height in pixels -> "14-18"; below the first band "<8", from the last on "25+"."""
+    if height < HEIGHTS[0]:
+        return f"<{HEIGHTS[0]}"
+    start = max(i for i, begin in enumerate(HEIGHTS) if begin <= height)
+    return f"{HEIGHTS[start]}-{HEIGHTS[start + 1] - 1}" if start + 1 < len(HEIGHTS) else f"{HEIGHTS[start]}+"
+
+
+def read_samples(
+    assistant: Assistant, samples: Iterable[Sample], *, max_new_tokens: int = 64
+) -> dict[str, ReadingScore]:
+    """Asks every question of the samples on its own; questions about a line are grouped by its height in
+    pixels, all others under "fields", and everything under "all".
+    """
+    results: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+    for sample in samples:
+        if sample.image is None:
+            raise ValueError("reading is measured on pictures; a sample has none")
+        for turn in sample.turns:
+            question = turn.question.replace("<image>", "").strip()
+            answer = assistant.ask(sample.image, question, max_new_tokens=max_new_tokens)
+            reads = turn.line is not None and "[" in question
+            group = height_band(turn.line.height) if reads and turn.line is not None else "fields"
+            found = (_plain(answer) == _plain(turn.answer), character_accuracy(answer, turn.answer))
+            results[group].append(found)
+            results["all"].append(found)
+    return {group: _score(found) for group, found in sorted(results.items())}
+
+
+def _score(found: Sequence[tuple[bool, float]]) -> ReadingScore:
+    count = len(found)
+    return ReadingScore(
+        count, sum(exact for exact, _ in found) / count, sum(share for _, share in found) / count
+    )
+
+
+def _plain(text: str) -> str:
+    return "".join(text.upper().split())
+
+
+def _edits(a: str, b: str) -> int:
+    """Levenshtein distance, one row at a time."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        before, row[0] = row[0], i
+        for j, right in enumerate(b, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (left != right))
+    return row[-1]
