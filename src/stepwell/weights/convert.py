@@ -51,7 +51,7 @@ def convert(
     use.
     """
     published = _published(as_)
-    checkpoint = open_checkpoint(source, window=max_shard_bytes // 2)
+    checkpoint = open_checkpoint(source, window=max_shard_bytes // 4)
     beside = Path(source) if Path(source).is_dir() else Path(source).parent
     layout, made, report = _prepare(published, checkpoint.shapes, read_config(beside))
     report.notes += checkpoint.notes

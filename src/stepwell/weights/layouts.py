@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoTokenizer, BitImageProcessor, PreTrainedConfig
+from transformers.image_utils import PILImageResampling
 
 from stepwell.encoders.catalogue import ENCODERS
 from stepwell.encoders.convnext import ConvNeXt
@@ -24,6 +25,7 @@ from stepwell.keys.released import assistant_rules, detector_rules, is_language_
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.perception import (
+    ClassifierSettings,
     PyramidBackbone,
     PyramidBackboneConfig,
     PyramidClassifierConfig,
@@ -71,6 +73,8 @@ class Layout:
         if isinstance(self.config, StepwellConfig):
             processor = StepwellImageProcessor(vision_config=self.config.vision_config)
             notes = _write_processor(folder, self.config, processor, tokenizer)
+        elif isinstance(self.config, PyramidClassifierConfig):
+            _classification_processor(self.config.settings).save_pretrained(folder)
         self.config.save_pretrained(folder)
         return notes
 
@@ -158,10 +162,20 @@ def _write_processor(
     if source is None or not any(source.glob("tokenizer*")):
         image_processor.save_pretrained(folder)
         return ["no tokenizer beside the source: the model can be loaded, but asked nothing until it has one"]
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     StepwellProcessor(image_processor, tokenizer, template=config.template).save_pretrained(folder)
     return []
+
+
+def _classification_processor(settings: ClassifierSettings) -> BitImageProcessor:
+    """As the official evaluation: short side to the largest view's, centre crop, bicubic."""
+    side = settings.branches[-1].size
+    return BitImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=list(settings.mean),
+        image_std=list(settings.std),
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -17,6 +17,12 @@ from transformers import PreTrainedModel
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
+from stepwell.models.perception import (
+    PyramidBackbone,
+    PyramidBackboneConfig,
+    PyramidClassifierConfig,
+    PyramidForImageClassification,
+)
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published import Published, find_published
 from stepwell.models.register import register
@@ -169,7 +175,21 @@ def _line(error: Exception) -> str:
     return text[:200] or type(error).__name__
 
 
+def _backbone(folder: Path, device: torch.device, dtype: torch.dtype | None) -> PyramidBackbone:
+    return cast(PyramidBackbone, _strict(PyramidBackbone, folder, dtype).to(device))
+
+
+def _classifier(
+    folder: Path, device: torch.device, dtype: torch.dtype | None
+) -> PyramidForImageClassification:
+    return cast(
+        PyramidForImageClassification, _strict(PyramidForImageClassification, folder, dtype).to(device)
+    )
+
+
 LOADERS: dict[str, Callable[[Path, torch.device, torch.dtype | None], Any]] = {
     StepwellConfig.model_type: _assistant,
+    PyramidBackboneConfig.model_type: _backbone,
+    PyramidClassifierConfig.model_type: _classifier,
 }
 """By the model_type of a folder's config.json."""
