@@ -13,19 +13,19 @@ from typing import Annotated, Any, Literal
 import torch.nn.functional as F
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 
 from stepwell.encoders.catalogue import build_encoder
-from stepwell.fuse.merge import BranchMerge, dense_stacks, linear_stacks, stage_stacks
+from stepwell.encoders.encoder import Statistics
+from stepwell.fuse.merge import BranchMerge, LastMap, dense_stacks, linear_stacks, stage_stacks
 from stepwell.heads.classify import BranchHeads, MergedHead
 from stepwell.heads.neck import FACTORS, Resampling, SimplePyramid
 from stepwell.models.config import (
     BranchConfig,
     InteractionConfig,
-    Statistics,
     first_complaint,
     refuse_unknown,
 )
@@ -56,16 +56,19 @@ _TINY = (
 class DenseSettings:
     """A pyramid whose maps leave at several strides; branch 1 is the largest network on the smallest view.
 
-    merge: "dense" (two convolutions in every branch) or "stages" (one, and none in branch 1). merge_after:
+    merge: "dense" (two convolutions in every branch), "stages" (one, and none in branch 1), or "none" for a
+    single branch. merge_branches: positions of those that are merged, None for all (Table IX). merge_after:
     the interactions with a merge of their own, beside the last. operations: of the neck, one per map that
-    leaves; none where the merged maps leave as they are.
+    leaves; none where the merged maps leave as they are. neck_norm: "layernorm" in baselines of one branch.
     """
 
     branches: Annotated[tuple[BranchConfig, ...], Field(min_length=1)] = _TINY
     interaction: InteractionConfig = field(default_factory=InteractionConfig)
-    merge: Literal["dense", "stages"] = "dense"
+    merge: Literal["dense", "stages", "none"] = "dense"
+    merge_branches: tuple[int, ...] | None = None
     merge_after: tuple[int, ...] = ()
     operations: tuple[Resampling, ...] = SIMPLE
+    neck_norm: Literal["groupnorm", "layernorm"] = "groupnorm"
     mean: Statistics = HALF
     std: Statistics = HALF
 
@@ -73,6 +76,10 @@ class DenseSettings:
         merges = len(self.merge_after) + 1
         if self.operations and merges not in (1, len(self.operations)):
             raise ValueError(f"{len(self.operations)} operations need 1 or as many merges, got {merges}")
+        if self.merge == "none" and len(self.branches) > 1:
+            raise ValueError(f"merge 'none' is for a single branch, not for {len(self.branches)} branches")
+        if not set(self.merge_branches or ()) <= set(range(len(self.branches))):
+            raise ValueError(f"merge_branches {self.merge_branches} of {len(self.branches)} branches")
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -95,7 +102,6 @@ def build_features(settings: DenseSettings) -> PyramidFeatures:
     layers = _merge_layers(settings, encoder)
     dims = _dims(encoder, layers)
     strides = [encoder.encoders[-1].spec.strides[step[-1]] for step in layers]
-    stacks = dense_stacks if settings.merge == "dense" else stage_stacks
     neck = None
     if settings.operations:
         if len(layers) == 1:
@@ -103,15 +109,25 @@ def build_features(settings: DenseSettings) -> PyramidFeatures:
         else:
             widths = [step[0] for step in dims]
         strides = [int(s / FACTORS[op]) for s, op in zip(strides, settings.operations, strict=True)]
-        neck = SimplePyramid(widths, operations=settings.operations)
+        eps = 1e-5 if settings.neck_norm == "groupnorm" else 1e-6
+        neck = SimplePyramid(widths, operations=settings.operations, norm=settings.neck_norm, norm_eps=eps)
     return PyramidFeatures(
         encoder,
-        [BranchMerge(stacks(widths)) for widths in dims],
+        [_merge(settings, widths) for widths in dims],
         neck,
         ratios=_ratios(settings.branches),
         strides=strides,
         merge_after=settings.merge_after,
     )
+
+
+def _merge(settings: DenseSettings, dims: list[int]) -> nn.Module:
+    if settings.merge == "none":
+        return LastMap()
+    stacks = (dense_stacks if settings.merge == "dense" else stage_stacks)(dims)
+    if settings.merge_branches is None:
+        return BranchMerge(stacks)
+    return BranchMerge([stacks[i] for i in settings.merge_branches], branches=settings.merge_branches)
 
 
 def build_classifier(settings: ClassifierSettings, num_classes: int) -> PyramidClassifier:
@@ -198,9 +214,15 @@ class PyramidPreTrainedModel(PreTrainedModel):
     base_model_prefix = "pyramid"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    supports_gradient_checkpointing = True
 
     def _init_weights(self, module: Any) -> None:
         """Every part initialises itself when it is built."""
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        for module in self.modules():
+            if hasattr(module, "checkpointing"):
+                module.checkpointing = enable
 
 
 class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):

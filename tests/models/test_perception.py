@@ -1,0 +1,266 @@
+"""A pyramid as backbone of the heads that transformers and torchvision have, and as a classifier."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from transformers import (
+    AutoBackbone,
+    AutoModel,
+    AutoModelForImageClassification,
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from stepwell.models.config import BranchConfig, InteractionConfig
+from stepwell.models.perception import (
+    ClassifierSettings,
+    DenseSettings,
+    PyramidBackbone,
+    PyramidBackboneConfig,
+    PyramidClassifierConfig,
+    PyramidForImageClassification,
+)
+from stepwell.models.register import register
+
+IMAGE = (64, 96)
+ANSWERS = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+def branch(dim, size, **arguments):
+    arguments = {"dim": dim, "depth": 2, "num_heads": 2, "class_token": False, **arguments}
+    return BranchConfig(encoder="vit_nano", size=size, interactions=((0, 0), (1, 1)), arguments=arguments)
+
+
+BRANCHES = (branch(32, 64), branch(16, 96))
+DENSE = DenseSettings(branches=BRANCHES, interaction=InteractionConfig(num_heads=2))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    register()
+
+
+@pytest.fixture
+def config():
+    return PyramidBackboneConfig(DENSE, out_features=STAGES)
+
+
+def build_upernet(config):
+    small = {"hidden_size": 16, "auxiliary_in_channels": 32, "auxiliary_channels": 8, "num_labels": 3}
+    return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=config, **small))
+
+
+def build_mask2former(config):
+    return Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(
+            backbone_config=config,
+            feature_size=32,
+            mask_feature_size=32,
+            hidden_dim=32,
+            encoder_feedforward_dim=16,
+            dim_feedforward=16,
+            encoder_layers=1,
+            decoder_layers=2,
+            num_attention_heads=2,
+            num_queries=4,
+            num_labels=3,
+            train_num_points=64,
+        )
+    )
+
+
+SMALL_DETR = {
+    "use_timm_backbone": False,
+    "backbone": None,
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "num_queries": 4,
+    "num_labels": 3,
+}
+
+
+def build_detr(config):
+    return DetrForObjectDetection(DetrConfig(backbone_config=config, **SMALL_DETR))
+
+
+def build_deformable_detr(config):
+    return DeformableDetrForObjectDetection(DeformableDetrConfig(backbone_config=config, **SMALL_DETR))
+
+
+def build_rt_detr(config):
+    config = PyramidBackboneConfig(DENSE, out_features=STAGES[1:])
+    return RTDetrForObjectDetection(
+        RTDetrConfig(
+            **{**SMALL_DETR, "encoder_ffn_dim": 32},
+            backbone_config=config,
+            encoder_hidden_dim=32,
+            encoder_in_channels=[32, 32, 32],
+            decoder_in_channels=[32, 32, 32],
+            num_denoising=0,
+            anchor_image_size=None,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "build", [build_upernet, build_mask2former, build_detr, build_deformable_detr, build_rt_detr]
+)
+def test_heads_of_transformers_train_on_it_save_it_and_load_it(build, config, tmp_path):
+    torch.manual_seed(0)
+    model = build(config)
+    image = torch.randn(2, 3, *IMAGE)
+    out = model.train()(pixel_values=image)
+    sum(out[name].square().sum() for name in ANSWERS if name in out).backward()
+    backbone = next(m for m in model.modules() if isinstance(m, PyramidBackbone))
+    assert backbone.pyramid.encoder.branches[0].patch_embed.proj.weight.grad.abs().sum() > 0
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected, loaded = model.eval()(pixel_values=image), again(pixel_values=image)
+    for name in ANSWERS:
+        if name in expected:
+            torch.testing.assert_close(loaded[name], expected[name])
+
+
+class Maps(nn.Module):
+    """What torchvision's detectors want: named maps of one width."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone, self.out_channels = backbone, 16
+        self.fpn = FeaturePyramidNetwork(backbone.num_features, 16)
+
+    def forward(self, images):
+        maps = self.backbone(images).feature_maps
+        return self.fpn({str(i): x for i, x in enumerate(maps)})
+
+
+def test_mask_rcnn_of_torchvision_trains_on_it_and_reloads(config):
+    def build():
+        return MaskRCNN(
+            Maps(PyramidBackbone(config)),
+            num_classes=3,
+            min_size=64,
+            max_size=96,
+            rpn_anchor_generator=AnchorGenerator(((8,), (16,), (32,), (64,)), ((1.0,),) * 4),
+            box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 3, 1),
+            mask_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 4, 1),
+            box_head=nn.Sequential(nn.Flatten(), nn.Linear(16 * 9, 1024)),
+        )
+
+    torch.manual_seed(0)
+    model = build()
+    targets = [
+        {
+            "boxes": torch.tensor([[5.0, 5.0, 60.0, 40.0]]),
+            "labels": torch.tensor([1]),
+            "masks": torch.ones(1, *IMAGE, dtype=torch.uint8),
+        }
+    ]
+    sum(model([torch.rand(3, *IMAGE)], targets).values()).backward()
+    assert model.backbone.backbone.pyramid.encoder.branches[1].patch_embed.proj.weight.grad.abs().sum() > 0
+    again = build()
+    again.load_state_dict(model.state_dict())
+    image = torch.rand(3, *IMAGE)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()([image])[0]["scores"], model.eval()([image])[0]["scores"])
+
+
+def test_maps_have_the_widths_and_strides_they_are_said_to_have(config):
+    backbone = PyramidBackbone(config).eval()
+    maps = backbone(torch.randn(2, 3, *IMAGE)).feature_maps
+    assert [tuple(x.shape) for x in maps] == [(2, 32, 16, 24), (2, 32, 8, 12), (2, 32, 4, 6), (2, 32, 2, 3)]
+    assert backbone.channels == [32] * 4
+    some = PyramidBackbone(PyramidBackboneConfig(DENSE, out_features=["stage2", "stage4"])).eval()
+    some.load_state_dict(backbone.state_dict())
+    image = torch.randn(1, 3, *IMAGE)
+    for ours, expected in zip(some(image).feature_maps, backbone(image).feature_maps[1::2], strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_a_backbone_is_saved_and_found_by_the_auto_classes(config, tmp_path):
+    backbone = PyramidBackbone(config).eval()
+    backbone.save_pretrained(tmp_path)
+    image = torch.randn(1, 3, *IMAGE)
+    for loaded in (PyramidBackbone.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert torch.equal(loaded.eval()(image).feature_maps[0], backbone(image).feature_maps[0])
+    assert isinstance(AutoBackbone.from_config(config), PyramidBackbone)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+def test_recomputation_is_switched_on_everywhere(config):
+    backbone = PyramidBackbone(config).train()
+    backbone.gradient_checkpointing_enable()
+    switched = [m.checkpointing for m in backbone.modules() if hasattr(m, "checkpointing")]
+    assert switched == [True] * 3  # the pyramid and its two branches
+    backbone(torch.randn(1, 3, *IMAGE)).feature_maps[0].sum().backward()
+    assert backbone.pyramid.encoder.branches[0].patch_embed.proj.weight.grad is not None
+
+
+def test_a_baseline_of_one_branch_has_nothing_to_merge():
+    settings = DenseSettings(branches=(branch(16, 96),), merge="none", neck_norm="layernorm")
+    backbone = PyramidBackbone(PyramidBackboneConfig(settings))
+    names = [name for name, _ in backbone.named_parameters()]
+    assert not [name for name in names if "merge" in name]
+    assert [tuple(x.shape[1:]) for x in backbone(torch.randn(1, 3, *IMAGE)).feature_maps] == [
+        (16, 16, 24),
+        (16, 8, 12),
+        (16, 4, 6),
+        (16, 2, 3),
+    ]
+    with pytest.raises(ValueError, match="2 branches"):
+        DenseSettings(branches=BRANCHES, merge="none")
+
+
+def test_branches_left_out_of_the_merge_have_no_stack():
+    settings = DenseSettings(
+        branches=BRANCHES, merge_branches=(0,), interaction=InteractionConfig(num_heads=2)
+    )
+    backbone = PyramidBackbone(PyramidBackboneConfig(settings)).eval()
+    assert len(backbone.pyramid.merges[0].stacks) == 1
+    assert backbone(torch.randn(1, 3, *IMAGE)).feature_maps[2].shape == (1, 32, 4, 6)
+    with pytest.raises(ValueError, match=r"merge_branches \(0, 2\)"):
+        DenseSettings(branches=BRANCHES, merge_branches=(0, 2))
+
+
+@pytest.mark.parametrize("head", ["first_patch", "cls", "merge"])
+def test_a_classifier_learns_is_saved_and_reloaded(head, tmp_path):
+    branches = tuple(branch(32, size, class_token=head == "cls") for size in (64, 96))
+    settings = ClassifierSettings(branches=branches, interaction=InteractionConfig(num_heads=2), head=head)
+    config = PyramidClassifierConfig(settings, num_labels=5)
+    model = PyramidForImageClassification(config)
+    image, labels = torch.randn(2, 3, *IMAGE), torch.tensor([0, 3])
+    out = model(image, labels=labels)
+    assert out.logits.shape == (2, 5)
+    torch.testing.assert_close(out.loss, nn.functional.cross_entropy(out.logits, labels))
+    out.loss.backward()
+    model.eval().save_pretrained(tmp_path)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(image).logits, model(image).logits)
+
+
+@pytest.mark.parametrize("make", [PyramidBackboneConfig, PyramidClassifierConfig])
+def test_misspelt_settings_are_refused_by_name(make):
+    with pytest.raises(ValueError, match="pyramid: brnaches"):
+        make({"brnaches": []})
+    with pytest.raises(ValueError, match="out_fetures"):
+        make(out_fetures=[])
