@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 __all__ = ["aligned"]
 
 
+NUMBER = re.compile(r"[-+]?[\d.,]+%?|-|")
+
+
 def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of columns two spaces apart; a column whose cells all begin like numbers is set to the right."""
+    """Lines of columns two spaces apart; a column of numbers, or "-" for none, is set to the right."""
     columns = list(zip(heads, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    numeric = [
-        all(cell[:1] in "+-0123456789" for cell in column[1:]) and len(column) > 1 for column in columns
-    ]
+    numeric = [all(map(NUMBER.fullmatch, column[1:])) for column in columns]
     lines = [heads, ["-" * width for width in widths], *rows]
     return "\n".join(
         "  ".join(

@@ -1,0 +1,174 @@
+"""The planner: against the paper's own choices, brute force, and what a user may get wrong."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import yaml
+
+from stepwell.flops.plan import parse_branches, plan, plans_as_json, plans_as_table, plans_as_yaml
+from stepwell.flops.pyramid import PyramidCost
+from stepwell.flops.tables import Setting
+from stepwell.flops.text import aligned
+from stepwell.models.config import BranchConfig, PiipConfig
+from stepwell.train.recipe import Model
+
+
+@pytest.mark.parametrize(
+    ("branches", "budget", "printed"),
+    [
+        ("deit:B,S,T", 243, (448, 896, 1120)),
+        ("deit:B,S,T", 463, (672, 1120, 1568)),
+        ("deit:L,B,S", 727, (448, 672, 1120)),
+        ("deit:L,B,S,T", 1535, (448, 1120, 1568, 1792)),
+    ],
+)
+def test_the_papers_choice_is_among_the_plans_or_beaten_by_one(branches, budget, printed):
+    plans = plan(branches, budget)
+    assert any(all(a >= b for a, b in zip(p.sizes, printed, strict=True)) for p in plans)
+    assert all(p.gflops <= 1.01 * budget for p in plans)
+
+
+def test_the_papers_choice_costs_what_the_paper_prints():
+    (found,) = [p for p in plan("deit:B,S,T", 243) if p.resolution == "1120/896/448"]
+    assert found.gflops == pytest.approx(243.13, abs=0.01)
+    assert found.tokens == 70 * 70
+
+
+def _unbeaten(branches, budget, sizes):
+    """By definition: every tuple is priced, every pair compared."""
+    encoders = parse_branches(branches)
+    fits = []
+    for chosen in itertools.combinations(sizes, len(encoders)):
+        setting = Setting(
+            branches=" ".join(f"{e}@{s}" for e, s in zip(encoders, chosen, strict=True)),
+            windows=14,
+            interactions=12,
+        )
+        if _price(setting) <= budget:
+            fits.append(chosen)
+
+    def beats(a, b):
+        return a != b and all(x >= y for x, y in zip(a, b, strict=True))
+
+    return {b for b in fits if not any(beats(a, b) for a in fits)}
+
+
+def _price(setting):
+    cost = PyramidCost(
+        setting.branch_configs(), setting.interaction, setting.convention, merge="linear", num_classes=1000
+    )
+    return cost.cost([(b.size, b.size) for b in setting.branch_configs()]).macs / 1e9
+
+
+def test_plans_are_those_that_brute_force_finds():
+    found = {p.sizes for p in plan("deit:B,S,T", 60, slack=0)}
+    assert found == _unbeaten("deit:B,S,T", 60, range(112, 1400, 112))
+
+
+def test_plans_begin_with_the_largest_picture_and_are_strictly_ordered():
+    plans = plan("deit:B,S,T", 100, step=64)
+    reversed_sizes = [p.sizes[::-1] for p in plans]
+    assert reversed_sizes == sorted(reversed_sizes, reverse=True)
+    assert all(a < b for p in plans for a, b in itertools.pairwise(p.sizes))
+    assert all(size % 64 == 0 for p in plans for size in p.sizes)
+
+
+def test_pictures_of_another_aspect_have_views_of_one_shape_and_cost_less():
+    plans = plan("deit:B,S,T", 243, aspect="4:3")
+    for p in plans:
+        assert all(width == size for (_, width), size in zip(p.views, p.sizes, strict=True))
+        assert len({height / width for height, width in p.views}) == 1
+        assert all(height % 16 == 0 for height, _ in p.views)
+    tall = plan("deit:B,S,T", 243, aspect="3:4")
+    assert [p.views for p in tall] == [tuple(view[::-1] for view in p.views) for p in plans]
+    assert plans[0].sizes[-1] > plan("deit:B,S,T", 243)[0].sizes[-1]
+
+
+def test_slack_widens_the_budget():
+    assert "1120/896/448" not in [p.resolution for p in plan("deit:B,S,T", 243, slack=0)]
+
+
+@pytest.mark.parametrize(
+    "branches", ["clip:L + convnext:B", "convnext:B,S,T", "internvit:6B + mae:H", "dinov2:L,B,S"]
+)
+def test_every_family_can_be_planned(branches):
+    assert plan(branches, 4000, step=224 if "6B" not in branches else 112)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("deit:B,S,T", ["deit_b", "deit_s", "deit_t"]),
+        ("deit3: L, B,t", ["deit3_l", "deit3_b", "deit_t"]),
+        ("clip:L + convnext_clip:B", ["clip_l", "convnext_b_clip"]),
+        ("clip_l_336+convnext_b", ["clip_l_336", "convnext_b"]),
+    ],
+)
+def test_branches_are_written_as_family_and_sizes(text, names):
+    assert parse_branches(text) == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"branches": "resnet:B"}, "unknown family 'resnet'; choose from augreg"),
+        ({"branches": "clip:S"}, "clip has no size 'S'; the catalogue has clip_b"),
+        ({"branches": "deit_b"} | {"branches": "deit_xl"}, "unknown encoder 'deit_xl'"),
+        ({"branches": "deit:T,S"}, "largest network first"),
+        ({"branches": "deit:B,B"}, "largest network first"),
+        ({"step": 100}, "n x 16, not 100"),
+        ({"branches": "convnext:B,S", "step": 112}, "n x 32, not 112"),
+        ({"step": 0}, "n x 16, not 0"),
+        ({"step": 16, "aspect": "4:3"}, "square pictures only"),
+        ({"budget_gflops": 0}, "budget above 0"),
+        ({"budget_gflops": float("nan")}, "budget above 0"),
+        ({"budget_gflops": 5}, "nothing fits 5 GFLOPs: the smallest pyramid, 336/224/112, takes 16.4"),
+        ({"slack": -1}, "slack of 0 or more"),
+        ({"aspect": "4x3"}, "such as 4:3"),
+        ({"aspect": "0:3"}, "such as 4:3"),
+        ({"windows": -1}, "0 .none. or positive"),
+        ({"convention": "Z"}, "unknown convention 'Z'"),
+        ({"interactions": 5}, "12 layers do not fall into 5 equal runs"),
+        ({"branches": "clip:L,B", "windows": 14}, "class token"),
+        ({"budget_gflops": 1e7, "step": 16}, "take a step above 16"),
+    ],
+)
+def test_nonsense_is_refused_with_a_way_out(arguments, complaint, monkeypatch):
+    monkeypatch.setattr("stepwell.flops.plan.MOST_CANDIDATES", 2000)
+    with pytest.raises(ValueError, match=complaint):
+        plan(**{"branches": "deit:B,S,T", "budget_gflops": 60, **arguments})
+
+
+def test_yaml_fits_into_a_recipe():
+    plans = plan("deit:B,S,T", 60)
+    documents = list(yaml.safe_load_all(plans_as_yaml(plans)))
+    assert len(documents) == len(plans)
+    for document, p in zip(documents, plans, strict=True):
+        vision = Model(**document, text={"model_type": "llama"}).vision
+        assert isinstance(vision, PiipConfig)
+        assert vision.sizes == p.sizes
+        assert vision.framing == "aspect"
+        assert vision.branches[0] == BranchConfig(
+            encoder="deit_b",
+            size=p.sizes[0],
+            interactions=tuple((i, i) for i in range(12)),
+            arguments={"windows": 14},
+        )
+
+
+def test_json_and_table_say_the_same():
+    plans = plan("deit:B,S,T", 60)
+    entries = json.loads(plans_as_json(plans))
+    assert [tuple(entry["sizes"]) for entry in entries] == [p.sizes for p in plans]
+    assert entries[0]["encoders"] == ["deit_b", "deit_s", "deit_t"]
+    lines = plans_as_table(plans).splitlines()[2:]
+    assert [line.split()[:2] for line in lines] == [[e["resolution"], f"{e['gflops']:.1f}"] for e in entries]
+
+
+def test_columns_of_numbers_are_set_to_the_right():
+    assert (
+        aligned(["name", "n"], [["a", "10"], ["bcdef", "-"]]) == "name    n\n-----  --\na      10\nbcdef   -"
+    )
