@@ -34,6 +34,7 @@ __all__ = ["Contents", "ImageError", "exif_orientation", "unpack"]
 MAX_PARTS = 100_000  # segments, chunks or blocks that may surround the pixels of one picture
 MAX_TAGS = 4_096  # in a directory of a TIFF or an Exif block
 MAX_CELLS = 65_536  # strips or tiles of a TIFF
+MAX_SAMPLES = 6  # of a TIFF's pixel: colours and what is added to them
 MAX_TABLES = 65_536  # bytes of JPEG tables before the first scan; four of each kind need under 2,000
 
 
@@ -49,7 +50,7 @@ class Contents(NamedTuple):
     data: bytes  # a file with the pixels and nothing else
     size: Size  # as stored, before the orientation is applied
     orientation: int  # Exif, 1 to 8
-    work: int  # pixels the decoder visits, later visits included: one takes it a few nanoseconds
+    work: int  # an estimate of the time to decode it, in nanoseconds
 
 
 def unpack(raw: bytes) -> Contents:
@@ -140,7 +141,7 @@ def _png_transparent_value(data: bytes, depth: int) -> bytes:
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not stuffing, fill or restart marks
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_ARITHMETIC = frozenset((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
+_JPEG_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _JPEG_BARE = frozenset((*range(0x01, 0xC0), 0xD8))  # markers without a length behind them
 _EOI, _SOS, _COM = 0xD9, 0xDA, 0xFE
 
@@ -148,7 +149,8 @@ _EOI, _SOS, _COM = 0xD9, 0xDA, 0xFE
 def _unpack_jpeg(raw: bytes) -> Contents:
     tables: list[bytes] = []
     size: Size | None = None
-    orientation, scans, cost, first_scan, end = 1, 0, 1, 0, len(raw)
+    exif: bytes | None = None
+    scans, first_scan, end, byte_work = 0, 0, len(raw), 8
     for marker, start, stop in _jpeg_segments(raw):
         if marker == _EOI:
             end = stop
@@ -158,11 +160,11 @@ def _unpack_jpeg(raw: bytes) -> Contents:
             first_scan = first_scan or start
         if first_scan:
             continue
-        if marker == 0xE1 and raw.startswith(b"Exif\0\0", start + 4):
-            orientation = exif_orientation(raw[start + 4 : stop])
+        if marker == 0xE1 and exif is None and raw.startswith(b"Exif\0\0", start + 4):
+            exif = raw[start + 4 : stop]
         if marker in _JPEG_FRAMES:
             size = struct.unpack_from(">HH", raw, start + 5)
-            cost = 8 if marker in _JPEG_ARITHMETIC else 1
+            byte_work = 48 if marker in _JPEG_PROGRESSIVE else 8
         if _jpeg_needed(raw, marker, start):
             tables.append(raw[start:stop])
     if size is None or not first_scan:
@@ -170,7 +172,8 @@ def _unpack_jpeg(raw: bytes) -> Contents:
     if sum(map(len, tables)) > MAX_TABLES:
         raise ImageError("JPEG with tables that no picture needs")
     data = b"\xff\xd8" + b"".join(tables) + raw[first_scan:end]
-    work = cost * (scans * (size[0] * size[1] + 10_000) + len(data))
+    orientation = exif_orientation(exif or b"")
+    work = scans * (size[0] * size[1] + 10_000) + byte_work * len(data)
     return Contents("JPEG", JpegImagePlugin.JpegImageFile, data, size, orientation, work)
 
 
@@ -276,6 +279,8 @@ def _unpack_gif(raw: bytes) -> Contents:
 
 def _unpack_bmp(raw: bytes) -> Contents:
     (length,) = struct.unpack_from("<I", raw, 14)
+    if length not in (12, 40, 52, 56, 64, 108, 124):
+        raise ImageError("not a picture: it starts like a BMP but does not go on like one")
     if length == 12:
         width, height = struct.unpack_from("<HH", raw, 18)
         compression = 0
@@ -284,7 +289,7 @@ def _unpack_bmp(raw: bytes) -> Contents:
     size = abs(height), width
     work = size[0] * size[1]
     if compression in (1, 2):  # run lengths, which Pillow reads in Python
-        work = 32 * (work + len(raw))
+        work = 90 * work + 200 * len(raw)
     return Contents("BMP", BmpImagePlugin.BmpImageFile, raw, size, 1, work)
 
 
@@ -414,7 +419,10 @@ def _tiff_work(directory: _Directory, size: Size, compression: int) -> int:
     area = cell[0] * cell[1]
     if area > 2**22 and area > 1.25 * height * width:
         raise ImageError(f"TIFF with tiles of {cell[1]} x {cell[0]} for {width} x {height} pixels")
-    planes = directory.value(_SAMPLES, 1) if directory.value(_PLANES, 1) == 2 else 1
+    samples = directory.value(_SAMPLES, 1)
+    if samples > MAX_SAMPLES:
+        raise ImageError(f"TIFF of {samples} samples a pixel; at most {MAX_SAMPLES} are read")
+    planes = samples if directory.value(_PLANES, 1) == 2 else 1
     count = -(-height // cell[0]) * -(-width // cell[1]) * planes
     offsets = directory.values(_TILE_OFFSETS if tiled else _STRIP_OFFSETS)
     lengths = directory.values(_TILE_BYTES if tiled else _STRIP_BYTES)
@@ -429,7 +437,7 @@ def _tiff_work(directory: _Directory, size: Size, compression: int) -> int:
         visits = sum(
             directory.raw.count(b"\xff\xda", at, at + n) for at, n in zip(offsets, lengths, strict=True)
         )
-    return visits * (area + 10_000) + (8 * len(directory.raw) if compression == _LZMA else 0)
+    return visits * (area + 10_000) + (60 * len(directory.raw) if compression == _LZMA else 0)
 
 
 SIGNATURES: dict[re.Pattern[bytes], Callable[[bytes], Contents]] = {

@@ -11,23 +11,26 @@ import io
 import os
 import select
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, _imaging
 
 from stepwell.views.containers import Contents, ImageError, exif_orientation, unpack
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["ImageError", "ImageLimits", "open_image", "upright_rgb"]
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
 WAIT_SECONDS = 2.0  # for a named pipe or a terminal that sends nothing
-WORK_PER_PIXEL = 16  # decoder visits a pixel may cost; a progressive JPEG has about ten scans
+BAND_PIXELS = 2**21
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,13 +38,14 @@ class ImageLimits:
     """What `open_image` accepts. The defaults keep it to 3 seconds and 1 GiB, whatever the file holds."""
 
     max_bytes: int = 32_000_000  # of the file
-    max_pixels: int = 40_000_000
+    max_pixels: int = 36_000_000
     max_side: int = 16_384  # pixels
     max_aspect: float = 200.0  # long side over short side
+    max_seconds: float = 1.75  # of decoding, as estimated before it starts: progressive JPEG, run lengths
 
     def __post_init__(self) -> None:
-        if min(self.max_bytes, self.max_pixels, self.max_side, self.max_aspect) < 1:
-            raise ValueError(f"image limits must be at least 1, got {self}")
+        if min(self.max_bytes, self.max_pixels, self.max_side, self.max_aspect) < 1 or self.max_seconds <= 0:
+            raise ValueError(f"image limits must be at least 1, and the seconds above 0, got {self}")
 
 
 def open_image(source: Source, *, limits: ImageLimits = ImageLimits()) -> Image.Image:
@@ -69,7 +73,7 @@ def open_image(source: Source, *, limits: ImageLimits = ImageLimits()) -> Image.
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image -> a new plain RGB one, upright by its Exif orientation, over white if transparent."""
     exif = image.info.get("exif", b"")
-    return _oriented(_rgb(image), exif_orientation(exif) if isinstance(exif, bytes) else 1)
+    return _upright(image, exif_orientation(exif) if isinstance(exif, bytes) else 1)
 
 
 # Reading: never more than one byte past the limit, and no waiting for what never comes.
@@ -142,9 +146,10 @@ def _check(contents: Contents, limits: ImageLimits) -> None:
         raise ImageError(
             f"{shown} narrower than 1:{limits.max_aspect:g}; ImageLimits(max_aspect=...) allows more"
         )
-    if contents.work > WORK_PER_PIXEL * limits.max_pixels:
+    if contents.work > limits.max_seconds * 1e9:
         raise ImageError(
-            f"the {contents.format} describes its pixels too many times, or too slowly, to be decoded"
+            f"a {contents.format} coded in this way takes over {limits.max_seconds:g} seconds to decode; "
+            "ImageLimits(max_seconds=...) allows more"
         )
 
 
@@ -155,7 +160,7 @@ def _decode(contents: Contents) -> Image.Image:
         if image.size != contents.size[::-1]:
             raise ImageError(f"damaged {contents.format}: its size is told in two ways")
         image.load()
-        return _oriented(_rgb(image), contents.orientation)
+        return _upright(image, contents.orientation)
 
 
 @cache
@@ -168,29 +173,51 @@ def _silence_libtiff() -> None:
 # Look
 
 
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """A new image, without the metadata by which it could be turned once more."""
+    upright = _rgb(image)
+    if orientation in _TURNS:
+        upright = upright.transpose(_TURNS[orientation])
+    upright = upright.copy() if upright is image else upright
+    upright.info = {}
+    return upright
+
+
 def _rgb(image: Image.Image) -> Image.Image:
+    """The same image if it is RGB already."""
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)
     elif image.mode == "LAB":
         image = _from_lab(image)
-    image = _over_white(image) if image.has_transparency_data else image.convert("RGB")
-    image.info = {}
-    return image
+    if image.has_transparency_data:
+        return _over_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit grey over its full range; wider numbers over the first usual range that holds them all."""
-    values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False)
     low, high = 0.0, 65535.0
     if not image.mode.startswith("I;16"):
-        least, most = float(values.min()), float(values.max())
+        least = min(float(values.min()) for _, values in _bands(image))
+        most = max(float(values.max()) for _, values in _bands(image))
         ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         fitting = [(0.0, top) for top in ranges if least >= 0 and most <= top]
         low, high = (*fitting, (least, max(most, least + 1)))[0]
-    grey = np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
-    if "transparency" in image.info:
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey)
+    grey = Image.new("L", image.size)
+    for top, values in _bands(image):
+        band = np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
+        if "transparency" in image.info:
+            band[values == image.info["transparency"]] = 255
+        grey.paste(Image.fromarray(band), (0, top))
+    return grey
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """The values of a few rows at a time, with the first row's number: wide numbers take much memory."""
+    rows = max(BAND_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        yield top, np.nan_to_num(np.asarray(band, dtype=np.float32)).astype(np.float64)
 
 
 def _from_lab(image: Image.Image) -> Image.Image:
@@ -203,7 +230,8 @@ def _from_lab(image: Image.Image) -> Image.Image:
 def _over_white(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
-    image = image.convert("RGBA")
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
     canvas = Image.new("RGB", image.size, "white")
     canvas.paste(image, mask=image)
     return canvas
@@ -218,7 +246,3 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def _oriented(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
