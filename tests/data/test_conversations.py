@@ -1,0 +1,51 @@
+"""LLaVA files as a source."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stepwell.data.conversations import Conversations
+
+
+def write(path, entries):
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def turn(speaker, value):
+    return {"from": speaker, "value": value}
+
+
+def test_placeholders_move_to_the_front_and_paths_start_at_the_folder(tmp_path):
+    entry = {"image": "a/b.jpg", "conversations": [turn("human", "What is it? <image>"), turn("gpt", "A cat")]}
+    source = Conversations(write(tmp_path / "x.json", [entry]), images=tmp_path / "pictures")
+    assert len(source) == 1
+    assert source[0].image == tmp_path / "pictures" / "a" / "b.jpg"
+    assert (source[0].turns[0].question, source[0].turns[0].answer) == ("<image>\nWhat is it?", "A cat")
+
+
+def test_text_alone_keeps_its_words(tmp_path):
+    entry = {"conversations": [turn("human", " what does <image> mean? "), turn("gpt", "A place.")]}
+    sample = Conversations(write(tmp_path / "x.json", [entry]))[0]
+    assert sample.image is None
+    assert sample.turns[0].question == " what does <image> mean? "
+
+
+def test_one_leading_answer_is_dropped(tmp_path):
+    turns = [turn("gpt", "Hello"), turn("human", "Hi"), turn("gpt", "Yes?")]
+    assert len(Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))[0].turns) == 1
+
+
+@pytest.mark.parametrize("speakers", [[], ["human"], ["human", "human"], ["gpt", "gpt", "human"], ["human", "bot"]])
+def test_turns_that_do_not_alternate_are_refused(tmp_path, speakers):
+    turns = [turn(speaker, "x") for speaker in speakers]
+    source = Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))
+    with pytest.raises(ValueError, match="conversation 0: human and gpt must take turns"):
+        source[0]
+
+
+def test_a_file_that_is_no_list_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON list"):
+        Conversations(write(tmp_path / "x.json", {"conversations": []}))

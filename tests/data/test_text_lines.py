@@ -1,0 +1,82 @@
+"""Windows of scanned pages."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stepwell.data.drawn import draw_page
+from stepwell.data.text_lines import TextLines
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """A receipt on the middle of a large white sheet, as a COCO file with key fields."""
+    page = draw_page(4, 0, size=(600, 400), text=(14, 16), kind="receipt")
+    sheet = Image.new("RGB", (1600, 1800), "white")
+    sheet.paste(page.image, (500, 700))
+    sheet.save(tmp_path / "scan.png")
+    annotations = [
+        {
+            "image_id": 1,
+            "text": line.text,
+            "bbox": [line.box[0] + 500, line.box[1] + 700, line.box[2] - line.box[0], line.height],
+        }
+        for line in page.lines
+    ]
+    file = {"images": [{"id": 1, "file_name": "scan.png"}], "annotations": annotations}
+    (tmp_path / "lines.json").write_text(json.dumps(file))
+    (tmp_path / "fields.jsonl").write_text(json.dumps({"image": "scan.png", "fields": page.fields}) + "\n")
+    return tmp_path, page
+
+
+def source(folder, **changes):
+    settings = {"images": folder, "fields": folder / "fields.jsonl", "copies": 8, **changes}
+    return TextLines(folder / "lines.json", **settings)
+
+
+def test_white_margins_are_cut_and_all_text_is_kept(scans):
+    folder, page = scans
+    sample = source(folder, whole=1.0)[0]
+    assert len(sample.lines) == len(page.lines)
+    assert max(sample.image.size) <= 1024
+    left, right = min(line.box[0] for line in sample.lines), max(line.box[2] for line in sample.lines)
+    assert right - left > 0.7 * sample.image.width
+
+
+def test_boxes_follow_the_window(scans):
+    folder, _ = scans
+    for index in range(4):
+        sample = source(folder, whole=0.0)[index]
+        pixels = np.asarray(sample.image.convert("L"), dtype=float)
+        for line in sample.lines:
+            left, top, right, bottom = (max(0, round(value)) for value in line.box)
+            assert pixels[top:bottom, left:right].min() < np.median(pixels) - 30
+            assert not line.exact
+
+
+def test_windows_change_the_scale_and_repeat_by_index(scans):
+    folder, _ = scans
+    pages = source(folder, whole=0.5)
+    heights = {round(np.median([line.height for line in pages[i].lines])) for i in range(8)}
+    assert len(heights) > 2
+    assert pages[3].image.tobytes() == pages[3].image.tobytes()
+
+
+def test_fields_are_asked_only_where_they_are_seen(scans):
+    folder, page = scans
+    for index in range(6):
+        sample = source(folder, whole=0.0, text=(30.0, 30.0), reads=1)[index]
+        seen = " ".join(line.text for line in sample.lines)
+        for turn in sample.turns:
+            assert all(word in seen for word in turn.answer.split())
+    assert page.fields["company"] in {turn.answer for turn in source(folder, whole=1.0)[0].turns}
+
+
+def test_a_file_without_text_is_refused(tmp_path):
+    (tmp_path / "lines.json").write_text(json.dumps({"images": [], "annotations": []}))
+    with pytest.raises(ValueError, match="no annotation with a text"):
+        TextLines(tmp_path / "lines.json", images=tmp_path)
