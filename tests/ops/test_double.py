@@ -1,0 +1,45 @@
+"""Doubling by a matrix product is the transposed convolution of torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stepwell.ops.choose import prefer
+from stepwell.ops.double import double_map
+
+
+def inputs(dtype: torch.dtype, *, strided: bool = False) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 3, 5, dtype=dtype)
+    x = x.to(memory_format=torch.channels_last) if strided else x
+    return x, torch.randn(6, 4, 2, 2, dtype=dtype), torch.randn(4, dtype=dtype)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_fast_equals_conv_transpose(strided, grad):
+    x, weight, bias = inputs(torch.float64, strided=strided)
+    with prefer("fast"), torch.set_grad_enabled(grad):
+        out = double_map(x, weight, bias)
+    torch.testing.assert_close(out, F.conv_transpose2d(x, weight, bias, stride=2))
+
+
+def test_gradients_of_both_paths_agree():
+    grads = {}
+    for path in ("reference", "fast"):
+        leaves = [tensor.requires_grad_() for tensor in inputs(torch.float64)]
+        with prefer(path):
+            double_map(*leaves).square().sum().backward()
+        grads[path] = [leaf.grad for leaf in leaves]
+    for ours, theirs in zip(grads["fast"], grads["reference"], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_half_precision_stays_half():
+    with prefer("fast"), torch.no_grad():
+        out = double_map(*inputs(torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    expected = double_map(*(tensor.bfloat16().float() for tensor in inputs(torch.bfloat16)))
+    torch.testing.assert_close(out.float(), expected, atol=0.1, rtol=0.02)
