@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -232,15 +232,17 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["ask", "--help"], ["ask", RECEIPT, ""], ["ask", "no.jpg", "?"]]
+    "arguments",
+    [["--help"], ["ask", "--help"], ["ask", RECEIPT, ""], ["ask", "no.jpg", "?"], ["ask", __file__, "?"]],
 )
 def test_the_command_answers_within_a_second(arguments: list[str]) -> None:
-    """The best of three, since the machine may be busy."""
+    """Seconds of computing, the best of three: other programs on the machine do not count."""
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = run(*arguments)
-        seconds.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert b"Traceback" not in result.stderr
     assert min(seconds) < 1.0
 
@@ -262,9 +264,14 @@ def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
 
 def test_ctrl_c_ends_in_one_line() -> None:
     process = subprocess.Popen(
-        [COMMAND, "ask", "-", "What?"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [COMMAND, "ask", "-", "What?"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & would have it ignored
     )
-    time.sleep(1.5)  # it now waits for the picture
+    assert process.stdin is not None
+    process.stdin.write(bytes(1_000_000))  # more than a pipe holds, so it is reading when this returns
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"", b"stepwell: interrupted\n")

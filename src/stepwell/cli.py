@@ -167,23 +167,25 @@ def ask(
 
 def _open_pictures(pictures: list[str], question: str) -> list[Image]:
     """Decoded pictures in the order given; needs no torch."""
-    from stepwell.views.decode import ImageError, open_image
-
+    for name in pictures:
+        if name != "-" and not Path(name).exists():
+            hint = "; the question comes last" if Path(question).is_file() else ""
+            raise ValueError(f"no such file: {name}{hint}")
     if pictures.count("-") > 1:
         raise ValueError("standard input (-) holds one picture; it was named more than once")
     if "-" in pictures and sys.stdin.isatty():
         raise ValueError(
             "- reads a picture from standard input, which is a terminal here: use '< picture.jpg'"
         )
+
+    from stepwell.views.decode import ImageError, open_image
+
     images = []
     for name in pictures:
         try:
             images.append(open_image(sys.stdin.buffer if name == "-" else name))
         except ImageError as error:
             raise ValueError(f"{'standard input' if name == '-' else name}: {error}") from error
-        except FileNotFoundError as error:
-            hint = "; the question comes last" if Path(question).is_file() else ""
-            raise ValueError(f"no such file: {name}{hint}") from error
     return images
 
 
