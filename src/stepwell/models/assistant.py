@@ -115,7 +115,8 @@ class StepwellModel(StepwellPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         image_features = None
         if input_ids is not None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            words = input_ids.masked_fill(input_ids == self.config.image_token_id, 0)  # it may lie past the last
+            inputs_embeds = self.get_input_embeddings()(words)
             if pixel_values is not None:
                 if image_sizes is None:
                     raise ValueError(

@@ -1,0 +1,81 @@
+"""Small stand-ins for released checkpoints: the official names, an eighth of the widths, two layers each."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stepwell.models.config import BranchConfig, InteractionConfig
+from stepwell.models.published import PUBLISHED
+
+MANIFESTS = Path(__file__).parent / "manifests"
+KEPT = {196, 197, 37, 101, 401, 1000}  # rows of position tables, classes
+HEADS = {128: 32, 64: 16}  # of the interactions, 16 -> 4: offsets and weights
+
+State = dict[str, Tensor]
+
+
+def shapes(name: str) -> dict[str, list[int]]:
+    return json.loads((MANIFESTS / f"{name}.json").read_text())["keys"]
+
+
+def small(side: int) -> int:
+    return side if side < 48 or side in KEPT else HEADS.get(side) or side // 8
+
+
+def is_early(name: str) -> bool:
+    """Of the first two layers and interactions."""
+    return all(int(i) < 2 for i in re.findall(r"(?:blocks|encoder\.layers|interactions)\.(\d+)\.", name))
+
+
+def small_state(name: str) -> State:
+    """The names of a manifest with small random tensors."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        key: torch.randn([small(side) for side in shape], generator=generator) * 0.1
+        for key, shape in shapes(name).items()
+        if is_early(key)
+    }
+
+
+def small_branch(branch: BranchConfig) -> BranchConfig:
+    dims = {"l": 128, "b": 96, "s": 48, "t": 24}
+    dim = dims[branch.encoder.removesuffix("_384").rpartition("_")[2]]
+    arguments = {**branch.arguments, "dim": dim, "depth": 2}
+    return BranchConfig(
+        encoder=branch.encoder, size=branch.size, interactions=((0, 0), (1, 1)), arguments=arguments
+    )
+
+
+def shrink(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the published configuration of this name at the size of `small_state` while a test runs."""
+    full = PUBLISHED[name]
+    made = replace(
+        full,
+        branches=tuple(small_branch(branch) for branch in full.branches),
+        interaction=InteractionConfig(num_heads=4),
+        text_dim=None if full.text_dim is None else full.text_dim // 8,
+    )
+    monkeypatch.setitem(PUBLISHED, name, made)
+
+
+def llama_state(dim: int, vocab: int, num_layers: int = 2) -> State:
+    """A Llama under the names that LLaVA's checkpoints have beside the vision tower."""
+    state = {
+        "model.embed_tokens.weight": torch.randn(vocab, dim) * 0.1,
+        "model.norm.weight": torch.ones(dim),
+        "lm_head.weight": torch.randn(vocab, dim) * 0.1,
+    }
+    for i in range(num_layers):
+        layer = f"model.layers.{i}."
+        state |= {f"{layer}self_attn.{part}_proj.weight": torch.randn(dim, dim) * 0.02 for part in "qkvo"}
+        state |= {f"{layer}mlp.{part}_proj.weight": torch.randn(96, dim) * 0.02 for part in ("gate", "up")}
+        state[f"{layer}mlp.down_proj.weight"] = torch.randn(dim, 96) * 0.02
+        state |= {f"{layer}{norm}_layernorm.weight": torch.ones(dim) for norm in ("input", "post_attention")}
+    return state

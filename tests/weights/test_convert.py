@@ -1,0 +1,242 @@
+"""Released checkpoints become folders of ours: every name accounted for, every number in its place."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from small_releases import MANIFESTS, llama_state, shrink, small_state
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import stepwell
+from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.weights.checkpoint import open_checkpoint
+from stepwell.weights.convert import ConversionError, convert, dry_run, read_manifest
+
+DETECTOR = "piip_det_ct_vs_vb_1024_672_448"
+FOUR = "piip_det_tsbl_1568_1120_672_448_as_released_code"
+CLASSIFIER = "piip_cls_sbl_320_160_96"
+CHAT = "piip_llava_clip_bl_512_256_7b"
+
+
+@pytest.mark.parametrize("name", [DETECTOR, FOUR, CLASSIFIER, CHAT])
+def test_every_name_of_a_released_layout_has_its_place(name):
+    report = dry_run(MANIFESTS / f"{name}.json", as_=name)
+    assert report.ok, report.text()
+    told = [*report.used, *report.renamed, *report.dropped]
+    assert sorted(told) == sorted(read_manifest(MANIFESTS / f"{name}.json"))
+    assert all("language model" in why for why in report.absent.values())
+    assert bool(report.absent) == (name == CHAT)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "name"),
+    [
+        (FOUR, FOUR.replace("released_code", "config")),
+        (CLASSIFIER, "piip_cls_sbl_384_192_128"),
+        (CHAT, "piip_llava_clip_bl_512_448_13b"),
+        (DETECTOR, "piip_det_ct_cs_vb_1024_672_448"),
+    ],
+)
+def test_another_model_is_refused_by_its_shapes_or_names(manifest, name):
+    report = dry_run(MANIFESTS / f"{manifest}.json", as_=name)
+    assert not report.ok
+    assert "\n" not in report.complaint()
+    assert name in report.complaint()
+
+
+def test_the_four_branch_quirk_shows_in_the_shapes_of_branch_4_alone():
+    report = dry_run(MANIFESTS / f"{FOUR}.json", as_=FOUR.replace("released_code", "config"))
+    places = ("encoder.branches.3.", "encoder.interactions.", "merges.0.stacks.3.0.")
+    assert report.wrong_shape
+    assert all(name.removeprefix("pyramid.").startswith(places) for name in report.wrong_shape)
+
+
+def test_a_detector_is_converted_and_loaded(tmp_path, monkeypatch):
+    name = "piip_det_tsbl_1568_1120_672_448_as_released_code"
+    shrink(name, monkeypatch)
+    state = small_state(name)
+    torch.save(
+        {"state_dict": state | {"neck.fpn.weight": torch.ones(1)}, "meta": {"epoch": 12}}, tmp_path / "x.pth"
+    )
+    report = convert(tmp_path / "x.pth", tmp_path / "out", as_=name, max_shard_bytes=1_000_000)
+    assert report.dropped == {"neck.fpn.weight": "detection head, not taken over"}
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["ok"]
+
+    model = stepwell.load(tmp_path / "out")
+    ours = model.state_dict()
+    for theirs, our in {
+        "branch1.pos_embed": "encoder.branches.0.position.table",
+        "branch4.blocks.1.gamma_2": "encoder.branches.3.blocks.1.scale2.gamma",
+        "branch2.blocks.0.attn.qkv.weight": "encoder.branches.1.blocks.0.attn.qkv.weight",
+        "interactions.1.interaction_units_34.branch2to1_injector.ca_gamma": (
+            "encoder.interactions.1.units.0.messages.0.injector.gate"
+        ),
+        "interactions.0.interaction_units_12.branch1to2_proj.weight": (
+            "encoder.interactions.0.units.2.messages.1.project.weight"
+        ),
+        "merge_branch3.4.bias": "merges.0.stacks.2.4.bias",
+        "fpn1.3.weight": "neck.stages.0.3.weight",
+    }.items():
+        assert torch.equal(state[f"backbone.{theirs}"].flatten(), ours[f"pyramid.{our}"].flatten()), theirs
+    weights = torch.stack([state[f"backbone.w{k}"] for k in range(1, 5)])
+    assert torch.equal(ours["pyramid.merges.0.weights"], weights)
+    with torch.inference_mode():
+        maps = model(torch.randn(1, 3, 112, 224)).feature_maps
+    assert [tuple(x.shape) for x in maps] == [(1, 128, 28 // 2**i, 56 // 2**i) for i in range(4)]
+
+
+def test_a_classifier_is_converted_and_loaded(tmp_path, monkeypatch):
+    shrink(CLASSIFIER, monkeypatch)
+    state = small_state(CLASSIFIER)
+    torch.save({"model": state, "model_ema": state}, tmp_path / "x.pth")
+    report = convert(tmp_path / "x.pth", tmp_path / "out", as_=CLASSIFIER)
+    assert any("model_ema" in note for note in report.notes)
+    model = stepwell.load(tmp_path / "out")
+    ours = model.state_dict()
+    table = state["branch2.pos_embed"][0, 1:]  # without the class slot, which is never added
+    assert torch.equal(ours["pyramid.encoder.branches.1.position.table"], table)
+    assert torch.equal(ours["pyramid.head.classifiers.2.weight"], state["branch3.head.weight"])
+    assert torch.equal(ours["pyramid.head.norms.0.bias"], state["branch1.norm.bias"])
+    with torch.inference_mode():
+        assert model(torch.randn(2, 3, 320, 320)).logits.shape == (2, 1000)
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+    words = ["<unk>", "<s>", "</s>", "how", "much", "is", "it", "?", "USER:", "ASSISTANT:"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path / "tokenizer"
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+def chat_source(folder, vocab, **config):
+    """A sharded folder as transformers writes it, in half precision."""
+    folder.mkdir()
+    state = {k: v.bfloat16() for k, v in (small_state(CHAT) | llama_state(512, vocab)).items()}
+    weight_map = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(state)}
+    for part in set(weight_map.values()):
+        save_file({name: t for name, t in state.items() if weight_map[name] == part}, folder / part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps({"num_attention_heads": 8, **config}))
+    return state
+
+
+def test_an_assistant_is_converted_loaded_and_asked(tmp_path, monkeypatch, tokenizer_folder):
+    shrink(CHAT, monkeypatch)
+    state = chat_source(tmp_path / "source", vocab=10, rms_norm_eps=0.125)
+    report = convert(
+        tmp_path / "source", tmp_path / "out", as_=CHAT, tokenizer=tokenizer_folder, max_shard_bytes=1_000_000
+    )
+    assert report.ok
+    assert not report.absent
+    assistant = stepwell.load(tmp_path / "out")
+    assert assistant.model.dtype == torch.bfloat16
+    assert assistant.model.config.text_config.rms_norm_eps == 0.125
+    assert assistant.model.config.text_config.num_attention_heads == 8
+    assert assistant.model.config.image_token_id == 10  # behind the last word
+    ours = assistant.model.state_dict()
+    layer = "model.vision_tower.vision_tower.branch2.clip_model.encoder.layers.1.self_attn."
+    qkv = torch.cat([state[f"{layer}{part}_proj.bias"] for part in "qkv"])
+    assert torch.equal(ours["model.vision.encoder.branches.1.blocks.1.attn.qkv.bias"], qkv)
+    projector = state["model.mm_projector.branch1.6.weight"]
+    assert torch.equal(ours["model.vision.projector.stacks.0.3.weight"], projector)
+    assert torch.equal(ours["lm_head.weight"], state["lm_head.weight"])
+    assert torch.equal(
+        ours["model.language_model.layers.1.mlp.down_proj.weight"],
+        state["model.layers.1.mlp.down_proj.weight"],
+    )
+    answer = assistant.ask(Image.new("RGB", (64, 48), "red"), "how much is it ?", max_new_tokens=3)
+    assert isinstance(answer, str)
+
+
+def test_an_assistant_without_tokenizer_says_so(tmp_path, monkeypatch):
+    shrink(CHAT, monkeypatch)
+    chat_source(tmp_path / "source", vocab=10)
+    report = convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
+    assert any("no tokenizer" in note for note in report.notes)
+    assert StepwellForConditionalGeneration.from_pretrained(tmp_path / "out").config.image_token_id == 10
+    with pytest.raises(ValueError, match="tokenizer"):
+        stepwell.load(tmp_path / "out")
+
+
+def test_a_vision_tower_alone_is_no_assistant(tmp_path, monkeypatch):
+    shrink(CHAT, monkeypatch)
+    save_file(small_state(CHAT), tmp_path / "x.safetensors")
+    with pytest.raises(ConversionError, match="no language model"):
+        convert(tmp_path / "x.safetensors", tmp_path / "out", as_=CHAT)
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "word", "heading"),
+    [
+        (lambda state: state.pop("branch1.head.bias"), "1 missing", "missing"),
+        (lambda state: state.update(extra=torch.ones(1)), "1 unknown", "unknown"),
+        (
+            lambda state: state.update({"branch1.head.bias": torch.ones(7)}),
+            "1 of another shape",
+            "wrong_shape",
+        ),
+        (lambda state: state.pop("branch1.pos_embed"), "1 missing", "missing"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, monkeypatch, change, word, heading):
+    shrink(CLASSIFIER, monkeypatch)
+    state = small_state(CLASSIFIER)
+    change(state)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(ConversionError, match=word) as caught:
+        convert(tmp_path / "x.safetensors", tmp_path / "out", as_=CLASSIFIER)
+    assert "\n" not in str(caught.value)
+    assert len(getattr(caught.value.report, heading)) == 1
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch):
+    shrink(CLASSIFIER, monkeypatch)
+    save_file(small_state(CLASSIFIER), tmp_path / "x.safetensors")
+    written = []
+
+    def full_after_two(tensors, path, metadata):
+        written.append(path)
+        if len(written) > 2:
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr("stepwell.weights.checkpoint.save_file", full_after_two)
+    with pytest.raises(OSError, match="No space"):
+        convert(tmp_path / "x.safetensors", tmp_path / "out", as_=CLASSIFIER, max_shard_bytes=100_000)
+    assert len(written) == 3
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_the_output_is_sharded_as_asked(tmp_path, monkeypatch):
+    shrink(CLASSIFIER, monkeypatch)
+    save_file(small_state(CLASSIFIER), tmp_path / "x.safetensors")
+    convert(tmp_path / "x.safetensors", tmp_path / "out", as_=CLASSIFIER, max_shard_bytes=500_000)
+    shards = [path for path in (tmp_path / "out").iterdir() if path.suffix == ".safetensors"]
+    assert len(shards) > 2
+    assert all(len(open_checkpoint(path).names) == 1 or path.stat().st_size < 520_000 for path in shards)
+
+
+def test_an_unknown_configuration_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown configuration 'piip'; choose from .*piip_det_tsb"):
+        dry_run(MANIFESTS / f"{CHAT}.json", as_="piip")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"keys": {"a": 3}}', '{"a": [-1]}', "{}"])
+def test_a_manifest_must_hold_names_and_shapes(tmp_path, content):
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(ValueError, match="not a manifest"):
+        read_manifest(tmp_path / "m.json")
