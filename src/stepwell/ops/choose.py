@@ -10,7 +10,7 @@ __all__ = ["Path", "choose", "prefer"]
 
 Path = Literal["auto", "reference", "fast"]
 
-# A plain global, since torch.compile traces reading one (guarded: a change recompiles) in every torch we support,
+# A plain global: torch.compile traces reading one (guarded, a change recompiles) in every torch we support,
 # and a ContextVar only in recent ones. It holds for the whole process, threads included.
 _preferred: Path = "auto"
 
