@@ -106,6 +106,8 @@ def _read_path(path: str | os.PathLike[str], limit: int) -> bytes:
         raise FileNotFoundError(error.errno, error.strerror, os.fspath(path)[:200]) from None
     except OSError as error:
         raise ImageError(f"the file cannot be read: {os.strerror(error.errno or 0)}") from None
+    except ImageError:
+        raise
     except ValueError:
         raise ImageError("not a path: it holds a zero character") from None
 

@@ -1,0 +1,310 @@
+"""A picture looks as it was made, upright and over white; everything else is one line of refusal."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pictures import (
+    GREY,
+    GREY_PICTURES,
+    HEIGHT,
+    LOSSLESS,
+    LOSSY,
+    WIDTH,
+    bmp,
+    half_transparent,
+    png,
+    saved,
+    scene,
+)
+from PIL import Image, ImageOps
+
+from stepwell.views import decode
+from stepwell.views.decode import ImageError, ImageLimits, open_image, upright_rgb
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_lossless_formats_give_the_exact_pixels(name: str) -> None:
+    format, options = LOSSLESS[name]
+    assert (pixels(open_image(saved(scene(), format, **options))) == pixels(scene())).all()
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_lossy_formats_look_the_same(name: str) -> None:
+    format, options = LOSSY[name]
+    difference = pixels(open_image(saved(scene(), format, **options))) - pixels(scene())
+    assert np.abs(difference).mean() < 12
+
+
+STORED = {  # Exif 2.3, tag 274: how an upright picture is stored
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, 1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_every_orientation_is_turned_upright(format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](np.asarray(scene()))))
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(format, {})
+    upright = open_image(saved(stored, format, exif=exif, **options))
+    assert np.abs(pixels(upright) - pixels(scene())).mean() < 12
+    assert not upright.getexif(), "a second transpose would turn it again"
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_leaves_the_picture_as_stored(value: int) -> None:
+    exif = Image.Exif()
+    exif[274] = value
+    assert (pixels(open_image(saved(scene(), "PNG", exif=exif))) == pixels(scene())).all()
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"", b"Exif\0\0", b"MM", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"\0" * 40, b"x" * 65000],
+)
+def test_a_damaged_exif_block_does_not_spoil_the_picture(exif: bytes) -> None:
+    raw = saved(scene(), "JPEG", quality=95)
+    block = b"\xff\xe1" + struct.pack(">H", len(exif) + 8) + b"Exif\0\0" + exif
+    assert (pixels(open_image(raw[:2] + block + raw[2:])) == pixels(open_image(raw))).all()
+
+
+@pytest.mark.parametrize("name", GREY_PICTURES)
+def test_grey_of_any_depth_becomes_the_same_eight_bits(name: str) -> None:
+    shown = pixels(open_image(GREY_PICTURES[name]))
+    assert (shown == GREY[..., None]).all()
+
+
+def test_pictures_of_wide_numbers_are_converted_alike_in_one_band_and_in_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decode, "BAND_PIXELS", 5 * WIDTH)
+    test_grey_of_any_depth_becomes_the_same_eight_bits("negative floats")
+
+
+def test_not_a_number_is_black() -> None:
+    values = np.full((2, 2), 1.0, dtype=np.float32)
+    values[0, 0] = np.nan
+    assert pixels(open_image(saved(Image.fromarray(values), "TIFF")))[..., 0].tolist() == [
+        [0, 255],
+        [255, 255],
+    ]
+
+
+@pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})])
+def test_transparency_is_laid_over_white(format: str, options: dict[str, object]) -> None:
+    shown = pixels(open_image(saved(half_transparent(), format, **options)))
+    assert shown[0, 0].tolist() == [255, 255, 255]
+    assert np.abs(shown[0, 3] - [227, 177, 127]).max() <= 1
+
+
+def test_transparent_palette_entries_and_grey_with_alpha_are_laid_over_white() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    for raw in (saved(palette, "PNG", transparency=0), saved(palette, "GIF", transparency=0)):
+        assert pixels(open_image(raw)).tolist() == [[[255] * 3, [40, 50, 60]]]
+    grey = half_transparent().convert("LA")
+    assert pixels(open_image(saved(grey, "PNG")))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_the_transparent_colour_of_a_png_is_found_at_every_depth() -> None:
+    four_bits = png(2, 1, 4, 0, b"\0\x3f", tRNS=b"\0\x03")
+    sixteen_grey = png(2, 1, 16, 0, b"\0" + b"\x12\x34\xff\xff", tRNS=b"\x12\x34")
+    sixteen_colour = png(1, 1, 16, 2, b"\0" + b"\x12\x34\x56\x78\x9a\xbc", tRNS=b"\x12\x34\x56\x78\x9a\xbc")
+    for raw in (four_bits, sixteen_grey, sixteen_colour):
+        assert (pixels(open_image(raw)) == 255).all()
+
+
+def test_cmyk_lab_and_one_bit_pictures_have_their_colours() -> None:
+    cmyk = Image.merge("CMYK", [Image.new("L", (8, 8), value) for value in (255, 0, 0, 0)])
+    for raw in (saved(cmyk, "TIFF"), saved(cmyk, "JPEG", quality=100)):
+        assert np.abs(pixels(open_image(raw)) - [0, 255, 255]).max() <= 2
+    lab = Image.merge("LAB", [Image.new("L", (2, 2), value) for value in (255, 128, 128)])
+    assert np.abs(pixels(open_image(saved(lab, "TIFF"))) - 255).max() <= 1
+    line = Image.fromarray(np.array([[True, False]]))
+    for raw in (saved(line, "TIFF", compression="group4"), saved(line, "PNG"), saved(line, "BMP")):
+        assert pixels(open_image(raw)).tolist() == [[[255] * 3, [0] * 3]]
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_several_frames_the_first_is_taken(format: str) -> None:
+    frames = [Image.new("RGB", (9, 5), colour) for colour in ("red", "lime", "blue")]
+    options = {"WEBP": {"lossless": True}}.get(format, {})
+    raw = saved(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert (pixels(open_image(raw)) == [255, 0, 0]).all()
+
+
+def test_a_run_length_bmp_is_read() -> None:
+    raw = bmp(4, 2, 1, b"\x04\x07\0\0\x02\x01\x02\x09\0\x01")  # rows from the bottom
+    assert pixels(open_image(raw))[..., 2].tolist() == [[1, 1, 9, 9], [7, 7, 7, 7]]
+
+
+@pytest.mark.parametrize(
+    ("limits", "match"),
+    [
+        (ImageLimits(max_bytes=50), "max_bytes"),
+        (ImageLimits(max_pixels=WIDTH * HEIGHT - 1), "max_pixels"),
+        (ImageLimits(max_side=WIDTH - 1), "max_side"),
+        (ImageLimits(max_aspect=1.4), "max_aspect"),
+    ],
+)
+def test_each_limit_is_named_when_it_refuses(limits: ImageLimits, match: str) -> None:
+    with pytest.raises(ImageError, match=match):
+        open_image(saved(scene(), "PNG"), limits=limits)
+    assert open_image(saved(scene(), "PNG"), limits=ImageLimits(max_pixels=WIDTH * HEIGHT, max_side=WIDTH))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP"])
+def test_limits_may_be_higher_than_those_of_pillow(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = saved(scene(), format)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert open_image(raw).size == (WIDTH, HEIGHT)
+
+
+def test_slow_codings_may_be_allowed_more_time() -> None:
+    slow = bmp(200, 200, 1, b"\x01\x05\0\0" * 200)
+    with pytest.raises(ImageError, match="max_seconds"):
+        open_image(slow, limits=ImageLimits(max_seconds=0.001))
+    assert open_image(slow).size == (200, 200)
+
+
+@pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"max_aspect": 0.5}, {"max_seconds": 0}])
+def test_limits_that_refuse_everything_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="limits"):
+        ImageLimits(**limits)
+
+
+class Slow(io.RawIOBase):
+    """A file that gives a few bytes at a time, counts them, and never ends."""
+
+    def __init__(self, raw: bytes = b"") -> None:
+        self.given = 0
+        self.raw = raw
+
+    def read(self, count: int = -1) -> bytes:
+        part = (self.raw or bytes(7))[self.given : self.given + 7] if self.raw else bytes(min(count, 7))
+        self.given += len(part)
+        return part
+
+
+def test_paths_bytes_and_files_of_any_kind_are_read(tmp_path: object) -> None:
+    raw = saved(scene(), "PNG")
+    path = tmp_path / "a picture"
+    path.write_bytes(raw)
+    with path.open("rb") as file:
+        for source in (
+            raw,
+            bytearray(raw),
+            memoryview(raw),
+            io.BytesIO(raw),
+            Slow(raw),
+            path,
+            str(path),
+            file,
+        ):
+            assert (pixels(open_image(source)) == pixels(scene())).all()
+
+
+def test_no_file_is_read_further_than_one_byte_past_the_limit() -> None:
+    endless = Slow()
+    with pytest.raises(ImageError, match="larger than 1,000 bytes"):
+        open_image(endless, limits=ImageLimits(max_bytes=1000))
+    assert endless.given == 1001
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_endless_and_silent_special_files_are_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "WAIT_SECONDS", 0.05)
+    with pytest.raises(ImageError, match="larger"):
+        open_image("/dev/zero", limits=ImageLimits(max_bytes=1000))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageError, match="nothing came"):
+        open_image(tmp_path / "pipe")
+
+
+def test_missing_files_folders_and_impossible_names(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        open_image(tmp_path / "none.png")
+    with pytest.raises(FileNotFoundError):
+        open_image("")
+    for source, match in [(tmp_path, "directory"), ("a" * 5000, "too long"), ("a\0b", "zero character")]:
+        with pytest.raises(ImageError, match=match):
+            open_image(source)
+    closed = io.BytesIO()
+    closed.close()
+    with pytest.raises(ImageError, match="cannot be read"):
+        open_image(closed)
+
+
+@pytest.mark.parametrize("source", [None, 0, 3.5, ["a"]])
+def test_other_kinds_of_source_are_a_type_error(source: object) -> None:
+    with pytest.raises(TypeError, match="path, bytes or a binary file"):
+        open_image(source)
+
+
+MODES = [
+    "1",
+    "L",
+    "P",
+    "LA",
+    "La",
+    "PA",
+    "RGB",
+    "RGBX",
+    "RGBA",
+    "RGBa",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "I;16",
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pillow_image_of_any_mode_becomes_plain_rgb(mode: str) -> None:
+    image = Image.new(mode, (5, 3))
+    made = upright_rgb(image)
+    assert (made.mode, made.size, made.info, made is image) == ("RGB", (5, 3), {}, False)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_pillow_image_is_turned_as_pillow_turns_it_and_left_as_it_was(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    image = Image.open(io.BytesIO(saved(scene(), "PNG", exif=exif)))
+    made = upright_rgb(image)
+    assert (pixels(made) == pixels(ImageOps.exif_transpose(image))).all()
+    assert (pixels(upright_rgb(made)) == pixels(made)).all()
+    assert (pixels(image) == pixels(scene())).all()
+
+
+def test_decoding_needs_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; sys.modules['stepwell_command'] = sys\n"  # as the command line imports it
+        "import stepwell.views.decode\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
