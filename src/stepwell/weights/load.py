@@ -79,7 +79,7 @@ def _folder(model: str | Path | None) -> Path:
             raise ModelError(f"this installation has no shipped model in {SHIPPED}; name one")
         return SHIPPED
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if str(model) and folder.is_dir():
         return folder
     if folder.is_file():
         raise ModelError(f"{model} is a file; convert it into a folder first: stepwell convert --help")
