@@ -19,7 +19,10 @@ def turn(speaker, value):
 
 
 def test_placeholders_move_to_the_front_and_paths_start_at_the_folder(tmp_path):
-    entry = {"image": "a/b.jpg", "conversations": [turn("human", "What is it? <image>"), turn("gpt", "A cat")]}
+    entry = {
+        "image": "a/b.jpg",
+        "conversations": [turn("human", "What is it? <image>"), turn("gpt", "A cat")],
+    }
     source = Conversations(write(tmp_path / "x.json", [entry]), images=tmp_path / "pictures")
     assert len(source) == 1
     assert source[0].image == tmp_path / "pictures" / "a" / "b.jpg"
@@ -38,7 +41,9 @@ def test_one_leading_answer_is_dropped(tmp_path):
     assert len(Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))[0].turns) == 1
 
 
-@pytest.mark.parametrize("speakers", [[], ["human"], ["human", "human"], ["gpt", "gpt", "human"], ["human", "bot"]])
+@pytest.mark.parametrize(
+    "speakers", [[], ["human"], ["human", "human"], ["gpt", "gpt", "human"], ["human", "bot"]]
+)
 def test_turns_that_do_not_alternate_are_refused(tmp_path, speakers):
     turns = [turn(speaker, "x") for speaker in speakers]
     source = Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))

@@ -68,7 +68,9 @@ def test_key_fields_of_receipts_are_printed_on_them():
 
 
 def test_text_is_as_large_as_asked_for():
-    heights = [line.height for i in range(5) for line in draw_page(2, i, size=(400, 400), text=(20, 24)).lines]
+    heights = [
+        line.height for i in range(5) for line in draw_page(2, i, size=(400, 400), text=(20, 24)).lines
+    ]
     assert 10 < np.median(heights) < 26
 
 

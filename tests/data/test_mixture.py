@@ -35,7 +35,9 @@ def test_sources_come_in_proportion_to_their_weights():
 def test_an_index_always_leads_to_the_same_sample():
     sources = [Numbers("a", 10), Numbers("b", 10)]
     assert answers(Mixture(sources, [1, 1], length=50)) == answers(Mixture(sources, [1, 1], length=50))
-    assert answers(Mixture(sources, [1, 1], length=50)) != answers(Mixture(sources, [1, 1], length=50, seed=1))
+    assert answers(Mixture(sources, [1, 1], length=50)) != answers(
+        Mixture(sources, [1, 1], length=50, seed=1)
+    )
 
 
 def test_broken_samples_are_replaced_counted_and_logged(caplog):

@@ -32,7 +32,9 @@ def test_the_box_asked_for_surrounds_the_line():
 
 def test_a_total_points_to_the_row_that_is_labelled_so():
     for seed in range(5):
-        turns = turns_about([PRICE, TOTAL], {"total": "8.50"}, (100, 200), reads=0, chance=random.Random(seed))
+        turns = turns_about(
+            [PRICE, TOTAL], {"total": "8.50"}, (100, 200), reads=0, chance=random.Random(seed)
+        )
         assert turns[0].line == TOTAL.part("8.50")
         assert turns[0].line.edges == (70, 80, 90, 100, 110)
 
@@ -41,7 +43,9 @@ def test_wordings_are_those_of_the_receipt_questions():
     said = {
         turn.question.replace("<image>\n", "").replace(ANSWER_SHORTLY, "").split("[")[0]
         for seed in range(40)
-        for turn in turns_about([PRICE], {"date": "1/2/2020"}, (100, 200), reads=1, chance=random.Random(seed))
+        for turn in turns_about(
+            [PRICE], {"date": "1/2/2020"}, (100, 200), reads=1, chance=random.Random(seed)
+        )
     }
     assert "What text is written inside the region " in said
     assert "On which date was this receipt issued?" in said

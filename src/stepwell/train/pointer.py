@@ -53,6 +53,11 @@ def _scores(
     """-> (P, N): scaled products of the head's queries and keys, rotated as the model rotates them."""
     dim, kv_head = attention.head_dim, head // attention.num_key_value_groups
 
+    if attention.q_proj.bias is not None:
+        raise ValueError(
+            "the pointer reads attention without biases, as Llama's; leave auxiliary.pointer at 0"
+        )
+
     def rotated(weight: Tensor, number: int, positions: Tensor) -> Tensor:
         x = F.linear(hidden[row, positions], weight[number * dim : (number + 1) * dim])[None, None]
         cos, sin = (code[row % len(code), positions][None] for code in rotary)

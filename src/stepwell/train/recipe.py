@@ -134,6 +134,7 @@ class Stage(_Strict):
     sizes: tuple[Positive, ...] | None = (
         None  # sides of the views in this stage, where they are not the model's
     )
+    turns: Literal["together", "apart"] = "together"  # a conversation, or every turn as if it was asked alone
     max_length: Positive = 8192  # tokens of a sample; whole turns are left out beyond
     data: Annotated[tuple[DataSource, ...], Field(min_length=1)]
     optimiser: Optimiser = Optimiser()

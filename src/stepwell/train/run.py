@@ -19,10 +19,11 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from stepwell.data.sample import Source
+from stepwell.language.labels import IGNORE
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.vision import build_geometry
-from stepwell.train.collate import IGNORED, Collator
+from stepwell.train.collate import Collator
 from stepwell.train.groups import freeze_all_but
 from stepwell.train.line_head import LineHead, frame_loss
 from stepwell.train.pointer import tap_attention
@@ -82,6 +83,7 @@ def _run_stage(
     collator = Collator(
         _looking_at(processor, settings),
         max_length=stage.max_length,
+        turns=stage.turns,
         frame_step=stage.auxiliary.frame_step if stage.auxiliary.frames else None,
     )
     trainer = StageTrainer(model, recipe, stage, source, collator, folder, seed=seed)
@@ -178,13 +180,16 @@ def stage_losses(model: Any, batch: dict[str, Any], stage: Stage) -> dict[str, T
     losses: dict[str, Tensor] = {}
     if stage.language_loss:
         labels = batch["labels"][:, 1:]
-        kept = (labels != IGNORED).any(0).nonzero()[:, 0]  # logits of the other positions are never made
+        kept = (labels != IGNORE).any(0).nonzero()[:, 0]  # logits of the other positions are never made
+        # in one conversation no mask is needed: padding stands right of all that a causal model looks at
         layers = model.model.language_model.layers if stage.auxiliary.pointer else []
         with tap_attention([layers[i] for i in stage.auxiliary.pointer_layers] if layers else []) as tap:
-            # no attention mask: padding stands to the right of everything that a causal model looks at
-            output = model(batch["input_ids"], **pictures, logits_to_keep=kept, use_cache=False)
+            text = {
+                name: batch[name] for name in ("position_ids", "attention_mask") if "position_ids" in batch
+            }
+            output = model(batch["input_ids"], **text, **pictures, logits_to_keep=kept, use_cache=False)
         losses["language"] = F.cross_entropy(
-            output.logits.float().flatten(0, 1), labels[:, kept].flatten(), ignore_index=IGNORED
+            output.logits.float().flatten(0, 1), labels[:, kept].flatten(), ignore_index=IGNORE
         )
         if stage.auxiliary.pointer:
             losses["pointer"] = tap.loss(batch["pointers"], head=stage.auxiliary.pointer_head)

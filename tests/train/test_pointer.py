@@ -1,0 +1,73 @@
+"""The pointer reads a language model's own attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
+
+from stepwell.train.pointer import Pointers, tap_attention
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "attn_implementation": "eager",
+}
+POINTED = Pointers(torch.tensor([9, 11]), torch.tensor([2, 0]), torch.arange(2, 8))
+
+
+@pytest.fixture
+def model() -> LlamaModel:
+    torch.manual_seed(0)
+    return LlamaModel(LlamaConfig(**SIZES)).eval()
+
+
+@pytest.mark.parametrize("head", [0, 3])
+def test_the_loss_is_that_of_the_models_attention_weights(model, head):
+    ids = torch.arange(24).unflatten(0, (2, 12))
+    with tap_attention([model.layers[1], model.layers[2]]) as tap:
+        attentions = model(ids, output_attentions=True).attentions
+    expected = []
+    for layer in (1, 2):
+        for row in range(2):
+            seen = attentions[layer][row, head][POINTED.positions][:, POINTED.visual]
+            chosen = (seen / seen.sum(1, keepdim=True))[torch.arange(2), POINTED.cells]
+            expected.append(-chosen.log().mean())
+    torch.testing.assert_close(tap.loss([POINTED, POINTED], head=head), torch.stack(expected).mean())
+
+
+def test_gradients_reach_queries_and_keys_of_that_head_alone(model):
+    with tap_attention([model.layers[1]]) as tap:
+        model(torch.arange(12)[None])
+    tap.loss([POINTED], head=1).backward()
+    attention = model.layers[1].self_attn
+    touched = attention.q_proj.weight.grad.unflatten(0, (4, 8)).abs().sum((1, 2)) > 0
+    assert touched.tolist() == [False, True, False, False]
+    assert attention.v_proj.weight.grad is None
+    assert model.layers[2].self_attn.q_proj.weight.grad is None
+
+
+def test_rows_without_pointers_cost_nothing(model):
+    nothing = Pointers(torch.tensor([]).long(), torch.tensor([]).long(), torch.arange(2, 8))
+    with tap_attention([model.layers[0]]) as tap:
+        model(torch.arange(12)[None])
+    assert tap.loss([nothing]) == 0
+
+
+def test_the_tap_is_closed_behind_the_block(model):
+    with tap_attention([model.layers[0]]) as tap:
+        pass
+    model(torch.arange(12)[None])
+    assert not tap.seen
+
+
+def test_queries_with_a_bias_are_refused():
+    model = Qwen2Model(Qwen2Config(**SIZES))
+    with tap_attention([model.layers[0]]) as tap:
+        model(torch.arange(12)[None])
+    with pytest.raises(ValueError, match="bias"):
+        tap.loss([POINTED])

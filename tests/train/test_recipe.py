@@ -1,0 +1,93 @@
+"""Recipes: bases, overrides, and one-line refusals."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from stepwell.train.recipe import load_recipe, recipe_names
+
+
+def write(path, **fields):
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(name):
+    assert load_recipe(name).name == name
+
+
+def test_shipped_recipes_start_with_their_command():
+    from importlib import resources
+
+    for name in recipe_names():
+        first = (resources.files("stepwell") / "recipes" / f"{name}.yaml").read_text().splitlines()[0]
+        assert first.startswith(f"# stepwell train {name} ")
+
+
+def test_a_variant_changes_only_the_fields_it_names(tmp_path):
+    path = write(tmp_path / "mine.yaml", base="reader_smoke", name="mine", model={"coordinate_scale": 0.5})
+    base, mine = load_recipe("reader_smoke"), load_recipe(path)
+    assert mine.model.coordinate_scale == 0.5
+    assert mine.model.text == base.model.text
+    assert mine.stages == base.stages
+
+
+def test_bases_are_found_beside_the_file(tmp_path):
+    write(tmp_path / "first.yaml", base="reader_smoke", seed=7)
+    assert load_recipe(write(tmp_path / "second.yaml", base="first.yaml", workers=3)).seed == 7
+
+
+def test_a_circle_of_bases_is_refused(tmp_path):
+    write(tmp_path / "a.yaml", base="b.yaml")
+    with pytest.raises(ValueError, match="its own base"):
+        load_recipe(write(tmp_path / "b.yaml", base="a.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "value"),
+    [
+        ("seed=5", lambda r: r.seed, 5),
+        ("stages.0.steps=9", lambda r: r.stages[0].steps, 9),
+        ("stages.answer.optimiser.lr=1e-4", lambda r: r.stages[1].optimiser.lr, 1e-4),
+        ("stages.look.data.drawn.text=[9, 11]", lambda r: r.stages[0].data[0].text, (9, 11)),
+        ("model.text.hidden_size=64", lambda r: r.model.text["hidden_size"], 64),
+    ],
+)
+def test_overrides_reach_any_field(override, read, value):
+    assert read(load_recipe("reader_smoke", [override])) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("sead=5", "sead: Extra inputs"),
+        ("stages.0.stepps=5", r"stages\.0\.stepps: Extra inputs"),
+        ("stages.answer.steps=none", r"stages\.1\.steps"),
+        ("stages.later.steps=1", "no entry 'later' in a list of 2"),
+        ("stages.look.steps.deep=1", "stages.look.steps is a value"),
+        ("seed", "a.b=c"),
+        ("stages.look.auxiliary.frames=0", r"stages\.0: a stage without language_loss"),
+        ("model.start=somewhere", "give either start, or vision and text"),
+    ],
+)
+def test_wrong_overrides_are_refused_in_one_line_with_the_field(override, complaint):
+    with pytest.raises(ValueError, match=complaint) as found:
+        load_recipe("reader_smoke", [override])
+    assert "\n" not in str(found.value)
+
+
+def test_unknown_recipes_are_refused_with_the_known_ones():
+    with pytest.raises(FileNotFoundError, match="reader_smoke, reader_tiny"):
+        load_recipe("reader_huge")
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(ValueError, match="must be a mapping"):
+        load_recipe(path)
+    path.write_text("a: [1")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_recipe(path)
