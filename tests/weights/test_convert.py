@@ -170,6 +170,16 @@ def test_an_assistant_without_tokenizer_says_so(tmp_path, monkeypatch):
         stepwell.load(tmp_path / "out")
 
 
+def test_a_tokenizer_that_cannot_be_read_stops_the_conversion(tmp_path, monkeypatch):
+    shrink(CHAT, monkeypatch)
+    chat_source(tmp_path / "source", vocab=10)
+    (tmp_path / "source" / "tokenizer.model").write_bytes(b"no sentencepiece")
+    with pytest.raises(ValueError, match="cannot be read: .* pip install sentencepiece") as caught:
+        convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["source"]
+
+
 def test_a_vision_tower_alone_is_no_assistant(tmp_path, monkeypatch):
     shrink(CHAT, monkeypatch)
     save_file(small_state(CHAT), tmp_path / "x.safetensors")

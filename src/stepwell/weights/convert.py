@@ -61,10 +61,11 @@ def convert(
         name, why = next(iter(report.absent.items()))
         raise ConversionError(f"{len(report.absent)} tensors cannot be made ({name}): {why}", report)
     with new_folder(out, overwrite=overwrite) as folder:
+        report.notes += layout.write_processor(folder, Path(tokenizer) if tokenizer else beside)
         count: Counter[torch.dtype] = Counter()
         write_safetensors(folder, _tensors(made, checkpoint, count), max_shard_bytes=max_shard_bytes)
         layout.config.dtype = count.most_common(1)[0][0]
-        report.notes += layout.write_beside(folder, Path(tokenizer) if tokenizer else beside)
+        layout.config.save_pretrained(folder)
         (folder / "conversion.json").write_text(json.dumps(report.json(), indent=1), "utf-8")
     checkpoint.close()
     return report

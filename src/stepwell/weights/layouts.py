@@ -67,16 +67,16 @@ class Layout:
     ours: Mapping[str, Shape]
     absent: Mapping[str, str] = field(default_factory=dict)
 
-    def write_beside(self, folder: Path, tokenizer: Path | None) -> list[str]:
-        """config.json and what else `from_pretrained` wants. Returns notes for the report."""
-        notes = []
+    def write_processor(self, folder: Path, tokenizer: Path) -> list[str]:
+        """What `from_pretrained` wants beside the weights but config.json. Returns notes for the report.
+
+        Raises ValueError where the tokenizer in the folder `tokenizer` cannot be read.
+        """
         if isinstance(self.config, StepwellConfig):
-            processor = StepwellImageProcessor(vision_config=self.config.vision_config)
-            notes = _write_processor(folder, self.config, processor, tokenizer)
-        elif isinstance(self.config, PyramidClassifierConfig):
+            return _write_processor(folder, self.config, tokenizer)
+        if isinstance(self.config, PyramidClassifierConfig):
             _classification_processor(self.config.settings).save_pretrained(folder)
-        self.config.save_pretrained(folder)
-        return notes
+        return []
 
 
 def build_layout(published: Published, shapes: Mapping[str, Shape], settings: Mapping[str, Any]) -> Layout:
@@ -155,14 +155,19 @@ def _shapes(model: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _write_processor(
-    folder: Path, config: StepwellConfig, image_processor: StepwellImageProcessor, source: Path | None
-) -> list[str]:
+def _write_processor(folder: Path, config: StepwellConfig, source: Path) -> list[str]:
     """The tokenizer of the source, with a token for a picture's place; without one, the image side alone."""
-    if source is None or not any(source.glob("tokenizer*")):
+    image_processor = StepwellImageProcessor(vision_config=config.vision_config)
+    if not any(source.glob("tokenizer*")):
         image_processor.save_pretrained(folder)
         return ["no tokenizer beside the source: the model can be loaded, but asked nothing until it has one"]
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        if (source / "tokenizer.model").is_file():
+            reason = "a tokenizer.model needs two packages: pip install sentencepiece protobuf"
+        raise ValueError(f"the tokenizer in {source} cannot be read: {reason}") from None
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     StepwellProcessor(image_processor, tokenizer, template=config.template).save_pretrained(folder)
