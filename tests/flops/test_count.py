@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepwell.flops.build import build_classifier, build_encoder_only, build_features
 from stepwell.flops.cost import CONVENTIONS
 from stepwell.flops.count import BACKBONE, count, count_macs, count_operations, count_params, part_of
 from stepwell.flops.pyramid import PyramidCost
-from stepwell.models.config import BranchConfig, InteractionConfig
+from stepwell.models.config import BranchConfig, InteractionConfig, PiipConfig
+from stepwell.models.perception import ClassifierSettings, DenseSettings, build_classifier, build_features
+from stepwell.models.vision import build_pyramid_encoder
 from stepwell.views.pyramid import image_pyramid
 
 
@@ -36,6 +37,11 @@ CLASS_TOKENS = tuple(_branch(e, s, depth=4, class_token=True) for e, s in (("vit
 
 def _image(branches):
     return torch.empty(1, 3, branches[-1].size, branches[-1].size, device="meta")
+
+
+def _features():
+    with torch.device("meta"):
+        return build_features(DenseSettings(branches=VITS))
 
 
 def _counted(model, run, convention):
@@ -63,26 +69,28 @@ def _in_closed_form(cost, branches):
 @pytest.mark.parametrize("branches", [VITS, MIXED], ids=["vits", "mixed"])
 def test_a_tower_costs_what_the_closed_form_says(branches, interaction):
     convention = CONVENTIONS["L"]
-    encoder = build_encoder_only(branches, interaction)
+    with torch.device("meta"):
+        encoder = build_pyramid_encoder(PiipConfig(branches=branches, interaction=interaction))
     views = image_pyramid(_image(branches), [branch.size / branches[-1].size for branch in branches])
     counted = _counted(encoder, partial(encoder, views), convention)
     assert counted == _in_closed_form(PyramidCost(branches, interaction, convention), branches)
 
 
 @pytest.mark.parametrize("branches", [VITS, CLASS_TOKENS, VITS[-1:]], ids=["three", "class tokens", "one"])
-@pytest.mark.parametrize("merged", [True, False])
-def test_a_classifier_costs_what_the_closed_form_says(branches, merged):
+@pytest.mark.parametrize("head", ["merge", "first_patch"])
+def test_a_classifier_costs_what_the_closed_form_says(branches, head):
     convention = CONVENTIONS["A"]
-    model = build_classifier(branches, InteractionConfig(), merged=merged, num_classes=10)
+    with torch.device("meta"):
+        model = build_classifier(ClassifierSettings(branches=branches, head=head), num_classes=10)
     counted = _counted(model, partial(model, _image(branches)), convention)
-    merge = "linear" if merged or len(branches) == 1 else "none"
+    merge = "linear" if head == "merge" else "none"
     cost = PyramidCost(branches, InteractionConfig(), convention, merge=merge, num_classes=10)
     assert counted == _in_closed_form(cost, branches)
 
 
 def test_a_detection_backbone_costs_what_the_closed_form_says_and_its_pyramid_is_not_counted():
     convention = CONVENTIONS["D"]
-    model = build_features(VITS, InteractionConfig(), merge="dense")
+    model = _features()
     counted = _counted(model, partial(model, _image(VITS)), convention)
     assert counted == _in_closed_form(PyramidCost(VITS, InteractionConfig(), convention, merge="dense"), VITS)
     assert count_params(model)["neck"] > 0
@@ -100,7 +108,7 @@ def test_sampling_is_charged_on_the_first_interactions_grid_under_convention_l_o
 
 
 def test_matrix_products_agree_with_torchs_counter_and_the_rest_adds_little():
-    model = build_features(VITS, InteractionConfig(), merge="dense")
+    model = _features()
     run = partial(model, _image(VITS))
     with torch.no_grad(), FlopCounterMode(display=False) as torchs:
         run()
@@ -136,7 +144,7 @@ def test_deformable_sampling_is_two_operations_an_element_read():
 
 
 def test_parts_cover_the_whole_model():
-    model = build_features(VITS, InteractionConfig(), merge="dense")
+    model = _features()
     parts = count(model, partial(model, _image(VITS)), CONVENTIONS["D"])
     names = ["branches.0", "branches.1", "branches.2", "interactions", "merges", "neck", "other"]
     assert [part.name for part in parts] == names

@@ -51,7 +51,7 @@ def count(model: nn.Module, run: Callable[[], object], convention: Convention) -
     macs = count_macs(model, run, convention)
     flops = count_operations(model, run)
     params = count_params(model)
-    names = [*dict.fromkeys([*params, *(name for name in flops if name != "other")]), "other"]
+    names = [*dict.fromkeys(name for name in [*flops, *params] if name != "other"), "other"]
     return [
         Part(
             name=name,
@@ -117,23 +117,34 @@ def count_macs(model: nn.Module, run: Callable[[], object], convention: Conventi
     return found
 
 
+def _broadcast(a: Tensor, b: Tensor | float, **scale: Any) -> Tensor:
+    shape = torch.broadcast_shapes(a.shape, b.shape) if isinstance(b, Tensor) else a.shape
+    return a.new_empty(shape, dtype=torch.result_type(a, b))
+
+
+def _normed(x: Tensor, normed: list[int], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.new_empty(x.shape[: x.dim() - len(normed)])
+    return x.new_empty(x.shape), rows, rows
+
+
+_OUTLINES: dict[Any, Callable[..., Any]] = {
+    _aten.add.Tensor: _broadcast,
+    _aten.mul.Tensor: _broadcast,
+    _aten.addmm.default: lambda bias, a, b, **scale: a.new_empty(a.shape[0], b.shape[1]),
+    _aten.gelu.default: lambda x, **kind: x.new_empty(x.shape),
+    _aten.grid_sampler_2d.default: lambda x, grid, *rest: x.new_empty(*x.shape[:2], *grid.shape[1:3]),
+    _aten.native_layer_norm.default: _normed,
+}
+
+
 class _Outlines(TorchDispatchMode):
-    """The right shapes from four ops whose meta kernels are slow, being Python that runs a dozen others."""
+    """Empty tensors of the right shape from ops whose meta kernels are slow, being Python themselves."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        first = args[0] if args else None
-        if isinstance(first, Tensor) and first.is_meta:
-            if func is _aten.native_layer_norm.default:
-                rows = first.new_empty(first.shape[: first.dim() - len(args[1])])
-                return first.new_empty(first.shape), rows, rows
-            if func is _aten.grid_sampler_2d.default:
-                return first.new_empty((*first.shape[:2], *args[1].shape[1:3]))
-            if func is _aten.addmm.default:
-                return first.new_empty((args[1].shape[0], args[2].shape[1]))
-            if func is _aten.gelu.default:
-                return first.new_empty(first.shape)
+        if func in _OUTLINES and all(arg.is_meta for arg in args if isinstance(arg, Tensor)):
+            return _OUTLINES[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -235,7 +246,7 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> Counter[str
     def leave(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         counter.running.pop()
 
-    with torch.no_grad(), _hooks(model, enter, leave), counter:
+    with torch.no_grad(), _hooks(model, enter, leave), _Outlines(), counter:
         run()
     return counter.found
 

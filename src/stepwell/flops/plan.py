@@ -17,13 +17,12 @@ from typing import Any
 import yaml
 
 from stepwell.encoders.catalogue import ENCODERS
-from stepwell.flops.build import STAGE_MERGES
 from stepwell.flops.cost import CONVENTIONS
-from stepwell.flops.pyramid import Merge, PyramidCost
+from stepwell.flops.pyramid import Merge, PyramidCost, as_counted
 from stepwell.flops.shapes import VitShape, shape_of
 from stepwell.flops.text import aligned
 from stepwell.models.config import BranchConfig, InteractionConfig
-from stepwell.models.published import layer_runs
+from stepwell.models.published import STAGE_MERGES, layer_runs
 from stepwell.structures import Size
 from stepwell.views.pyramid import pyramid_sizes
 
@@ -32,8 +31,6 @@ __all__ = ["Plan", "parse_branches", "plan", "plans_as_json", "plans_as_table", 
 MOST_CANDIDATES = 1_000_000
 SIBLINGS = {"deit": "deit3", "deit3": "deit"}
 """DeiT has no L and DeiT III no T, so the paper mixes the two."""
-PADS_TOKENS = ("augreg", "mae", "dinov2", "internvit")
-"""Families whose windows the counter of Table I pads before qkv."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +189,7 @@ class _Priced:
         if convention == "D" and (interactions != 12 or len(names) == 1):
             merge = "dense"
         self.cost = PyramidCost(
-            [_as_counted(branch, convention) for branch in self.branches],
+            [as_counted(branch, convention) for branch in self.branches],
             InteractionConfig(),
             CONVENTIONS[convention],
             merge=merge,
@@ -283,14 +280,6 @@ def _branches(names: Sequence[str], windows: int | None, interactions: int) -> l
         runs = layer_runs(len(shape.dims), interactions)
         branches.append(BranchConfig(encoder=name, size=1, interactions=runs, arguments=arguments))
     return branches
-
-
-def _as_counted(branch: BranchConfig, convention: str) -> BranchConfig:
-    """The branch as the counter of Table I had it: DeiT's windows padded after qkv."""
-    entry = ENCODERS[branch.encoder]
-    if convention != "A" or entry.family in PADS_TOKENS or not isinstance(shape_of(branch.encoder), VitShape):
-        return branch
-    return replace(branch, arguments={**branch.arguments, "window_padding": "qkv"})
 
 
 def _unbeaten(candidates: list[tuple[int, ...]]) -> list[tuple[int, ...]]:

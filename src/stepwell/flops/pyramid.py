@@ -7,19 +7,24 @@ terms that depend on one size or on two, each computed once: that makes planning
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Literal
 
+from stepwell.encoders.catalogue import ENCODERS
 from stepwell.flops.cost import Convention, Cost, area, head_cost, injector_cost, merge_cost
-from stepwell.flops.shapes import shape_of
+from stepwell.flops.shapes import VitShape, shape_of
 from stepwell.fuse.interaction import DIRECTIONS, Direction
 from stepwell.models.config import BranchConfig, InteractionConfig
 from stepwell.structures import Size
 
-__all__ = ["Merge", "PyramidCost"]
+__all__ = ["Merge", "PyramidCost", "as_counted"]
 
 Merge = Literal["linear", "dense", "stages", "none"]
 """The stacks of fuse/merge.py. "none": a norm and a head a branch, where there are classes."""
+
+PADS_TOKENS = ("augreg", "mae", "dinov2", "internvit")
+"""Families whose windows the counter of Table I pads before qkv."""
 
 
 class PyramidCost:
@@ -94,8 +99,6 @@ class PyramidCost:
     def _stacks_cost(self, j: int, size: Size) -> Cost:
         """Branch j's share of all merges."""
         assert self.merge != "none"
-        if len(self.shapes) == 1:
-            return Cost(0, 1)  # nothing but the weight of the sum
         total = Cost()
         for layers in self.merge_layers:
             grid, out = self._grid(j, size, layers[j]), self.shapes[0].dims[layers[0]]
@@ -111,3 +114,11 @@ class PyramidCost:
     def _grid(self, j: int, size: Size, layer: int) -> Size:
         stride = self.shapes[j].strides[layer]
         return size[0] // stride, size[1] // stride
+
+
+def as_counted(branch: BranchConfig, convention: str) -> BranchConfig:
+    """The branch as the counter of Table I had it: DeiT's windows padded after qkv."""
+    entry = ENCODERS[branch.encoder]
+    if convention != "A" or entry.family in PADS_TOKENS or not isinstance(shape_of(branch.encoder), VitShape):
+        return branch
+    return replace(branch, arguments={**branch.arguments, "window_padding": "qkv"})

@@ -18,13 +18,14 @@ import yaml
 from torch import nn
 
 from stepwell.encoders.catalogue import ENCODERS
-from stepwell.flops.build import build_classifier, build_encoder_only, build_features
 from stepwell.flops.cost import CONVENTIONS, Convention
 from stepwell.flops.count import BACKBONE, count_macs, count_params
 from stepwell.flops.shapes import VitShape, shape_of
 from stepwell.flops.text import aligned
-from stepwell.models.config import BranchConfig, InteractionConfig
-from stepwell.models.published import layer_runs
+from stepwell.models.config import BranchConfig, InteractionConfig, PiipConfig
+from stepwell.models.perception import ClassifierSettings, build_classifier, build_features
+from stepwell.models.published import Published, layer_runs
+from stepwell.models.vision import build_pyramid_encoder
 from stepwell.views.pyramid import image_pyramid
 
 __all__ = ["Row", "Setting", "count_setting", "paper_rows", "paper_table", "read_settings", "rows_as_json"]
@@ -180,12 +181,18 @@ def count_setting(setting: Setting) -> dict[str, tuple[int, int]]:
 
 def _build(setting: Setting, branches: tuple[BranchConfig, ...]) -> tuple[nn.Module, Callable[[], object]]:
     side = branches[-1].size
-    image = torch.empty(1, 3, side, side, device="meta")
-    if setting.counter == "L" or (setting.counter == "D" and len(branches) == 1):
-        encoder = build_encoder_only(branches, setting.interaction)
-        return encoder, partial(encoder, image_pyramid(image, [b.size / side for b in branches]))
-    if setting.counter == "D":
-        features = build_features(branches, setting.interaction, merge="stages")
-        return features, partial(features, image)
-    classifier = build_classifier(branches, setting.interaction, merged=not setting.class_token)
-    return classifier, partial(classifier, image)
+    common: dict[str, Any] = {"branches": branches, "interaction": setting.interaction}
+    with torch.device("meta"):
+        image = torch.empty(1, 3, side, side)
+        if setting.counter == "L" or (setting.counter == "D" and len(branches) == 1):
+            encoder = build_pyramid_encoder(PiipConfig(**common)).eval()
+            return encoder, partial(encoder, image_pyramid(image, [b.size / side for b in branches]))
+        model: nn.Module
+        if setting.counter == "D":
+            published = Published(name="", task="detection", merge="stages", **common)
+            model = build_features(published.dense_settings())
+        else:
+            heads = setting.class_token and len(branches) > 1
+            settings = ClassifierSettings(head="first_patch" if heads else "merge", **common)
+            model = build_classifier(settings, num_classes=1000)
+    return model.eval(), partial(model, image)

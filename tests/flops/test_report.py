@@ -1,0 +1,107 @@
+"""What `stepwell flops CONFIG` says: against figures recorded elsewhere, and against the model itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from stepwell.flops.report import find_subject, report, report_as_json, report_as_table
+from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.models.config import BranchConfig, PiipConfig, PlainConfig, StepwellConfig
+from stepwell.models.perception import ClassifierSettings, DenseSettings, PyramidBackboneConfig
+
+BRANCHES = (
+    BranchConfig(encoder="vit_t", size=64, interactions=((0, 1), (2, 3)), arguments={"depth": 4}),
+    BranchConfig(encoder="vit_nano", size=128, interactions=((0, 1), (2, 3))),
+)
+
+
+def _assistant(vision):
+    text = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 50}
+    return StepwellConfig(vision_config=vision, text_config=text)
+
+
+def test_the_detection_backbone_costs_a_quarter_more_than_the_paper_prints():
+    found = report(find_subject("piip_det_tsb_1568_1120_672"))
+    assert found.gmacs == pytest.approx(571.9, abs=0.05)  # from an independent count of the official modules
+    assert found.params / 1e6 == pytest.approx(175.04, abs=0.005)
+    assert found.printed_gflops == pytest.approx(453.25, abs=0.005)  # Table I prints 453
+    assert found.views == ((672, 672), (1120, 1120), (1568, 1568))
+    assert found.tokens is None
+
+
+def test_llava_is_printed_with_all_layers_though_the_last_is_not_run():
+    found = report(PlainConfig())
+    assert found.printed_gflops == pytest.approx(190.96, abs=0.01)  # Table XI prints 191
+    assert found.gmacs == pytest.approx(190.96 * 23 / 24, rel=0.002)
+    assert found.tokens == 576
+
+
+def test_an_assistant_reports_its_tokens_and_all_its_parameters():
+    config = _assistant(PiipConfig(branches=BRANCHES, framing="aspect"))
+    found = report(config, size=(300, 200))
+    with torch.device("meta"):
+        model = StepwellForConditionalGeneration(config)
+    layout = model.model.vision.layout((300, 200))
+    assert found.tokens == layout.num_tokens
+    assert found.views == tuple(view.size for view in layout.views)
+    assert found.params == sum(p.numel() for p in model.parameters())
+    names = [part.name for part in found.parts]
+    assert names[:2] == ["branches.0", "branches.1"]
+    assert set(names[2:]) == {"interactions", "projector", "language_model", "lm_head", "other"}
+    assert [part.name for part in found.parts if part.macs is None] == names[3:]
+
+
+def test_reading_more_tokens_costs_more():
+    config = _assistant(PiipConfig(branches=BRANCHES, framing="aspect"))
+    wide, square = (
+        {part.name: part.flops for part in report(config, size=size).parts}
+        for size in ((100, 400), (200, 200))
+    )
+    assert all(wide[name] < square[name] for name in ("branches.1", "projector", "language_model"))
+    assert wide["lm_head"] == square["lm_head"]
+
+
+def test_a_classifier_is_counted_with_its_head():
+    names = [part.name for part in report(ClassifierSettings(branches=BRANCHES, head="merge")).parts]
+    assert sorted(names) == ["branches.0", "branches.1", "head", "interactions", "merges", "other"]
+
+
+def test_json_and_table_agree():
+    found = report(DenseSettings(branches=BRANCHES))
+    entry = json.loads(report_as_json(found))
+    assert entry["paper_gflops"] == found.gmacs
+    assert entry["printed_gflops"] == found.printed_gflops
+    assert entry["true_gflops"] == pytest.approx(sum(part["true_gflops"] for part in entry["parts"]))
+    assert entry["visual_tokens"] is None
+    lines = {line.split()[0]: line.split() for line in report_as_table(found).splitlines() if line}
+    assert lines["total"][1:] == [f"{found.gmacs:.2f}", f"{found.gflops:.2f}", f"{found.params / 1e6:.2f}"]
+    assert lines["neck"][1] == "-"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        _assistant(PiipConfig(branches=BRANCHES)),
+        PyramidBackboneConfig(pyramid=DenseSettings(branches=BRANCHES)),
+    ],
+    ids=["assistant", "backbone"],
+)
+def test_a_folder_is_found_by_its_config(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    subject = find_subject(str(tmp_path))
+    if isinstance(config, StepwellConfig):
+        assert subject.vision == config.vision
+    else:
+        assert subject == config.settings
+
+
+def test_what_is_not_ours_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown model 'nothing'"):
+        find_subject("nothing")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="'bert' model, not one of ours"):
+        find_subject(str(tmp_path))
