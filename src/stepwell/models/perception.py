@@ -30,7 +30,6 @@ from stepwell.models.config import (
     refuse_unknown,
 )
 from stepwell.models.piip import PyramidClassifier, PyramidEncoder, PyramidFeatures, build_interactions
-from stepwell.views.pyramid import exact_ratio
 
 __all__ = [
     "ClassifierSettings",
@@ -162,7 +161,8 @@ def _dims(encoder: PyramidEncoder, layers: list[list[int]]) -> list[list[int]]:
 
 
 def _ratios(branches: Sequence[BranchConfig]) -> list[float]:
-    return [exact_ratio(branch.size, branches[-1].size) for branch in branches]
+    """The plain quotients, as in the official code: some lose a pixel when a side is rounded down."""
+    return [branch.size / branches[-1].size for branch in branches]
 
 
 class PyramidBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
