@@ -174,7 +174,7 @@ def test_a_tokenizer_that_cannot_be_read_stops_the_conversion(tmp_path, monkeypa
     shrink(CHAT, monkeypatch)
     chat_source(tmp_path / "source", vocab=10)
     (tmp_path / "source" / "tokenizer.model").write_bytes(b"no sentencepiece")
-    with pytest.raises(ValueError, match="cannot be read: .* pip install sentencepiece") as caught:
+    with pytest.raises(ValueError, match=r"cannot be read: .* pip install sentencepiece") as caught:
         convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["source"]
