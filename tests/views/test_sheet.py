@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from stepwell.structures import Box, Size, TokenLayout, TokenRun, View
-from stepwell.views.sheet import CAPTION, MARGIN, PANEL_WIDTH, draw_views
+from stepwell.views.sheet import CAPTION, MARGIN, PANEL_WIDTH, SMALL, draw_views
 
 
 def layout(image: Image.Image, *views: tuple[Size, Box, Size]) -> TokenLayout:
@@ -62,5 +62,19 @@ def test_large_views_are_shrunk_and_thin_ones_survive() -> None:
     image = Image.new("RGB", (9000, 3), "white")
     whole: Box = (0.0, 0.0, 9000.0, 3.0)
     drawn = draw_views([image, image], [layout(image, ((16, 4096), whole, (1, 256)))] * 2)
-    assert drawn.width <= 2 * PANEL_WIDTH + 3 * MARGIN
+    assert drawn.width == 2 * PANEL_WIDTH + 3 * MARGIN
     assert drawn.height < 200
+
+
+def test_panels_go_on_in_the_next_row_before_the_sheet_grows_too_wide() -> None:
+    image = Image.new("RGB", (600, 100), "white")
+    whole: Box = (0.0, 0.0, 600.0, 100.0)
+    drawn = draw_views([image], [layout(image, *[((100, 600), whole, (1, 9))] * 3)])
+    assert drawn.size == (2 * 600 + 3 * MARGIN, CAPTION + MARGIN + 2 * (CAPTION + 100 + MARGIN))
+
+
+def test_a_picture_of_one_pixel_can_be_seen() -> None:
+    image = Image.new("RGB", (1, 1), "black")
+    drawn = np.asarray(draw_views([image], [layout(image, ((64, 64), (0.0, 0.0, 1.0, 1.0), (1, 1)))]))
+    source = drawn[2 * CAPTION + MARGIN :, MARGIN : MARGIN + SMALL]
+    assert (source[4 : SMALL - 4, 4 : SMALL - 4] == 0).all()

@@ -5,7 +5,9 @@ For `stepwell ask --show`, and for anyone who wants to see what a model sees. Si
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,25 +15,37 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from stepwell.structures import TokenLayout, View
 
-__all__ = ["draw_views"]
+__all__ = ["draw_views", "write_views"]
 
+SHEET_WIDTH = 1600
 PANEL_HEIGHT = 640
-PANEL_WIDTH = 960
+PANEL_WIDTH = 780
+SMALL = 32  # a short side below this is enlarged to it where the panel allows
 MARGIN = 12
 CAPTION = 20
-MAX_PANELS = 12  # a row; pictures cut into more views say how many are left out
+MAX_PANELS = 12  # a picture; one cut into more views says how many are left out
 COLOURS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#5b8c5a", "#8f5aa8")
 
 
 def draw_views(images: Sequence[Image.Image], layouts: Sequence[TokenLayout]) -> Image.Image:
-    """One row a picture: the source with the views' boxes, then each view at its own scale under its grid.
+    """For each picture the source with the views' boxes, then each view at its own scale under its grid.
 
-    Views larger than a panel are shrunk to it; the caption keeps their true size.
+    Views larger than a panel are shrunk to it, tiny ones enlarged; the caption keeps their true size.
     """
-    return _stack([_draw_row(image, layout) for image, layout in zip(images, layouts, strict=True)])
+    return _stack([_draw_picture(image, layout) for image, layout in zip(images, layouts, strict=True)])
 
 
-def _draw_row(image: Image.Image, layout: TokenLayout) -> Image.Image:
+def write_views(path: Path, images: Sequence[Image.Image], layouts: Sequence[TokenLayout]) -> None:
+    """`draw_views` to a file whose name's ending tells the format. It is there whole, or as it was before."""
+    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        draw_views(images, layouts).save(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _draw_picture(image: Image.Image, layout: TokenLayout) -> Image.Image:
     height, width = layout.image_size
     panels = [_draw_source(image, layout)]
     panels += [
@@ -41,18 +55,28 @@ def _draw_row(image: Image.Image, layout: TokenLayout) -> Image.Image:
     title = f"{width} x {height} px, {layout.num_tokens} visual tokens, {len(layout.views)} views"
     if left_out > 0:
         title += f" ({left_out} not drawn)"
-    row = Image.new(
-        "RGB",
-        (
-            sum(p.width + MARGIN for p in panels) + MARGIN,
-            max(p.height for p in panels) + CAPTION + 2 * MARGIN,
-        ),
-        "white",
-    )
-    _write(row, (MARGIN, MARGIN // 2), title, "black")
+    rows = [_side_by_side(row) for row in _wrap(panels)]
+    heading = Image.new("RGB", (_text_width(title) + 2 * MARGIN, CAPTION + MARGIN), "white")
+    _write(heading, (MARGIN, MARGIN // 2), title, "black")
+    return _stack([heading, *rows])
+
+
+def _wrap(panels: list[Image.Image]) -> list[list[Image.Image]]:
+    """Into rows that are no wider than the sheet."""
+    rows: list[list[Image.Image]] = [[]]
+    for panel in panels:
+        if rows[-1] and sum(p.width + MARGIN for p in (*rows[-1], panel)) + MARGIN > SHEET_WIDTH:
+            rows.append([])
+        rows[-1].append(panel)
+    return rows
+
+
+def _side_by_side(panels: list[Image.Image]) -> Image.Image:
+    width = sum(panel.width + MARGIN for panel in panels) + MARGIN
+    row = Image.new("RGB", (width, max(panel.height for panel in panels) + MARGIN), "white")
     left = MARGIN
     for panel in panels:
-        row.paste(panel, (left, CAPTION + MARGIN))
+        row.paste(panel, (left, 0))
         left += panel.width + MARGIN
     return row
 
@@ -97,18 +121,20 @@ def _cut(image: Image.Image, view: View) -> Image.Image:
     seen = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
     size = max(round((seen[2] - seen[0]) * across), 1), max(round((seen[3] - seen[1]) * down), 1)
     canvas = Image.new("RGB", (width, height), "lightgrey")
-    part = image.resize(size, Image.Resampling.BICUBIC, box=seen)
+    part = image.resize(size, Image.Resampling.BICUBIC, box=seen, reducing_gap=2.0)
     canvas.paste(part, (round((seen[0] - left) * across), round((seen[1] - top) * down)))
     return canvas
 
 
 def _panel(image: Image.Image, caption: str, colour: str) -> tuple[Image.Image, float]:
-    """The picture under its caption, shrunk where it is larger than a panel; and by how much."""
-    scale = min(1.0, PANEL_WIDTH / image.width, PANEL_HEIGHT / image.height)
+    """The picture under its caption, at a scale that shows it well; and that scale."""
+    scale = min(PANEL_WIDTH / image.width, PANEL_HEIGHT / image.height)
+    scale = min(scale, max(SMALL // min(image.size), 1))
     width, height = (max(round(side * scale), 1) for side in image.size)
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
     wide = max(width, _text_width(caption))
     panel = Image.new("RGB", (wide, height + CAPTION), "white")
-    panel.paste(image.resize((width, height), Image.Resampling.BICUBIC), (0, CAPTION))
+    panel.paste(image.resize((width, height), how, reducing_gap=2.0), (0, CAPTION))
     _write(panel, (0, 2), caption, colour)
     return panel, scale
 
