@@ -105,3 +105,8 @@ def test_what_is_not_ours_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="'bert' model, not one of ours"):
         find_subject(str(tmp_path))
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ValueError, match="at least one pixel each way, got 0x5"):
+        report(DenseSettings(branches=BRANCHES), size=(0, 5))

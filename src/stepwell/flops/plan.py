@@ -31,6 +31,7 @@ __all__ = ["Plan", "parse_branches", "plan", "plans_as_json", "plans_as_table", 
 MOST_CANDIDATES = 1_000_000
 SIBLINGS = {"deit": "deit3", "deit3": "deit"}
 """DeiT has no L and DeiT III no T, so the paper mixes the two."""
+MERGES: dict[str, Merge] = {"A": "linear", "D": "stages", "L": "none"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +186,8 @@ class _Priced:
         if convention not in CONVENTIONS:
             raise ValueError(f"unknown convention {convention!r}; choose from {', '.join(CONVENTIONS)}")
         self.branches = _branches(names, windows, interactions)
-        merge: Merge = {"A": "linear", "D": "stages", "L": "none"}[convention]  # type: ignore[assignment]
-        if convention == "D" and (interactions != 12 or len(names) == 1):
+        merge = MERGES[convention]
+        if merge == "stages" and interactions != 12:  # merging by stages is defined for twelve
             merge = "dense"
         self.cost = PyramidCost(
             [as_counted(branch, convention) for branch in self.branches],

@@ -106,6 +106,8 @@ def report(subject: Subject, *, size: Size | None = None, out_dim: int = 4096) -
     out_dim: width of the language model, for a vision system alone. Raises ValueError for a size that the
     model cannot take.
     """
+    if size is not None and min(size) < 1:
+        raise ValueError(f"a picture needs at least one pixel each way, got {size[0]}x{size[1]}")
     if isinstance(subject, StepwellConfig):
         return _assistant(subject, size)
     if isinstance(subject, PlainConfig | PiipConfig):
