@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import stepwell
-from stepwell.views.sheet import draw_views
+from stepwell.views.sheet import write_views
 
 HERE = Path(__file__).parent
 PAGES = {
@@ -44,7 +44,7 @@ def main(target: Path) -> None:
                 f"  {question}\n    {answer!r} (printed: {printed!r}), {time.perf_counter() - started:.2f} s"
             )
     images = [stepwell.open_image(HERE / name) for name in PAGES]
-    draw_views(images, [model.layout(image) for image in images]).save(target)
+    write_views(target, images, [model.layout(image) for image in images])
     print(f"\nwhat the model saw: {target}")
 
 

@@ -9,11 +9,12 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 import stepwell
@@ -24,13 +25,13 @@ COMMAND = str(Path(sys.executable).parent / "stepwell")
 RECEIPT = str(Path(__file__).parents[1] / "examples" / "receipt.jpg")
 
 
-class FakeAssistant:
+class FakeAssistant(stepwell.Assistant):
     """Answers at once, and remembers what it was asked."""
 
     def __init__(self, **settings: object) -> None:
         self.settings = settings
 
-    def layout(self, image: Image.Image) -> TokenLayout:
+    def layout(self, image: Any) -> TokenLayout:
         view = View(
             name="only", size=(32, 64), box=(0.0, 0.0, float(image.width), float(image.height)), grid=(2, 4)
         )
@@ -43,7 +44,7 @@ class FakeAssistant:
 
     def ask(
         self,
-        image: Sequence[Image.Image],
+        image: Any,
         question: str,
         *,
         max_new_tokens: int,
@@ -181,6 +182,67 @@ REFUSALS = [
     (["PICTURE", "What?", "--show", "nowhere/views.png"], "there is no folder nowhere"),
     (["PICTURE", "What?", "--show", "views.doc"], ".png"),
 ]
+
+
+OTHER_REFUSALS = [
+    (["train", "no_such_recipe"], "no recipe no_such_recipe"),
+    (["train"], "missing argument"),
+    (["convert", "no_such.pth", "out", "--as", "piip"], "no such file or folder: no_such.pth"),
+    (["convert", RECEIPT, "out"], "--as NAME"),
+    (["convert", RECEIPT, "--as", "piip"], "which folder to write"),
+    (["convert", RECEIPT, "out", "--as", "piip", "--dry-run"], "leave OUT out"),
+    (["flops"], "name a model, or take --paper"),
+    (["flops", "piip", "--paper"], "takes no model"),
+    (["flops", "piip", "--size", "0x3"], "WIDTHxHEIGHT"),
+    (["plan", "--branches", "deit:B,S,T"], "--budget-gflops"),
+    (["plan", "--branches", "deit:S", "--budget-gflops", "3", "--json", "--yaml"], "exclude each other"),
+    (["plan", "--branches", "deit:Q", "--budget-gflops", "3"], "deit_b"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"), OTHER_REFUSALS, ids=[" ".join(r[0]) for r in OTHER_REFUSALS]
+)
+def test_other_commands_refuse_in_one_line_too(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reason in refusal(capsys, *arguments)
+
+
+def test_plan_prints_the_same_pyramids_as_table_json_and_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    """Table I of the PIIP paper has 1120/896/448 at 243 GFLOPs."""
+    printed = []
+    for form in ([], ["--json"], ["--yaml"]):
+        assert cli.main(["plan", "--branches", "deit:B,S,T", "--budget-gflops", "243", *form]) == 0
+        printed.append(capsys.readouterr().out)
+    assert "1120/896/448" in printed[0]
+    assert len(json.loads(printed[1])) == len(printed[0].splitlines()) - 2
+    assert len(list(yaml.safe_load_all(printed[2]))) == len(json.loads(printed[1]))
+
+
+def test_flops_counts_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """Table I of the PIIP paper prints 243 GFLOPs for it."""
+    assert cli.main(["flops", "piip_det_tsb_1120_896_448"]) == 0
+    assert "243.1" in capsys.readouterr().out
+
+
+def test_a_dry_run_that_does_not_fit_prints_the_report_and_refuses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"some.weight": [3, 2]}))
+    assert cli.main(["convert", str(manifest), "--as", "piip_det_tsb_1120_896_448", "--dry-run"]) == 2
+    out, err = capsys.readouterr()
+    assert "some.weight" in out
+    assert err.startswith("stepwell: ")
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_cannot_answer_is_refused(
+    capsys: pytest.CaptureFixture[str], picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(stepwell), "load", lambda *args, **kwargs: object())
+    assert "answers no questions" in refusal(capsys, "ask", picture, "What?")
 
 
 @pytest.mark.parametrize(("arguments", "reason"), REFUSALS, ids=[reason for _, reason in REFUSALS])

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import warnings
+from functools import partial
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -23,15 +24,16 @@ from typer.exceptions import TyperException
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["app", "ask", "convert", "main", "train"]
+__all__ = ["app", "ask", "convert", "flops", "main", "plan", "train"]
 
 REFUSED = 2
 INTERRUPTED = 130
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
 app = typer.Typer(
     name="stepwell",
-    help="Read big pictures well and cheaply.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's panels would double the time --help takes
@@ -44,9 +46,8 @@ def main(arguments: list[str]) -> int:
         code = app(args=arguments, prog_name="stepwell", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python complains again on its way out
+        # Whatever is still unwritten goes nowhere, or Python would complain about it on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except TyperException as error:
         context = getattr(error, "ctx", None)
@@ -151,12 +152,19 @@ def ask(
 
     _quieten()
     assistant = stepwell.load(model, device=device, dtype=dtype)
+    if not isinstance(assistant, stepwell.Assistant):
+        raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
     layouts = [assistant.layout(image) for image in images]
     if show is not None:
-        _write_views(show, images, layouts)
+        from stepwell.views.sheet import write_views
+
+        write_views(show, images, layouts)
     started = time.perf_counter()
     answer = assistant.ask(
-        images, question, max_new_tokens=max_new_tokens, stream=_print_piece if stream else None
+        images,
+        question,
+        max_new_tokens=max_new_tokens,
+        stream=partial(print, end="", flush=True) if stream else None,
     )
     seconds = time.perf_counter() - started
     if as_json:
@@ -232,23 +240,6 @@ def _quieten() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-
-
-def _write_views(path: Path, images: list[Image], layouts: list[Any]) -> None:
-    from stepwell.views.sheet import draw_views
-
-    draft = path.with_name(
-        f".{path.stem}.{os.getpid()}{path.suffix}"
-    )  # renamed when whole: no half-written file
-    try:
-        draw_views(images, layouts).save(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _print_piece(piece: str) -> None:
-    print(piece, end="", flush=True)
 
 
 def _report(answer: str, seconds: float, pictures: list[str], layouts: list[Any]) -> dict[str, Any]:
@@ -328,15 +319,81 @@ def convert(
     from stepwell.weights.convert import convert as run
     from stepwell.weights.convert import dry_run as compare
 
-    refusal: ValueError | None = None
     try:
         if out is None:
             report = compare(source, as_=as_)
-            refusal = None if report.ok else ValueError(report.complaint())
         else:
             report = run(source, out, as_=as_, overwrite=overwrite, tokenizer=tokenizer)
+        complaint = report.complaint()
     except ConversionError as error:
-        report, refusal = error.report, error
+        report, complaint = error.report, str(error)
     print(json.dumps(report.json(), indent=2) if as_json else report.text())
-    if refusal is not None:
-        raise refusal
+    if complaint:
+        raise ValueError(complaint)
+
+
+# ---- flops, plan ----
+
+
+@app.command()
+def flops(
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="A model folder, or the name of a published model.")
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Rebuild the cost tables of the PIIP paper.")
+    ] = False,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Of the picture. [default: square, the model's side]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count what a model costs, as the papers count and as it is."""
+    if paper == (config is not None):
+        raise ValueError("name a model, or take --paper" if config is None else "--paper takes no model")
+    pixels = None if size is None else _pixels(size)
+
+    from stepwell.flops import report, tables
+
+    if config is None:
+        print(tables.paper_table(as_json=as_json))
+        return
+    found = report.report(report.find_subject(config), size=pixels)
+    print(report.report_as_json(found) if as_json else report.report_as_table(found))
+
+
+def _pixels(size: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT -> (height, width)."""
+    width, _, height = size.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise ValueError(f"a size reads WIDTHxHEIGHT, such as 1024x768, not {size}")
+    return int(height), int(width)
+
+
+@app.command()
+def plan(
+    branches: Annotated[
+        str, typer.Option(metavar="FAMILY:SIZES", help="Such as deit:B,S,T or clip:L+convnext:B.")
+    ],
+    budget_gflops: Annotated[float, typer.Option(help="In 1e9 multiply-accumulates, as the papers count.")],
+    step: Annotated[int | None, typer.Option(min=1, help="Sizes are its multiples. [default: 112]")] = None,
+    aspect: Annotated[str, typer.Option(metavar="WIDTH:HEIGHT", help="Of the pictures.")] = "1:1",
+    slack: Annotated[float, typer.Option(min=0, help="Share of the budget that may be exceeded.")] = 0.01,
+    interactions: Annotated[int, typer.Option(min=0, help="Between neighbouring branches.")] = 12,
+    as_json: AsJson = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print as YAML, ready for a recipe.")] = False,
+) -> None:
+    """List the best picture sizes for several encoders in a budget."""
+    if as_json and as_yaml:
+        raise ValueError("--json and --yaml exclude each other")
+
+    from stepwell.flops import plan as planner
+
+    plans = planner.plan(
+        branches, budget_gflops, step=step, aspect=aspect, slack=slack, interactions=interactions
+    )
+    if as_json:
+        print(planner.plans_as_json(plans))
+    else:
+        print(planner.plans_as_yaml(plans) if as_yaml else planner.plans_as_table(plans))
