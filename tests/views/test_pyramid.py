@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -52,18 +53,21 @@ def test_branches_share_the_shape_and_divide_by_their_strides(size, pyramid, min
         assert (height - width) * (size[0] - size[1]) >= 0, "the long side stays the long side"
 
 
+@cache
+def short_sides(sides: tuple[int, ...], strides: tuple[int, ...]) -> set[int]:
+    """All that the last branch can have."""
+    longest = sides[-1]
+    sizes = (pyramid_sizes((i, longest), sides=sides, strides=strides) for i in range(1, longest + 1))
+    return {branches[-1][0] for branches in sizes}
+
+
 @given(pictures, st.sampled_from(PYRAMIDS))
-def test_the_aspect_is_kept_to_half_a_step_where_a_cell_fits(size, pyramid) -> None:
+def test_no_other_short_side_is_nearer_to_the_aspect(size, pyramid) -> None:
     sides, strides = pyramid
-    shapes = {
-        pyramid_sizes((short, sides[-1]), sides=sides, strides=strides)[-1][0]
-        for short in range(1, sides[-1] + 1)
-    }
-    step = math.gcd(*shapes)
     height, width = pyramid_sizes(size, sides=sides, strides=strides)[-1]
     wanted = sides[-1] * min(size) / max(size)
-    if wanted >= min(shapes):
-        assert abs(min(height, width) - wanted) <= step / 2
+    nearest = min(abs(side - wanted) for side in short_sides(sides, strides))
+    assert abs(min(height, width) - wanted) == nearest
 
 
 @given(pictures, st.sampled_from(PYRAMIDS))

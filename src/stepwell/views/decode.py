@@ -73,7 +73,7 @@ def open_image(source: Source, *, limits: ImageLimits = ImageLimits()) -> Image.
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image -> a new plain RGB one, upright by its Exif orientation, over white if transparent."""
     exif = image.info.get("exif", b"")
-    return _upright(image, exif_orientation(exif) if isinstance(exif, bytes) else 1)
+    return _upright(image.copy(), exif_orientation(exif) if isinstance(exif, bytes) else 1)
 
 
 # Reading: never more than one byte past the limit, and no waiting for what never comes.
@@ -162,7 +162,9 @@ def _decode(contents: Contents) -> Image.Image:
         if image.size != contents.size[::-1]:
             raise ImageError(f"damaged {contents.format}: its size is told in two ways")
         image.load()
-        return _upright(image, contents.orientation)
+        plain = image._new(image.im)  # the same pixels without the reader, which may hold as many again
+    del image
+    return _upright(plain, contents.orientation)
 
 
 @cache
@@ -176,13 +178,12 @@ def _silence_libtiff() -> None:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """A new image, without the metadata by which it could be turned once more."""
-    upright = _rgb(image)
+    """RGB, upright, without the metadata that would turn it once more. The image given may be changed."""
+    image = _rgb(image)
     if orientation in _TURNS:
-        upright = upright.transpose(_TURNS[orientation])
-    upright = upright.copy() if upright is image else upright
-    upright.info = {}
-    return upright
+        image = image.transpose(_TURNS[orientation])
+    image.info = {}
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
