@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from stepwell.data.questions import BOX_FORMAT
-from stepwell.train.tokenizer import build_reader_tokenizer, coordinate_code, coordinate_tokens
+from stepwell.train.tokenizer import build_reader_tokenizer, coordinate_tokens
 
 TOKENIZER = build_reader_tokenizer()
 
@@ -28,10 +26,13 @@ def test_capitals_and_digits_are_spelled():
     assert pieces("RM 10.220") == list("RM 10.220")
 
 
-def test_coordinates_of_boxes_are_single_tokens():
-    assert pieces("[0.037, 1.000]") == ["[", "0.037", ",", " ", "1.000", "]"]
-    assert len(coordinate_tokens()) == 1001
-    assert TOKENIZER.unk_token_id not in TOKENIZER.convert_tokens_to_ids(coordinate_tokens())
+def test_coordinates_of_boxes_are_single_tokens_that_tell_left_and_bottom():
+    text = "the region [0.037, 0.376, 1.000, 0.405]?"
+    assert pieces(text)[2:] == [" ", "[0.037", ",", " ", "0.376", ",", " ", "1.000", ",", " ", "0.405]", "?"]
+    forms = coordinate_tokens()
+    assert [len(tokens) for tokens in forms.values()] == [1001] * 3
+    for tokens in forms.values():
+        assert TOKENIZER.unk_token_id not in TOKENIZER.convert_tokens_to_ids(tokens)
 
 
 def test_questions_are_short():
@@ -57,17 +58,3 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
 
 def test_building_twice_gives_the_same_vocabulary():
     assert build_reader_tokenizer().get_vocab() == TOKENIZER.get_vocab()
-
-
-def test_coordinate_codes_are_sines_and_cosines_of_the_first_wavelength():
-    code = coordinate_code(torch.tensor([0.0, 0.5]), 8, longest=2.0)
-    assert code.shape == (2, 8)
-    torch.testing.assert_close(code[0], torch.tensor([0.0] * 4 + [1.0] * 4))
-    torch.testing.assert_close(code[1, [0, 4]], torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("at", [0.2, 0.6])
-def test_the_code_of_a_place_is_most_like_itself(at):
-    places = torch.arange(0, 1, 0.01)
-    likeness = coordinate_code(places, 128) @ coordinate_code(torch.tensor([at]), 128)[0]
-    assert places[likeness.argmax()] == pytest.approx(at, abs=1e-6)

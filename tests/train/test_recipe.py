@@ -27,9 +27,10 @@ def test_shipped_recipes_start_with_their_command():
 
 
 def test_a_variant_changes_only_the_fields_it_names(tmp_path):
-    path = write(tmp_path / "mine.yaml", base="reader_smoke", name="mine", model={"coordinate_scale": 0.5})
+    path = write(tmp_path / "mine.yaml", base="reader_smoke", name="mine", model={"start_looking": False})
     base, mine = load_recipe("reader_smoke"), load_recipe(path)
-    assert mine.model.coordinate_scale == 0.5
+    assert base.model.start_looking
+    assert not mine.model.start_looking
     assert mine.model.text == base.model.text
     assert mine.stages == base.stages
 

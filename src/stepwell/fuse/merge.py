@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepwell.layers.position import place_code
 from stepwell.ops.rearrange import map_to_tokens
 from stepwell.structures import Size, TokenMap
 
@@ -111,6 +112,8 @@ class TokenMerge(nn.Module):
 
     norm "groupnorm" is taken over the grid in `num_groups` groups of channels; "layernorm" has no parameters
     and is taken token by token. `grid` is the fixed grid of the tokens; None means the last branch's.
+    `place` is the weight of a code of each cell's column and row that is added to its token; the published
+    models have none.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class TokenMerge(nn.Module):
         num_groups: int = 32,
         norm_eps: float = 1e-5,
         grid: Size | None = None,
+        place: float = 0.0,
     ) -> None:
         super().__init__()
         hidden_dim = out_dim if hidden_dim is None else hidden_dim
@@ -133,6 +137,7 @@ class TokenMerge(nn.Module):
                 f"width {hidden_dim} does not divide into {num_groups} groups; change num_groups"
             )
         self.grid = grid
+        self.place = place
         self.stacks = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(dim, hidden_dim),
@@ -155,6 +160,9 @@ class TokenMerge(nn.Module):
             term = stack(map_to_tokens(resize_map(x, size)))
             tokens = term if tokens is None else tokens + term
         assert tokens is not None
+        if self.place:
+            code = place_code(tokens.shape[-1], size, device=tokens.device)
+            tokens = tokens + self.place * code.to(tokens.dtype)
         return TokenMap(tokens, size)
 
 

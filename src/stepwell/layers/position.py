@@ -16,6 +16,8 @@ from stepwell.structures import Size
 
 __all__ = [
     "cubic_spline_weights",
+    "fraction_code",
+    "place_code",
     "relative_bias",
     "resample_relative_table",
     "resize_patch_kernel",
@@ -65,6 +67,28 @@ def sincos_code(dim: int, size: Size, *, device: torch.device | str | None = Non
     ]
     code = torch.cat([codes[0][:, None].expand(*size, -1), codes[1][None].expand(*size, -1)], dim=2)
     return code.flatten(0, 1)
+
+
+def fraction_code(fractions: Tensor, dim: int, *, longest: float = 2.0, shortest: float = 0.07) -> Tensor:
+    """(N,) fractions of a picture's side -> (N, dim): sines, then cosines, of dim // 2 wavelengths.
+
+    The code of "Attention is all you need" (arXiv 1706.03762, section 3.5) for fractions; wavelengths fall
+    geometrically from `longest` to `shortest`.
+    """
+    steps = torch.linspace(0, 1, dim // 2, device=fractions.device)
+    angles = fractions[:, None] * (2 * math.pi / (longest * (shortest / longest) ** steps))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def place_code(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
+    """(H*W, dim) in fp32: the fraction codes of a cell's column and of its row, half of the channels each.
+
+    Unlike `sincos_code` it counts each side for itself, as boxes written as fractions do.
+    """
+    if dim % 4:
+        raise ValueError(f"a code of columns and rows needs a width divisible by 4, got {dim}")
+    rows, cols = (fraction_code((torch.arange(n, device=device) + 0.5) / n, dim // 2) for n in size)
+    return torch.cat([cols.expand(*size, -1), rows[:, None].expand(*size, -1)], dim=2).flatten(0, 1)
 
 
 def relative_bias(table: Tensor, grid: Size) -> Tensor:

@@ -84,6 +84,7 @@ class ProjectorConfig:
     num_groups: Annotated[int, Field(gt=0)] = 32
     hidden_dim: Annotated[int, Field(gt=0)] | None = None  # None: the language model's width
     grid: tuple[int, int] | None = None  # None: the grid of the last branch
+    place: Annotated[float, Field(ge=0)] = 0.0  # weight of a code of column and row on every token
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)

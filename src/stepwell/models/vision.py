@@ -68,6 +68,7 @@ def _build_piip(config: PiipConfig, out_dim: int) -> PiipVision:
         norm=config.projector.norm,
         num_groups=config.projector.num_groups,
         grid=config.projector.grid,
+        place=config.projector.place,
     )
     return PiipVision(encoder, projector, _piip_geometry(config, specs))
 

@@ -52,7 +52,7 @@ class Model(_Strict):
     text: dict[str, Any] | None = None  # a transformers configuration with its model_type
     tokenizer: str = "reader"  # "reader" builds train/tokenizer.py's; else a folder
     template: str | None = None
-    coordinate_scale: Annotated[float, Field(ge=0)] = 0.0  # coordinate embeddings start as sine-cosine codes
+    start_looking: bool = False  # coordinates and attention begin as train/start.py says
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:

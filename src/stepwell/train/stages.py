@@ -19,13 +19,13 @@ from stepwell.data.drawn import DrawnPages
 from stepwell.data.mixture import Mixture
 from stepwell.data.sample import Source
 from stepwell.data.text_lines import TextLines
-from stepwell.encoders.vit import PositionTable
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import PiipConfig, PlainConfig, StepwellConfig
 from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
 from stepwell.train.groups import parameter_groups
 from stepwell.train.recipe import ConversationData, DataSource, DrawnData, Model, Optimiser, Stage
-from stepwell.train.tokenizer import build_reader_tokenizer, coordinate_code, coordinate_tokens
+from stepwell.train.start import start_looking
+from stepwell.train.tokenizer import build_reader_tokenizer
 
 __all__ = [
     "build_model",
@@ -35,7 +35,6 @@ __all__ = [
     "embedding_of",
     "rate_at",
     "resized",
-    "start_from_coordinates",
 ]
 
 
@@ -64,30 +63,9 @@ def build_model(recipe: Model) -> tuple[StepwellForConditionalGeneration, Stepwe
     )
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    if recipe.coordinate_scale:
-        start_from_coordinates(model, processor, recipe.coordinate_scale)
+    if recipe.start_looking:
+        start_looking(model, processor.tokenizer)
     return model, processor
-
-
-@torch.no_grad()
-def start_from_coordinates(
-    model: StepwellForConditionalGeneration, processor: StepwellProcessor, scale: float
-) -> None:
-    """Coordinate tokens and position tables begin as one sine-cosine code of fractions of a side.
-
-    Tokens carry the code of their number twice, cells that of their column and that of their row.
-    """
-    embedding = embedding_of(model).weight
-    code = coordinate_code(torch.arange(1001) / 1000, embedding.shape[1] // 2)
-    rows = processor.tokenizer.convert_tokens_to_ids(coordinate_tokens())
-    embedding[rows] = scale * torch.cat([code, code], dim=1).to(embedding.dtype)
-    for position in model.modules():
-        if isinstance(position, PositionTable):
-            height, width = position.grid
-            dim = position.table.shape[1] // 2
-            down, across = (coordinate_code((torch.arange(n) + 0.5) / n, dim) for n in (height, width))
-            cells = torch.cat([across.expand(height, -1, -1), down[:, None].expand(-1, width, -1)], dim=2)
-            position.table[int(position.class_slot) :] = scale * cells.flatten(0, 1)
 
 
 def embedding_of(model: StepwellForConditionalGeneration) -> nn.Embedding:

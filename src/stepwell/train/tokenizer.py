@@ -8,16 +8,14 @@ the lower-case words of the known questions, the fixed sentences of those questi
 from __future__ import annotations
 
 import json
-import math
+from itertools import chain
 
-import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from stepwell.data.questions import ANSWER_SHORTLY, BOX_FORMAT, FIELD_QUESTIONS, READ_QUESTIONS
 
-__all__ = ["build_reader_tokenizer", "coordinate_code", "coordinate_tokens"]
+__all__ = ["build_reader_tokenizer", "coordinate_tokens"]
 
 PAD, UNKNOWN, START, END, IMAGE = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>"
 _CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"] + list("£€¥§°×é–—‘’“”•…")  # noqa: RUF001
@@ -45,7 +43,7 @@ def build_reader_tokenizer(*, max_length: int = 8192) -> PreTrainedTokenizerFast
         *(f"<0x{byte:02X}>" for byte in range(256)),
         *_CHARACTERS,
         *("".join(merge) for merge in merges),
-        *coordinate_tokens(),
+        *chain(*coordinate_tokens().values()),
         BOX_FORMAT,
         ANSWER_SHORTLY,
     ]
@@ -55,7 +53,10 @@ def build_reader_tokenizer(*, max_length: int = 8192) -> PreTrainedTokenizerFast
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     tokenizer.add_tokens(
-        [AddedToken(text, single_word=True, normalized=False) for text in coordinate_tokens()]
+        [
+            AddedToken(text, single_word=True, normalized=False)
+            for text in chain(*coordinate_tokens().values())
+        ]
     )
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (BOX_FORMAT, ANSWER_SHORTLY)])
     return PreTrainedTokenizerFast(
@@ -69,21 +70,13 @@ def build_reader_tokenizer(*, max_length: int = 8192) -> PreTrainedTokenizerFast
     )
 
 
-def coordinate_tokens() -> list[str]:
-    """ "0.000" to "1.000" in thousandths."""
-    return [f"{thousandth / 1000:.3f}" for thousandth in range(1001)]
+def coordinate_tokens() -> dict[str, list[str]]:
+    """Thousandths from 0 to 1 in the three forms that a box is made of.
 
-
-def coordinate_code(values: Tensor, dim: int, *, longest: float = 2.0, shortest: float = 0.07) -> Tensor:
-    """(N,) fractions of a side -> (N, dim): sines and cosines of dim / 2 wavelengths, geometric in between.
-
-    The sine-cosine code of "Attention is all you need" (arXiv 1706.03762, section 3.5), for fractions. A
-    position table of 32 cells a side can still hold the shortest wavelength.
+    "left" as in "[0.037", "bottom" as in "0.405]", and "plain" for what stands in between.
     """
-    steps = torch.linspace(0, 1, dim // 2, dtype=torch.float64)
-    wavelengths = longest * (shortest / longest) ** steps
-    angles = values.double()[:, None] * (2 * math.pi / wavelengths)
-    return torch.cat([angles.sin(), angles.cos()], dim=1).to(values.dtype)
+    plain = [f"{thousandth / 1000:.3f}" for thousandth in range(1001)]
+    return {"plain": plain, "left": [f"[{text}" for text in plain], "bottom": [f"{text}]" for text in plain]}
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:

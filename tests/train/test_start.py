@@ -1,0 +1,81 @@
+"""Starting values: coordinates, cells and one attention head share a code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+
+from stepwell.encoders.vit import PositionTable
+from stepwell.fuse.merge import TokenMerge
+from stepwell.layers.position import fraction_code, place_code
+from stepwell.train.pointer import Pointers, tap_attention
+from stepwell.train.start import start_coordinates, start_position_tables, start_query_and_key
+from stepwell.train.tokenizer import build_reader_tokenizer
+
+
+def test_the_code_is_sine_and_cosine_of_the_wavelengths():
+    code = fraction_code(torch.tensor([0.0, 0.5, 0.25]), 6, longest=2.0, shortest=0.5)
+    turns = torch.tensor([[0.0], [0.5], [0.25]]) / torch.tensor([2.0, 1.0, 0.5])
+    expected = torch.cat([(2 * torch.pi * turns).sin(), (2 * torch.pi * turns).cos()], dim=1)
+    torch.testing.assert_close(code, expected)
+
+
+@pytest.mark.parametrize("at", [0.2, 0.61])
+def test_the_code_of_a_fraction_is_most_like_itself(at):
+    places = torch.arange(0, 1, 0.01)
+    likeness = fraction_code(places, 128) @ fraction_code(torch.tensor([at]), 128)[0]
+    assert places[likeness.argmax()] == pytest.approx(at, abs=1e-5)
+
+
+def test_cells_carry_their_column_then_their_row():
+    code = place_code(16, (2, 3)).unflatten(0, (2, 3))
+    torch.testing.assert_close(code[1, 2, :8], fraction_code(torch.tensor([2.5 / 3]), 8)[0])
+    torch.testing.assert_close(code[1, 2, 8:], fraction_code(torch.tensor([0.75]), 8)[0])
+
+
+def test_merged_tokens_gain_the_code_and_nothing_else():
+    maps = [torch.randn(2, 4, 2, 2), torch.randn(2, 6, 4, 3)]
+    plain, placed = (TokenMerge((4, 6), 16, num_groups=4, place=place) for place in (0.0, 0.5))
+    placed.load_state_dict(plain.state_dict())
+    gained = placed(maps).tokens - plain(maps).tokens
+    torch.testing.assert_close(gained, 0.5 * place_code(16, (4, 3)).expand(2, -1, -1), atol=1e-5, rtol=0)
+
+
+def test_left_and_bottom_edges_begin_as_the_code_of_their_cell():
+    tokenizer = build_reader_tokenizer()
+    embedding = nn.Embedding(len(tokenizer), 32)
+    start_coordinates(embedding.weight, tokenizer)
+    left, bottom, other = (
+        embedding.weight[tokenizer.convert_tokens_to_ids(token)] for token in ("[0.700", "0.300]", "0.400")
+    )
+    cells = place_code(32, (10, 10)).unflatten(0, (10, 10))
+    likeness = cells @ (left + bottom)
+    best = likeness.flatten().topk(4).indices  # 0.7 and 0.3 lie between two cells each
+    assert {(int(i) // 10, int(i) % 10) for i in best} == {(2, 6), (2, 7), (3, 6), (3, 7)}
+    torch.testing.assert_close(other[:16], other[16:])
+
+
+def test_tables_keep_the_class_tokens_row():
+    position = PositionTable(16, (4, 6), class_slot=True)
+    start_position_tables(position)
+    assert not position.table[0].any()
+    rows = position.table[1:].unflatten(0, (4, 6))
+    torch.testing.assert_close(rows[0, 3, :8], rows[2, 3, :8])
+    torch.testing.assert_close(rows[2, 0, 8:], rows[2, 5, 8:])
+    assert not torch.allclose(rows[0, 3, 8:], rows[2, 3, 8:])
+
+
+def test_the_started_head_looks_at_the_cell_whose_code_it_is_given():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    rope = {"rope_type": "default", "rope_theta": 1.0e7}
+    model = LlamaModel(LlamaConfig(vocab_size=8, rope_parameters=rope, **sizes))
+    start_query_and_key(model.layers[0].self_attn, head=1)
+    cells = place_code(128, (8, 8))
+    wanted = torch.tensor([3, 30, 60])
+    pointers = Pointers(torch.arange(64, 67), wanted, torch.arange(64))
+    with tap_attention([model.layers[0]]) as tap, torch.no_grad():
+        model(inputs_embeds=torch.cat([cells, cells[wanted]])[None])
+    assert tap.loss([pointers], head=1) < 0.6 * tap.loss([pointers], head=0)
