@@ -20,7 +20,9 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import Image, _imaging
 
-from stepwell.views.containers import Contents, ImageError, exif_orientation, unpack
+from stepwell.views.containers import unpack
+from stepwell.views.contents import Contents, ImageError
+from stepwell.views.tiff import exif_orientation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
