@@ -33,7 +33,6 @@ RANK = {room: rank for rank, group in enumerate(GROUPS) for room in group}
 
 LONG = {  # files past 400 lines, and why they are still one idea
     "models/published.py": "one table of configurations",
-    "views/containers.py": "one short reader a file format, side by side",
 }
 
 
