@@ -24,7 +24,7 @@ from stepwell.train.line_head import frames_along
 from stepwell.train.pointer import Pointers
 from stepwell.views.decode import open_image
 
-__all__ = ["Collator"]
+__all__ = ["Collator", "Row"]
 
 Parts = tuple[list[int], list[int], list[int], list[int]]
 
