@@ -11,7 +11,12 @@ from stepwell.encoders.vit import PositionTable
 from stepwell.fuse.merge import TokenMerge
 from stepwell.layers.position import fraction_code, place_code
 from stepwell.train.pointer import Pointers, tap_attention
-from stepwell.train.start import start_coordinates, start_position_tables, start_query_and_key
+from stepwell.train.start import (
+    start_carrying,
+    start_coordinates,
+    start_position_tables,
+    start_query_and_key,
+)
 from stepwell.train.tokenizer import build_reader_tokenizer
 
 
@@ -43,18 +48,20 @@ def test_merged_tokens_gain_the_code_and_nothing_else():
     torch.testing.assert_close(gained, 0.5 * place_code(16, (4, 3)).expand(2, -1, -1), atol=1e-5, rtol=0)
 
 
-def test_left_and_bottom_edges_begin_as_the_code_of_their_cell():
+def test_left_and_bottom_edges_begin_as_the_code_of_their_cells_column_and_row():
     tokenizer = build_reader_tokenizer()
     embedding = nn.Embedding(len(tokenizer), 32)
     start_coordinates(embedding.weight, tokenizer)
-    left, bottom, other = (
-        embedding.weight[tokenizer.convert_tokens_to_ids(token)] for token in ("[0.700", "0.300]", "0.400")
-    )
-    cells = place_code(32, (10, 10)).unflatten(0, (10, 10))
-    likeness = cells @ (left + bottom)
-    best = likeness.flatten().topk(4).indices  # 0.7 and 0.3 lie between two cells each
-    assert {(int(i) // 10, int(i) % 10) for i in best} == {(2, 6), (2, 7), (3, 6), (3, 7)}
-    torch.testing.assert_close(other[:16], other[16:])
+
+    def step(first, second):
+        """What moving an edge changes; the mark that edges share falls out."""
+        ids = tokenizer.convert_tokens_to_ids([first, second])
+        return embedding.weight[ids[1]] - embedding.weight[ids[0]]
+
+    cells = place_code(32, (10, 10)).unflatten(0, (10, 10))  # centres at 0.05, 0.15 ...
+    ratio = step("[0.150", "[0.750").norm() / (cells[0, 7] - cells[0, 1]).norm()
+    torch.testing.assert_close(step("[0.150", "[0.750"), ratio * (cells[0, 7] - cells[0, 1]))
+    torch.testing.assert_close(step("0.250]", "0.950]"), ratio * (cells[9, 4] - cells[2, 4]))
 
 
 def test_tables_keep_the_class_tokens_row():
@@ -79,3 +86,24 @@ def test_the_started_head_looks_at_the_cell_whose_code_it_is_given():
     with tap_attention([model.layers[0]]) as tap, torch.no_grad():
         model(inputs_embeds=torch.cat([cells, cells[wanted]])[None])
     assert tap.loss([pointers], head=1) < 0.6 * tap.loss([pointers], head=0)
+
+
+def test_the_token_before_the_answer_is_brought_the_code_of_the_box():
+    torch.manual_seed(0)
+    tokenizer = build_reader_tokenizer()
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    rope = {"rope_type": "default", "rope_theta": 1.0e7}
+    model = LlamaModel(LlamaConfig(vocab_size=len(tokenizer), rope_parameters=rope, **sizes))
+    embedding = model.embed_tokens.weight
+    start_coordinates(embedding, tokenizer)
+    attention = model.layers[0].self_attn
+    with torch.no_grad():  # the other head is silent
+        attention.o_proj.weight.zero_()
+    start_carrying(attention, embedding, tokenizer.convert_tokens_to_ids("\n"), head=0)
+    brought = []
+    attention.register_forward_hook(lambda module, args, output: brought.append(output[0]))
+    question = "Read [0.650, 0.200, 0.900, 0.350] and 0.100<|im_end|><|im_start|>assistant\n"
+    model(torch.tensor([tokenizer(question, add_special_tokens=False).input_ids]))
+    cells = place_code(128, (10, 10))
+    (tokens,) = brought[0]
+    assert int((cells @ tokens[-1]).argmax()) == 3 * 10 + 6

@@ -1,8 +1,9 @@
 """Starting values that let a small decoder look where a question points.
 
 Not a paper's part. Left to chance, a decoder takes very long to find out that "[0.037, 0.376, 0.223, 0.405]"
-names cells of a picture. Here coordinates and cells begin with one code (layers/position.py), and one
-attention head with queries and keys that compare it. Everything is trained afterwards.
+names cells of a picture. Here coordinates and cells begin with one code (layers/position.py); a head of the
+first layer begins by carrying the code of a box to the token before the answer; and heads of later layers
+begin by comparing it with the cells'. Everything is trained afterwards.
 Letters: D the language model's width, d width of a head.
 """
 
@@ -11,38 +12,51 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stepwell.encoders.vit import PositionTable
 from stepwell.layers.position import fraction_code
 from stepwell.train.tokenizer import coordinate_tokens
 
-__all__ = ["start_coordinates", "start_looking", "start_position_tables", "start_query_and_key"]
+__all__ = [
+    "start_carrying",
+    "start_coordinates",
+    "start_looking",
+    "start_position_tables",
+    "start_query_and_key",
+]
 
 _COORDINATE, _TABLE, _COMPARISON = 0.3, 0.3, 1.5  # weights of the codes and of their comparison
+_SEARCH, _CARRY = 0.7, 3.0  # weights of the search for a box and of what is brought from there
 
 
 def start_looking(model: Any, tokenizer: Any, *, layers: tuple[int, ...] = (1, 2), head: int = 0) -> None:
     """All of them, in a model of ours with a Llama-like language model."""
-    start_coordinates(model.get_input_embeddings().weight, tokenizer)
+    embedding = model.get_input_embeddings()
+    start_coordinates(embedding.weight, tokenizer)
     for module in model.modules():
         if isinstance(module, PositionTable):
             start_position_tables(module)
+    decoder = model.model.language_model.layers
+    before_answer = tokenizer.convert_tokens_to_ids("\n")  # ends the assistant's header in the templates
+    start_carrying(decoder[0].self_attn, embedding.weight, before_answer, head)
     for layer in layers:
-        start_query_and_key(model.model.language_model.layers[layer].self_attn, head)
+        start_query_and_key(decoder[layer].self_attn, head)
 
 
 @torch.no_grad()
 def start_coordinates(embedding: Tensor, tokenizer: Any) -> None:
     """Rows of `embedding` (vocabulary, D): a left edge takes the code of a column, a bottom edge that of a
-    row, as cells have them; the other two edges take both.
+    row, as cells have them; the other two edges take both. Left and bottom share a mark of equal length.
     """
     code = _COORDINATE * fraction_code(torch.arange(1001) / 1000, embedding.shape[1] // 2)
     nothing = torch.zeros_like(code)
+    mark = _mark(embedding.shape[1]) * code[0].norm()
     halves = {"left": (code, nothing), "bottom": (nothing, code), "plain": (code, code)}
     for form, tokens in coordinate_tokens().items():
         rows = tokenizer.convert_tokens_to_ids(tokens)
-        embedding[rows] = torch.cat(halves[form], dim=1).to(embedding.dtype)
+        embedding[rows] = torch.cat(halves[form], dim=1) + (0.0 if form == "plain" else mark)
 
 
 @torch.no_grad()
@@ -64,11 +78,43 @@ def start_query_and_key(attention: Any, head: int) -> None:
     They go to the channels that rotary position turns least, so that the comparison works at any distance.
     What was in the weights stays, this is added.
     """
+    dim, channels, slow = _wiring(attention)
+    kv_head = head // attention.num_key_value_groups
+    attention.q_proj.weight[head * dim + slow, channels] += _COMPARISON
+    attention.k_proj.weight[kv_head * dim + slow, channels] += _COMPARISON
+
+
+@torch.no_grad()
+def start_carrying(attention: Any, embedding: Tensor, token: int, head: int) -> None:
+    """One head of the first layer takes the code of a box's left and bottom edge to `token`.
+
+    It replaces what was in the head: `token` alone searches, for the mark of those edges, at any distance.
+    """
+    dim, channels, slow = _wiring(attention)
+    kv_head = head // attention.num_key_value_groups
+    rows = slice(head * dim, (head + 1) * dim)
+    kv_rows = slice(kv_head * dim, (kv_head + 1) * dim)
+    for weight, part in ((attention.q_proj.weight, rows), (attention.k_proj.weight, kv_rows)):
+        weight[part] = 0
+    attention.v_proj.weight[kv_rows] = 0
+    attention.o_proj.weight[:, rows] = 0
+    still = int(slow[dim // 4 - 1])  # the channel that rotary position turns least
+    attention.q_proj.weight[head * dim + still] = _SEARCH * embedding[token] / embedding[token].norm()
+    attention.k_proj.weight[kv_head * dim + still] = _SEARCH * _mark(embedding.shape[1])
+    carried = torch.arange(len(channels))
+    attention.v_proj.weight[kv_head * dim + carried, channels] = 1.0
+    attention.o_proj.weight[channels, head * dim + carried] = _CARRY
+
+
+def _wiring(attention: Any) -> tuple[int, Tensor, Tensor]:
+    """-> d; the d / 2 channels of a place code that are compared; those d / 2 of a head that turn least."""
     dim, width = attention.head_dim, attention.q_proj.weight.shape[1]
     quarter = width // 4  # columns' sines, columns' cosines, rows' sines, rows' cosines
     picks = torch.linspace(0, quarter - 1, dim // 8).round().long()
     channels = torch.cat([picks + quarter * part for part in range(4)])
-    slow = torch.cat([torch.arange(dim // 4, dim // 2), torch.arange(3 * dim // 4, dim)])
-    kv_head = head // attention.num_key_value_groups
-    attention.q_proj.weight[head * dim + slow, channels] += _COMPARISON
-    attention.k_proj.weight[kv_head * dim + slow, channels] += _COMPARISON
+    return dim, channels, torch.cat([torch.arange(dim // 4, dim // 2), torch.arange(3 * dim // 4, dim)])
+
+
+def _mark(dim: int) -> Tensor:
+    """A fixed direction of length 1 that no code is near to."""
+    return F.normalize(torch.randn(dim, generator=torch.Generator().manual_seed(0)), dim=0)
