@@ -72,7 +72,7 @@ define install
 		|| $(1)/bin/python -m pip install --quiet uv \
 		|| echo "uv cannot be installed here; going on with pip"
 	@if $(1)/bin/python -m uv --version >/dev/null 2>&1; then \
-		$(1)/bin/python -m uv pip install --quiet --python $(1)/bin/python $(2); \
+		$(1)/bin/python -m uv pip install --python $(1)/bin/python $(2); \
 	else \
 		$(1)/bin/python -m pip install --quiet $(2); \
 	fi

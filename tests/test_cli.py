@@ -298,15 +298,16 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     [["--help"], ["ask", "--help"], ["ask", RECEIPT, ""], ["ask", "no.jpg", "?"], ["ask", __file__, "?"]],
 )
 def test_the_command_answers_within_a_second(arguments: list[str]) -> None:
-    """Seconds of computing, the best of three: other programs on the machine do not count."""
-    seconds = []
+    """Seconds of computing, the best of three at most: other programs on the machine do not count."""
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = run(*arguments)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         assert b"Traceback" not in result.stderr
-    assert min(seconds) < 1.0
+        if seconds < 1.0:
+            return
+    pytest.fail(f"took {seconds:.2f} s")
 
 
 def test_version_is_that_of_the_package() -> None:
