@@ -10,7 +10,7 @@ Mean and std are those of the pretraining; a vision system may say otherwise.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.encoder import CLIP_MEAN, CLIP_STD
 from stepwell.encoders.vit import VisionTransformer
 
-__all__ = ["ENCODERS", "Entry", "Family", "Source", "build_encoder"]
+__all__ = ["ENCODERS", "Entry", "Family", "Source", "build_encoder", "check_encoder"]
 
 Family = Literal[
     "vit",
@@ -59,20 +59,25 @@ class Entry:
     source: Source | None = None  # None: random weights, or a release that neither library knows
 
 
+def check_encoder(name: str, overrides: Iterable[str] = ()) -> None:
+    """Raises ValueError unless there is an encoder of this name with constructor arguments of these names."""
+    if name not in ENCODERS:
+        raise ValueError(f"unknown encoder {name!r}; choose from {', '.join(sorted(ENCODERS))}")
+    known = inspect.signature(ENCODERS[name].build).parameters
+    if unknown := sorted(set(overrides) - known.keys()):
+        raise ValueError(
+            f"encoder {name!r} has no argument {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join(sorted(known))}"
+        )
+
+
 def build_encoder(name: str, **overrides: Any) -> VisionTransformer | ConvNeXt:
     """An encoder of the catalogue with random weights; `overrides` are constructor arguments that differ.
 
     Raises ValueError for a name or an argument that does not exist.
     """
-    if name not in ENCODERS:
-        raise ValueError(f"unknown encoder {name!r}; choose from {', '.join(sorted(ENCODERS))}")
+    check_encoder(name, overrides)
     entry = ENCODERS[name]
-    known = inspect.signature(entry.build).parameters
-    if unknown := sorted(overrides.keys() - known.keys()):
-        raise ValueError(
-            f"encoder {name!r} has no argument {', '.join(map(repr, unknown))}; "
-            f"it has {', '.join(sorted(known))}"
-        )
     return entry.build(**{**entry.arguments, **overrides})
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import field
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from transformers import AutoConfig, PreTrainedConfig
 
+from stepwell.encoders.catalogue import check_encoder
 from stepwell.encoders.encoder import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Statistics
+from stepwell.language.prompt import find_template
 
 __all__ = [
     "BranchConfig",
@@ -59,6 +62,7 @@ class BranchConfig:
                     f"interactions must be adjoining layer ranges from 0 on, got {self.interactions}"
                 )
             expected = last + 1
+        check_encoder(self.encoder, self.arguments)
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -139,6 +143,8 @@ def vision_settings(data: dict[str, Any] | VisionConfig) -> VisionConfig:
     try:
         return _vision.validate_python(data)
     except ValidationError as error:
+        if isinstance(data, dict) and "kind" not in data:
+            raise ValueError("vision_config needs a kind: 'plain' or 'piip'") from None
         raise ValueError(f"vision_config: {first_complaint(error)}") from None
 
 
@@ -182,7 +188,7 @@ class StepwellConfig(PreTrainedConfig):
         self.vision_config = vision_json(PlainConfig() if vision_config is None else vision_config)
         self.text_config = _text_config(text_config)
         self.image_token_id = image_token_id
-        self.template = template
+        self.template = template if template is None else find_template(template).name
         self.separators = dict(separators or {})
         if tie_word_embeddings is None:
             tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
@@ -226,4 +232,8 @@ def _text_config(config: dict[str, Any] | PreTrainedConfig | None) -> PreTrained
         return config
     if "model_type" not in config:
         raise ValueError("text_config needs a model_type, such as 'llama' or 'qwen2'")
+    known = AutoConfig.for_model(config["model_type"]).to_dict()
+    for key in config.keys() - known.keys():  # keys of other versions pass, slips of the pen do not
+        if meant := get_close_matches(key, known, n=1, cutoff=0.85):
+            raise ValueError(f"text_config knows no {key!r}; did you mean {meant[0]!r}?")
     return AutoConfig.for_model(**config)
