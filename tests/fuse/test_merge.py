@@ -40,6 +40,10 @@ def test_any_subset_of_branches_still_lands_on_the_last_grid():
     torch.testing.assert_close(merge(maps), resize_map(maps[0], (4, 6)))
     with pytest.raises(ValueError, match="1 stacks cannot merge branches"):
         BranchMerge([nn.Identity()], branches=[0, 1])
+    with pytest.raises(ValueError, match="once each"):
+        BranchMerge([nn.Identity()] * 2, branches=[0, 0])
+    with pytest.raises(ValueError, match="0 stacks"):
+        BranchMerge([])
 
 
 def test_dense_stacks_have_two_convolutions_in_every_branch():

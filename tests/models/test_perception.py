@@ -24,6 +24,8 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
+from stepwell.encoders.vit import TransformerBlock
+from stepwell.fuse.interaction import Interaction
 from stepwell.models.config import BranchConfig, InteractionConfig
 from stepwell.models.perception import (
     ClassifierSettings,
@@ -206,14 +208,62 @@ def test_a_backbone_is_saved_and_found_by_the_auto_classes(config, tmp_path):
     assert isinstance(AutoBackbone.from_config(config), PyramidBackbone)
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
-def test_recomputation_is_switched_on_everywhere(config):
-    backbone = PyramidBackbone(config).train()
-    backbone.gradient_checkpointing_enable()
-    switched = [m.checkpointing for m in backbone.modules() if hasattr(m, "checkpointing")]
-    assert switched == [True] * 3  # the pyramid and its two branches
-    backbone(torch.randn(1, 3, *IMAGE)).feature_maps[0].sum().backward()
-    assert backbone.pyramid.encoder.branches[0].patch_embed.proj.weight.grad is not None
+RECOMPUTES = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing")
+
+
+def runs_and_gradients(model, loss):
+    """-> (forward runs of blocks and interactions, those during the backward pass included; gradients)."""
+    runs, hooks = [], []
+    for module in model.modules():
+        if isinstance(module, TransformerBlock | Interaction):
+            hooks.append(module.register_forward_pre_hook(lambda module, _: runs.append(module)))
+    model.zero_grad()
+    torch.manual_seed(0)  # whole messages are dropped at random
+    loss().backward()
+    for hook in hooks:
+        hook.remove()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return [sum(run is module for run in runs) for module in dict.fromkeys(runs)], gradients
+
+
+def check_recomputation(model, switched, loss):
+    """Switching it on in `switched` runs every part of `model` twice, with the same gradients."""
+    once, expected = runs_and_gradients(model, loss)
+    switched.gradient_checkpointing_enable()
+    assert switched.is_gradient_checkpointing
+    twice, gradients = runs_and_gradients(model, loss)
+    assert set(once) == {1}
+    assert twice == [2] * len(once)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name])
+    switched.gradient_checkpointing_disable()
+    assert not switched.is_gradient_checkpointing
+    assert runs_and_gradients(model, loss)[0] == once
+
+
+@RECOMPUTES
+def test_a_backbone_recomputes_blocks_and_interactions(config):
+    backbone, image = PyramidBackbone(config).train(), torch.randn(1, 3, *IMAGE)
+    check_recomputation(backbone, backbone, lambda: backbone(image).feature_maps[0].square().sum())
+
+
+@RECOMPUTES
+def test_a_classifier_recomputes_blocks_and_interactions():
+    settings = ClassifierSettings(branches=BRANCHES, interaction=InteractionConfig(num_heads=2))
+    model = PyramidForImageClassification(PyramidClassifierConfig(settings, num_labels=3)).train()
+    image = torch.randn(1, 3, *IMAGE)
+    check_recomputation(model, model, lambda: model(image, labels=torch.tensor([1])).loss)
+
+
+@RECOMPUTES
+def test_a_model_around_a_backbone_switches_it_too(config):
+    model = build_rt_detr(config)
+    outer, backbone = model.model, model.model.backbone.model
+    outer.supports_gradient_checkpointing = True
+    backbone.train()
+    image = torch.randn(1, 3, *IMAGE)
+    check_recomputation(backbone, outer, lambda: backbone(image).feature_maps[0].square().sum())
 
 
 def test_a_baseline_of_one_branch_has_nothing_to_merge():
@@ -242,6 +292,18 @@ def test_branches_left_out_of_the_merge_have_no_stack():
         DenseSettings(branches=BRANCHES, merge_branches=(0, 2))
 
 
+@pytest.mark.parametrize("branches", [(), (0, 0)])
+def test_merged_branches_are_named_once_each(branches):
+    with pytest.raises(ValueError, match="each once"):
+        DenseSettings(branches=BRANCHES, merge_branches=branches)
+
+
+@pytest.mark.parametrize("merge_after", [(7,), (-1,), (1, 0), (0, 0)])
+def test_merges_come_after_rising_interactions(merge_after):
+    with pytest.raises(ValueError, match="must rise strictly within the 2 interactions"):
+        DenseSettings(branches=BRANCHES, merge_after=merge_after, operations=())
+
+
 @pytest.mark.parametrize("head", ["first_patch", "cls", "merge"])
 def test_a_classifier_learns_is_saved_and_reloaded(head, tmp_path):
     branches = tuple(branch(32, size, class_token=head == "cls") for size in (64, 96))
@@ -264,3 +326,16 @@ def test_misspelt_settings_are_refused_by_name(make):
         make({"brnaches": []})
     with pytest.raises(ValueError, match="out_fetures"):
         make(out_fetures=[])
+
+
+@pytest.mark.parametrize("make", [PyramidBackboneConfig, PyramidClassifierConfig])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"encoder": "vit_nanno"}, "branches.0.*unknown encoder 'vit_nanno'"),
+        ({"encoder": "vit_nano", "arguments": {"foo": 1}}, "branches.0.*no argument 'foo'"),
+    ],
+)
+def test_encoders_that_cannot_be_built_are_refused_at_once(make, change, words):
+    with pytest.raises(ValueError, match=words):
+        make({"branches": [{"size": 64, **change}]})

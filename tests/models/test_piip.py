@@ -124,6 +124,22 @@ def test_maps_leave_after_chosen_interactions_at_their_strides():
     torch.testing.assert_close(maps[8], features.merges[1](features.encoder.maps(kept[1])))
 
 
+@pytest.mark.parametrize("merge_after", [(2,), (-1,), (1, 0), (0, 0)])
+def test_merges_come_after_rising_interactions(merge_after):
+    merges = [LastMap()] * (len(merge_after) + 1)
+    with pytest.raises(ValueError, match="must rise strictly within the 2 interactions"):
+        PyramidFeatures(
+            make_pyramid(), merges, ratios=RATIOS, strides=range(len(merges)), merge_after=merge_after
+        )
+
+
+def test_the_final_merge_is_not_asked_for_twice():
+    options = {"ratios": RATIOS, "strides": (8, 16), "merge_after": (1,)}
+    PyramidFeatures(make_pyramid(), [LastMap()] * 2, **options)  # a layer runs behind the last interaction
+    with pytest.raises(ValueError, match="the final merge is already there"):
+        PyramidFeatures(make_pyramid(ranges=((0, 1), (2, 3))), [LastMap()] * 2, **options)
+
+
 def test_a_single_branch_needs_no_merge():
     encoder = make_pyramid((16,), ())
     neck = SimplePyramid([16] * 4, norm="layernorm")
@@ -133,6 +149,8 @@ def test_a_single_branch_needs_no_merge():
     assert torch.equal(features(image)[16], encoder.maps(final)[0])
     with pytest.raises(ValueError, match="takes 2 merges"):
         PyramidFeatures(encoder, [LastMap()], ratios=(1.0,), strides=(16,), merge_after=(0,))
+    with pytest.raises(ValueError, match="needs interactions"):
+        PyramidFeatures(encoder, [LastMap()] * 2, ratios=(1.0,), strides=(8, 16), merge_after=(0,))
 
 
 def make_vision(framing="aspect", **projector):

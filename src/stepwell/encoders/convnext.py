@@ -91,7 +91,7 @@ class ConvNeXt(nn.Module):
         self.depths = tuple(depths)
         self.stage_ends = tuple(ends)
         """Index of the last layer of every stage."""
-        self.checkpointing = checkpointing
+        self.gradient_checkpointing = checkpointing  # as transformers looks for it
         self.spec = EncoderSpec(
             dims=tuple(entry_dims), strides=tuple(entry_strides), stem_stride=strides[0], mean=mean, std=std
         )
@@ -121,7 +121,7 @@ class ConvNeXt(nn.Module):
             raise ValueError("ConvNeXt has no class token, but the state carries one")
         grid = state.tokens.unflatten(1, state.size)
         for i in range(first, last + 1):
-            if self.checkpointing and self.training and torch.is_grad_enabled():
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 grid = checkpoint(self.layers[i], grid, use_reentrant=False)
             else:
                 grid = self.layers[i](grid)

@@ -133,9 +133,14 @@ class VisionTransformer(nn.Module):
         self.relative = position == "relative"
         self.class_slot = class_slot
         self.final_norm = final_norm
-        self.checkpointing = checkpointing
+        self.gradient_checkpointing = checkpointing  # as transformers looks for it
         self.spec = EncoderSpec(
-            dims=(dim,) * depth, strides=(patch,) * depth, stem_stride=patch, mean=mean, std=std
+            dims=(dim,) * depth,
+            strides=(patch,) * depth,
+            stem_stride=patch,
+            mean=mean,
+            std=std,
+            window=max(windows),
         )
         self.reset_parameters()
 
@@ -173,7 +178,7 @@ class VisionTransformer(nn.Module):
         if state.class_token is not None:
             tokens = torch.cat([state.class_token, tokens], dim=1)
         for i in range(first, last + 1):
-            if self.checkpointing and self.training and torch.is_grad_enabled():
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 tokens = checkpoint(self.blocks[i], tokens, state.size, use_reentrant=False)
             else:
                 tokens = self.blocks[i](tokens, state.size)

@@ -54,6 +54,8 @@ class BranchMerge(nn.Module):
             raise ValueError(
                 f"{len(stacks)} stacks cannot merge branches {self.branches}; give one stack each"
             )
+        if len(set(self.branches)) < len(self.branches):
+            raise ValueError(f"branches {self.branches} must be merged once each")
         self.stacks = nn.ModuleList(stacks)
         self.weights = nn.Parameter(torch.ones(len(stacks)))
 

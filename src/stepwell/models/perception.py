@@ -29,7 +29,13 @@ from stepwell.models.config import (
     first_complaint,
     refuse_unknown,
 )
-from stepwell.models.piip import PyramidClassifier, PyramidEncoder, PyramidFeatures, build_interactions
+from stepwell.models.piip import (
+    PyramidClassifier,
+    PyramidEncoder,
+    PyramidFeatures,
+    build_interactions,
+    check_rising,
+)
 
 __all__ = [
     "ClassifierSettings",
@@ -77,8 +83,13 @@ class DenseSettings:
             raise ValueError(f"{len(self.operations)} operations need 1 or as many merges, got {merges}")
         if self.merge == "none" and len(self.branches) > 1:
             raise ValueError(f"merge 'none' is for a single branch, not for {len(self.branches)} branches")
-        if not set(self.merge_branches or ()) <= set(range(len(self.branches))):
-            raise ValueError(f"merge_branches {self.merge_branches} of {len(self.branches)} branches")
+        check_rising(self.merge_after, len(self.branches[0].interactions))
+        if self.merge_branches is not None:
+            chosen = set(self.merge_branches)
+            if not chosen or len(chosen) < len(self.merge_branches):
+                raise ValueError(f"merge_branches {self.merge_branches} must name branches, each once")
+            if not chosen <= set(range(len(self.branches))):
+                raise ValueError(f"merge_branches {self.merge_branches} of {len(self.branches)} branches")
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -218,11 +229,6 @@ class PyramidPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: Any) -> None:
         """Every part initialises itself when it is built."""
-
-    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        for module in self.modules():
-            if hasattr(module, "checkpointing"):
-                module.checkpointing = enable
 
 
 class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):

@@ -29,6 +29,7 @@ __all__ = [
     "PyramidEncoder",
     "PyramidFeatures",
     "build_interactions",
+    "check_rising",
 ]
 
 LayerRange = tuple[int, int]
@@ -64,7 +65,7 @@ class PyramidEncoder(nn.Module):
         self.branches = nn.ModuleList(branches)
         self.interactions = nn.ModuleList(interactions)
         self.ranges = tuple(tuple(found) for found in ranges)
-        self.checkpointing = checkpointing
+        self.gradient_checkpointing = checkpointing  # as transformers looks for it
 
     @property
     def encoders(self) -> list[Encoder]:
@@ -97,7 +98,7 @@ class PyramidEncoder(nn.Module):
         return [encoder.to_map(state) for encoder, state in zip(self.encoders, states, strict=True)]
 
     def _interact(self, interaction: nn.Module, states: list[TokenMap]) -> list[TokenMap]:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             return cast("list[TokenMap]", checkpoint(interaction, states, use_reentrant=False))
         return cast("list[TokenMap]", interaction(states))
 
@@ -152,6 +153,14 @@ class PyramidFeatures(nn.Module):
         if len(merges) != len(merge_after) + 1:
             raise ValueError(
                 f"merging after {list(merge_after)} and at the end takes {len(merge_after) + 1} merges"
+            )
+        check_rising(merge_after, len(encoder.interactions))
+        ends = [found[-1][1] + 1 if found else 0 for found in encoder.ranges]
+        at_the_end = all(end == branch.spec.depth for end, branch in zip(ends, encoder.encoders, strict=True))
+        if at_the_end and len(encoder.interactions) - 1 in merge_after:
+            raise ValueError(
+                f"merge_after {list(merge_after)} holds the last interaction, behind which no layer runs: "
+                "the final merge is already there"
             )
         if sources is None:
             sources = range(len(merge_after) + 1) if merge_after else [0] * len(strides)
@@ -226,6 +235,17 @@ class PiipVision(nn.Module):
     def forward(self, views: Sequence[Tensor]) -> VisualTokens:
         merged = self.projector(self.maps(views))
         return VisualTokens(merged.tokens, merged.size)
+
+
+def check_rising(merge_after: Sequence[int], interactions: int) -> None:
+    """Raises ValueError unless merge_after holds rising indexes of interactions."""
+    if list(merge_after) != sorted(set(merge_after) & set(range(interactions))):
+        raise ValueError(
+            f"merge_after {list(merge_after)} must rise strictly within the {interactions} interactions, "
+            f"0 to {interactions - 1}"
+            if interactions
+            else f"merge_after {list(merge_after)} needs interactions, and there are none"
+        )
 
 
 def _check_ranges(ranges: Sequence[LayerRange], depth: int, count: int) -> None:
