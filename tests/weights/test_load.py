@@ -17,6 +17,7 @@ from stepwell.models.perception import (
     PyramidClassifierConfig,
     PyramidForImageClassification,
 )
+from stepwell.models.published import find_published
 from stepwell.weights import load as module
 from stepwell.weights.hub import HubError
 from stepwell.weights.load import ModelError, load
@@ -157,8 +158,10 @@ def test_a_release_is_downloaded_and_converted_once(tmp_path, monkeypatch, whole
     """With a stand-in for the hub and for the conversion."""
     calls = []
 
-    def download(repository, patterns):
+    def download(repository, patterns, *, advice):
         calls.append((repository, tuple(patterns)))
+        (tmp_path / "hub" / file).parent.mkdir(parents=True)
+        (tmp_path / "hub" / file).touch()
         return tmp_path / "hub"
 
     def convert(source, out, *, as_):
@@ -175,6 +178,54 @@ def test_a_release_is_downloaded_and_converted_once(tmp_path, monkeypatch, whole
         ("OpenGVLab/PIIP", (file,)),
         (tmp_path / "hub" / file, "piip_cls_tsb_368_192_128"),
     ]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "classification/piip_3branch_tsb_368-192-128_cls_token_deit1.pth",
+        "detection/mask_rcnn_deit_tsb_1568_1120_672_fpn_1x_coco_bs16.pth",
+    ],
+)
+def test_offline_advice_for_a_release_names_its_file_and_the_conversion(file, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    message = refusal(HubError, f"OpenGVLab/PIIP:{file}")
+    assert f"download {file} from OpenGVLab/PIIP elsewhere" in message
+    assert f"stepwell convert {file} OUT --as {find_published(file.rpartition('/')[2]).name}" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "present"),
+    [
+        ("OpenGVLab/PIIP:classification/piip_3branch_tsb_368-192-128_cls_token_deit1.pth", {}),
+        ("OpenGVLab/PIIP-LLaVA_ConvNeXt-B_CLIP-L_1024-336_7B", {}),
+        ("OpenGVLab/PIIP-LLaVA_ConvNeXt-B_CLIP-L_1024-336_7B", {"config.json": "{}"}),
+        (
+            "OpenGVLab/PIIP-LLaVA_ConvNeXt-B_CLIP-L_1024-336_7B",
+            {
+                "config.json": "{}",
+                "pytorch_model.bin.index.json": '{"weight_map": {"a": "1.bin", "b": "2.bin"}}',
+                "1.bin": "",
+            },
+        ),
+    ],
+)
+def test_a_release_that_is_only_partly_cached_is_refused(name, present, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "cache_folder", lambda name: tmp_path / "cache" / name)
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path, text in present.items():
+        (snapshot / path).write_text(text)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
+    message = refusal(HubError, name)
+    assert "did not arrive" in message
+    assert "stepwell convert" in message
 
 
 def test_an_installation_without_a_shipped_model_says_so(tmp_path, monkeypatch):

@@ -31,10 +31,16 @@ def cache_folder(name: str) -> Path:
     return Path(constants.HF_HOME) / "stepwell" / re.sub(r"[^\w.-]+", "--", name)
 
 
-def download(repository: str, patterns: Sequence[str] = OURS) -> Path:
+def download(
+    repository: str,
+    patterns: Sequence[str] = OURS,
+    *,
+    advice: str = "download it elsewhere and name its folder",
+) -> Path:
     """The folder that holds a repository's files of these patterns, fetched or from the hub's cache.
 
-    Raises HubError where the hub cannot be reached or has no such repository for this user.
+    Raises HubError, which ends in `advice` where the hub cannot be reached, or which says that the hub has no
+    such repository for this user.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -50,6 +56,5 @@ def download(repository: str, patterns: Sequence[str] = OURS) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = type(error.__cause__ or error).__name__
         raise HubError(
-            f"{repository} is not on this machine and the hub cannot be reached ({reason}); "
-            "download it elsewhere and name its folder"
+            f"{repository} is not on this machine and the hub cannot be reached ({reason}); {advice}"
         ) from None

@@ -28,7 +28,7 @@ from stepwell.models.published import Published, find_published
 from stepwell.models.register import register
 from stepwell.weights.checkpoint import open_checkpoint
 from stepwell.weights.convert import convert
-from stepwell.weights.hub import cache_folder, download, looks_like_a_hub_name
+from stepwell.weights.hub import HubError, cache_folder, download, looks_like_a_hub_name
 
 __all__ = ["SHIPPED", "ModelError", "load", "load_folder"]
 
@@ -98,9 +98,43 @@ def _released(published: Published) -> Path:
     if not (folder / "config.json").is_file():
         if published.repository is None:
             raise ModelError(f"{published.name} was described but not released; convert your own copy of it")
-        source = download(published.repository, [published.file] if published.file else RELEASE)
-        convert(source / published.file if published.file else source, folder, as_=published.name)
+        convert(_source(published, published.repository), folder, as_=published.name)
     return folder
+
+
+def _source(published: Published, repository: str) -> Path:
+    """The file or folder of a release, whole. Raises HubError where it is not to be had."""
+    what = published.file or "all files"
+    advice = (
+        f"download {what} from {repository} elsewhere, then "
+        f"stepwell convert {published.file or 'FOLDER'} OUT --as {published.name}"
+    )
+    source = download(repository, [published.file] if published.file else RELEASE, advice=advice)
+    if published.file:
+        source = source / published.file
+        there = source.is_file()
+    else:
+        there = _is_whole(source)
+    if not there:
+        raise HubError(f"{what} of {repository} did not arrive on this machine; {advice}")
+    return source
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot has settings and every file of weights that its index names.
+
+    Offline, the hub's cache hands out whatever part of a repository it holds.
+    """
+    if not (folder / "config.json").is_file():
+        return False
+    for index in [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]:
+        try:
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if all((folder / name).is_file() for name in names):
+            return True
+    return any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
 
 
 def _kind(folder: Path) -> str:
