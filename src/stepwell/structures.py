@@ -50,6 +50,7 @@ class EncoderSpec:
     stem_stride: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    window: int = 0  # side of the largest attention window, in cells; 0 where there is none
 
     def __post_init__(self) -> None:
         if not self.dims or len(self.dims) != len(self.strides):

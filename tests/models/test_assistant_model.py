@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import stepwell
+from stepwell.encoders.vit import TransformerBlock
+from stepwell.fuse.interaction import Interaction
 
 
 def ask_ids(assistant, pictures, texts, **arguments):
@@ -155,3 +159,69 @@ def test_tied_embeddings_are_saved_once_and_stay_tied(build, picture, tmp_path: 
     assistant.model.save_pretrained(tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_a_padded_batch_of_the_processor_equals_single(build, vision, picture):
+    assistant = build(vision)
+    images, texts = [picture(90, 60, 1), picture(40, 200, 2)], ["<image> short", "<image> a longer question?"]
+
+    def answers(images, texts):
+        inputs = assistant.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        out = assistant.model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        return out[:, inputs["input_ids"].shape[1] :].tolist()
+
+    assert answers(images, texts) == [answers([i], [t])[0] for i, t in zip(images, texts, strict=True)]
+
+
+def test_a_pipeline_batches_pictures_of_different_sizes(assistant, picture, tmp_path: Path):
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    pipe = pipeline("image-text-to-text", model=str(tmp_path))
+    images = [picture(90, 60, 1), picture(40, 200, 2)]
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": i}, {"type": "text", "text": "What?"}]}]
+        for i in images
+    ]
+    out = pipe(text=chats, batch_size=2, generate_kwargs={"max_new_tokens": 6, "do_sample": False})
+    for answer, image in zip(out, images, strict=True):
+        assert answer[0]["generated_text"][-1]["content"].strip() == assistant.ask(
+            image, "What?", max_new_tokens=6
+        )
+
+
+def test_tuples_embeddings_and_half_precision_are_taken(assistant, picture):
+    inputs = assistant.processor(images=picture(90, 60), text="<image> a", return_tensors="pt")
+    model = assistant.model
+    expected = model(**inputs).logits
+    assert torch.equal(model(**inputs, return_dict=True).logits, expected)
+    embeds = model.get_input_embeddings()(torch.tensor([[5, 6, 7]]))
+    assert model.generate(inputs_embeds=embeds, max_new_tokens=2).shape[0] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing")
+def test_gradient_checkpointing_recomputes_vision_and_language(build, vision, picture):
+    assistant = build(vision)
+    model = assistant.model.train()
+    inputs = assistant.processor(images=picture(90, 60), text="<image> what?", return_tensors="pt")
+    layers = [m for m in model.modules() if isinstance(m, TransformerBlock | Interaction)]
+    layers += [m.mlp for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    def runs_and_gradients():
+        runs = []
+        hooks = [layer.register_forward_pre_hook(lambda layer, _: runs.append(id(layer))) for layer in layers]
+        model.zero_grad()
+        torch.manual_seed(0)  # whole messages are dropped at random
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        for hook in hooks:
+            hook.remove()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return Counter(runs), gradients
+
+    once, expected = runs_and_gradients()
+    model.gradient_checkpointing_enable()
+    assert model.is_gradient_checkpointing
+    twice, gradients = runs_and_gradients()
+    assert twice == {layer: 2 * count for layer, count in once.items()}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name])

@@ -18,10 +18,13 @@ BRANCHES = [{"encoder": "vit_nano", "size": 64, "interactions": [[0, 1], [2, 3]]
         ({"kind": "plain", "sise": 4}, "plain.sise"),
         ({"kind": "piip"}, "branches"),
         ({"kind": "nothing"}, "'plain', 'piip'"),
-        ({"kind": "piip", "branches": [{"encoder": "a", "size": 0}]}, "branches.0.size"),
-        ({"kind": "piip", "branches": [{"encoder": "a", "size": 9, "interactions": [[1, 2]]}]}, "from 0 on"),
+        ({"kind": "piip", "branches": [{"encoder": "vit_nano", "size": 0}]}, "branches.0.size"),
         (
-            {"kind": "piip", "branches": [*BRANCHES, {"encoder": "a", "size": 9}]},
+            {"kind": "piip", "branches": [{"encoder": "vit_nano", "size": 9, "interactions": [[1, 2]]}]},
+            "from 0 on",
+        ),
+        (
+            {"kind": "piip", "branches": [*BRANCHES, {"encoder": "vit_nano", "size": 9}]},
             "same number of interactions",
         ),
     ],

@@ -137,3 +137,35 @@ def test_palette_pictures_become_upright_rgb(assistant, picture):
         assistant.processor(images=image.convert("P"))["pixel_values"],
         assistant.processor(images=image.convert("P").convert("RGB"))["pixel_values"],
     )
+
+
+def test_nested_pictures_are_counted_text_by_text(assistant, picture):
+    a, b, c = (picture(30, 20, seed) for seed in range(3))
+    with pytest.raises(ValueError, match="text 0 has 1 <image> placeholders but 2 pictures"):
+        assistant.processor(images=[[a, b], [c]], text=["<image> x", "<image><image> y"])
+
+
+def test_unknown_arguments_are_refused(assistant, tokenizer):
+    from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
+
+    with pytest.raises(ValueError, match="'nope'"):
+        StepwellImageProcessor(nope=3)
+    with pytest.raises(TypeError, match="nope"):
+        StepwellProcessor(StepwellImageProcessor(), tokenizer, nope=3)
+    with pytest.raises(ValueError, match="'paddin'"):
+        assistant.processor(text="a", paddin=True)
+
+
+def test_token_types_mark_the_placeholders(assistant, picture):
+    inputs = assistant.processor(images=picture(9, 9), text="<image> a", return_mm_token_type_ids=True)
+    marked = [bool(kind) for kind in inputs["mm_token_type_ids"][0]]
+    assert marked == [i == assistant.processor.image_token_id for i in inputs["input_ids"][0]]
+    assert assistant.processor.image_token_ids == [assistant.processor.image_token_id]
+
+
+def test_views_hold_at_least_a_window():
+    from stepwell.models.config import BranchConfig, PiipConfig
+
+    branches = [BranchConfig(encoder="vit_nano", size=size, arguments={"windows": 2}) for size in (128, 256)]
+    layout = build_geometry(PiipConfig(branches=branches, framing="aspect")).layout((10, 2000))
+    assert all(min(view.grid) >= 2 for view in layout.views)

@@ -67,6 +67,8 @@ class Assistant:
     ) -> list[str]:
         """Answers to (pictures, question) pairs in one batch, each as it would be alone. `stream` takes one
         pair."""
+        if not questions:
+            return []
         if stream is not None and len(questions) != 1:
             raise ValueError(f"only one question can be streamed at a time, got {len(questions)}")
         if max_new_tokens < 1:
@@ -103,8 +105,10 @@ class Assistant:
 
 
 def _conversation(pictures: Sequence[Picture], question: str) -> list[dict[str, Any]]:
-    if not question.strip():
+    if not isinstance(question, str) or not question.strip():
         raise ValueError("the question is empty")
+    if not pictures:
+        raise ValueError("a question needs at least one picture")
     content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question.strip()}]}]
 

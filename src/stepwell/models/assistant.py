@@ -62,7 +62,7 @@ class StepwellModel(StepwellPreTrainedModel):
     def __init__(self, config: StepwellConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.language_model = language_model or AutoModel.from_config(config.text_config)
-        self.vision = build_vision(config.vision, out_dim=config.text_config.hidden_size)
+        self.vision = build_vision(config.vision, out_dim=_embedding_dim(self.language_model))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -89,6 +89,7 @@ class StepwellModel(StepwellPreTrainedModel):
             starts.append(start)
             start += len(layout.inputs)
         features: dict[int, Tensor] = {}
+        pixel_values = pixel_values.to(next(self.vision.parameters()).dtype)
         for sizes, members in groups.items():
             first = torch.tensor([starts[i] for i in members], device=pixel_values.device)
             views = [pixel_values[first + v, :, :height, :width] for v, (height, width) in enumerate(sizes)]
@@ -115,15 +116,15 @@ class StepwellModel(StepwellPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         image_features = None
         if input_ids is not None:
-            words = input_ids.masked_fill(input_ids == self.config.image_token_id, 0)  # it may lie past the last
-            inputs_embeds = self.get_input_embeddings()(words)
+            is_placeholder = input_ids == self.config.image_token_id  # an id that may lie past the vocabulary
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
             if pixel_values is not None:
                 if image_sizes is None:
                     raise ValueError(
                         "pixel_values come with image_sizes; pass on all that the processor returns"
                     )
                 image_features = torch.cat(self.get_image_features(pixel_values, image_sizes))
-            if image_features is not None or _starts_a_sequence(past_key_values):
+            if image_features is not None or _may_hold_placeholders(input_ids, past_key_values):
                 inputs_embeds = place_visual_tokens(
                     input_ids, inputs_embeds, image_features, self.config.image_token_id
                 )
@@ -134,7 +135,7 @@ class StepwellModel(StepwellPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         return StepwellOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -145,12 +146,16 @@ class StepwellModel(StepwellPreTrainedModel):
         )
 
 
-def _starts_a_sequence(past_key_values: Cache | None) -> bool:
-    """Whether this is text that has not been looked at for placeholders; decoding steps are not looked
-    at."""
+def _may_hold_placeholders(input_ids: Tensor, past_key_values: Cache | None) -> bool:
+    """Decoding steps, one token behind a cache, are not looked at; a compiled graph cannot look."""
     if torch.compiler.is_compiling():
         return False
-    return past_key_values is None or not past_key_values.get_seq_length()
+    return past_key_values is None or input_ids.shape[1] > 1
+
+
+def _embedding_dim(language_model: PreTrainedModel) -> int:
+    """Width of the word embeddings, which a few language models widen behind them."""
+    return int(language_model.get_input_embeddings().weight.shape[1])
 
 
 class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin):
@@ -227,11 +232,16 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         past_key_values: Cache | None = None,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs |= {"pixel_values": pixel_values, "image_sizes": image_sizes}
@@ -287,9 +297,11 @@ def _dealt(items: list[int], counts: list[int]) -> list[list[int]]:
 
 
 def _finish_logits(logits: Tensor, config: Any) -> Tensor:
-    """What some language models do behind their head (Cohere: a scale; Gemma 2: a soft cap)."""
+    """What some language models do behind their head (Cohere, Granite: a scale; Gemma 2: a soft cap)."""
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
+    if (scale := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / scale
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits

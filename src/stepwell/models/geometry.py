@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stepwell.encoders.encoder import Statistics
 from stepwell.structures import Box, Size, TokenLayout, TokenRun, View
-from stepwell.views.preprocess import pad_to_square, resize_short_side_and_crop, to_tensor
+from stepwell.views.preprocess import pad_and_resize, resize_short_side_and_crop, to_tensor
 from stepwell.views.pyramid import exact_ratio, pyramid_sizes, scaled_size
 
 __all__ = ["PyramidGeometry"]
@@ -38,6 +38,9 @@ class PyramidGeometry:
     std: Statistics
     min_cells: int = 1
     grid: Size | None = None
+
+    def __post_init__(self) -> None:
+        self.layout((1, 1))  # sides, strides and windows that fit no picture are refused here
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -65,7 +68,7 @@ class PyramidGeometry:
         (size,) = layout.inputs
         if self.framing == "pad":
             red, green, blue = (int(255 * channel) for channel in self.mean)
-            image = pad_to_square(image, (red, green, blue))
+            image = pad_and_resize(image, (red, green, blue), size[0])
         elif self.framing == "crop":
             image = resize_short_side_and_crop(image, size[0])
         return [to_tensor(image, size, self.mean, self.std)]

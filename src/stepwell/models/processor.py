@@ -13,6 +13,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,27 @@ from transformers.processing_utils import MultiModalData
 
 from stepwell.language.chat_template import chat_template as jinja
 from stepwell.language.labels import LabelledTokens, label_tokens, render_with_tokenizer
-from stepwell.language.prompt import MaskStyle, Message, render
+from stepwell.language.prompt import IMAGE, MaskStyle, Message, render
 from stepwell.models.config import PlainConfig, VisionConfig, vision_json, vision_settings
 from stepwell.models.vision import build_geometry
 from stepwell.structures import Geometry, TokenLayout
 from stepwell.views.decode import open_image, upright_rgb
 
 __all__ = ["StepwellImageProcessor", "StepwellProcessor"]
+
+_NOT_FOR_TEXT = frozenset(
+    {
+        "text_kwargs",
+        "images_kwargs",
+        "common_kwargs",
+        "videos",
+        "audio",
+        "return_tensors",
+        "return_mm_token_type_ids",
+        "sanitize_control_tokens",
+    }
+)
+_SAVED_BESIDE = frozenset({"image_processor_type", "processor_class", "backend", "use_fast"})
 
 Picture = Image.Image | str | os.PathLike[str] | bytes | np.ndarray[Any, Any]
 
@@ -49,6 +64,8 @@ class StepwellImageProcessor(BaseImageProcessor):
     model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
 
     def __init__(self, vision_config: VisionConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if unknown := sorted(kwargs.keys() - _SAVED_BESIDE):
+            raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, unknown))}")
         super().__init__(**kwargs)
         self.vision_config = vision_json(PlainConfig() if vision_config is None else vision_config)
 
@@ -97,15 +114,16 @@ class StepwellProcessor(ProcessorMixin):
         image_processor: StepwellImageProcessor | None = None,
         tokenizer: Any = None,
         chat_template: str | None = None,
-        image_token: str = "<image>",
         template: str | None = None,
         separators: dict[str, str] | None = None,
-        **kwargs: Any,
     ) -> None:
-        self.image_token = image_token
-        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if image_processor is None or tokenizer is None:
+            raise ValueError("a processor is made of an image_processor and a tokenizer; give both")
+        self.image_token = IMAGE
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
-            raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
+            raise ValueError(f"the tokenizer has no token {IMAGE!r}; add it as a special token first")
+        tokenizer.padding_side = "left"  # where `generate` wants it
         self.template = template
         self.separators = dict(separators or {})
         if chat_template is None and template is not None:
@@ -188,11 +206,18 @@ class StepwellProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """text: one string or several; images: all their pictures in order, flat or nested by string."""
         texts = [text] if isinstance(text, str) else list(text or [])
-        pictures = [] if images is None else list(_flat(self.image_processor.fetch_images(images)))
+        fetched = [] if images is None else self.image_processor.fetch_images(images)
+        pictures = list(_flat(fetched))
         data: dict[str, Any] = dict(self.image_processor(pictures)) if pictures else {}
         if text is not None:
+            if isinstance(fetched, list) and any(isinstance(row, list) for row in fetched):
+                _check_rows(texts, fetched)
             expanded = self._expand_all(texts, pictures)
-            data |= self.tokenizer(expanded, **_text_arguments(kwargs))
+            wants_types = kwargs.get("return_mm_token_type_ids", False)
+            data |= self.tokenizer(expanded, **_text_arguments(kwargs, type(self.tokenizer)))
+            if wants_types:
+                rows = data["input_ids"]
+                data["mm_token_type_ids"] = [[int(i == self.image_token_id) for i in row] for row in rows]
         return BatchFeature(
             data, tensor_type=return_tensors or kwargs.get("text_kwargs", {}).get("return_tensors")
         )
@@ -221,16 +246,32 @@ class StepwellProcessor(ProcessorMixin):
         )
 
     @property
+    def image_token_ids(self) -> list[int]:
+        """The tokens that stand for a picture, asked for by inference servers."""
+        return [self.image_token_id]
+
+    @property
     def model_input_names(self) -> list[str]:
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
 
-def _text_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer's share of a call: flat, or under `text_kwargs`; tensors are made once, of
-    everything."""
+def _text_arguments(kwargs: dict[str, Any], tokenizer: type) -> dict[str, Any]:
+    """The tokenizer's share of a call: flat, or under `text_kwargs`; tensors are made once, of everything."""
     merged = {**kwargs, **kwargs.get("text_kwargs", {}), **kwargs.get("common_kwargs", {})}
-    others = ("text_kwargs", "images_kwargs", "common_kwargs", "return_tensors", "return_mm_token_type_ids")
-    return {key: value for key, value in merged.items() if key not in others}
+    chosen = {key: value for key, value in merged.items() if key not in _NOT_FOR_TEXT and value is not None}
+    if unknown := sorted(chosen.keys() - signature(tokenizer.__call__).parameters.keys()):
+        raise ValueError(f"StepwellProcessor knows no {', '.join(map(repr, unknown))}; check the spelling")
+    return chosen
+
+
+def _check_rows(texts: list[str], rows: list[Any]) -> None:
+    """Pictures nested by text: each text needs as many as it has placeholders."""
+    if len(texts) != len(rows):
+        raise ValueError(f"{len(rows)} lists of pictures were given for {len(texts)} texts")
+    for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
+        placeholders, given = text.count(IMAGE), len(list(_flat(row)))
+        if placeholders != given:
+            raise ValueError(f"text {i} has {placeholders} {IMAGE} placeholders but {given} pictures")
 
 
 def _pictures_of(messages: Sequence[Message]) -> list[Any]:
@@ -238,8 +279,19 @@ def _pictures_of(messages: Sequence[Message]) -> list[Any]:
     parts = [
         part for message in messages if not isinstance(message["content"], str) for part in message["content"]
     ]
-    keys = ("image", "url", "path", "base64")
-    return [part[key] for part in parts if part["type"] == "image" for key in keys if key in part]
+    return [picture for part in parts if (picture := _picture_in(part)) is not None]
+
+
+def _picture_in(part: Message) -> Any:
+    """The picture of one part of a message, in transformers' and in OpenAI's way of writing."""
+    if part["type"] == "image_url":
+        address = part["image_url"]
+        return address["url"] if isinstance(address, dict) else address
+    if part["type"] != "image":
+        return None
+    if "base64" in part:
+        return f"data:image;base64,{part['base64']}"
+    return next((part[key] for key in ("image", "url", "path") if key in part), None)
 
 
 def _flat(images: Any) -> Iterable[Image.Image]:
@@ -251,9 +303,10 @@ def _flat(images: Any) -> Iterable[Image.Image]:
 
 
 def _stack_padded(views: list[Tensor]) -> Tensor:
-    """(3, h, w) each -> (V, 3, H, W)."""
-    height, width = (max(view.shape[axis] for view in views) for axis in (1, 2))
-    return torch.stack([F.pad(view, (0, width - view.shape[2], 0, height - view.shape[1])) for view in views])
+    """(3, h, w) each -> (V, 3, L, L), L the longest side: alike for all pictures of a pyramid, so that others
+    may join batches made apart."""
+    side = max(max(view.shape[1:]) for view in views)
+    return torch.stack([F.pad(view, (0, side - view.shape[2], 0, side - view.shape[1])) for view in views])
 
 
 def _open(picture: Picture) -> Image.Image:
@@ -262,8 +315,10 @@ def _open(picture: Picture) -> Image.Image:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8:
             raise ValueError(f"an array picture must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
+        if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (3, 4)):
+            raise ValueError(f"an array picture must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
         return upright_rgb(Image.fromarray(picture))
-    if isinstance(picture, str) and picture.startswith("data:"):
+    if isinstance(picture, str) and picture[:5].lower() == "data:":
         return open_image(_data_url(picture))
     if isinstance(picture, str) and "://" in picture[:16]:
         raise ValueError("pictures are not fetched from the network; download the file and pass its path")

@@ -55,6 +55,7 @@ def _plain_geometry(config: PlainConfig, spec: EncoderSpec) -> PyramidGeometry:
         framing=config.framing,
         mean=config.mean,
         std=config.std,
+        min_cells=max(1, spec.window),
     )
 
 
@@ -81,7 +82,7 @@ def _piip_geometry(config: PiipConfig, specs: Sequence[EncoderSpec]) -> PyramidG
         framing=config.framing,
         mean=config.mean,
         std=config.std,
-        min_cells=config.min_cells,
+        min_cells=max(config.min_cells, *(spec.window for spec in specs)),
         grid=config.projector.grid,
     )
 

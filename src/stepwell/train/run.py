@@ -99,7 +99,6 @@ def _looking_at(processor: StepwellProcessor, vision: Any) -> StepwellProcessor:
         type(processor.image_processor)(vision),
         processor.tokenizer,
         template=processor.template,
-        image_token=processor.image_token,
         separators=processor.separators,
     )
 
