@@ -11,7 +11,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from stepwell.views.preprocess import pad_to_square, resize_short_side_and_crop, to_tensor
+from stepwell.views import preprocess
+from stepwell.views.preprocess import pad_and_resize, pad_to_square, resize_short_side_and_crop, to_tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BICUBIC = InterpolationMode.BICUBIC
@@ -57,3 +58,56 @@ def test_short_side_and_crop_are_those_of_torchvision(height: int, width: int) -
     left, top = (resized.width - 64) // 2, (resized.height - 64) // 2
     expected = np.asarray(resized)[top : top + 64, left : left + 64]
     assert (np.asarray(resize_short_side_and_crop(image, 64)) == expected).all()
+
+
+LENGTH = st.integers(1, 60)
+
+
+@pytest.mark.parametrize("band_pixels", [1, 300, 2**21])
+def test_padding_and_resizing_at_once_is_doing_one_after_the_other(
+    band_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "BAND_PIXELS", band_pixels)
+
+    @given(LENGTH, LENGTH, LENGTH)
+    def agree(height: int, width: int, side: int) -> None:
+        image, colour = noise(height, width), (122, 116, 104)
+        expected = pad_to_square(image, colour).resize((side, side), Image.Resampling.BICUBIC)
+        assert (np.asarray(pad_and_resize(image, colour, side)) == np.asarray(expected)).all()
+
+    agree()
+
+
+@pytest.mark.parametrize("band_pixels", [1, 300, 2**21])
+def test_only_the_middle_of_a_resized_picture_is_made_and_is_the_same(
+    band_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "BAND_PIXELS", band_pixels)
+
+    @given(LENGTH, LENGTH, st.integers(1, 40))
+    def agree(height: int, width: int, side: int) -> None:
+        image, short = noise(height, width), min(height, width)
+        resized = image.resize((side * width // short, side * height // short), Image.Resampling.BICUBIC)
+        left, top = (resized.width - side) // 2, (resized.height - side) // 2
+        expected = resized.crop((left, top, left + side, top + side))
+        assert (np.asarray(resize_short_side_and_crop(image, side)) == np.asarray(expected)).all()
+
+    agree()
+
+
+@pytest.mark.parametrize("shape", [(16_384, 82), (82, 16_384), (200, 1), (1, 200)])
+def test_no_long_picture_becomes_a_huge_one_on_the_way(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, sizes = Image.new("RGB", shape), []
+    new = Image.Image._new
+
+    def seen(self: Image.Image, im: object) -> Image.Image:
+        made = new(self, im)
+        sizes.append(made.width * made.height)
+        return made
+
+    monkeypatch.setattr(Image.Image, "_new", seen)
+    pad_and_resize(image, (0, 0, 0), 56)
+    resize_short_side_and_crop(image, 224)
+    assert max(sizes) < 8e6

@@ -7,7 +7,7 @@ Sizes are (height, width); colours and statistics are red, green, blue.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from stepwell.structures import Size
 
-__all__ = ["pad_to_square", "resize_short_side_and_crop", "to_tensor"]
+__all__ = ["pad_and_resize", "pad_to_square", "resize_short_side_and_crop", "to_tensor"]
+
+BAND_PIXELS = 2**21  # of an intermediate picture that is made in parts
 
 
 def to_tensor(image: Image.Image, size: Size, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -40,10 +42,50 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
     return canvas
 
 
+def pad_and_resize(image: Image.Image, colour: tuple[int, int, int], side: int) -> Image.Image:
+    """-> (side, side): `pad_to_square` and then the bicubic resize, pixel for pixel, without the square.
+
+    Pillow resizes the rows of a square first and then the columns. So only the picture's own rows are
+    resized, some at a time; all other rows of the square are one and the same.
+    """
+    (width, height), long = image.size, max(image.size)
+    left, top = (long - width) // 2, (long - height) // 2
+    empty = _resize(Image.new("RGB", (long, 1), colour), side, 1)
+    tall = empty.resize((side, long), Image.Resampling.NEAREST)
+    for first, rows in _bands(height, long):
+        band = Image.new("RGB", (long, rows), colour)
+        band.paste(image.crop((0, first, width, first + rows)), (left, 0))
+        tall.paste(_resize(band, side, rows), (0, top + first))
+    return _resize(tall, side, side)
+
+
 def resize_short_side_and_crop(image: Image.Image, side: int) -> Image.Image:
-    """-> (side, side): the short side resized to it, the long one rounded down, the middle cut out."""
+    """-> (side, side): the short side resized to it, the long one rounded down, the middle cut out.
+
+    A picture that grows is made rows first and then columns, as Pillow does, some at a time: of a long one
+    nearly all is cut away.
+    """
     short = min(image.size)
     width, height = (side * length // short for length in image.size)
     left, top = (width - side) // 2, (height - side) // 2
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return image.crop((left, top, left + side, top + side))
+    if short >= side:
+        return _resize(image, width, height).crop((left, top, left + side, top + side))
+    middle = Image.new("RGB", (side, image.height))
+    for first, rows in _bands(image.height, max(image.width, width)):
+        band = image.crop((0, first, image.width, first + rows))
+        middle.paste(_resize(band, width, rows).crop((left, 0, left + side, rows)), (0, first))
+    cut = Image.new("RGB", (side, side))
+    for first, columns in _bands(side, max(image.height, height)):
+        band = middle.crop((first, 0, first + columns, image.height))
+        cut.paste(_resize(band, columns, height).crop((0, top, columns, top + side)), (first, 0))
+    return cut
+
+
+def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _bands(count: int, length: int) -> Iterator[tuple[int, int]]:
+    """The first line and the number of lines of each band, for `count` lines of `length` pixels."""
+    lines = max(BAND_PIXELS // length, 1)
+    return ((first, min(lines, count - first)) for first in range(0, count, lines))
