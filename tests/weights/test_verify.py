@@ -155,7 +155,7 @@ def test_an_exception_of_one_case_is_its_verdict_and_the_others_still_run(run: A
         write(tmp_path / f"{name}.safetensors", {"out.y": torch.zeros(2)})
     code, lines = run(tmp_path, case=case)
     assert code == 1
-    assert lines[0].endswith("FAILED  reference path: RuntimeError: first line")
+    assert lines[0].endswith("FAILED  reference path: RuntimeError: first line second line")
     assert lines[1].split() == ["b.safetensors", "0", "ok"]
     assert lines[2] == "1 passed, 1 failed, 0 unsupported"
 
@@ -221,6 +221,29 @@ def test_a_folder_is_read_in_order_without_the_files_that_hold_no_record(run: An
     code, lines = run(tmp_path)
     assert code == 0
     assert [line.split()[0] for line in lines] == ["a.safetensors", "b.safetensors", "2"]
+
+
+def test_a_damaged_file_in_a_folder_fails_and_the_others_are_checked(run: Any, tmp_path: Path) -> None:
+    shutil.copy(PROJECTOR, tmp_path / "c.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(PROJECTOR.read_bytes()[:500])
+    (tmp_path / "b.json").write_bytes(b'{"kind": ')
+    code, lines = run(tmp_path)
+    assert code == 1
+    for line, name in zip(lines, ("a.safetensors", "b.json"), strict=False):
+        assert line.startswith(name)
+        assert "-  FAILED  not a readable golden file" in line
+    assert lines[2].split()[::2] == ["c.safetensors", "ok"]
+    assert lines[3] == "1 passed, 2 failed, 0 unsupported"
+
+
+def test_parameters_that_are_missing_are_named(run: Any, tmp_path: Path) -> None:
+    def case(record: Record) -> dict[str, Tensor]:
+        return {"y": record.load_into(nn.Linear(2, 3), [Rename("weight", "weight")]).bias}
+
+    tensors = {"param.weight": torch.zeros(3, 2), "out.y": torch.zeros(3)}
+    code, (line, _) = run(write(tmp_path / "a.safetensors", tensors), case=case)
+    assert code == 1
+    assert 'Missing key(s) in state_dict: "bias"' in line
 
 
 @pytest.mark.parametrize(

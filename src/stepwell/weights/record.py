@@ -20,11 +20,35 @@ from stepwell.keys.engine import Rule, plan
 
 M = TypeVar("M", bound=nn.Module)
 
-__all__ = ["Case", "Record", "TableCheck", "Unsupported", "read_record"]
+__all__ = [
+    "Case",
+    "Record",
+    "Required",
+    "TableCheck",
+    "Unsupported",
+    "check_required",
+    "read_record",
+]
+
+Required = Mapping[str, Any]
+"""Key of the settings -> a tuple of the values that we have, or a Required for an object."""
 
 
 class Unsupported(Exception):
     """Raised by a case for settings that we do not have yet; the message says which."""
+
+
+def check_required(settings: Mapping[str, Any], required: Required, where: str = "") -> None:
+    """Raises Unsupported naming a key whose value is none of ours; keys that are absent are not looked at."""
+    for key, ours in required.items():
+        if key not in settings:
+            continue
+        value = settings[key]
+        if isinstance(ours, Mapping):
+            check_required(value, ours, f"{where}{key}.")
+        elif value not in ours:
+            known = " or ".join(map(repr, ours))
+            raise Unsupported(f"{where}{key} {value!r}: ours is {known}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,5 +148,5 @@ def _read_tensors(path: Path) -> Record | None:
         params=group("param."),
         inputs=group("in."),
         outputs=group("out."),
-        params_without_influence=tuple(facts["params_without_influence"]),
+        params_without_influence=tuple(facts.get("params_without_influence", ())),
     )

@@ -23,7 +23,7 @@ from stepwell.ops.choose import prefer
 from stepwell.weights import verify_encoders, verify_inf, verify_piip
 from stepwell.weights.record import Case, Record, TableCheck, Unsupported, read_record
 
-__all__ = ["Verdict", "error_over_tolerance", "main", "read_records", "verify"]
+__all__ = ["Unreadable", "Verdict", "error_over_tolerance", "main", "read_records", "verify"]
 
 CASES: dict[str, Case] = {**verify_inf.CASES, **verify_encoders.CASES, **verify_piip.CASES}
 
@@ -37,16 +37,25 @@ class Verdict:
     reason: str = ""
 
 
-def read_records(paths: Iterable[Path]) -> list[Record]:
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A file in a folder of golden files that is damaged, and how."""
+
+    path: Path
+    reason: str
+
+
+def read_records(paths: Iterable[Path]) -> list[Record | Unreadable]:
     """The records in files and folders (`*.safetensors` and `*.json` that are records, sorted by name).
 
-    Raises FileNotFoundError for a missing path and ValueError for a file that cannot be read or is no record.
+    A file of a folder that cannot be read stands in its place with the reason. Raises FileNotFoundError for a
+    missing path and ValueError for a file named itself that cannot be read, or holds no record.
     """
-    records: list[Record] = []
+    records: list[Record | Unreadable] = []
     for path in paths:
         if path.is_dir():
             files = sorted(f for f in path.iterdir() if f.suffix in (".safetensors", ".json") and f.is_file())
-            found = [record for record in map(read_record, files) if record is not None]
+            found = [record for record in map(_read_or_reason, files) if record is not None]
             if not found:
                 raise ValueError(f"{path}: no golden file in this folder")
             records += found
@@ -57,6 +66,13 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
         else:
             records.append(record)
     return records
+
+
+def _read_or_reason(path: Path) -> Record | Unreadable | None:
+    try:
+        return read_record(path)
+    except ValueError as error:
+        return Unreadable(path, _one_line(error).removeprefix(f"{path}: "))
 
 
 def verify(record: Record, paths: Sequence[OpPath] = ("reference", "fast")) -> Verdict:
@@ -82,9 +98,12 @@ def _run(case: Case, record: Record) -> Verdict:
     except Unsupported as error:
         return Verdict("unsupported", reason=str(error))
     except Exception as error:  # whatever a case raises is this file's verdict, and the others still run
-        lines = str(error).strip().splitlines() or [""]
-        return Verdict("FAILED", reason=f"{type(error).__name__}: {lines[0]}"[:200])
+        return Verdict("FAILED", reason=f"{type(error).__name__}: {_one_line(error)}"[:300])
     return _judge_table(answer) if isinstance(answer, TableCheck) else _judge_tensors(answer, record)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _judge_table(check: TableCheck) -> Verdict:
@@ -141,7 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = max(len(record.path.name) for record in records)
     count = dict.fromkeys(("ok", "FAILED", "unsupported"), 0)
     for record in records:
-        verdict = verify(record, asked)
+        if isinstance(record, Unreadable):
+            verdict = Verdict("FAILED", reason=record.reason[:300])
+        else:
+            verdict = verify(record, asked)
         count[verdict.status] += 1
         largest = "-" if verdict.error is None else f"{verdict.error:.3g}"
         print(
