@@ -1,0 +1,63 @@
+"""Every name is renamed, joined, dropped or reported."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from stepwell.keys.engine import Drop, Join, Rename, convert, plan, with_prefix
+
+QKV = Join((r"(\w+)\.q", r"(\w+)\.k", r"(\w+)\.v"), r"\1.qkv", torch.cat)
+
+
+def test_the_first_rule_that_matches_takes_a_name() -> None:
+    made = plan(["a.w", "b.w"], [Rename(r"a\.w", "first"), Rename(r"(.)\.w", r"\1.second")])
+    assert made.targets.keys() == {"first", "b.second"}
+
+
+def test_a_pattern_has_to_match_the_whole_name() -> None:
+    assert plan(["fc.weight.extra"], [Rename(r"fc\.weight", "w")]).unknown == ["fc.weight.extra"]
+
+
+def test_a_tensor_may_be_changed_on_its_way() -> None:
+    made = convert({"w": torch.ones(2, 3)}, [Rename("w", "v", torch.t)])
+    assert made["v"].shape == (3, 2)
+
+
+def test_parts_are_joined_in_the_order_of_the_rule() -> None:
+    state = {"x.v": torch.tensor([3]), "x.q": torch.tensor([1]), "x.k": torch.tensor([2])}
+    assert convert(state, [QKV])["x.qkv"].tolist() == [1, 2, 3]
+
+
+def test_an_incomplete_join_is_unknown() -> None:
+    assert sorted(plan(["x.q", "x.v"], [QKV]).unknown) == ["x.q", "x.v"]
+
+
+def test_what_is_dropped_says_why() -> None:
+    made = plan(["index"], [Drop("index", "computed here")])
+    assert (made.dropped, made.targets, made.unknown) == ({"index": "computed here"}, {}, [])
+
+
+def test_two_sources_of_one_target_are_refused() -> None:
+    with pytest.raises(ValueError, match="would both become 'w'"):
+        plan(["a", "b"], [Rename("[ab]", "w")])
+
+
+def test_tensors_without_a_rule_are_named() -> None:
+    with pytest.raises(ValueError, match="1 tensors have no place here: other"):
+        convert({"other": torch.zeros(1)}, [])
+
+
+def test_a_table_moves_under_a_prefix_with_its_groups() -> None:
+    def upper(match: re.Match[str]) -> str:
+        return match[1].upper()
+
+    rules = [QKV, Rename("n_(.)", upper), Drop("index|count", "computed here")]
+    moved = with_prefix(rules, r"(?:net|module)\.", "ours.")
+    made = plan(["net.x.q", "net.x.k", "net.x.v", "module.n_a", "net.count", "n_b"], moved)
+    assert made.targets["ours.x.qkv"].sources == ("net.x.q", "net.x.k", "net.x.v")
+    assert made.targets["ours.A"].sources == ("module.n_a",)
+    assert made.dropped == {"net.count": "computed here"}
+    assert made.unknown == ["n_b"]

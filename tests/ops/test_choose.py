@@ -1,0 +1,45 @@
+"""The switch between the reference and the fast path."""
+
+from __future__ import annotations
+
+import pytest
+
+from stepwell.ops.choose import Path, choose, prefer
+
+
+@pytest.mark.parametrize(
+    ("path", "fast_ok", "taken"),
+    [
+        ("auto", True, True),
+        ("auto", False, False),
+        ("reference", True, False),
+        ("reference", False, False),
+        ("fast", True, True),
+    ],
+)
+def test_which_path_is_taken(path: Path, fast_ok: bool, taken: bool) -> None:
+    with prefer(path):
+        assert choose(fast_ok=fast_ok, why_not="") is taken
+
+
+def test_without_a_wish_the_fast_path_is_taken_where_there_is_one() -> None:
+    assert choose(fast_ok=True, why_not="")
+    assert not choose(fast_ok=False, why_not="")
+
+
+def test_a_fast_path_that_there_is_not_is_an_error_with_its_reason() -> None:
+    with prefer("fast"), pytest.raises(RuntimeError, match="requested but the window is odd"):
+        choose(fast_ok=False, why_not="the window is odd")
+
+
+def test_a_wish_ends_with_its_block_even_after_an_error() -> None:
+    with prefer("reference"):
+        with pytest.raises(KeyError), prefer("fast"):
+            raise KeyError
+        assert not choose(fast_ok=True, why_not="")
+    assert choose(fast_ok=True, why_not="")
+
+
+def test_an_unknown_path_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown path 'quick'"), prefer("quick"):  # type: ignore[arg-type]
+        pass
