@@ -11,7 +11,7 @@ import torch
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.weights.record import Unsupported, read_record
 from stepwell.weights.verify import verify
-from stepwell.weights.verify_encoders import encoder_from_settings
+from stepwell.weights.verify_encoders import check_position_grid, encoder_from_settings
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "piip"
 
@@ -66,6 +66,16 @@ def test_a_global_beit_block_has_a_table_for_its_recorded_grid() -> None:
 def test_settings_that_are_not_ours_are_unsupported() -> None:
     with pytest.raises(Unsupported, match="rotary"):
         encoder_from_settings({**BRANCH, "pos_embed_type": "rotary"})
+
+
+def test_a_table_that_is_not_resized_needs_its_own_grid() -> None:
+    table = {"pos_embed_resize": "none", "pos_embed_grid": [4, 4], "patch_size": 16}
+    check_position_grid(table, (64, 79))
+    check_position_grid({**table, "pos_embed_resize": "bicubic"}, (64, 96))
+    with pytest.raises(Unsupported, match=r"\[4, 4\] on a grid of \[4, 6\]"):
+        check_position_grid(table, (64, 96))
+    with pytest.raises(Unsupported, match="pos_embed_resize 'bilinear'"):
+        encoder_from_settings({**BRANCH, "pos_embed_resize": "bilinear"})
 
 
 def test_a_convnext_whose_recorded_strides_differ_is_refused() -> None:

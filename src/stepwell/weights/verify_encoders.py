@@ -6,7 +6,7 @@ whole pyramids use it too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,9 +17,9 @@ from stepwell.encoders.vit import Position, VisionTransformer
 from stepwell.keys.backbones import Layout, backbone_rules
 from stepwell.keys.engine import Rule, convert
 from stepwell.structures import TokenMap
-from stepwell.weights.record import Case, Record, Unsupported
+from stepwell.weights.record import Case, Record, Unsupported, check_required
 
-__all__ = ["CASES", "encoder_from_settings"]
+__all__ = ["CASES", "check_position_grid", "encoder_from_settings"]
 
 
 def encoder_from_settings(branch: Mapping[str, Any]) -> tuple[VisionTransformer | ConvNeXt, list[Rule]]:
@@ -37,6 +37,9 @@ def encoder_from_settings(branch: Mapping[str, Any]) -> tuple[VisionTransformer 
 
 def _vit(branch: Mapping[str, Any]) -> VisionTransformer:
     """Bare blocks (no embedding recorded) get an encoder without positions, whose stem goes unused."""
+    check_required(
+        branch, {"pos_embed_resize": ("bicubic", "none", None), "temporal_row_used": (0, None)}, "branch "
+    )
     windows = [w if on else 0 for on, w in zip(branch["window_attn"], branch["window_size"], strict=True)]
     kind = branch.get("pos_embed_type")
     grid = branch.get("pos_embed_grid")
@@ -99,12 +102,24 @@ def _convnext(branch: Mapping[str, Any]) -> ConvNeXt:
 
 
 def _output(encoder: VisionTransformer | ConvNeXt, state: TokenMap, layout: str) -> Tensor:
+    check_required({"output_layout": layout}, {"output_layout": ("map", "tokens")})
     return encoder.to_map(state) if layout == "map" else state.tokens
+
+
+def check_position_grid(branch: Mapping[str, Any], image: Sequence[int]) -> None:
+    """Raises Unsupported where a table that is not resized meets another grid: official code fails there."""
+    table = branch.get("pos_embed_grid")
+    if branch.get("pos_embed_resize") != "none" or not table:
+        return
+    grid = [side // branch["patch_size"] for side in image]
+    if list(table) != grid:
+        raise Unsupported(f"pos_embed_resize 'none' with a table for {table} on a grid of {grid}")
 
 
 def _vit_branch(record: Record) -> dict[str, Tensor]:
     """The state after the embedding and after every block."""
     settings = record.settings
+    check_position_grid(settings, settings["image_size"])
     encoder, rules = encoder_from_settings(settings)
     record.load_into(encoder, rules)
     state = encoder.stem(record.inputs["image"])

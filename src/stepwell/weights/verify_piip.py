@@ -5,7 +5,7 @@ Settings list branch 1 first (widest network, smallest image); grids are [rows, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -39,8 +39,9 @@ from stepwell.models.piip import (
     build_interactions,
 )
 from stepwell.structures import Size, TokenMap
-from stepwell.weights.record import Case, Record, Unsupported
-from stepwell.weights.verify_encoders import encoder_from_settings
+from stepwell.weights.record import Case, Record, TableCheck, Unsupported, check_required
+from stepwell.weights.required_piip import REQUIRED
+from stepwell.weights.verify_encoders import check_position_grid, encoder_from_settings
 
 __all__ = ["CASES"]
 
@@ -168,22 +169,16 @@ def _encoders(s: dict[str, Any]) -> tuple[list[VisionTransformer | ConvNeXt], li
 
 
 def _check_order(s: dict[str, Any]) -> None:
-    """Ours is the only order and exchange that was recorded; another one would be a new schedule."""
+    """Ours is the only order that was recorded; another one would be a new schedule."""
     finest_first = [f"{a}{b}" for a, b in pairwise(range(1, s["num_branches"] + 1))][::-1]
-    if s["unit_order"] != finest_first or s["exchange"] != "simultaneous":
-        raise Unsupported(f"units {s['unit_order']} with {s['exchange']} exchange")
+    if s["unit_order"] != finest_first:
+        raise Unsupported(f"units in the order {s['unit_order']}")
 
 
 def _pyramid(s: dict[str, Any]) -> tuple[PyramidEncoder, list[list[Rule]]]:
     """Branches and interactions, and the key table of every branch."""
-    resize = s["image_resize"]
-    if (resize["mode"], resize["by"], resize["align_corners"], resize["antialias"]) != (
-        "bilinear",
-        "scale_factor",
-        False,
-        False,
-    ):
-        raise Unsupported(f"image resize {resize}")
+    for branch, ratio in zip(s["branches"], s["image_ratios"], strict=True):
+        check_position_grid(branch, [int(side * ratio) for side in s["image_size"]])
     encoders, tables = _encoders(s)
     ranges = [[(first, last) for first, last in branch["interaction_indexes"]] for branch in s["branches"]]
     interactions = build_interactions(
@@ -230,8 +225,6 @@ def _backbone(record: Record) -> dict[str, Tensor]:
 
 
 def _conv_stacks(dims: list[int], merge: dict[str, Any]) -> list[nn.Module]:
-    if (merge["kernel_size"], merge["conv_bias"], merge["resize_after_stack"]) != (3, False, True):
-        raise Unsupported(f"merge {merge}")
     norm = {"num_groups": merge["norm_groups"], "norm_eps": merge["norm_eps"]}
     if merge["branch1_has_conv"]:
         return dense_stacks(dims, num_layers=merge["layers"], **norm)
@@ -259,8 +252,11 @@ def _classifier(record: Record) -> dict[str, Tensor]:
 
 def _llava_tower(record: Record) -> dict[str, Tensor]:
     s = record.settings
+    sides = [branch["img_size"] for branch in s["branches"]]
+    if [side / sides[-1] for side in sides] != s["image_ratios"]:
+        raise Unsupported(f"image_ratios {s['image_ratios']} of branches with sides {sides}")
     encoder, tables = _pyramid(s)
-    geometry = _square_geometry([branch["img_size"] for branch in s["branches"]], "crop")
+    geometry = _square_geometry(sides, "crop")
     model = PiipVision(encoder, _token_merge(s["projector"]), geometry)
     record.load_into(model, vision_rules(tables, len(encoder.interactions), norm=s["projector"]["norm"]))
     views = [record.inputs["image"]]
@@ -270,6 +266,8 @@ def _llava_tower(record: Record) -> dict[str, Tensor]:
 
 def _llava_preprocess(record: Record) -> dict[str, Tensor]:
     s = record.settings
+    canvas = [int(255 * mean) for mean in s["image_mean"]]
+    check_required(s["pad"], {"canvas_rgb": (canvas,)}, "pad.")
     outputs: dict[str, Tensor] = {}
     for framing in ("pad", "crop"):
         geometry = _square_geometry([s["size"]], framing, s["image_mean"], s["image_std"])
@@ -278,6 +276,27 @@ def _llava_preprocess(record: Record) -> dict[str, Tensor]:
             layout = geometry.layout((image.height, image.width))
             (outputs[f"{s[framing]['output_prefix']}{i}"],) = geometry.views(image, layout)
     return outputs
+
+
+def _checked(case: Case) -> Case:
+    """The case, after a look at what its kind requires."""
+
+    def run(record: Record) -> Mapping[str, Tensor] | TableCheck:
+        check_required(record.settings, REQUIRED[record.kind])
+        if "projector" in record.settings:
+            _check_projector(record.settings["projector"], "projector.")
+        if record.kind == "piip.llava_projector":
+            _check_projector(record.settings)
+        return case(record)
+
+    return run
+
+
+def _check_projector(s: dict[str, Any], where: str = "") -> None:
+    """The linears stand where the norm leaves them, and the norm has weights where ours has them."""
+    grouped = s["norm"] == "groupnorm"
+    facts = {"linear_indexes": ([1, 6] if grouped else [1, 5],), "norm_affine": (grouped,)}
+    check_required(s, facts, where)
 
 
 def _square_geometry(
@@ -297,13 +316,16 @@ def _square_geometry(
 
 
 CASES: dict[str, Case] = {
-    "piip.deform_attention": _deform_attention,
-    "piip.injector": _injector,
-    "piip.interaction_unit": _interaction_unit,
-    "piip.interaction_block": _interaction_block,
-    "piip.backbone": _backbone,
-    "piip.classifier": _classifier,
-    "piip.llava_tower": _llava_tower,
-    "piip.llava_projector": _llava_projector,
-    "piip.llava_preprocess": _llava_preprocess,
+    kind: _checked(case)
+    for kind, case in {
+        "piip.deform_attention": _deform_attention,
+        "piip.injector": _injector,
+        "piip.interaction_unit": _interaction_unit,
+        "piip.interaction_block": _interaction_block,
+        "piip.backbone": _backbone,
+        "piip.classifier": _classifier,
+        "piip.llava_tower": _llava_tower,
+        "piip.llava_projector": _llava_projector,
+        "piip.llava_preprocess": _llava_preprocess,
+    }.items()
 }
