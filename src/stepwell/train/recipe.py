@@ -158,7 +158,7 @@ class Recipe(_Strict):
     log_steps: Positive = 50
     workers: Annotated[int, Field(ge=0)] = 1
     resume: bool = True  # finished stages and the last checkpoint of an unfinished one are taken up again
-    save_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float16"
 
 
 def recipe_names() -> list[str]:

@@ -57,6 +57,9 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.to(getattr(torch, settings.save_dtype)).save_pretrained(folder / "model")
+    # Stored small, computed in full: in half precision the answers of a batch may differ from single ones.
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     return folder / "model"
 
