@@ -301,9 +301,7 @@ def convert(
         Path | None, typer.Option(metavar="FOLDER", help="Where its tokenizer is. [default: beside SOURCE]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON, with every name.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON, with every name.")] = False,
 ) -> None:
     """Turn a released checkpoint into a model folder."""
     if not as_:
@@ -340,13 +338,8 @@ def flops(
     config: Annotated[
         str | None, typer.Argument(metavar="CONFIG", help="A model folder, or the name of a published model.")
     ] = None,
-    paper: Annotated[
-        bool, typer.Option("--paper", help="Rebuild the cost tables of the PIIP paper.")
-    ] = False,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="WIDTHxHEIGHT", help="Of the picture. [default: square, the model's side]"),
-    ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="Rebuild the PIIP paper's cost tables.")] = False,
+    size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="[default: square]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Count what a model costs, as the papers count and as it is."""
@@ -373,14 +366,14 @@ def _pixels(size: str) -> tuple[int, int]:
 
 @app.command()
 def plan(
-    branches: Annotated[
-        str, typer.Option(metavar="FAMILY:SIZES", help="Such as deit:B,S,T or clip:L+convnext:B.")
-    ],
+    branches: Annotated[str, typer.Option(metavar="FAMILY:SIZES", help="As clip:L+convnext_clip:B.")],
     budget_gflops: Annotated[float, typer.Option(help="In 1e9 multiply-accumulates, as the papers count.")],
     step: Annotated[int | None, typer.Option(min=1, help="Sizes are its multiples. [default: 112]")] = None,
     aspect: Annotated[str, typer.Option(metavar="WIDTH:HEIGHT", help="Of the pictures.")] = "1:1",
     slack: Annotated[float, typer.Option(min=0, help="Share of the budget that may be exceeded.")] = 0.01,
     interactions: Annotated[int, typer.Option(min=0, help="Between neighbouring branches.")] = 12,
+    smallest: Annotated[int | None, typer.Option(min=1, help="Of branch 1. [default: one step]")] = None,
+    windows: Annotated[int | None, typer.Option(min=0, help="0: none. [default: as published]")] = None,
     as_json: AsJson = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print as YAML, ready for a recipe.")] = False,
 ) -> None:
@@ -391,7 +384,14 @@ def plan(
     from stepwell.flops import plan as planner
 
     plans = planner.plan(
-        branches, budget_gflops, step=step, aspect=aspect, slack=slack, interactions=interactions
+        branches,
+        budget_gflops,
+        step=step,
+        aspect=aspect,
+        slack=slack,
+        smallest=smallest,
+        interactions=interactions,
+        windows=windows,
     )
     if as_json:
         print(planner.plans_as_json(plans))

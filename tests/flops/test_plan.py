@@ -8,7 +8,8 @@ import json
 import pytest
 import yaml
 
-from stepwell.flops.plan import parse_branches, plan, plans_as_json, plans_as_table, plans_as_yaml
+from stepwell.flops.branches import parse_branches
+from stepwell.flops.plan import plan, plans_as_json, plans_as_table, plans_as_yaml
 from stepwell.flops.pyramid import PyramidCost
 from stepwell.flops.tables import Setting
 from stepwell.flops.text import aligned
@@ -87,6 +88,29 @@ def test_pictures_of_another_aspect_have_views_of_one_shape_and_cost_less():
     assert plans[0].sizes[-1] > plan("deit:B,S,T", 243)[0].sizes[-1]
 
 
+def test_no_view_is_bent_by_more_than_a_twentieth():
+    plans = plan("deit:B,S,T", 243, aspect="4:3", step=16, smallest=400)
+    assert plans
+    for height, width in (view for p in plans for view in p.views):
+        assert height / width == pytest.approx(3 / 4, rel=0.05)
+    kept = plan("deit:B,S,T", 243 * 880 / 1120, aspect="4:3")
+    assert any(all(a >= b for a, b in zip(p.sizes, (448, 896, 1120), strict=True)) for p in kept)
+
+
+@pytest.mark.parametrize("aspect", ["1:10", "100:1", "4:3"])
+def test_long_pictures_are_planned_after_few_candidates(aspect, monkeypatch):
+    monkeypatch.setattr("stepwell.flops.plan.MOST_CANDIDATES", 30_000)
+    assert plan("deit:B,S,T", 243, aspect=aspect)
+
+
+def test_sizes_divide_by_the_stride_of_their_own_branch_only():
+    """Table XI of the paper has ConvNeXt-B at 1024 beside CLIP-L at 336, which 32 does not divide."""
+    (found,) = [p for p in plan("CLIP:L + ConvNeXt_CLIP:B", 600, windows=0) if p.sizes[0] == 336]
+    assert found.sizes[1] >= 1024
+    assert all(p.sizes[1] % 32 == 0 and p.sizes[0] % 112 == 0 for p in plan("clip:L+convnext_clip:B", 600))
+    assert "framing: pad" in plans_as_yaml([found])
+
+
 def test_slack_widens_the_budget():
     assert "1120/896/448" not in [p.resolution for p in plan("deit:B,S,T", 243, slack=0)]
 
@@ -122,7 +146,13 @@ def test_branches_are_written_as_family_and_sizes(text, names):
         ({"step": 100}, "n x 16, not 100"),
         ({"branches": "convnext:B,S", "step": 112}, "n x 32, not 112"),
         ({"step": 0}, "n x 16, not 0"),
-        ({"step": 16, "aspect": "4:3"}, "square pictures only"),
+        ({"aspect": "1:100", "budget_gflops": 20}, "no sizes in steps of 112 within 20 GFLOPs"),
+        ({"branches": "deit:B,S,T,"}, "lacks a size"),
+        ({"branches": "convnext:B,S,T", "interactions": 5}, "do not fall into 5 runs; 0, 1, 3, 12"),
+        ({"budget_gflops": float("inf")}, "budget above 0"),
+        ({"slack": float("nan")}, "slack of 0 or more"),
+        ({"slack": float("inf")}, "slack of 0 or more"),
+        ({"smallest": 0}, "1 pixel or more"),
         ({"budget_gflops": 0}, "budget above 0"),
         ({"budget_gflops": float("nan")}, "budget above 0"),
         ({"budget_gflops": 5}, "nothing fits 5 GFLOPs: the smallest pyramid, 336/224/112, takes 16.4"),
@@ -130,8 +160,7 @@ def test_branches_are_written_as_family_and_sizes(text, names):
         ({"aspect": "4x3"}, "such as 4:3"),
         ({"aspect": "0:3"}, "such as 4:3"),
         ({"windows": -1}, "0 .none. or positive"),
-        ({"convention": "Z"}, "unknown convention 'Z'"),
-        ({"interactions": 5}, "12 layers do not fall into 5 equal runs"),
+        ({"interactions": 5}, "do not fall into 5 runs; 0, 1, 2, 3, 4, 6, 12 interactions"),
         ({"branches": "clip:L,B", "windows": 14}, "class token"),
         ({"budget_gflops": 1e7, "step": 16}, "take a step above 16"),
     ],

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from stepwell.encoders.catalogue import ENCODERS
+from stepwell.flops.branches import parse_branches
 from stepwell.flops.cost import CONVENTIONS
 from stepwell.flops.pyramid import Merge, PyramidCost, as_counted
 from stepwell.flops.shapes import VitShape, shape_of
@@ -26,11 +27,11 @@ from stepwell.models.published import STAGE_MERGES, layer_runs
 from stepwell.structures import Size
 from stepwell.views.pyramid import pyramid_sizes
 
-__all__ = ["Plan", "parse_branches", "plan", "plans_as_json", "plans_as_table", "plans_as_yaml"]
+__all__ = ["Plan", "plan", "plans_as_json", "plans_as_table", "plans_as_yaml"]
 
-MOST_CANDIDATES = 1_000_000
-SIBLINGS = {"deit": "deit3", "deit3": "deit"}
-"""DeiT has no L and DeiT III no T, so the paper mixes the two."""
+MOST_CANDIDATES = 100_000
+MOST_BENT = 0.05
+"""How far the views' aspect may be from the one asked for: 1120/896/448 at 4:3 is 4.8 % off."""
 MERGES: dict[str, Merge] = {"A": "linear", "D": "stages", "L": "none"}
 
 
@@ -49,50 +50,23 @@ class Plan:
         return tuple(branch.size for branch in self.branches)
 
     @property
+    def windows(self) -> tuple[int | tuple[int, ...], ...]:
+        """Sides of the attention windows in cells, branch 1 first; 0 where attention is global."""
+        return tuple(_windows(branch) for branch in self.branches)
+
+    @property
     def resolution(self) -> str:
         """As the papers print it, the largest picture first."""
         return _joined(self.sizes)
 
 
+def _windows(branch: BranchConfig) -> int | tuple[int, ...]:
+    shape = shape_of(branch.encoder, branch.arguments)
+    return shape.windows if isinstance(shape, VitShape) else 0
+
+
 def _joined(sizes: Sequence[int]) -> str:
     return "/".join(map(str, reversed(sizes)))
-
-
-def parse_branches(text: str) -> list[str]:
-    """`deit:B,S,T` or `clip:L + convnext:B` -> encoders of the catalogue, largest network first.
-
-    A family that lacks a size borrows it from its sibling (`deit:L` is DeiT III's). Raises ValueError for
-    what the catalogue does not have.
-    """
-    names = []
-    for group in text.split("+"):
-        family, colon, sizes = (part.strip() for part in group.partition(":"))
-        if not colon:
-            names.append(family)
-            continue
-        for size in sizes.split(","):
-            names.append(_encoder(family, size.strip().lower()))
-    if unknown := [name for name in names if name not in ENCODERS]:
-        raise ValueError(
-            f"unknown encoder {unknown[0]!r}; write family:SIZES, such as deit:B,S,T, "
-            f"or encoders of the catalogue: {', '.join(sorted(ENCODERS))}"
-        )
-    return names
-
-
-def _encoder(family: str, size: str) -> str:
-    families = sorted({entry.family for entry in ENCODERS.values()})
-    if family not in families:
-        raise ValueError(f"unknown family {family!r}; choose from {', '.join(families)}")
-    stem, _, suffix = family.partition("_")  # convnext_clip names its encoders convnext_b_clip
-    names = [
-        f"{member}_{size}" + (f"_{suffix}" if suffix else "") for member in (stem, SIBLINGS.get(stem, stem))
-    ]
-    for name in names:
-        if name in ENCODERS:
-            return name
-    known = [name for name, entry in ENCODERS.items() if entry.family == family]
-    raise ValueError(f"{family} has no size {size.upper()!r}; the catalogue has {', '.join(known)}")
 
 
 def plan(
@@ -105,43 +79,44 @@ def plan(
     smallest: int | None = None,
     interactions: int = 12,
     windows: int | None = None,
-    convention: str | None = None,
 ) -> list[Plan]:
     """Every tuple of sizes within the budget that no other beats, largest picture first.
 
     branches: as `parse_branches` takes them, or encoders of the catalogue, largest network first.
-    budget_gflops: in 1e9 multiply-accumulates, as the papers print them; tuples up to `slack` above it are
-    kept, because printed budgets are rounded. step: sizes are its multiples; by default 112, or the next
-    multiple of all strides. aspect: width:height of the pictures, whose long side is the size. smallest:
-    least size of branch 1, by default one step. windows: side of the attention windows, 0 for none; by
-    default as published. convention: A, D or L of flops/cost.py; by default that of the paper's tables for
-    such branches.
+    budget_gflops: in 1e9 multiply-accumulates, as the paper's tables count such branches; tuples up to
+    `slack` above it are kept, because printed budgets are rounded. step: sizes are its multiples, each
+    rounded to the stride of its own branch; by default 112, or the next multiple of the smallest stride.
+    aspect: width:height of the pictures, whose long side is the size; tuples whose views would be off by
+    more than 5 % are left out. smallest: least size of branch 1, by default one step. windows: side of the
+    attention windows, 0 for none; by default as published.
     Raises ValueError for settings that make no sense, and where nothing fits the budget.
     """
     names = parse_branches(branches) if isinstance(branches, str) else list(branches)
     _check_order(names)
-    stride = math.lcm(*(shape_of(name).strides[-1] for name in names))
+    stride = math.gcd(*(shape_of(name).strides[-1] for name in names))
     step = -(-112 // stride) * stride if step is None else step
     if step < 1 or step % stride:
         raise ValueError(
-            f"sizes must divide by the strides of all branches: take a step of n x {stride}, not {step}"
+            f"sizes must divide by the strides of the branches: take a step of n x {stride}, not {step}"
         )
-    if not budget_gflops > 0 or not slack >= 0:
+    if not (math.isfinite(budget_gflops) and math.isfinite(slack) and budget_gflops > 0 and slack >= 0):
         raise ValueError(f"need a budget above 0 and a slack of 0 or more, got {budget_gflops} and {slack}")
-    picture = _picture(aspect)
-    if picture[0] != picture[1] and step < 2 * stride:
-        raise ValueError(f"a step of {step} leaves room for square pictures only; take at least {2 * stride}")
-    priced = _Priced(
-        names, picture, step=step, windows=windows, interactions=interactions, convention=convention
-    )
-    limit = budget_gflops * (1 + slack)
-    first = step if smallest is None else -(-smallest // step) * step
-    found = priced.within(limit, first)
+    if smallest is not None and smallest < 1:
+        raise ValueError(f"the smallest size must be 1 pixel or more, got {smallest}")
+    priced = _Priced(names, _picture(aspect), step=step, windows=windows, interactions=interactions)
+    first = priced.next_size(0, (smallest or 1) - 1)
+    found = priced.within(budget_gflops * (1 + slack), first)
     if not found:
-        cheapest = tuple(first + i * step for i in range(len(names)))
+        cheapest = priced.next_sizes((first,))
+        gflops = priced.at_least(cheapest)
+        if gflops > budget_gflops * (1 + slack):
+            raise ValueError(
+                f"nothing fits {budget_gflops:g} GFLOPs: the smallest pyramid, {_joined(cheapest)}, takes "
+                f"{gflops:.1f}; raise the budget or lower the step ({step})"
+            )
         raise ValueError(
-            f"nothing fits {budget_gflops:g} GFLOPs: the smallest pyramid, {_joined(cheapest)}, takes "
-            f"{priced.gflops(cheapest):.1f}; raise the budget or lower the step ({step})"
+            f"no sizes in steps of {step} within {budget_gflops:g} GFLOPs give every branch views of "
+            f"{aspect} within {MOST_BENT:.0%}; raise the budget, or take another step or aspect"
         )
     return [priced.plan(sizes) for sizes in _unbeaten(found)]
 
@@ -177,14 +152,12 @@ class _Priced:
         step: int,
         windows: int | None,
         interactions: int,
-        convention: str | None,
     ) -> None:
         self.picture = picture
+        self.ratio = min(picture) / max(picture)
         self.step = step
         families = [ENCODERS[name].family for name in names]
-        convention = _convention(families) if convention is None else convention
-        if convention not in CONVENTIONS:
-            raise ValueError(f"unknown convention {convention!r}; choose from {', '.join(CONVENTIONS)}")
+        convention = _convention(families)
         self.branches = _branches(names, windows, interactions)
         merge = MERGES[convention]
         if merge == "stages" and interactions != 12:  # merging by stages is defined for twelve
@@ -200,22 +173,49 @@ class _Priced:
         self.strides = [shape.strides[-1] for shape in self.cost.shapes]
         self.priced = 0
 
-    def views(self, sizes: Sequence[int]) -> tuple[Size, ...]:
+    def views(self, sizes: Sequence[int]) -> tuple[Size, ...] | None:
+        """None where the sizes share too few steps to show the picture in its shape."""
         if self.picture[0] == self.picture[1]:
             return tuple((size, size) for size in sizes)
-        return pyramid_sizes(self.picture, sides=sizes, strides=self.strides)
+        if self._steps(sizes) < 2:
+            return None
+        views = pyramid_sizes(self.picture, sides=sizes, strides=self.strides)
+        short, long = sorted(views[-1])
+        return views if abs(short / long / self.ratio - 1) <= MOST_BENT else None
 
-    def gflops(self, sizes: Sequence[int]) -> float:
+    def _steps(self, sizes: Sequence[int]) -> int:
+        """Into how many whole steps (views/pyramid.py) the long sides fall."""
+        return math.gcd(*(size // stride for size, stride in zip(sizes, self.strides, strict=False)))
+
+    def _count(self) -> None:
         self.priced += 1
         if self.priced > MOST_CANDIDATES:
             raise ValueError(
-                f"more than {MOST_CANDIDATES} candidates; take a step above {self.step}, a smallest size, "
-                "or a smaller budget"
+                f"more than {MOST_CANDIDATES} candidates; take a step above {self.step}, "
+                "a larger smallest size, or a smaller budget"
             )
-        return self.cost.cost(self.views(sizes)).macs / 1e9
+
+    def next_size(self, j: int, size: int) -> int:
+        """Branch j's smallest candidate above `size`."""
+        k = max(1, (size - self.strides[j]) // self.step)
+        while self._rounded(j, k) <= size:
+            k += 1
+        return self._rounded(j, k)
+
+    def _rounded(self, j: int, k: int) -> int:
+        """k steps, to the nearest multiple of branch j's stride."""
+        stride = self.strides[j]
+        return max((2 * k * self.step + stride) // (2 * stride), 1) * stride
+
+    def next_sizes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """The smallest tuple that begins with `sizes`."""
+        for j in range(len(sizes), len(self.branches)):
+            sizes = (*sizes, self.next_size(j, sizes[-1]))
+        return sizes
 
     def plan(self, sizes: tuple[int, ...]) -> Plan:
         views = self.views(sizes)
+        assert views is not None
         cost = self.cost.cost(views)
         branches = tuple(replace(b, size=size) for b, size in zip(self.branches, sizes, strict=True))
         height, width = views[-1]
@@ -227,27 +227,46 @@ class _Priced:
         return list(self._extend((), limit, first))
 
     def _extend(self, sizes: tuple[int, ...], limit: float, first: int) -> Iterator[tuple[int, ...]]:
-        rest = len(self.branches) - len(sizes)
-        best: tuple[int, ...] | None = None
-        size = sizes[-1] + self.step if sizes else first
-        while self._at_least((*sizes, *(size + i * self.step for i in range(rest)))) <= limit:
+        j = len(sizes)
+        size = self.next_size(j, sizes[-1]) if sizes else first
+        if j == len(self.branches) - 1:
+            yield from self._largest(sizes, limit, size)
+            return
+        while self.at_least(self.next_sizes((*sizes, size))) <= limit:
             candidate = (*sizes, size)
-            if rest > 1:
+            # Sides of n steps show no shape flatter than 1:n, whatever branches follow.
+            if self._steps(candidate) * self.ratio * (1 + MOST_BENT) >= 1:
                 yield from self._extend(candidate, limit, first)
-            elif self.gflops(candidate) <= limit:
-                best = candidate
-            size += self.step
-        if best is not None:
-            yield best
+            size = self.next_size(j, size)
 
-    def _at_least(self, sizes: Sequence[int]) -> float:
-        """No pyramid whose sizes are these or larger costs less; rounding to whole cells is allowed for."""
-        short, long = min(self.picture), max(self.picture)
-        if short == long:
-            return self.gflops(sizes)
-        ratio = short / long - 0.5 / (self.step // math.lcm(*self.strides))
+    def _largest(self, sizes: tuple[int, ...], limit: float, size: int) -> Iterator[tuple[int, ...]]:
+        """At most one: bisected by the bound, then down to the first that truly fits."""
+        low = size // self.step
+        above = low + 1
+        while self.at_least((*sizes, self._rounded(-1, above))) <= limit:
+            low, above = above, 2 * above
+        while above - low > 1:
+            middle = (low + above) // 2
+            if self.at_least((*sizes, self._rounded(-1, middle))) <= limit:
+                low = middle
+            else:
+                above = middle
+        for k in range(low, 0, -1):
+            candidate = (*sizes, self._rounded(-1, k))
+            if candidate[-1] < size:
+                return
+            self._count()
+            views = self.views(candidate)
+            if views is not None and self.cost.cost(views).macs / 1e9 <= limit:
+                yield candidate
+                return
+
+    def at_least(self, sizes: Sequence[int]) -> float:
+        """No pyramid whose sizes are these or larger costs less; off by as much as views may be bent."""
+        self._count()
+        bent = self.ratio * (1 - MOST_BENT) if self.ratio < 1 else 1
         views = [
-            (max(int(size * ratio) // stride * stride, stride), size)
+            (max(math.ceil(size * bent / stride), 1) * stride, size)
             for size, stride in zip(sizes, self.strides, strict=True)
         ]
         return self.cost.cost(views).macs / 1e9
@@ -271,6 +290,12 @@ def _branches(names: Sequence[str], windows: int | None, interactions: int) -> l
             windows = 0
     if windows < 0:
         raise ValueError(f"windows must be 0 (none) or positive, got {windows}")
+    counts = [n for n in range(49) if all(_can_take(len(shape.dims), n) for shape in shapes)]
+    if interactions not in counts:
+        raise ValueError(
+            f"the layers of {', '.join(names)} do not fall into {interactions} runs; "
+            f"{', '.join(map(str, counts))} interactions are possible"
+        )
     branches = []
     for name, shape in zip(names, shapes, strict=True):
         arguments: dict[str, Any] = {}
@@ -281,6 +306,13 @@ def _branches(names: Sequence[str], windows: int | None, interactions: int) -> l
         runs = layer_runs(len(shape.dims), interactions)
         branches.append(BranchConfig(encoder=name, size=1, interactions=runs, arguments=arguments))
     return branches
+
+
+def _can_take(depth: int, interactions: int) -> bool:
+    try:
+        return bool(layer_runs(depth, interactions)) or not interactions
+    except ValueError:
+        return False
 
 
 def _unbeaten(candidates: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -296,12 +328,13 @@ def _unbeaten(candidates: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def plans_as_table(plans: Sequence[Plan]) -> str:
-    heads = ["sizes", "GFLOPs", "cells", "views, height x width"]
+    heads = ["sizes", "GFLOPs", "cells", "windows", "views, height x width"]
     rows = [
         [
             plan.resolution,
             f"{plan.gflops:.1f}",
             str(plan.tokens),
+            "/".join(str(windows) for windows in reversed(plan.windows)),
             " ".join(f"{height}x{width}" for height, width in reversed(plan.views)),
         ]
         for plan in plans
@@ -310,13 +343,15 @@ def plans_as_table(plans: Sequence[Plan]) -> str:
 
 
 def plans_as_json(plans: Sequence[Plan]) -> str:
-    """A list of objects; `sizes`, `views` (height, width) and `encoders` begin with branch 1."""
+    """A list of objects; lists begin with branch 1; `views` and the largest, `picture`: (height, width)."""
     entries = [
         {
             "resolution": plan.resolution,
             "encoders": [branch.encoder for branch in plan.branches],
             "sizes": plan.sizes,
             "views": plan.views,
+            "picture": plan.views[-1],
+            "windows": plan.windows,
             "gflops": round(plan.gflops, 3),
             "tokens": plan.tokens,
         }
@@ -329,11 +364,13 @@ def plans_as_yaml(plans: Sequence[Plan]) -> str:
     """One YAML document a plan: the `vision` of a recipe's `model`."""
     documents = []
     for plan in plans:
+        strides = [shape_of(branch.encoder).strides[-1] for branch in plan.branches]
+        steps = math.gcd(*(size // stride for size, stride in zip(plan.sizes, strides, strict=True)))
         lines = [
             f"# {plan.resolution}: {plan.gflops:.1f} GFLOPs",
             "vision:",
             "  kind: piip",
-            "  framing: aspect",
+            f"  framing: {'aspect' if steps > 1 else 'pad'}",  # sides without a common step: squares only
         ]
         lines.append("  branches:")
         for branch in plan.branches:
