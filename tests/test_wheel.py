@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=ROOT,
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     (built,) = folder.glob("*.whl")
     return built
@@ -55,7 +55,7 @@ def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     (site,) = (folder / "lib").glob("python*/site-packages")
     (site / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
@@ -70,7 +70,7 @@ def run(clean: Path, *arguments: str, folder: Path) -> subprocess.CompletedProce
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -102,6 +102,8 @@ def test_the_installed_package_is_the_one_from_the_wheel(clean: Path, tmp_path: 
 def test_a_shipped_recipe_is_found_by_its_name(clean: Path, wheel: Path, tmp_path: Path) -> None:
     refused = run(clean, "stepwell", "train", "no_such_recipe", folder=tmp_path)
     assert refused.returncode == 2
-    shipped = [Path(name).stem for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".yaml")]
+    shipped = [
+        Path(name).stem for name in zipfile.ZipFile(wheel).namelist() if name.startswith("stepwell/recipes/")
+    ]
     assert shipped
     assert all(recipe in refused.stderr for recipe in shipped), refused.stderr
