@@ -7,7 +7,7 @@ convolutions, 2 per multiply-accumulate. CLIP-L and ConvNeXt-B at 336/1024 as in
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -67,43 +67,37 @@ def see(model: PyramidEncoder, image: Tensor) -> list[Tensor]:
     return model.maps(final)
 
 
-def run() -> list[str]:
+def run() -> Iterator[str]:
     peer = detection_peer()
     model = detection(peer)
     image = torch.randn(1, 3, 1120, 1120)
-    rows = _inference("PIIP-TSB 1120/896/448", model, partial(detect, model), peer, image, GFLOP)
-    ours, theirs = partial(detect, model.float().train()), peer.float().train()
-    rows.append(
-        str(compare("PIIP-TSB, training step, fp32", _step(ours, image), _step(theirs, image), rounds=1))
-    )
+    yield from _inference("PIIP-TSB 1120/896/448", model, partial(detect, model), peer, image, GFLOP)
     mine, other = (peak_gib(__file__, which) for which in ("ours", "peer"))
-    rows.append(
-        f"| PIIP-TSB, peak memory, inference, fp32, GiB | {mine:.2f} | {other:.2f} | {mine / other:.2f} |"
-    )
+    yield f"| PIIP-TSB, peak memory, inference, fp32, GiB | {mine:.2f} | {other:.2f} | {mine / other:.2f} |"
+    ours, theirs = partial(detect, model.float().train()), peer.float().train()
+    yield str(compare("PIIP-TSB, training step, fp32", _step(ours, image), _step(theirs, image), rounds=1))
     tower_peer = llava_peer()
     tower = llava(tower_peer)
     image = torch.randn(1, 3, 1024, 1024)
-    return rows + _inference("CLIP-L + ConvNeXt-B 336/1024", tower, partial(see, tower), tower_peer, image)
+    yield from _inference("CLIP-L + ConvNeXt-B 336/1024", tower, partial(see, tower), tower_peer, image)
 
 
 def _inference(
     name: str, model: nn.Module, ours: Run, peer: nn.Module, image: Tensor, gflop: float | None = None
-) -> list[str]:
-    rows = []
+) -> Iterator[str]:
     with torch.inference_mode():
         pairs = zip(ours(image), peer(image), strict=True)
         worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-        rows.append(f"| {name}, largest difference, relative | {worst:.1e} | | |")
+        yield f"| {name}, largest difference, relative | {worst:.1e} | | |"
         for dtype in (torch.float32, torch.bfloat16):
             model.to(dtype), peer.to(dtype)
             x = image.to(dtype)
-            row = compare(f"{name}, inference, {dtype}", partial(ours, x), partial(peer, x), rounds=3)
-            rows.append(str(row))
+            row = compare(f"{name}, inference, {dtype}", partial(ours, x), partial(peer, x), rounds=2)
+            yield str(row)
             if gflop is not None:
                 rate = matmul_rate(dtype)
                 share = gflop * 1e9 / row.ours / rate
-                rows.append(f"| share of the matrix rate, {rate / 1e9:.0f} GFLOP/s | {share:.2f} | | |")
-    return rows
+                yield f"| share of the matrix rate, {rate / 1e9:.0f} GFLOP/s | {share:.2f} | | |"
 
 
 def _step(network: Run, image: Tensor) -> Callable[[], None]:
