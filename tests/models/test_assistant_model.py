@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import stepwell
 from stepwell.encoders.vit import TransformerBlock
 from stepwell.fuse.interaction import Interaction
+from stepwell.models.assistant import CACHE
 
 
 def ask_ids(assistant, pictures, texts, **arguments):
@@ -64,6 +65,19 @@ def test_no_cache_gives_the_same_answer(assistant, picture):
     assert (
         ask_ids(assistant, rows, texts, use_cache=False).tolist() == ask_ids(assistant, rows, texts).tolist()
     )
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_cache_is_taken_by_either_name_and_goes_on_where_it_stood(assistant, picture, name):
+    inputs = assistant.processor(images=picture(90, 60), text="<image> what is it?", return_tensors="pt")
+    whole = assistant.model(**inputs, use_cache=False).logits[:, -1]
+    last = inputs["input_ids"][:, -1:]
+    for kind in ("input_ids", "attention_mask"):
+        inputs[kind] = inputs[kind][:, :-1]
+    cache = DynamicCache(config=assistant.model.config.text_config)
+    first = assistant.model(**inputs, **{name: cache}, use_cache=True)
+    assert first[CACHE] is cache
+    torch.testing.assert_close(assistant.model(last, **{name: cache}).logits[:, -1], whole)
 
 
 def test_beams_keep_the_pictures_of_their_row(assistant, picture):

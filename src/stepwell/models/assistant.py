@@ -8,14 +8,14 @@ of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from stepwell.language.splice import place_visual_tokens
 from stepwell.models.config import StepwellConfig
@@ -23,18 +23,16 @@ from stepwell.models.vision import build_vision
 
 __all__ = ["StepwellForConditionalGeneration", "StepwellModel", "StepwellOutput", "StepwellPreTrainedModel"]
 
+# What the installed transformers calls a cache: "past_key_values" until 5.23, "cache" since. We take both.
+CACHE = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("past_key_values", "cache"))
+
 
 @dataclass
-class StepwellOutput(ModelOutput):
+class StepwellOutput(CausalLMOutputWithPast):
     """Fields of transformers' causal language model outputs; `image_hidden_states` (all visual tokens,
     D)."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None
 
 
@@ -49,7 +47,7 @@ class StepwellPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False  # pictures of a batch are grouped by size in Python
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ("past_key_values", "cache")
 
     def _init_weights(self, module: nn.Module) -> None:
         """Every part of ours initialises itself when built, and language models bring their own rule."""
@@ -105,6 +103,7 @@ class StepwellModel(StepwellPreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> StepwellOutput:
         """input_ids (B, L) with expanded placeholders, or inputs_embeds (B, L, D) whose pictures are
@@ -114,6 +113,7 @@ class StepwellModel(StepwellPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        cache = past_key_values if cache is None else cache
         image_features = None
         if input_ids is not None:
             is_placeholder = input_ids == self.config.image_token_id  # an id that may lie past the vocabulary
@@ -124,7 +124,7 @@ class StepwellModel(StepwellPreTrainedModel):
                         "pixel_values come with image_sizes; pass on all that the processor returns"
                     )
                 image_features = torch.cat(self.get_image_features(pixel_values, image_sizes))
-            if image_features is not None or _may_hold_placeholders(input_ids, past_key_values):
+            if image_features is not None or _may_hold_placeholders(input_ids, cache):
                 inputs_embeds = place_visual_tokens(
                     input_ids, inputs_embeds, image_features, self.config.image_token_id
                 )
@@ -134,23 +134,22 @@ class StepwellModel(StepwellPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
-            **{**kwargs, "return_dict": True},
+            **{**kwargs, CACHE: cache, "return_dict": True},
         )
         return StepwellOutput(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.get("past_key_values"),
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
             image_hidden_states=image_features,
         )
 
 
-def _may_hold_placeholders(input_ids: Tensor, past_key_values: Cache | None) -> bool:
+def _may_hold_placeholders(input_ids: Tensor, cache: Cache | None) -> bool:
     """Decoding steps, one token behind a cache, are not looked at; a compiled graph cannot look."""
     if torch.compiler.is_compiling():
         return False
-    return past_key_values is None or input_ids.shape[1] > 1
+    return cache is None or input_ids.shape[1] > 1
 
 
 def _embedding_dim(language_model: PreTrainedModel) -> int:
@@ -201,6 +200,7 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> StepwellOutput:
         """As StepwellModel's, with logits (B, L, vocabulary) and, given labels (B, L; -100 ignored), the
@@ -214,6 +214,7 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            cache=cache,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -229,7 +230,6 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
-        past_key_values: Cache | None = None,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -238,7 +238,6 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
     ) -> dict[str, Any]:
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             **kwargs,
