@@ -21,17 +21,17 @@ def _one(query: tuple[int, int], key: tuple[int, int]) -> list[Comparison]:
     cells, queries = key[0] * key[1], query[0] * query[1]
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(batch, cells, heads, dim, generator=generator)
-    locations = torch.rand(batch, queries, heads, points, 2, generator=generator)
+    x, y = (torch.rand(batch, queries, heads, points, generator=generator) * n - 0.5 for n in key[::-1])
     weights = torch.rand(batch, queries, heads, points, generator=generator).softmax(-1)
-    leaves = [tensor.clone().requires_grad_() for tensor in (value, locations, weights)]
+    leaves = [tensor.clone().requires_grad_() for tensor in (value, x, y, weights)]
 
     def inference(path: str) -> None:
         with prefer(path), torch.inference_mode():
-            deform_attn(value, key, locations, weights)
+            deform_attn(value, key, x, y, weights)
 
     def step(path: str) -> None:
         with prefer(path):
-            deform_attn(leaves[0], key, leaves[1], leaves[2]).sum().backward()
+            deform_attn(leaves[0], key, *leaves[1:]).sum().backward()
 
     name = f"{query[0]}x{query[1]} queries on {key[0]}x{key[1]}"
     return [

@@ -16,7 +16,7 @@ from stepwell.fuse.interaction import (
     Interaction,
     InteractionUnit,
     RegularCrossAttention,
-    cell_centres,
+    places_on,
 )
 from stepwell.structures import TokenMap
 
@@ -147,10 +147,10 @@ def test_offsets_are_counted_in_cells_of_the_map_that_is_read():
     assert read[:, -1].abs().max() < 1e-5  # outside the map
 
 
-def test_cell_centres_are_x_then_y():
-    centres = cell_centres((2, 4), device=torch.device("cpu"))
-    assert centres[1].tolist() == [0.375, 0.25]
-    assert centres[4].tolist() == [0.125, 0.75]
+def test_places_are_columns_and_rows_of_the_other_grid():
+    x, y = places_on((2, 4), (6, 2), device=torch.device("cpu"))
+    assert x.tolist() == [-0.25, 0.25, 0.75, 1.25] * 2
+    assert y.tolist() == [1.0] * 4 + [4.0] * 4
 
 
 def test_regular_attention_is_torchs_multi_head_attention():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stepwell.layers.attention import SelfAttention, attention
+from stepwell.layers.attention import FEW_KEYS, SelfAttention, attention
 from stepwell.ops.choose import prefer
 
 
@@ -95,6 +95,20 @@ def test_half_precision_stays_near_single() -> None:
         assert out.dtype == dtype
         assert (out.float() - expected).abs().max() < 0.02 * expected.abs().max()
         layer.float()
+
+
+@pytest.mark.parametrize("keys", [5, FEW_KEYS + 1])
+def test_attention_in_bf16_and_its_gradients_are_those_of_single_precision(keys: int) -> None:
+    inputs = [torch.randn(2, 3, n, 8) for n in (7, keys, keys)] + [torch.randn(3, 7, keys)]
+    results = []
+    for dtype, path in ((torch.bfloat16, "fast"), (torch.float32, "reference")):
+        leaves = [x.bfloat16().to(dtype).requires_grad_() for x in inputs]
+        with prefer(path):
+            out = attention(*leaves)
+        assert out.dtype == dtype
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
+    for half, single in zip(*results, strict=True):
+        torch.testing.assert_close(half.float(), single, atol=0.02 * float(single.abs().max()), rtol=0.05)
 
 
 def test_queries_and_keys_are_normalised_over_the_full_width() -> None:

@@ -15,9 +15,13 @@ from stepwell.layers.norm import build_norm
     ("ours", "theirs"),
     [("gelu", "gelu"), ("gelu_tanh", "gelu_pytorch_tanh"), ("quick_gelu", "quick_gelu"), ("relu", "relu")],
 )
-def test_activations_are_what_transformers_calls_so(ours: str, theirs: str) -> None:
+@pytest.mark.parametrize("grad", [True, False])
+def test_activations_are_what_transformers_calls_so(ours: str, theirs: str, grad: bool) -> None:
     mlp, x = Mlp(6, hidden_dim=11, activation=ours), torch.randn(4, 6) * 3
-    torch.testing.assert_close(mlp(x), mlp.fc2(ACT2FN[theirs](mlp.fc1(x))))
+    before = x.clone()
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(mlp(x), mlp.fc2(ACT2FN[theirs](mlp.fc1(x))))
+    assert torch.equal(x, before)
 
 
 def test_an_unknown_activation_or_norm_is_refused() -> None:
@@ -27,10 +31,13 @@ def test_an_unknown_activation_or_norm_is_refused() -> None:
         build_norm("batchnorm", 4, eps=1e-6)
 
 
-def test_a_layer_scale_is_one_factor_per_channel() -> None:
-    scale = LayerScale(3, init=0.1)
+def test_a_layer_scale_is_one_factor_per_channel_of_what_is_added() -> None:
+    scale, tokens, update = LayerScale(3, init=0.1), torch.randn(2, 3), torch.randn(2, 3)
     scale.gamma.data[2] = -2
-    torch.testing.assert_close(scale(torch.ones(2, 3)), torch.tensor([[0.1, 0.1, -2.0]]).expand(2, 3))
+    torch.testing.assert_close(scale(tokens, update), tokens + torch.tensor([0.1, 0.1, -2.0]) * update)
+    bare = LayerScale(3, init=None)
+    assert not list(bare.parameters())
+    torch.testing.assert_close(bare(tokens, update), tokens + update)
 
 
 def test_rmsnorm_divides_by_the_root_mean_square_and_has_no_bias() -> None:

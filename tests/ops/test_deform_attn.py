@@ -16,16 +16,16 @@ SIZES = [(5, 7), (1, 9), (9, 1), (1, 1), (4, 4)]
 
 def make_inputs(size, *, batch=2, queries=11, heads=3, dim=5, points=4, dtype=torch.float32):
     value = torch.randn(batch, size[0] * size[1], heads, dim, dtype=dtype)
-    locations = torch.rand(batch, queries, heads, points, 2, dtype=dtype) * 2 - 0.5  # some outside the map
+    places = torch.rand(2, batch, queries, heads, points, dtype=dtype) * 2 - 0.5  # some outside the map
     weights = torch.randn(batch, queries, heads, points, dtype=dtype)
-    return value, locations, weights
+    return value, places[0] * size[1] - 0.5, places[1] * size[0] - 0.5, weights
 
 
-def by_hand(value, size, locations, weights):
+def by_hand(value, size, columns, rows, weights):
     batch, _, heads, dim = value.shape
-    out = torch.zeros(batch, locations.shape[1], heads, dim, dtype=value.dtype)
+    out = torch.zeros(batch, weights.shape[1], heads, dim, dtype=value.dtype)
     for b, q, m, p in torch.cartesian_prod(*(torch.arange(n) for n in weights.shape)).tolist():
-        x, y = (locations[b, q, m, p] * torch.tensor([size[1], size[0]]) - 0.5).tolist()
+        x, y = columns[b, q, m, p].item(), rows[b, q, m, p].item()
         for row in (math.floor(y), math.floor(y) + 1):
             for col in (math.floor(x), math.floor(x) + 1):
                 if 0 <= row < size[0] and 0 <= col < size[1]:
@@ -37,17 +37,16 @@ def by_hand(value, size, locations, weights):
 @pytest.mark.parametrize("run", [deform_attn_reference, deform_attn_fast])
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_four_corners_summed_by_hand(run, size):
-    value, locations, weights = make_inputs(size, dtype=torch.float64)
-    torch.testing.assert_close(run(value, size, locations, weights), by_hand(value, size, locations, weights))
+    value, *places, weights = make_inputs(size, dtype=torch.float64)
+    torch.testing.assert_close(run(value, size, *places, weights), by_hand(value, size, *places, weights))
 
 
 @pytest.mark.parametrize("path", ["reference", "fast"])
 @pytest.mark.parametrize("size", [(3, 4), (1, 5)])
 def test_gradients_of_value_locations_and_weights_are_numeric_ones(path, size):
-    value, locations, weights = make_inputs(size, queries=3, heads=2, dim=3, points=2, dtype=torch.float64)
-    inputs = [t.requires_grad_() for t in (value, locations, weights)]
+    inputs = make_inputs(size, queries=3, heads=2, dim=3, points=2, dtype=torch.float64)
     with prefer(path):
-        assert gradcheck(lambda v, at, w: deform_attn(v, size, at, w), inputs)
+        assert gradcheck(lambda v, *rest: deform_attn(v, size, *rest), [t.requires_grad_() for t in inputs])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -55,81 +54,76 @@ def test_fast_gradients_equal_reference_gradients(size):
     inputs = make_inputs(size, queries=40)
     results = []
     for run in (deform_attn_reference, deform_attn_fast):
-        value, locations, weights = (t.clone().requires_grad_() for t in inputs)
-        out = run(value, size, locations, weights)
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        out = run(leaves[0], size, *leaves[1:])
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-        results.append((out, value.grad, locations.grad, weights.grad))
+        results.append((out, *(leaf.grad for leaf in leaves)))
     for reference, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, reference, rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_value_still_gives_gradients_to_locations_and_weights():
-    value, locations, weights = make_inputs((3, 4))
-    locations.requires_grad_(), weights.requires_grad_()
-    deform_attn_fast(value, (3, 4), locations, weights).sum().backward()
-    assert locations.grad.abs().sum() > 0
-    assert weights.grad.abs().sum() > 0
+    value, *rest = make_inputs((3, 4))
+    deform_attn_fast(value, (3, 4), *(t.requires_grad_() for t in rest)).sum().backward()
+    assert all(t.grad.abs().sum() > 0 for t in rest)
 
 
 def test_strided_inputs_give_what_contiguous_ones_give():
-    value, locations, weights = make_inputs((3, 4))
+    value, *rest = make_inputs((3, 4))
     strided = value.transpose(1, 3).contiguous().transpose(1, 3)
-    flipped = weights.transpose(1, 2).contiguous().transpose(1, 2)
+    flipped = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in rest]
     for run in (deform_attn_reference, deform_attn_fast):
-        expected = run(value, (3, 4), locations, weights)
-        torch.testing.assert_close(run(strided, (3, 4), locations, flipped), expected)
+        torch.testing.assert_close(run(strided, (3, 4), *flipped), run(value, (3, 4), *rest))
 
 
 @pytest.mark.parametrize("path", ["reference", "fast"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_sampled_in_full_and_rounded_once(path, dtype):
-    value, locations, weights = make_inputs((5, 7))
+    value, *rest = make_inputs((5, 7))
     value = value.to(dtype)
     with prefer(path):
-        out = deform_attn(value, (5, 7), locations, weights)  # under autocast, a softmax leaves fp32 weights
-        exact = deform_attn(value.float(), (5, 7), locations, weights)
+        out = deform_attn(value, (5, 7), *rest)  # under autocast, a softmax leaves fp32 weights
+        exact = deform_attn(value.float(), (5, 7), *rest)
     assert out.dtype == dtype
     assert torch.equal(out, exact.to(dtype))
 
 
 def test_gradient_of_half_precision_value_is_as_good_as_rounding_allows():
-    value, locations, weights = make_inputs((2, 2), queries=500)
+    value, *rest = make_inputs((2, 2), queries=500)
     half = value.bfloat16().requires_grad_()
     full = half.detach().float().requires_grad_()
-    deform_attn(half, (2, 2), locations, weights).float().sum().backward()
-    deform_attn(full, (2, 2), locations, weights).sum().backward()
+    deform_attn(half, (2, 2), *rest).float().sum().backward()
+    deform_attn(full, (2, 2), *rest).sum().backward()
     torch.testing.assert_close(half.grad.float(), full.grad, rtol=2**-7, atol=1e-3)
 
 
 def test_points_that_are_not_numbers_read_nothing():
-    value, locations, weights = make_inputs((3, 4))
-    locations[0, 0] = torch.nan
-    locations[0, 1] = torch.inf
-    out = deform_attn_fast(value, (3, 4), locations, weights)
-    assert out[0, :2].eq(0).all()
-    torch.testing.assert_close(out[:, 2:], deform_attn_reference(value, (3, 4), locations, weights)[:, 2:])
+    value, x, y, weights = make_inputs((3, 4))
+    x[0, 0], y[0, 1], x[0, 2], y[0, 3] = torch.nan, torch.inf, -torch.inf, 1e30
+    out = deform_attn_fast(value, (3, 4), x, y, weights)
+    assert out[0, :4].eq(0).all()
+    torch.testing.assert_close(out[:, 4:], deform_attn_reference(value, (3, 4), x, y, weights)[:, 4:])
 
 
 def test_compiles_without_graph_breaks_forward_and_backward():
-    value, locations, weights = (t.requires_grad_() for t in make_inputs((3, 4)))
+    inputs = [t.requires_grad_() for t in make_inputs((3, 4))]
     compiled = torch.compile(deform_attn, fullgraph=True, backend="aot_eager")
-    expected = deform_attn(value, (3, 4), locations, weights)
-    out = compiled(value, (3, 4), locations, weights)
+    expected = deform_attn(inputs[0], (3, 4), *inputs[1:])
+    out = compiled(inputs[0], (3, 4), *inputs[1:])
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(
-        torch.autograd.grad(out.square().sum(), (value, locations, weights)),
-        torch.autograd.grad(expected.square().sum(), (value, locations, weights)),
+        torch.autograd.grad(out.square().sum(), inputs), torch.autograd.grad(expected.square().sum(), inputs)
     )
 
 
 @pytest.mark.parametrize("path", ["reference", "fast"])
 def test_meta_tensors_pass_through(path):
-    value, locations, weights = (t.to("meta") for t in make_inputs((3, 4)))
+    value, *rest = (t.to("meta") for t in make_inputs((3, 4)))
     with prefer(path):
-        assert deform_attn(value, (3, 4), locations, weights).shape == (2, 11, 15)
+        assert deform_attn(value, (3, 4), *rest).shape == (2, 11, 15)
 
 
 def test_a_grid_that_does_not_fit_the_tokens_is_refused():
-    value, locations, weights = make_inputs((3, 4))
+    value, *rest = make_inputs((3, 4))
     with pytest.raises(ValueError, match="12 tokens, but a grid of 4x4"):
-        deform_attn(value, (4, 4), locations, weights)
+        deform_attn(value, (4, 4), *rest)

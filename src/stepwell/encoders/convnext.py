@@ -189,13 +189,13 @@ class ConvNeXtBlock(nn.Module):
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, hidden_dim=hidden_dim, activation=activation)
-        self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, init=layer_scale)
+        self.scale = LayerScale(dim, init=layer_scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, grid: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         mixed = self.dwconv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        out: Tensor = grid + self.drop_path(self.scale(self.mlp(self.norm(mixed))))
+        out: Tensor = self.scale(grid, self.drop_path(self.mlp(self.norm(mixed))))
         return out
 
 

@@ -223,16 +223,16 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norm1 = build_norm(norm, dim, eps=norm_eps)
         self.attn = attention
-        self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, init=layer_scale)
+        self.scale1 = LayerScale(dim, init=layer_scale)
         self.norm2 = build_norm(norm, dim, eps=norm_eps)
         self.mlp = Mlp(dim, hidden_dim=hidden_dim, activation=activation)
-        self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, init=layer_scale)
+        self.scale2 = LayerScale(dim, init=layer_scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, size: Size) -> Tensor:
         """(B, [1 +] H*W, C) -> the same, size = (H, W)."""
-        tokens = tokens + self.drop_path(self.scale1(self.attn(self.norm1(tokens), size)))
-        out: Tensor = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
+        tokens = self.scale1(tokens, self.drop_path(self.attn(self.norm1(tokens), size)))
+        out: Tensor = self.scale2(tokens, self.drop_path(self.mlp(self.norm2(tokens))))
         return out
 
 

@@ -132,6 +132,7 @@ _OUTLINES: dict[Any, Callable[..., Any]] = {
     _aten.mul.Tensor: _broadcast,
     _aten.addmm.default: lambda bias, a, b, **scale: a.new_empty(a.shape[0], b.shape[1]),
     _aten.gelu.default: lambda x, **kind: x.new_empty(x.shape),
+    _aten.gelu_.default: lambda x, **kind: x,
     _aten.grid_sampler_2d.default: lambda x, grid, *rest: x.new_empty(*x.shape[:2], *grid.shape[1:3]),
     _aten.native_layer_norm.default: _normed,
 }
@@ -180,7 +181,9 @@ PER_OUTPUT: dict[Any, int] = {
     _aten._softmax: 5,  # maximum, difference, exponential, sum, quotient
     _aten._safe_softmax: 5,
     _aten.gelu: 5,  # scale, erf, sum, two products
+    _aten.gelu_: 5,
     _aten.silu: 2,
+    _aten.addcmul: 2,
     _aten.upsample_nearest2d: 0,
     _aten.upsample_bilinear2d: 7,
     _aten.upsample_bicubic2d: 31,

@@ -64,8 +64,8 @@ class BranchMerge(nn.Module):
         size = (maps[-1].shape[-2], maps[-1].shape[-1]) if size is None else size
         merged: Tensor | None = None
         for weight, stack, branch in zip(self.weights, self.stacks, self.branches, strict=True):
-            term = weight * resize_map(stack(maps[branch]), size)
-            merged = term if merged is None else merged + term
+            term = resize_map(stack(maps[branch]), size)
+            merged = weight * term if merged is None else torch.addcmul(merged, weight, term)
         assert merged is not None
         return merged
 

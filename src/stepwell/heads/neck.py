@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from stepwell.layers.mlp import gelu
 from stepwell.ops.double import double_map
 
 __all__ = ["ChannelLayerNorm", "Double", "Resampling", "SimplePyramid", "build_resampling"]
@@ -65,7 +66,7 @@ def build_resampling(
             if norm == "groupnorm"
             else ChannelLayerNorm(dim, eps=norm_eps)
         )
-        return nn.Sequential(Double(dim), between, nn.GELU(), Double(dim))
+        return nn.Sequential(Double(dim), between, Gelu(), Double(dim))
     if operation == "up2":
         return nn.Sequential(Double(dim))
     if operation == "same":
@@ -81,6 +82,14 @@ class ChannelLayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Gelu(nn.Module):
+    """GELU of a map that nothing else reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return gelu(x)
 
 
 class Double(nn.ConvTranspose2d):

@@ -1,11 +1,13 @@
 """Deformable attention: every query reads its own few points of a map, and sums them by weight.
 
 Deformable DETR, arXiv 2010.04159, equation 2, for one level; the branches of PIIP (arXiv 2501.07783) talk
-through it. Points are read bilinearly, cell centres lie at half pixels, and outside the map there is zero.
-Letters: B batch, M heads, D width of a head, Nq queries, P points, (H, W) the grid that is sampled.
+through it. Points are read bilinearly, and outside the map there is zero.
+Letters: B batch, M heads, D width of a head, Nq queries, P points, (H, W) the grid that is sampled; x and y
+the column and row of a point, counted in cells from the centre of the first.
 
 The fast twin sees that a query's output is a weighted sum of 4*P rows of a table, which is `embedding_bag`;
-and that a row's gradient is the same sum with rows and queries in exchanged roles.
+and that a row's gradient is the same sum with rows and queries in exchanged roles. It works on flat (B, Nq,
+M*P) planes: axes of four points or two coordinates are too short for vectorised loops.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from stepwell.structures import Size
 __all__ = ["deform_attn", "deform_attn_fast", "deform_attn_reference"]
 
 
-def deform_attn(value: Tensor, size: Size, locations: Tensor, weights: Tensor) -> Tensor:
-    """value (B, H*W, M, D), size (H, W), locations (B, Nq, M, P, 2) as (x, y) in 0..1, weights (B, Nq, M, P)
+def deform_attn(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """value (B, H*W, M, D), size (H, W); x, y and weights (B, Nq, M, P), x and y in cells of the grid
     -> (B, Nq, M*D) in the dtype of `value`, heads side by side."""
     if value.shape[1] != size[0] * size[1]:
         raise ValueError(f"value has {value.shape[1]} tokens, but a grid of {size[0]}x{size[1]} cells")
@@ -33,45 +35,52 @@ def deform_attn(value: Tensor, size: Size, locations: Tensor, weights: Tensor) -
     )
     exact = torch.promote_types(value.dtype, torch.float32)  # half precision would miss points by whole cells
     run = deform_attn_fast if fast else deform_attn_reference
-    return run(value.to(exact), size, locations.to(exact), weights.to(exact)).to(value.dtype)
+    return run(value.to(exact), size, x.to(exact), y.to(exact), weights.to(exact)).to(value.dtype)
 
 
-def deform_attn_reference(value: Tensor, size: Size, locations: Tensor, weights: Tensor) -> Tensor:
+def deform_attn_reference(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """As `deform_attn`, all tensors of one dtype."""
     maps = value.permute(0, 2, 3, 1).unflatten(3, size).flatten(0, 1)  # (B*M, D, H, W)
-    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Nq, P, 2), -1 and 1 are the map's edges
+    grid = torch.stack([(2 * x + 1) / size[1] - 1, (2 * y + 1) / size[0] - 1], -1)  # -1 and 1 are the edges
+    grid = grid.transpose(1, 2).flatten(0, 1)  # (B*M, Nq, P, 2)
     points = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     heads = (points * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)  # (B*M, D, Nq)
     return heads.view(value.shape[0], -1, *heads.shape[1:]).permute(0, 3, 1, 2).flatten(2)
 
 
-def deform_attn_fast(value: Tensor, size: Size, locations: Tensor, weights: Tensor) -> Tensor:
+def deform_attn_fast(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """As `deform_attn`, all tensors of one dtype."""
-    (batch, cells, heads, dim), (height, width) = value.shape, size
-    small = max(batch * cells * heads, 4 * weights.numel()) < 2**31
+    (batch, _, heads, dim), (height, width) = value.shape, size
+    points = weights.shape[-1]
+    # A border of zeros, two cells wide, stands for all that is outside.
+    table = F.pad(value.unflatten(1, size).flatten(3), (0, 0, 2, 2, 2, 2))
+    lines, line = height + 4, (width + 4) * heads  # of the table, and rows of it a line takes
+    small = max(batch * lines * line, 4 * weights.numel()) < 2**31
     integer = torch.int32 if small else torch.int64  # half the memory to read, and a faster sort
-    x, y = locations.unbind(-1)
-    columns, lines = _neighbours(x, width, integer), _neighbours(y, height, integer)
-    row = torch.arange(batch * cells * heads, dtype=integer, device=value.device).view(batch, cells, heads)
-    first = row[:, :1, :, None]  # (B, 1, M, 1): the table's row of cell 0
-    index = torch.cat([(i * width + j) * heads + first for i, _ in lines for j, _ in columns], -1)
-    line_weights = [weights * near for _, near in lines]
-    corner_weights = torch.cat([of_line * near for of_line in line_weights for _, near in columns], -1)
-    out = _sum_rows(value.reshape(-1, dim), index.flatten(0, 2), corner_weights.flatten(0, 2))
+
+    column, right = _cell(x.flatten(2), width, integer)
+    row, below = _cell(y.flatten(2), height, integer)
+    head = torch.arange(heads, dtype=integer, device=value.device).repeat_interleave(points)
+    image = torch.arange(batch, dtype=integer, device=value.device).view(-1, 1, 1) * (lines * line)
+    index = row * line + column * heads + head + image  # of the cell above and left of each point
+    index = torch.stack([index, index + heads, index + line, index + line + heads], -1)
+
+    lower = weights.flatten(2) * below
+    upper = weights.flatten(2) - lower
+    lower_right, upper_right = lower * right, upper * right
+    corners = torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], -1)
+
+    bags = (-1, 4 * points)  # one for each query and head
+    out = _sum_rows(table.view(-1, dim), index.view(bags), corners.view(bags))
     return out.view(batch, -1, heads * dim)
 
 
-def _neighbours(position: Tensor, length: int, integer: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Position in 0..1 along an axis of `length` cells -> (cell, weight) below and above, 0 outside."""
-    position = position * length - 0.5
-    low = position.detach().floor()
-    above = position - low
-    cell = low.to(integer)  # what is no number becomes one far outside
-    found = []
-    for neighbour, near in ((cell, 1 - above), (cell + 1, above)):
-        inside = neighbour.clamp(0, length - 1)
-        found.append((inside, torch.where(inside == neighbour, near, 0)))
-    return found
+def _cell(position: Tensor, length: int, integer: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Positions along an axis -> the cell at or before each, counted in the bordered table, and how far the
+    position is on its way from there to the next."""
+    position = position.nan_to_num(nan=-2).clamp(-2, length)  # beyond one cell outside, all is alike
+    cell = position.detach().floor()
+    return cell.to(integer) + 2, position - cell
 
 
 def _sum_rows(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from stepwell.ops.choose import choose
 
 __all__ = ["double_map", "double_map_fast", "double_map_reference"]
 
+MAX_CELLS = 1024  # of one product; enough for a matrix product to run at its full rate
+
 
 def double_map(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (B, C, H, W), weight (C, E, 2, 2), bias (E,) -> (B, E, 2*H, 2*W)."""
@@ -30,14 +32,18 @@ def double_map_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def double_map_fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As `double_map`, with the result in channels-last memory."""
     B, C, H, W = x.shape
-    cells = x.permute(0, 2, 3, 1).reshape(-1, C)
+    cells = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+    halves = weight.permute(2, 0, 3, 1).flatten(2)  # (2, C, 2*E): of the blocks, the upper and the lower
+    bias = bias.repeat(2)
     if torch.is_grad_enabled():
-        blocks = cells @ weight.permute(0, 2, 3, 1).flatten(1) + bias.repeat(4)
-        out = blocks.view(B, H, W, 2, 2, -1).transpose(2, 3).reshape(B, 2 * H, 2 * W, -1)
-    else:  # one corner of the blocks at a time, so that nothing of the result's size is held beside it
-        out = x.new_empty(B, H, 2, W, 2, weight.shape[1])
-        for i in range(2):
-            for j in range(2):
-                out[:, :, i, :, j] = torch.addmm(bias, cells, weight[:, :, i, j]).view(B, H, W, -1)
-        out = out.flatten(3, 4).flatten(1, 2)
-    return out.permute(0, 3, 1, 2)
+        out = torch.stack([cells @ half + bias for half in halves], 2)
+    else:  # some lines at a time, so that next to nothing is held beside the result
+        out = x.new_empty(B, H, 2, W, len(bias))
+        lines = max(1, MAX_CELLS // W)
+        for b in range(B):
+            for top in range(0, H, lines):
+                some = cells[b, top : top + lines]
+                for i, half in enumerate(halves):
+                    product = torch.addmm(bias, some.reshape(-1, C), half)
+                    out[b, top : top + lines, i] = product.view(-1, W, len(bias))
+    return out.view(B, 2 * H, 2 * W, -1).permute(0, 3, 1, 2)
