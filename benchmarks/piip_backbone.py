@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import convert
 from stepwell.keys.piip import encoder_rules, features_rules
-from stepwell.models.perception import build_features
 from stepwell.models.piip import PyramidEncoder, PyramidFeatures
 from stepwell.models.published import PUBLISHED
-from stepwell.models.vision import build_pyramid_encoder
+from stepwell.models.vision import build_features, build_pyramid_encoder
 from stepwell.views.pyramid import image_pyramid
 
 Run = Callable[[Tensor], list[Tensor]]

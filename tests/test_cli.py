@@ -226,6 +226,18 @@ def test_flops_counts_a_published_model(capsys: pytest.CaptureFixture[str]) -> N
     assert "243.1" in capsys.readouterr().out
 
 
+def test_flops_counts_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: reader_tiny\nmodel: {text: {num_hidden_layers: 1}}\n")
+    found = []
+    for recipe in ("reader_tiny", str(tmp_path / "mine.yaml")):
+        assert cli.main(["flops", recipe, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["visual_tokens"] == 64 * 64
+        found.append({part["name"]: part["true_gflops"] for part in report["parts"]})
+    assert found[1]["language_model"] == pytest.approx(found[0]["language_model"] / 4, rel=0.01)
+    assert found[1]["branches.0"] == found[0]["branches.0"]
+
+
 def test_a_dry_run_that_does_not_fit_prints_the_report_and_refuses(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -219,3 +219,21 @@ stepwell_command.main()
 heavy = {{"torch", "transformers", "timm", "torchvision"}} & set(sys.modules)
 assert not heavy, heavy
 """)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "--branches", "deit:B,S,T", "--budget-gflops", "60"],
+        ["flops", "piip_det_tsb_1120_896_448"],
+    ],
+)
+def test_costs_are_told_without_transformers(arguments: list[str]) -> None:
+    """Importing it takes longer than the answer."""
+    run(f"""
+import sys
+sys.argv = ["stepwell", *{arguments!r}]
+import stepwell_command
+assert stepwell_command.main() in (0, None)
+assert "transformers" not in sys.modules
+""")

@@ -13,7 +13,6 @@ import sys
 import time
 import warnings
 from functools import partial
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -275,10 +274,9 @@ def train(
 
 
 def _check_recipe(recipe: str) -> None:
-    shipped = resources.files("stepwell") / "recipes"
-    names = sorted(
-        entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml")
-    )
+    from stepwell.train.shipped import recipe_names
+
+    names = recipe_names()
     if recipe not in names and not Path(recipe).is_file():
         raise ValueError(f"no recipe {recipe}: not a file, and not one of {', '.join(names)}")
 
@@ -336,7 +334,8 @@ def convert(
 @app.command()
 def flops(
     config: Annotated[
-        str | None, typer.Argument(metavar="CONFIG", help="A model folder, or the name of a published model.")
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A model folder, a recipe, or the name of a published model."),
     ] = None,
     paper: Annotated[bool, typer.Option("--paper", help="Rebuild the PIIP paper's cost tables.")] = False,
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="[default: square]")] = None,
@@ -345,23 +344,24 @@ def flops(
     """Count what a model costs, as the papers count and as it is."""
     if paper == (config is not None):
         raise ValueError("name a model, or take --paper" if config is None else "--paper takes no model")
-    pixels = None if size is None else _pixels(size)
+    from stepwell.flops.text import parse_size
 
+    pixels = None if size is None else parse_size(size)
     from stepwell.flops import report, tables
+    from stepwell.train.shipped import recipe_names
 
     if config is None:
         print(tables.paper_table(as_json=as_json))
         return
-    found = report.report(report.find_subject(config), size=pixels)
+    if config in recipe_names() or Path(config).is_file():
+        from stepwell.train.recipe import load_recipe
+        from stepwell.train.stages import build_config
+
+        subject: report.Subject = build_config(load_recipe(config).model)
+    else:
+        subject = report.find_subject(config)
+    found = report.report(subject, size=pixels)
     print(report.report_as_json(found) if as_json else report.report_as_table(found))
-
-
-def _pixels(size: str) -> tuple[int, int]:
-    """WIDTHxHEIGHT -> (height, width)."""
-    width, _, height = size.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise ValueError(f"a size reads WIDTHxHEIGHT, such as 1024x768, not {size}")
-    return int(height), int(width)
 
 
 @app.command()

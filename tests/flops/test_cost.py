@@ -9,7 +9,7 @@ from torchvision import models
 from stepwell.encoders.catalogue import ENCODERS, build_encoder
 from stepwell.flops.cost import CONVENTIONS, Cost, head_cost, injector_cost
 from stepwell.flops.shapes import VitShape, shape_of
-from stepwell.models.config import InteractionConfig
+from stepwell.models.settings import InteractionConfig
 
 PLAIN = CONVENTIONS["D"]
 

@@ -12,9 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from stepwell.flops.cost import CONVENTIONS
 from stepwell.flops.count import BACKBONE, count, count_macs, count_operations, count_params, part_of
 from stepwell.flops.pyramid import PyramidCost
-from stepwell.models.config import BranchConfig, InteractionConfig, PiipConfig
-from stepwell.models.perception import ClassifierSettings, DenseSettings, build_classifier, build_features
-from stepwell.models.vision import build_pyramid_encoder
+from stepwell.models.settings import (
+    BranchConfig,
+    ClassifierSettings,
+    DenseSettings,
+    InteractionConfig,
+    PiipConfig,
+)
+from stepwell.models.vision import build_classifier, build_features, build_pyramid_encoder
 from stepwell.views.pyramid import image_pyramid
 
 

@@ -9,8 +9,9 @@ import torch
 
 from stepwell.flops.report import find_subject, report, report_as_json, report_as_table
 from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.config import BranchConfig, PiipConfig, PlainConfig, StepwellConfig
-from stepwell.models.perception import ClassifierSettings, DenseSettings, PyramidBackboneConfig
+from stepwell.models.config import StepwellConfig
+from stepwell.models.perception import PyramidBackboneConfig
+from stepwell.models.settings import BranchConfig, ClassifierSettings, DenseSettings, PiipConfig, PlainConfig
 
 BRANCHES = (
     BranchConfig(encoder="vit_t", size=64, interactions=((0, 1), (2, 3)), arguments={"depth": 4}),

@@ -11,16 +11,16 @@ from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast,
 
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.config import (
+from stepwell.models.config import StepwellConfig
+from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
+from stepwell.models.settings import (
     BranchConfig,
     InteractionConfig,
     PiipConfig,
     PlainConfig,
     ProjectorConfig,
-    StepwellConfig,
     VisionConfig,
 )
-from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
 from stepwell.train.tokenizer import build_reader_tokenizer
 
 PLAIN = PlainConfig(encoder="vit_nano", size=64, framing="pad")

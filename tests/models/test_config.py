@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, LlamaConfig
 
-from stepwell.models.config import PiipConfig, PlainConfig, StepwellConfig, vision_json, vision_settings
+from stepwell.models.config import StepwellConfig
+from stepwell.models.settings import PiipConfig, PlainConfig, vision_json, vision_settings
 
 BRANCHES = [{"encoder": "vit_nano", "size": 64, "interactions": [[0, 1], [2, 3]]}]
 

@@ -26,16 +26,14 @@ from transformers import (
 
 from stepwell.encoders.vit import TransformerBlock
 from stepwell.fuse.interaction import Interaction
-from stepwell.models.config import BranchConfig, InteractionConfig
 from stepwell.models.perception import (
-    ClassifierSettings,
-    DenseSettings,
     PyramidBackbone,
     PyramidBackboneConfig,
     PyramidClassifierConfig,
     PyramidForImageClassification,
 )
 from stepwell.models.register import register
+from stepwell.models.settings import BranchConfig, ClassifierSettings, DenseSettings, InteractionConfig
 
 IMAGE = (64, 96)
 ANSWERS = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")

@@ -164,7 +164,7 @@ def test_token_types_mark_the_placeholders(assistant, picture):
 
 
 def test_views_hold_at_least_a_window():
-    from stepwell.models.config import BranchConfig, PiipConfig
+    from stepwell.models.settings import BranchConfig, PiipConfig
 
     branches = [BranchConfig(encoder="vit_nano", size=size, arguments={"windows": 2}) for size in (128, 256)]
     layout = build_geometry(PiipConfig(branches=branches, framing="aspect")).layout((10, 2000))

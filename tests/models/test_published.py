@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from stepwell.encoders.catalogue import build_encoder
-from stepwell.models.perception import build_features
 from stepwell.models.published import PUBLISHED, find_published, layer_runs
+from stepwell.models.vision import build_features
 
 
 @pytest.mark.parametrize(

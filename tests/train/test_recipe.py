@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from stepwell.train.recipe import load_recipe, recipe_names
+from stepwell.train.recipe import load_recipe
+from stepwell.train.shipped import recipe_names
 
 
 def write(path, **fields):

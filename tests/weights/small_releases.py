@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepwell.models.config import BranchConfig, InteractionConfig
 from stepwell.models.published import PUBLISHED
+from stepwell.models.settings import BranchConfig, InteractionConfig
 
 MANIFESTS = Path(__file__).parent / "manifests"
 KEPT = {196, 197, 37, 101, 401, 1000}  # rows of position tables, classes

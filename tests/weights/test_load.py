@@ -11,13 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import stepwell
-from stepwell.models.config import BranchConfig, InteractionConfig
-from stepwell.models.perception import (
-    ClassifierSettings,
-    PyramidClassifierConfig,
-    PyramidForImageClassification,
-)
+from stepwell.models.perception import PyramidClassifierConfig, PyramidForImageClassification
 from stepwell.models.published import find_published
+from stepwell.models.settings import BranchConfig, ClassifierSettings, InteractionConfig
 from stepwell.weights import load as module
 from stepwell.weights.hub import HubError
 from stepwell.weights.load import ModelError, load

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from stepwell.models.config import InteractionConfig
+from stepwell.models.settings import InteractionConfig
 from stepwell.structures import Size
 
 __all__ = [

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.flops.cost import Convention, area
+from stepwell.flops.outlines import Outlines
 from stepwell.fuse.interaction import DeformableCrossAttention, Interaction, Message, RegularCrossAttention
 from stepwell.layers.attention import SelfAttention
 from stepwell.ops.choose import prefer
@@ -112,41 +113,9 @@ def count_macs(model: nn.Module, run: Callable[[], object], convention: Conventi
             macs = 5 * area(charged) * module.num_points * query.shape[-1]
         found[part_of(path)] += macs
 
-    with torch.no_grad(), prefer("reference"), _hooks(model, remember, add), _Outlines():
+    with torch.no_grad(), prefer("reference"), _hooks(model, remember, add), Outlines():
         run()
     return found
-
-
-def _broadcast(a: Tensor, b: Tensor | float, **scale: Any) -> Tensor:
-    shape = torch.broadcast_shapes(a.shape, b.shape) if isinstance(b, Tensor) else a.shape
-    return a.new_empty(shape, dtype=torch.result_type(a, b))
-
-
-def _normed(x: Tensor, normed: list[int], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.new_empty(x.shape[: x.dim() - len(normed)])
-    return x.new_empty(x.shape), rows, rows
-
-
-_OUTLINES: dict[Any, Callable[..., Any]] = {
-    _aten.add.Tensor: _broadcast,
-    _aten.mul.Tensor: _broadcast,
-    _aten.addmm.default: lambda bias, a, b, **scale: a.new_empty(a.shape[0], b.shape[1]),
-    _aten.gelu.default: lambda x, **kind: x.new_empty(x.shape),
-    _aten.gelu_.default: lambda x, **kind: x,
-    _aten.grid_sampler_2d.default: lambda x, grid, *rest: x.new_empty(*x.shape[:2], *grid.shape[1:3]),
-    _aten.native_layer_norm.default: _normed,
-}
-
-
-class _Outlines(TorchDispatchMode):
-    """Empty tensors of the right shape from ops whose meta kernels are slow, being Python themselves."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _OUTLINES and all(arg.is_meta for arg in args if isinstance(arg, Tensor)):
-            return _OUTLINES[func](*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def _macs(module: nn.Module, args: tuple[Any, ...], output: Any, convention: Convention) -> int:
@@ -249,7 +218,7 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> Counter[str
     def leave(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         counter.running.pop()
 
-    with torch.no_grad(), _hooks(model, enter, leave), _Outlines(), counter:
+    with torch.no_grad(), _hooks(model, enter, leave), Outlines(), counter:
         run()
     return counter.found
 

@@ -15,7 +15,7 @@ from stepwell.encoders.catalogue import ENCODERS
 from stepwell.flops.cost import Convention, Cost, area, head_cost, injector_cost, merge_cost
 from stepwell.flops.shapes import VitShape, shape_of
 from stepwell.fuse.interaction import DIRECTIONS, Direction
-from stepwell.models.config import BranchConfig, InteractionConfig
+from stepwell.models.settings import BranchConfig, InteractionConfig
 from stepwell.structures import Size
 
 __all__ = ["Merge", "PyramidCost", "as_counted"]

@@ -12,39 +12,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from stepwell.flops.cost import CONVENTIONS
 from stepwell.flops.count import Part, count
+from stepwell.flops.outlines import outlines
 from stepwell.flops.pyramid import PyramidCost, as_counted
 from stepwell.flops.shapes import shape_of
 from stepwell.flops.text import aligned
-from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.config import PiipConfig, PlainConfig, StepwellConfig, VisionConfig
-from stepwell.models.perception import (
-    ClassifierSettings,
-    DenseSettings,
-    PyramidBackboneConfig,
-    PyramidClassifierConfig,
-    build_classifier,
-    build_features,
-)
 from stepwell.models.piip import PyramidClassifier, PyramidFeatures
 from stepwell.models.published import PUBLISHED, find_published
-from stepwell.models.vision import build_vision
+from stepwell.models.settings import ClassifierSettings, DenseSettings, PiipConfig, PlainConfig, VisionConfig
+from stepwell.models.vision import build_classifier, build_features, build_vision
 from stepwell.structures import Size, TokenLayout
 from stepwell.views.pyramid import scaled_size
 
+if TYPE_CHECKING:  # transformers takes longer to import than a pyramid to count: only assistants wait for it
+    from stepwell.models.config import StepwellConfig
+
 __all__ = ["Report", "Subject", "find_subject", "report", "report_as_json", "report_as_table"]
 
-Subject = StepwellConfig | VisionConfig | DenseSettings | ClassifierSettings
+Subject: TypeAlias = "StepwellConfig | VisionConfig | DenseSettings | ClassifierSettings"
 """What can be counted: an assistant, a vision system alone, a dense backbone, a classifier."""
-
-CONFIGS: dict[str, type[StepwellConfig | PyramidBackboneConfig | PyramidClassifierConfig]] = {
-    kind.model_type: kind for kind in (StepwellConfig, PyramidBackboneConfig, PyramidClassifierConfig)
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +74,7 @@ def find_subject(name: str) -> Subject:
     """A folder with a config.json of ours, or a name of models/published.py. Raises ValueError otherwise."""
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if kind not in CONFIGS:
-            raise ValueError(f"{name} holds a {kind!r} model, not one of ours ({', '.join(CONFIGS)})")
-        config = CONFIGS[kind].from_pretrained(folder)
-        return config if isinstance(config, StepwellConfig) else config.settings
+        return _subject_in(folder)
     published = find_published(name)
     if published is None:
         raise ValueError(
@@ -100,6 +88,22 @@ def find_subject(name: str) -> Subject:
     )
 
 
+def _subject_in(folder: Path) -> Subject:
+    from stepwell.models.config import StepwellConfig
+    from stepwell.models.perception import PyramidBackboneConfig, PyramidClassifierConfig
+
+    kinds = {kind.model_type: kind for kind in (PyramidBackboneConfig, PyramidClassifierConfig)}
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind == StepwellConfig.model_type:
+        config: StepwellConfig = StepwellConfig.from_pretrained(folder)
+        return config
+    if kind not in kinds:
+        ours = ", ".join([StepwellConfig.model_type, *kinds])
+        raise ValueError(f"{folder} holds a {kind!r} model, not one of ours ({ours})")
+    settings: DenseSettings | ClassifierSettings = kinds[kind].from_pretrained(folder).settings
+    return settings
+
+
 def report(subject: Subject, *, size: Size | None = None, out_dim: int = 4096) -> Report:
     """Counts one picture of `size` (height, width), by default a square as large as the largest view.
 
@@ -108,17 +112,17 @@ def report(subject: Subject, *, size: Size | None = None, out_dim: int = 4096) -
     """
     if size is not None and min(size) < 1:
         raise ValueError(f"a picture needs at least one pixel each way, got {size[0]}x{size[1]}")
-    if isinstance(subject, StepwellConfig):
-        return _assistant(subject, size)
+    if isinstance(subject, DenseSettings | ClassifierSettings):
+        return _pyramid(subject, size)
     if isinstance(subject, PlainConfig | PiipConfig):
         return _vision(subject, size, out_dim)
-    return _pyramid(subject, size)
+    return _assistant(subject, size)
 
 
 def _pyramid(settings: DenseSettings | ClassifierSettings, size: Size | None) -> Report:
     side = settings.branches[-1].size
     size = size or (side, side)
-    with torch.device("meta"):
+    with outlines():
         image = torch.empty(1, 3, *size)
         if isinstance(settings, ClassifierSettings):
             model: PyramidClassifier | PyramidFeatures = build_classifier(settings, num_classes=1000)
@@ -146,14 +150,16 @@ def _as_printed(settings: DenseSettings | ClassifierSettings, sizes: tuple[Size,
 
 
 def _vision(config: PlainConfig | PiipConfig, size: Size | None, out_dim: int) -> Report:
-    with torch.device("meta"):
+    with outlines():
         vision = build_vision(config, out_dim=out_dim)
     layout = vision.layout(size or _square(config))
     return _read(vision, partial(vision, _inputs(layout)), layout, config)
 
 
 def _assistant(config: StepwellConfig, size: Size | None) -> Report:
-    with torch.device("meta"):
+    from stepwell.models.assistant import StepwellForConditionalGeneration
+
+    with outlines():
         model = StepwellForConditionalGeneration(config)
     vision, language = model.model.vision, model.model.language_model
     layout = vision.layout(size or _square(config.vision))

@@ -20,12 +20,12 @@ from torch import nn
 from stepwell.encoders.catalogue import ENCODERS
 from stepwell.flops.cost import CONVENTIONS, Convention
 from stepwell.flops.count import BACKBONE, count_macs, count_params
+from stepwell.flops.outlines import outlines
 from stepwell.flops.shapes import VitShape, shape_of
 from stepwell.flops.text import aligned
-from stepwell.models.config import BranchConfig, InteractionConfig, PiipConfig
-from stepwell.models.perception import ClassifierSettings, build_classifier, build_features
 from stepwell.models.published import Published, layer_runs
-from stepwell.models.vision import build_pyramid_encoder
+from stepwell.models.settings import BranchConfig, ClassifierSettings, InteractionConfig, PiipConfig
+from stepwell.models.vision import build_classifier, build_features, build_pyramid_encoder
 from stepwell.views.pyramid import image_pyramid
 
 __all__ = ["Row", "Setting", "count_setting", "paper_rows", "paper_table", "read_settings", "rows_as_json"]
@@ -182,7 +182,7 @@ def count_setting(setting: Setting) -> dict[str, tuple[int, int]]:
 def _build(setting: Setting, branches: tuple[BranchConfig, ...]) -> tuple[nn.Module, Callable[[], object]]:
     side = branches[-1].size
     common: dict[str, Any] = {"branches": branches, "interaction": setting.interaction}
-    with torch.device("meta"):
+    with outlines():
         image = torch.empty(1, 3, side, side)
         if setting.counter == "L" or (setting.counter == "D" and len(branches) == 1):
             encoder = build_pyramid_encoder(PiipConfig(**common)).eval()

@@ -1,11 +1,11 @@
-"""Tables in plain text: columns aligned, numbers to the right."""
+"""Tables in plain text, columns aligned and numbers to the right; and sizes as a person writes them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-__all__ = ["aligned"]
+__all__ = ["aligned", "parse_size"]
 
 
 NUMBER = re.compile(r"[-+]?[\d.,]+%?|-|")
@@ -24,3 +24,11 @@ def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT -> (height, width)."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise ValueError(f"a size reads WIDTHxHEIGHT, such as 1024x768, not {text}")
+    return int(height), int(width)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stepwell.layers.mlp import gelu
 from stepwell.ops.double import double_map
 
-__all__ = ["ChannelLayerNorm", "Double", "Resampling", "SimplePyramid", "build_resampling"]
+__all__ = ["ChannelLayerNorm", "Double", "Gelu", "Resampling", "SimplePyramid", "build_resampling"]
 
 Resampling = Literal["up4", "up2", "same", "maxpool2"]
 FACTORS: dict[Resampling, float] = {"up4": 4, "up2": 2, "same": 1, "maxpool2": 0.5}

@@ -28,7 +28,7 @@ from transformers.processing_utils import MultiModalData
 from stepwell.language.chat_template import chat_template as jinja
 from stepwell.language.labels import LabelledTokens, label_tokens, render_with_tokenizer
 from stepwell.language.prompt import IMAGE, MaskStyle, Message, render
-from stepwell.models.config import PlainConfig, VisionConfig, vision_json, vision_settings
+from stepwell.models.settings import PlainConfig, VisionConfig, vision_json, vision_settings
 from stepwell.models.vision import build_geometry
 from stepwell.structures import Geometry, TokenLayout
 from stepwell.views.decode import open_image, upright_rgb

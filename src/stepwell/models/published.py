@@ -14,8 +14,14 @@ from typing import Any, Literal
 from stepwell.encoders.catalogue import ENCODERS
 from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Statistics
 from stepwell.encoders.vit import VisionTransformer
-from stepwell.models.config import BranchConfig, InteractionConfig, PiipConfig
-from stepwell.models.perception import SIMPLE, ClassifierSettings, DenseSettings
+from stepwell.models.settings import (
+    SIMPLE,
+    BranchConfig,
+    ClassifierSettings,
+    DenseSettings,
+    InteractionConfig,
+    PiipConfig,
+)
 
 __all__ = ["PUBLISHED", "Published", "Task", "find_published", "layer_runs"]
 

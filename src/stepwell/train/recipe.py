@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stepwell.models.config import VisionConfig, first_complaint
+from stepwell.models.settings import VisionConfig, first_complaint
+from stepwell.train.shipped import recipe_names
 
 __all__ = [
     "Auxiliary",
@@ -28,7 +29,6 @@ __all__ = [
     "Stage",
     "TextLineData",
     "load_recipe",
-    "recipe_names",
 ]
 
 Positive = Annotated[int, Field(gt=0)]
@@ -159,14 +159,6 @@ class Recipe(_Strict):
     workers: Annotated[int, Field(ge=0)] = 1
     resume: bool = True  # finished stages and the last checkpoint of an unfinished one are taken up again
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float16"
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    folder = resources.files("stepwell") / "recipes"
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -20,14 +20,16 @@ from stepwell.data.mixture import Mixture
 from stepwell.data.sample import Source
 from stepwell.data.text_lines import TextLines
 from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.config import PiipConfig, PlainConfig, StepwellConfig
+from stepwell.models.config import StepwellConfig
 from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
+from stepwell.models.settings import PiipConfig, PlainConfig
 from stepwell.train.groups import parameter_groups
 from stepwell.train.recipe import ConversationData, DataSource, DrawnData, Model, Optimiser, Stage
 from stepwell.train.start import start_looking
 from stepwell.train.tokenizer import build_reader_tokenizer
 
 __all__ = [
+    "build_config",
     "build_model",
     "build_optimiser",
     "build_source",
@@ -40,32 +42,44 @@ __all__ = [
 
 def build_model(recipe: Model) -> tuple[StepwellForConditionalGeneration, StepwellProcessor]:
     """A model with random weights and its processor, or those of the folder that the recipe starts from."""
+    processor = _build_processor(recipe)
     if recipe.start is not None:
         model = StepwellForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
-        return model, StepwellProcessor.from_pretrained(recipe.start)
-    assert recipe.vision is not None
-    assert recipe.text is not None
-    built_here = recipe.tokenizer == "reader"
-    tokenizer = build_reader_tokenizer() if built_here else AutoTokenizer.from_pretrained(recipe.tokenizer)
-    image_processor = StepwellImageProcessor(recipe.vision)
-    processor = StepwellProcessor(image_processor, tokenizer, template=recipe.template)
-    token_ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    text = AutoConfig.for_model(
-        **{"vocab_size": len(tokenizer), **token_ids, "bos_token_id": tokenizer.bos_token_id, **recipe.text}
-    )
-    model = StepwellForConditionalGeneration(
-        StepwellConfig(
-            vision_config=recipe.vision,
-            text_config=text,
-            image_token_id=processor.image_token_id,
-            template=recipe.template,
-        )
-    )
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+        return model, processor
+    model = StepwellForConditionalGeneration(build_config(recipe))
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     if recipe.start_looking:
         start_looking(model, processor.tokenizer)
     return model, processor
+
+
+def build_config(recipe: Model) -> StepwellConfig:
+    """The configuration of the model that a recipe trains."""
+    if recipe.start is not None:
+        config: StepwellConfig = StepwellConfig.from_pretrained(recipe.start)
+        return config
+    assert recipe.vision is not None
+    assert recipe.text is not None
+    processor = _build_processor(recipe)
+    tokenizer = processor.tokenizer
+    token_ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
+    return StepwellConfig(
+        vision_config=recipe.vision,
+        text_config=AutoConfig.for_model(**{"vocab_size": len(tokenizer), **token_ids, **recipe.text}),
+        image_token_id=processor.image_token_id,
+        template=recipe.template,
+    )
+
+
+def _build_processor(recipe: Model) -> StepwellProcessor:
+    if recipe.start is not None:
+        processor: StepwellProcessor = StepwellProcessor.from_pretrained(recipe.start)
+        return processor
+    assert recipe.vision is not None
+    built_here = recipe.tokenizer == "reader"
+    tokenizer = build_reader_tokenizer() if built_here else AutoTokenizer.from_pretrained(recipe.tokenizer)
+    return StepwellProcessor(StepwellImageProcessor(recipe.vision), tokenizer, template=recipe.template)
 
 
 def embedding_of(model: StepwellForConditionalGeneration) -> nn.Embedding:

@@ -25,7 +25,6 @@ from stepwell.keys.released import assistant_rules, detector_rules, is_language_
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.perception import (
-    ClassifierSettings,
     PyramidBackbone,
     PyramidBackboneConfig,
     PyramidClassifierConfig,
@@ -33,6 +32,7 @@ from stepwell.models.perception import (
 )
 from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
 from stepwell.models.published import Published
+from stepwell.models.settings import ClassifierSettings
 from stepwell.weights.text_config import llama_config
 
 __all__ = ["Layout", "build_layout"]

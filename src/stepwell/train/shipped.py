@@ -1,0 +1,13 @@
+"""Which recipes ship with the package: told without torch, which train/recipe.py imports."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+__all__ = ["recipe_names"]
+
+
+def recipe_names() -> list[str]:
+    """Their names, as `stepwell train` takes them."""
+    files = (entry.name for entry in (resources.files("stepwell") / "recipes").iterdir())
+    return sorted(file.removesuffix(".yaml") for file in files if file.endswith(".yaml"))
