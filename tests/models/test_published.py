@@ -8,38 +8,8 @@ import pytest
 import torch
 
 from stepwell.encoders.catalogue import build_encoder
-from stepwell.models.published import PUBLISHED, find_published, layer_runs
-from stepwell.models.vision import build_features
-
-
-@pytest.mark.parametrize(
-    ("depth", "count", "first_runs", "last_run"),
-    [
-        (12, 12, [(0, 0), (1, 1)], (11, 11)),
-        (24, 12, [(0, 1), (2, 3)], (22, 23)),
-        (48, 12, [(0, 3), (4, 7)], (44, 47)),
-        (32, 12, [(0, 1), (2, 3), (4, 5), (6, 7), (8, 10)], (29, 31)),
-        (39, 12, [(0, 2), (3, 6), (7, 10), (11, 13)], (35, 38)),
-        (21, 12, [(0, 2), (3, 6), (7, 8), (9, 9)], (17, 20)),
-        (39, 24, [(0, 1), (2, 2), (3, 4), (5, 6), (7, 9)], (37, 38)),
-        (24, 24, [(0, 0)], (23, 23)),
-        (12, 2, [(0, 5)], (6, 11)),
-        (39, 2, [(0, 19)], (20, 38)),
-        (48, 4, [(0, 11)], (36, 47)),
-    ],
-)
-def test_layer_runs_are_those_of_the_official_configurations(depth, count, first_runs, last_run):
-    runs = layer_runs(depth, count)
-    assert len(runs) == count
-    assert list(runs[: len(first_runs)]) == first_runs
-    assert runs[-1] == last_run
-    assert [first for first, _ in runs[1:]] == [last + 1 for _, last in runs[:-1]]
-
-
-def test_runs_that_were_not_published_are_not_guessed():
-    assert layer_runs(12, 0) == ()
-    with pytest.raises(ValueError, match="12 layers do not fall into 5"):
-        layer_runs(12, 5)
+from stepwell.models.published import PUBLISHED, find_published
+from stepwell.models.vision import build_classifier, build_features
 
 
 @cache
@@ -51,7 +21,7 @@ def depth(encoder: str) -> int:
 @pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
 def test_every_configuration_runs_all_layers_of_its_networks(published):
     for branch in published.branches:
-        assert branch.interactions[-1][1] == depth(branch.encoder) - 1
+        assert not branch.interactions or branch.interactions[-1][1] == depth(branch.encoder) - 1
         assert published.name.rpartition("piip_")[2].count(str(branch.size)) >= 1
     sizes = [branch.size for branch in published.branches]
     assert sizes == sorted(sizes)
@@ -73,6 +43,40 @@ def test_detectors_have_the_parameters_of_the_official_modules(name, millions):
     with torch.device("meta"):
         model = build_features(PUBLISHED[name].dense_settings())
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "dims", "finest"),
+    [
+        ("vitdet_b_1024", (768, 768, 768, 768), 4),
+        ("vitdet_l_1024", (1024, 1024, 1024, 1024), 4),
+        ("internvit_6b_1024", (3200, 3200, 3200, 3200), 4),
+        ("convnext_b_1024", (128, 256, 512, 1024), 4),
+        ("piip_seg_tsb_896_448_336", (768, 768, 768, 768), 4),
+        ("piip_det_dino_sbl_1792_1120_672", (1024, 1024, 1024), 8),
+    ],
+)
+def test_dense_configurations_give_maps_at_doubling_strides(name, dims, finest):
+    with torch.device("meta"):
+        model = build_features(PUBLISHED[name].dense_settings()).eval()
+        maps = model(torch.empty(1, 3, 448, 672))
+    strides = [finest * 2**i for i in range(len(dims))]
+    assert list(maps) == strides
+    expected = [(1, dim, 448 // stride, 672 // stride) for dim, stride in zip(dims, strides, strict=True)]
+    assert [tuple(x.shape) for x in maps.values()] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("piip_cls_b_512_256_128", 100.93), ("deit_b_224", 86.57), ("vit_l_224", 304.33)]
+)
+def test_classifiers_have_the_printed_parameters(name, millions):
+    """Tables VIII and X; a single network as it was pretrained."""
+    published = PUBLISHED[name]
+    with torch.device("meta"):
+        model = build_classifier(published.classifier_settings(), published.num_classes).eval()
+        logits = model(torch.empty(1, 3, published.branches[-1].size, published.branches[-1].size))
+    assert logits.shape == (1, 1000)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -48,6 +49,16 @@ def test_another_model_is_refused_by_its_shapes_or_names(manifest, name):
     assert not report.ok
     assert "\n" not in report.complaint()
     assert name in report.complaint()
+
+
+def test_a_network_that_is_alone_comes_without_the_name_of_a_branch(tmp_path):
+    with torch.device("meta"):
+        deit = timm.create_model("deit_base_patch16_224")
+    manifest = tmp_path / "deit.json"
+    manifest.write_text(json.dumps({name: list(tensor.shape) for name, tensor in deit.state_dict().items()}))
+    report = dry_run(manifest, as_="deit_b_224")
+    assert report.ok, report.text()
+    assert not report.dropped
 
 
 def test_the_four_branch_quirk_shows_in_the_shapes_of_branch_4_alone():

@@ -23,7 +23,8 @@ from stepwell.flops.count import BACKBONE, count_macs, count_params
 from stepwell.flops.outlines import outlines
 from stepwell.flops.shapes import VitShape, shape_of
 from stepwell.flops.text import aligned
-from stepwell.models.published import Published, layer_runs
+from stepwell.models.published import Published
+from stepwell.models.runs import layer_runs
 from stepwell.models.settings import BranchConfig, ClassifierSettings, InteractionConfig, PiipConfig
 from stepwell.models.vision import build_classifier, build_features, build_pyramid_encoder
 from stepwell.views.pyramid import image_pyramid

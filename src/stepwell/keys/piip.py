@@ -77,10 +77,14 @@ def interaction_rules(num_branches: int) -> list[Rule]:
 
 
 def encoder_rules(branches: Sequence[Sequence[Rule]], num_interactions: int) -> list[Rule]:
-    """`branch{k}.` and `interactions.{i}.` -> PyramidEncoder, as `encoder`. branches: their tables."""
+    """`branch{k}.` and `interactions.{i}.` -> PyramidEncoder, as `encoder`. branches: their tables.
+
+    A network that is alone has its names without a prefix.
+    """
     rules: list[Rule] = []
     for k, branch in enumerate(branches):
-        rules += with_prefix(branch, rf"branch{k + 1}\.", f"encoder.branches.{k}.")
+        source = rf"branch{k + 1}\." if len(branches) > 1 else ""
+        rules += with_prefix(branch, source, f"encoder.branches.{k}.")
     for i in range(num_interactions):
         rules += with_prefix(
             interaction_rules(len(branches)), rf"interactions\.{i}\.", f"encoder.interactions.{i}."
@@ -133,7 +137,7 @@ def features_rules(
     branches: every encoder's table; merge_after: interactions, but the last, with a merge of their own;
     operations: of the neck.
     """
-    merges = merge_rules(len(branches), f"merges.{len(merge_after)}.")
+    merges = merge_rules(len(branches), f"merges.{len(merge_after)}.") if len(branches) > 1 else []
     for i, interaction in enumerate(merge_after):
         merges += merge_rules(len(branches), f"merges.{i}.", interaction)
     return [*encoder_rules(branches, num_interactions), *merges, *pyramid_rules(operations)]
@@ -153,9 +157,10 @@ def classifier_rules(
     else:
 
         def part(match: re.Match[str]) -> str:
-            return f"head.{_HEADS[match[2]]}.{int(match[1]) - 1}.{match[3]}"
+            return f"head.{_HEADS[match[2]]}.{int(match[1] or 1) - 1}.{match[3]}"
 
-        head = [Rename(r"branch(\d+)\.(norm|head)\.(weight|bias)", part)]
+        source = r"branch(\d+)\." if len(branches) > 1 else "()"
+        head = [Rename(rf"{source}(norm|head)\.(weight|bias)", part)]
     return [*head, *encoder_rules(branches, num_interactions)]  # before the encoders, which drop final norms
 
 

@@ -1,4 +1,4 @@
-"""PUBLISHED: the configurations of the PIIP paper's release, by name.
+"""PUBLISHED: the configurations of the PIIP paper and of its release, and the baselines, by name.
 
 What a checkpoint file does not hold is here: which family a branch is, window sizes, the layers between two
 interactions, the ratio of the views, head rules, statistics. PIIP, arXiv 2501.07783, section IV, and the
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepwell.encoders.catalogue import ENCODERS
+from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Statistics
-from stepwell.encoders.vit import VisionTransformer
+from stepwell.models.runs import layer_runs
 from stepwell.models.settings import (
     SIMPLE,
     BranchConfig,
@@ -23,40 +24,12 @@ from stepwell.models.settings import (
     PiipConfig,
 )
 
-__all__ = ["PUBLISHED", "Published", "Task", "find_published", "layer_runs"]
+__all__ = ["PUBLISHED", "Published", "Task", "find_published"]
 
 Task = Literal["detection", "segmentation", "classification", "chat"]
 HALF: Statistics = (0.5, 0.5, 0.5)
 STAGE_MERGES = (0, 1, 10)  # of 12 interactions, those that end a stage of ConvNeXt, beside the last
 REPOSITORY = "OpenGVLab/PIIP"
-
-# Last layer of each run where the layers of a network do not divide evenly, by (layers, interactions).
-RUN_ENDS = {
-    (32, 12): (1, 3, 5, 7, 10, 13, 16, 19, 22, 25, 28, 31),
-    (39, 2): (19, 38),
-    (39, 12): (2, 6, 10, 13, 16, 19, 22, 25, 28, 31, 34, 38),
-    (39, 24): (
-        *(1, 2, 4, 6, 9, 10, 12, 13, 15, 16, 18, 19),
-        *(21, 22, 24, 25, 27, 28, 30, 31, 33, 34, 36, 38),
-    ),
-    (21, 12): (2, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20),
-}
-
-
-def layer_runs(depth: int, count: int) -> tuple[tuple[int, int], ...]:
-    """Layers (first, last) before each of `count` interactions of a network of `depth` layers, as published.
-
-    ConvNeXt's downsampling layers count: depths 3, 3, 27, 3 are 39 layers. Raises ValueError for a pair that
-    neither divides evenly nor was published.
-    """
-    if count == 0:
-        return ()
-    ends = RUN_ENDS.get((depth, count))
-    if ends is None:
-        if depth % count:
-            raise ValueError(f"{depth} layers do not fall into {count} equal runs; give the runs themselves")
-        ends = tuple(range(depth // count - 1, depth, depth // count))
-    return tuple(zip((0, *(end + 1 for end in ends[:-1])), ends, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +46,7 @@ class Published:
     interaction: InteractionConfig = field(default_factory=InteractionConfig)
     merge: Literal["dense", "stages", "none"] = "dense"  # fuse/merge.py; "none": a head or projector a branch
     dino: bool = False  # the finest map is not returned
+    head: Literal["first_patch", "cls", "merge"] = "first_patch"  # of a classifier
     num_classes: int | None = None
     text_dim: int | None = None  # width of the language model
     mean: Statistics = HALF
@@ -90,17 +64,15 @@ class Published:
 
     def dense_settings(self) -> DenseSettings:
         """Of a detector or segmenter, for `PyramidBackbone`."""
-        last = ENCODERS[self.branches[-1].encoder]
-        resampled = (
-            self.merge == "dense" or last.build is VisionTransformer
-        )  # ConvNeXt has the strides itself
-        operations = SIMPLE[self.dino :] if resampled else ()
+        has_strides = ENCODERS[self.branches[-1].encoder].build is ConvNeXt
+        by_stage = self.merge == "stages" or (self.merge == "none" and has_strides)
         return DenseSettings(
             branches=self.branches,
             interaction=self.interaction,
-            merge="stages" if self.merge == "stages" else "dense",
-            merge_after=STAGE_MERGES if self.merge == "stages" else (),
-            operations=operations,
+            merge=self.merge,
+            merge_after=STAGE_MERGES if by_stage else (),
+            operations=() if by_stage and has_strides else SIMPLE[self.dino :],
+            neck_norm="layernorm" if self.merge == "none" else "groupnorm",
             mean=self.mean,
             std=self.std,
         )
@@ -108,7 +80,11 @@ class Published:
     def classifier_settings(self) -> ClassifierSettings:
         """Of a classifier, for `PyramidForImageClassification`."""
         return ClassifierSettings(
-            branches=self.branches, interaction=self.interaction, mean=self.mean, std=self.std
+            branches=self.branches,
+            interaction=self.interaction,
+            head=self.head,
+            mean=self.mean,
+            std=self.std,
         )
 
     def vision_config(self) -> PiipConfig:
@@ -183,6 +159,7 @@ def _detector(
     drop_path: tuple[float, ...] | None = None,
     interactions: int = 12,
     arguments: dict[str, Any] | None = None,
+    prefix: str = "piip_det_",
     **fields: Any,
 ) -> Published:
     """encoders: names of the catalogue, branch 1 first; drop_path: by network size where none is given."""
@@ -193,7 +170,7 @@ def _detector(
         for encoder, size, rate in zip(names, sizes, rates, strict=True)
     )
     where: dict[str, Any] = {"repository": REPOSITORY, "file": f"detection/{file}.pth"} if file else {}
-    return Published(name=f"piip_det_{name}", task="detection", branches=branches, **where, **fields)
+    return Published(name=f"{prefix}{name}", task="detection", branches=branches, **where, **fields)
 
 
 def _joined(sizes: tuple[int, ...]) -> str:
@@ -301,9 +278,43 @@ def _convnext_detectors() -> list[Published]:
     return found
 
 
+def _baselines() -> list[Published]:
+    """One network on one picture: Tables I, II and IV for detection, VIII for classification.
+
+    ConvNeXt's twelve runs exchange nothing with anybody: they are where its maps of four strides leave.
+    """
+    alone: dict[str, Any] = {"prefix": "", "merge": "none", "interactions": 0}
+    vitdet: dict[str, Any] = {"windows": [14, 14, 0]}
+    found = [
+        _detector("vitdet_b_1024", "deit3_b", (1024,), None, arguments=vitdet, **alone),
+        _detector("vitdet_l_1024", "deit3_l", (1024,), None, arguments=vitdet, **alone),
+        _detector("internvit_6b_1024", "internvit_6b", (1024,), None, **alone),
+        _detector(
+            "convnext_b_1024", "convnext_b", (1024,), None, **{**alone, "interactions": 12}, **IMAGENET
+        ),
+    ]
+    for name, encoder in (("deit_b_224", "deit_b"), ("vit_l_224", "augreg_l")):
+        branch = _branch(encoder, 224, 0, class_token=True, class_slot=True, layer_scale=None)
+        found.append(_classified(name, (branch,), head="cls"))
+    return found
+
+
+def _classified(name: str, branches: tuple[BranchConfig, ...], **fields: Any) -> Published:
+    return Published(
+        name=name,
+        task="classification",
+        branches=branches,
+        merge="none",
+        num_classes=1000,
+        **IMAGENET,
+        **fields,
+    )
+
+
 def _segmenters() -> list[Published]:
     """Position tables are stored at the grid of the branch's own view."""
-    found = []
+    found = [_inferred("tsb", "deit3_b deit3_s deit_t", (336, 448, 896))]
+    found.append(_inferred("sbl", "deit3_l deit3_b deit3_s", (336, 448, 1120)))
     for small in (192, 256, 384, 512):
         branches = tuple(
             _dense(encoder, size, 0.4, activation="gelu_tanh", position_grid=(size // 16, size // 16))
@@ -321,6 +332,21 @@ def _segmenters() -> list[Published]:
             )
         )
     return found
+
+
+def _inferred(name: str, encoders: str, sizes: tuple[int, ...]) -> Published:
+    """Table VI, whose configurations were not released; windows as its printed costs have them."""
+    branches = tuple(
+        _dense(encoder, size, DROP_PATH[_size(encoder)], windows=window)
+        for encoder, size, window in zip(encoders.split(), sizes, (0, 28, 28), strict=True)
+    )
+    quirk = "no configuration was released: windows are inferred from the printed cost"
+    found: dict[str, Any] = {
+        "name": f"piip_seg_{name}_{_joined(sizes)}",
+        "branches": branches,
+        "quirk": quirk,
+    }
+    return Published(task="segmentation", **found, **IMAGENET)
 
 
 def _classifiers() -> list[Published]:
@@ -346,19 +372,26 @@ def _classifiers() -> list[Published]:
         )
         dashed = "-".join(map(str, reversed(sizes)))
         found.append(
-            Published(
-                name=f"piip_cls_{name}_{_joined(sizes)}",
-                task="classification",
-                branches=branches,
-                merge="none",
-                num_classes=1000,
-                **IMAGENET,
+            _classified(
+                f"piip_cls_{name}_{_joined(sizes)}",
+                branches,
                 repository=REPOSITORY,
                 file=f"classification/piip_3branch_{name}_{dashed}_cls_token_{weights}.pth",
                 quirk="the heads read the first patch token, not the class token",
             )
         )
-    return found
+    return [*found, _from_scratch()]
+
+
+def _from_scratch() -> Published:
+    """PIIP-B (Table X): narrow networks, one head on the merged map; the window of branch 3 is inferred."""
+    branches = tuple(
+        _branch(
+            "vit_b", size, dim=dim, num_heads=heads, windows=window, position_grid=(size // 16, size // 16)
+        )
+        for size, dim, heads, window in ((128, 640, 8, 0), (256, 320, 4, 0), (512, 160, 2, 16))
+    )
+    return _classified("piip_cls_b_512_256_128", branches, head="merge")
 
 
 def _chats() -> list[Published]:
@@ -400,10 +433,11 @@ PUBLISHED: dict[str, Published] = {
         _pretrained_detectors,
         _large_detectors,
         _convnext_detectors,
+        _baselines,
         _segmenters,
         _classifiers,
         _chats,
     )
     for published in group()
 }
-"""By our name: `piip_<task>_<networks>_<sizes>`, smallest network and largest view first."""
+"""By our name: `piip_<task>_<networks>_<sizes>`, smallest network, largest view first; and the baselines."""

@@ -108,7 +108,8 @@ def _classifier(published: Published) -> Layout:
     )
     with torch.device("meta"):
         ours = _shapes(PyramidForImageClassification(config))
-    rules = classifier_rules(_tables(published), len(published.branches[0].interactions), merged=False)
+    merged = published.head == "merge"
+    rules = classifier_rules(_tables(published), len(published.branches[0].interactions), merged=merged)
     return Layout(rules=with_prefix(rules, "", "pyramid."), config=config, ours=ours)
 
 
