@@ -59,8 +59,7 @@ def matmul_rate(dtype: torch.dtype = torch.float32, *, side: int = 2048, rounds:
 
 
 def peak_gib(*arguments: str) -> float:
-    """Peak resident memory, in GiB, of `python -m benchmarks...` style runs: this interpreter with
-    `arguments`."""
+    """Peak resident memory, in GiB, of this interpreter run with `arguments`."""
     code = (
         "import resource, subprocess, sys;"
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
@@ -71,7 +70,12 @@ def peak_gib(*arguments: str) -> float:
 
 
 def own_peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Peak resident memory of this process so far; on Linux without what its parent held before exec."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as file:
+            return int(next(line.split()[1] for line in file if line.startswith("VmHWM"))) / 2**20
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def machine() -> str:

@@ -6,12 +6,13 @@ convolutions, 2 per multiply-accumulate. CLIP-L and ConvNeXt-B at 336/1024 as in
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from measure import compare, matmul_rate, own_peak_gib, peak_gib
+from measure import compare, matmul_rate, own_peak_gib
 from peer_llava import PeerLlava
 from peer_piip import PeerPiip
 from torch import Tensor, nn
@@ -48,8 +49,10 @@ def llava_peer() -> PeerLlava:
     return PeerLlava([list(branch.interactions) for branch in LLAVA.branches]).eval()
 
 
-def llava(peer: PeerLlava) -> PyramidEncoder:
+def llava(peer: PeerLlava | None = None) -> PyramidEncoder:
     model = build_pyramid_encoder(LLAVA.vision_config()).eval()
+    if peer is None:
+        return model
     clip = backbone_rules("clip", class_token=True, class_slot=True)
     rules = encoder_rules([clip, backbone_rules("convnext_timm", depths=(3, 3, 27, 3))], 12)
     weights = convert(peer.state_dict(), rules)
@@ -71,14 +74,14 @@ def run() -> Iterator[str]:
     model = detection(peer)
     image = torch.randn(1, 3, 1120, 1120)
     yield from _inference("PIIP-TSB 1120/896/448", model, partial(detect, model), peer, image, GFLOP)
-    mine, other = (peak_gib(__file__, which) for which in ("ours", "peer"))
-    yield f"| PIIP-TSB, peak memory, inference, fp32, GiB | {mine:.2f} | {other:.2f} | {mine / other:.2f} |"
-    ours, theirs = partial(detect, model.float().train()), peer.float().train()
-    yield str(compare("PIIP-TSB, training step, fp32", _step(ours, image), _step(theirs, image), rounds=1))
+    yield from _memory("PIIP-TSB 1120/896/448", "detection")
+    yield _training("PIIP-TSB 1120/896/448", model, partial(detect, model), peer, image)
     tower_peer = llava_peer()
     tower = llava(tower_peer)
     image = torch.randn(1, 3, 1024, 1024)
     yield from _inference("CLIP-L + ConvNeXt-B 336/1024", tower, partial(see, tower), tower_peer, image)
+    yield from _memory("CLIP-L + ConvNeXt-B 336/1024", "llava")
+    yield _training("CLIP-L + ConvNeXt-B 336/1024", tower, partial(see, tower), tower_peer, image)
 
 
 def _inference(
@@ -90,13 +93,38 @@ def _inference(
         yield f"| {name}, largest difference, relative | {worst:.1e} | | |"
         for dtype in (torch.float32, torch.bfloat16):
             model.to(dtype), peer.to(dtype)
-            x = image.to(dtype)
-            row = compare(f"{name}, inference, {dtype}", partial(ours, x), partial(peer, x), rounds=2)
+            x, rates = image.to(dtype), [matmul_rate(dtype)]
+            row = compare(f"{name}, inference, {dtype}", partial(ours, x), partial(peer, x), rounds=5)
             yield str(row)
             if gflop is not None:
-                rate = matmul_rate(dtype)
-                share = gflop * 1e9 / row.ours / rate
-                yield f"| share of the matrix rate, {rate / 1e9:.0f} GFLOP/s | {share:.2f} | | |"
+                rates.append(matmul_rate(dtype))
+                share = gflop * 1e9 / row.ours / (sum(rates) / 2)
+                shown = " and ".join(f"{rate / 1e9:.0f}" for rate in rates)
+                yield f"| share of the matrix rate, {shown} GFLOP/s before and after | {share:.2f} | | |"
+
+
+def _memory(name: str, which: str) -> Iterator[str]:
+    """Each in a process of its own; both import the same."""
+    found = [_peaks(which, whose) for whose in ("ours", "peer")]
+    for what, of in (
+        ("the whole process", lambda imports, built, peak: peak),
+        ("weights and inference", lambda imports, built, peak: peak - imports),
+        ("inference alone", lambda imports, built, peak: peak - built),
+    ):
+        ours, theirs = (of(*peaks) for peaks in found)
+        yield f"| {name}, fp32, peak GiB of {what} | {ours:.2f} | {theirs:.2f} | {ours / theirs:.2f} |"
+
+
+def _peaks(which: str, whose: str) -> list[float]:
+    command = [sys.executable, __file__, which, whose]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [float(number) for number in output.split()]
+
+
+def _training(name: str, model: nn.Module, ours: Run, peer: nn.Module, image: Tensor) -> str:
+    """One step: forward, the mean square of all maps, backward."""
+    model.float().train(), peer.float().train()
+    return str(compare(f"{name}, training step, fp32", _step(ours, image), _step(peer, image), rounds=2))
 
 
 def _step(network: Run, image: Tensor) -> Callable[[], None]:
@@ -106,8 +134,21 @@ def _step(network: Run, image: Tensor) -> Callable[[], None]:
     return once
 
 
-if __name__ == "__main__":  # one inference in a process of its own, for its peak memory
+def _measure_memory(which: str, whose: str) -> None:
+    """Prints the peak memory of this process after importing, after building and after one inference."""
+    imports = own_peak_gib()
+    model: nn.Module
+    if which == "detection":
+        model, side = detection_peer() if whose == "peer" else detection(), 1120
+        network: Run = model if whose == "peer" else partial(detect, model)
+    else:
+        model, side = llava_peer() if whose == "peer" else llava(), 1024
+        network = model if whose == "peer" else partial(see, model)
+    built = own_peak_gib()
     with torch.inference_mode():
-        network: Run = partial(detect, detection()) if sys.argv[1] == "ours" else detection_peer()
-        network(torch.randn(1, 3, 1120, 1120))
-    print(own_peak_gib())
+        network(torch.randn(1, 3, side, side))
+    print(imports, built, own_peak_gib())
+
+
+if __name__ == "__main__":
+    _measure_memory(*sys.argv[1:])

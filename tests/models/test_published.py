@@ -93,6 +93,11 @@ def test_classifiers_have_the_printed_parameters(name, millions):
             "piip_llava_convnext_b_clip_l_1024_336_7b",
         ),
         ("PIIP-LLaVA_CLIP-BL_512-256_7B", "piip_llava_clip_bl_512_256_7b"),
+        ("mask_rcnn_deit_vit_b_fpn_1x_coco_bs16.pth", "vitdet_b_1024"),
+        (
+            "OpenGVLab/PIIP:segmentation/upernet_internvit_h6b_192_512_80k_ade20k_bs16_lr4e-5.pth",
+            "piip_seg_h6b_512_192",
+        ),
         (
             "mask_rcnn_deit_tsbl_1568_1120_672_448_fpn_1x_coco_bs16",
             "piip_det_tsbl_1568_1120_672_448_as_released_code",

@@ -285,13 +285,13 @@ def _baselines() -> list[Published]:
     """
     alone: dict[str, Any] = {"prefix": "", "merge": "none", "interactions": 0}
     vitdet: dict[str, Any] = {"windows": [14, 14, 0]}
+    vit = "mask_rcnn_deit_vit_{}_fpn_1x_coco_bs16"
+    internvit = "mask_rcnn_internvit_6b_fpn_1x_coco_bs16_ms"
     found = [
-        _detector("vitdet_b_1024", "deit3_b", (1024,), None, arguments=vitdet, **alone),
-        _detector("vitdet_l_1024", "deit3_l", (1024,), None, arguments=vitdet, **alone),
-        _detector("internvit_6b_1024", "internvit_6b", (1024,), None, **alone),
-        _detector(
-            "convnext_b_1024", "convnext_b", (1024,), None, **{**alone, "interactions": 12}, **IMAGENET
-        ),
+        _detector("vitdet_b_1024", "deit3_b", (1024,), vit.format("b"), arguments=vitdet, **alone),
+        _detector("vitdet_l_1024", "deit3_l", (1024,), vit.format("l"), arguments=vitdet, **alone),
+        _detector("internvit_6b_1024", "internvit_6b", (1024,), internvit, **alone),
+        _detector("convnext_b_1024", "convnext_b", (1024,), None, **alone | {"interactions": 12}),
     ]
     for name, encoder in (("deit_b_224", "deit_b"), ("vit_l_224", "augreg_l")):
         branch = _branch(encoder, 224, 0, class_token=True, class_slot=True, layer_scale=None)
@@ -312,26 +312,43 @@ def _classified(name: str, branches: tuple[BranchConfig, ...], **fields: Any) ->
 
 
 def _segmenters() -> list[Published]:
-    """Position tables are stored at the grid of the branch's own view."""
-    found = [_inferred("tsb", "deit3_b deit3_s deit_t", (336, 448, 896))]
-    found.append(_inferred("sbl", "deit3_l deit3_b deit3_s", (336, 448, 1120)))
+    """Table VI, and the released ones, with InternViT-6B, whose FFN approximates GELU by tanh."""
+    found = [
+        _inferred("tsb", "deit3_b deit3_s deit_t", (336, 448, 896)),
+        _inferred("sbl", "deit3_l deit3_b deit3_s", (336, 448, 1120)),
+        _segmenter("internvit_6b_512", "internvit_6b", (512,), "upernet_internvit_6b_512", merge="none"),
+    ]
     for small in (192, 256, 384, 512):
-        branches = tuple(
-            _dense(encoder, size, 0.4, activation="gelu_tanh", position_grid=(size // 16, size // 16))
-            for encoder, size in (("internvit_6b", small), ("mae_h", 512))
-        )
-        found.append(
-            Published(
-                name=f"piip_seg_h6b_512_{small}",
-                task="segmentation",
-                branches=branches,
-                interaction=FAST,
-                **IMAGENET,
-                repository=REPOSITORY,
-                file=f"segmentation/upernet_internvit_h6b_{small}_512_80k_ade20k_bs16_lr4e-5.pth",
-            )
-        )
+        file = f"upernet_internvit_h6b_{small}_512"
+        name, encoders = f"piip_seg_h6b_512_{small}", "internvit_6b mae_h"
+        found.append(_segmenter(name, encoders, (small, 512), file, interactions=12, interaction=FAST))
     return found
+
+
+def _segmenter(
+    name: str, encoders: str, sizes: tuple[int, ...], file: str, *, interactions: int = 0, **fields: Any
+) -> Published:
+    """Position tables are stored at the grid of the branch's own view."""
+    branches = tuple(
+        _dense(
+            encoder,
+            size,
+            0.4,
+            interactions,
+            activation="gelu_tanh",
+            position_grid=(size // 16, size // 16),
+        )
+        for encoder, size in zip(encoders.split(), sizes, strict=True)
+    )
+    return Published(
+        name=name,
+        task="segmentation",
+        branches=branches,
+        repository=REPOSITORY,
+        file=f"segmentation/{file}_80k_ade20k_bs16_lr4e-5.pth",
+        **IMAGENET,
+        **fields,
+    )
 
 
 def _inferred(name: str, encoders: str, sizes: tuple[int, ...]) -> Published:
