@@ -10,6 +10,7 @@ from torch.autograd import gradcheck
 
 from stepwell.ops.choose import prefer
 from stepwell.ops.deform_attn import deform_attn, deform_attn_fast, deform_attn_reference
+from stepwell.ops.parts import MOST
 
 SIZES = [(5, 7), (1, 9), (9, 1), (1, 1), (4, 4)]
 
@@ -60,6 +61,13 @@ def test_fast_gradients_equal_reference_gradients(size):
         results.append((out, *(leaf.grad for leaf in leaves)))
     for reference, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_many_queries_are_read_in_parts_to_the_same_result():
+    value, *rest = make_inputs((5, 7), queries=MOST + 3, heads=1, dim=2, points=1)
+    with torch.no_grad():
+        parted = deform_attn_fast(value, (5, 7), *rest)
+    torch.testing.assert_close(parted, deform_attn_reference(value, (5, 7), *rest))
 
 
 def test_frozen_value_still_gives_gradients_to_locations_and_weights():

@@ -22,6 +22,7 @@ from stepwell.layers.attention import attention
 from stepwell.layers.drop_path import DropPath
 from stepwell.layers.mlp import gelu
 from stepwell.ops.deform_attn import deform_attn
+from stepwell.ops.parts import in_parts
 from stepwell.ops.rearrange import map_to_tokens, tokens_to_map
 from stepwell.structures import Size, TokenMap
 
@@ -50,6 +51,12 @@ Direction = tuple[int, int]
 """(source, target): positions in the list of branches."""
 Schedule = Sequence[Sequence[Direction]]
 """Units in order; the directions inside a unit are simultaneous."""
+Prepare = Callable[[Tensor], Tensor]
+"""What becomes of the tokens (B, M, C) of another branch, each by itself, before they are read."""
+
+
+def _as_is(tokens: Tensor) -> Tensor:
+    return tokens
 
 
 def places_on(
@@ -107,11 +114,17 @@ class DeformableCrossAttention(nn.Module):
         nn.init.xavier_uniform_(self.value.weight)
         nn.init.xavier_uniform_(self.out.weight)
 
-    def forward(self, query: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
-        """query (B, N, d) on grid `size`, features (B, M, d_f) on grid `feature_size` -> (B, N, d)."""
+    def forward(
+        self, query: Tensor, size: Size, features: Tensor, feature_size: Size, *, prepare: Prepare = _as_is
+    ) -> Tensor:
+        """query (B, N, d) on grid `size`, features (B, M, d_f) on grid `feature_size` -> (B, N, d).
+
+        prepare: done to every token of `features` before it is read.
+        """
         exact = torch.promote_types(query.dtype, torch.float32)  # places are lost, and softmax tails, in half
         heads = (self.num_heads, self.num_points)
-        value = self.value(features).unflatten(2, (self.num_heads, -1))
+        value = in_parts(lambda tokens: self.value(prepare(tokens)), features)
+        value = value.unflatten(2, (self.num_heads, -1))
         offsets = self.offsets(query).unflatten(2, (*heads, 2)).to(exact)
         # The softmax is over the points; along an axis as short as theirs torch is ten times slower.
         weights = self.weights(query).unflatten(2, heads).transpose(2, 3).softmax(2, dtype=exact)
@@ -141,8 +154,11 @@ class RegularCrossAttention(nn.Module):
         self.value = nn.Linear(feature_dim, dim, bias=False)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, query: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
+    def forward(
+        self, query: Tensor, size: Size, features: Tensor, feature_size: Size, *, prepare: Prepare = _as_is
+    ) -> Tensor:
         """query (B, N, d), features (B, M, d_f) -> (B, N, d); the grids are not looked at."""
+        features = prepare(features)
         q, k, v = (
             tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for tokens in (self.query(query), self.key(features), self.value(features))
@@ -211,9 +227,20 @@ class Injector(nn.Module):
             self.ffn_gate = nn.Parameter(torch.zeros(dim))
             self.drop_path = DropPath(drop_path)
 
-    def forward(self, query: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
-        """query (B, N, d) on grid `size`, features (B, M, d_f) on grid `feature_size` -> (B, N, d)."""
-        answer = self.attn(self.query_norm(query), size, self.feature_norm(features), feature_size)
+    def forward(
+        self, query: Tensor, size: Size, features: Tensor, feature_size: Size, *, prepare: Prepare = _as_is
+    ) -> Tensor:
+        """query (B, N, d) on grid `size`, features (B, M, d_f) on grid `feature_size` -> (B, N, d).
+
+        prepare: done to every token of `features` before its norm.
+        """
+        answer = self.attn(
+            self.query_norm(query),
+            size,
+            features,
+            feature_size,
+            prepare=lambda tokens: self.feature_norm(prepare(tokens)),
+        )
         query = torch.addcmul(query, self.gate, answer)  # one pass over memory
         if self.ffn is not None:
             update = self.drop_path(self.ffn(self.ffn_norm(query), size))
@@ -236,7 +263,7 @@ class Message(nn.Module):
     def forward(self, states: Sequence[TokenMap]) -> TokenMap:
         """The states of all branches -> the target's new state."""
         source, target = states[self.source], states[self.target]
-        tokens = self.injector(target.tokens, target.size, self.project(source.tokens), source.size)
+        tokens = self.injector(target.tokens, target.size, source.tokens, source.size, prepare=self.project)
         return TokenMap(tokens, target.size, target.class_token)
 
     def extra_repr(self) -> str:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepwell.ops.choose import choose
+from stepwell.ops.parts import in_parts
 from stepwell.structures import Size
 
 __all__ = ["deform_attn", "deform_attn_fast", "deform_attn_reference"]
@@ -50,18 +51,24 @@ def deform_attn_reference(value: Tensor, size: Size, x: Tensor, y: Tensor, weigh
 
 def deform_attn_fast(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """As `deform_attn`, all tensors of one dtype."""
-    (batch, _, heads, dim), (height, width) = value.shape, size
-    points = weights.shape[-1]
     # A border of zeros, two cells wide, stands for all that is outside.
     table = F.pad(value.unflatten(1, size).flatten(3), (0, 0, 2, 2, 2, 2))
-    lines, line = height + 4, (width + 4) * heads  # of the table, and rows of it a line takes
+    table = table.unflatten(3, value.shape[2:])  # (B, H + 4, W + 4, M, D)
+    return in_parts(lambda *queries: _read(table, *queries), x, y, weights)
+
+
+def _read(table: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """table (B, H + 4, W + 4, M, D); x, y and weights (B, Nq, M, P) -> (B, Nq, M*D)."""
+    batch, lines, columns, heads, dim = table.shape
+    points = weights.shape[-1]
+    line = columns * heads  # rows of the table that a line takes
     small = max(batch * lines * line, 4 * weights.numel()) < 2**31
     integer = torch.int32 if small else torch.int64  # half the memory to read, and a faster sort
 
-    column, right = _cell(x.flatten(2), width, integer)
-    row, below = _cell(y.flatten(2), height, integer)
-    head = torch.arange(heads, dtype=integer, device=value.device).repeat_interleave(points)
-    image = torch.arange(batch, dtype=integer, device=value.device).view(-1, 1, 1) * (lines * line)
+    column, right = _cell(x.flatten(2), columns - 4, integer)
+    row, below = _cell(y.flatten(2), lines - 4, integer)
+    head = torch.arange(heads, dtype=integer, device=table.device).repeat_interleave(points)
+    image = torch.arange(batch, dtype=integer, device=table.device).view(-1, 1, 1) * (lines * line)
     index = row * line + column * heads + head + image  # of the cell above and left of each point
     index = torch.stack([index, index + heads, index + line, index + line + heads], -1)
 
