@@ -51,43 +51,44 @@ def deform_attn_reference(value: Tensor, size: Size, x: Tensor, y: Tensor, weigh
 
 def deform_attn_fast(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """As `deform_attn`, all tensors of one dtype."""
-    # A border of zeros, two cells wide, stands for all that is outside.
-    table = F.pad(value.unflatten(1, size).flatten(3), (0, 0, 2, 2, 2, 2))
-    table = table.unflatten(3, value.shape[2:])  # (B, H + 4, W + 4, M, D)
-    return in_parts(lambda *queries: _read(table, *queries), x, y, weights)
+    return in_parts(lambda *queries: _read(value, size, *queries), x, y, weights)
 
 
-def _read(table: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """table (B, H + 4, W + 4, M, D); x, y and weights (B, Nq, M, P) -> (B, Nq, M*D)."""
-    batch, lines, columns, heads, dim = table.shape
-    points = weights.shape[-1]
-    line = columns * heads  # rows of the table that a line takes
-    small = max(batch * lines * line, 4 * weights.numel()) < 2**31
+def _read(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    (batch, cells, heads, dim), points = value.shape, weights.shape[-1]
+    small = max(batch * cells * heads, 4 * weights.numel()) < 2**31
     integer = torch.int32 if small else torch.int64  # half the memory to read, and a faster sort
+    head = torch.arange(heads, dtype=integer, device=value.device).repeat_interleave(points)
+    first = torch.arange(batch, dtype=integer, device=value.device).view(-1, 1, 1) * (cells * heads) + head
 
-    column, right = _cell(x.flatten(2), columns - 4, integer)
-    row, below = _cell(y.flatten(2), lines - 4, integer)
-    head = torch.arange(heads, dtype=integer, device=table.device).repeat_interleave(points)
-    image = torch.arange(batch, dtype=integer, device=table.device).view(-1, 1, 1) * (lines * line)
-    index = row * line + column * heads + head + image  # of the cell above and left of each point
-    index = torch.stack([index, index + heads, index + line, index + line + heads], -1)
-
-    lower = weights.flatten(2) * below
-    upper = weights.flatten(2) - lower
-    lower_right, upper_right = lower * right, upper * right
-    corners = torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], -1)
+    weights = weights.flatten(2)
+    columns = [(cell * heads, near) for cell, near in _neighbours(x.flatten(2), size[1], integer)]
+    lines = [
+        (cell * (size[1] * heads) + first, near * weights)
+        for cell, near in _neighbours(y.flatten(2), size[0], integer)
+    ]
+    index = torch.stack([line + column for line, _ in lines for column, _ in columns], -1)
+    corners = torch.stack([above * beside for _, above in lines for _, beside in columns], -1)
 
     bags = (-1, 4 * points)  # one for each query and head
-    out = _sum_rows(table.view(-1, dim), index.view(bags), corners.view(bags))
+    out = _sum_rows(value.reshape(-1, dim), index.view(bags), corners.view(bags))
     return out.view(batch, -1, heads * dim)
 
 
-def _cell(position: Tensor, length: int, integer: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Positions along an axis -> the cell at or before each, counted in the bordered table, and how far the
-    position is on its way from there to the next."""
-    position = position.nan_to_num(nan=-2).clamp(-2, length)  # beyond one cell outside, all is alike
-    cell = position.detach().floor()
-    return cell.to(integer) + 2, position - cell
+def _neighbours(position: Tensor, length: int, integer: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Positions along an axis of `length` cells -> (cell, weight) before and after each, weight 0 outside.
+
+    What is inside is told by floats, 1 and 0: ops on truth values are not vectorised on a CPU.
+    """
+    position = position.nan_to_num(nan=-1).clamp(-1, length)  # further outside all is alike
+    before = position.detach().floor()
+    share = position - before
+    inside = ((before + 1).clamp(max=1) * (length - before).clamp(max=1), (length - 1 - before).clamp(0, 1))
+    cells = (before.clamp(0, length - 1), (before + 1).clamp(max=length - 1))
+    return [
+        (cells[0].to(integer), (1 - share) * inside[0]),
+        (cells[1].to(integer), share * inside[1]),
+    ]
 
 
 def _sum_rows(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
