@@ -238,6 +238,16 @@ def test_flops_counts_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert found[1]["branches.0"] == found[0]["branches.0"]
 
 
+def test_a_folder_is_counted_before_a_recipe_of_its_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reader_tiny").mkdir()
+    (tmp_path / "reader_tiny" / "config.json").write_text('{"model_type": "nobody"}')
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["flops", "reader_tiny"]) == 2
+    assert "'nobody'" in capsys.readouterr().err
+
+
 def test_a_dry_run_that_does_not_fit_prints_the_report_and_refuses(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -27,7 +27,6 @@ __all__ = ["app", "ask", "convert", "flops", "main", "plan", "train"]
 
 REFUSED = 2
 INTERRUPTED = 130
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
@@ -141,7 +140,9 @@ def ask(
         raise ValueError("--stream and --json exclude each other: JSON is printed whole")
     images = _open_pictures(pictures, question)
     if show is not None:
-        _check_target(show)
+        from stepwell.views.sheet import check_target
+
+        check_target(show)
     if model is not None:
         _check_model(model)
     if device is not None:
@@ -194,16 +195,6 @@ def _open_pictures(pictures: list[str], question: str) -> list[Image]:
         except ImageError as error:
             raise ValueError(f"{'standard input' if name == '-' else name}: {error}") from error
     return images
-
-
-def _check_target(path: Path) -> None:
-    """Raises ValueError where a picture could not be written to `path` later."""
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise ValueError(f"cannot write {path}: use a name that ends in {', '.join(PICTURE_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'not permitted'}")
 
 
 def _check_model(model: str) -> None:
@@ -348,20 +339,26 @@ def flops(
 
     pixels = None if size is None else parse_size(size)
     from stepwell.flops import report, tables
-    from stepwell.train.shipped import recipe_names
 
     if config is None:
         print(tables.paper_table(as_json=as_json))
         return
-    if config in recipe_names() or Path(config).is_file():
-        from stepwell.train.recipe import load_recipe
-        from stepwell.train.stages import build_config
-
-        subject: report.Subject = build_config(load_recipe(config).model)
-    else:
-        subject = report.find_subject(config)
-    found = report.report(subject, size=pixels)
+    found = report.report(_subject(config), size=pixels)
     print(report.report_as_json(found) if as_json else report.report_as_table(found))
+
+
+def _subject(config: str) -> Any:
+    """What a folder, a recipe or a published name stands for; a folder goes before a recipe of its name."""
+    from stepwell.flops.report import find_subject
+    from stepwell.train.shipped import recipe_names
+
+    path = Path(config).expanduser()
+    if path.is_dir() or not (config in recipe_names() or path.is_file()):
+        return find_subject(config)
+    from stepwell.train.recipe import load_recipe
+    from stepwell.train.stages import build_config
+
+    return build_config(load_recipe(path).model)
 
 
 @app.command()

@@ -15,9 +15,11 @@ from stepwell.fuse.interaction import (
     Injector,
     Interaction,
     InteractionUnit,
+    Message,
     RegularCrossAttention,
     places_on,
 )
+from stepwell.ops.parts import MOST
 from stepwell.structures import TokenMap
 
 DIMS, SIZES = (24, 16, 8), ((2, 3), (4, 6), (5, 7))
@@ -145,6 +147,19 @@ def test_offsets_are_counted_in_cells_of_the_map_that_is_read():
     read = attention(torch.randn(1, 3 * 5, 4), (3, 5), features, (3, 5)).view(3, 5, 4)
     torch.testing.assert_close(read[:, :-1], features.view(3, 5, 4)[:, 1:])
     assert read[:, -1].abs().max() < 1e-5  # outside the map
+
+
+@pytest.mark.parametrize("attention", ["deformable", "regular"])
+def test_a_branch_too_large_to_be_read_at_once_says_the_same(attention):
+    """More source tokens than a part holds: projection, norm and value go part by part."""
+    message = Message((1, 0), (8, 4), attention=attention, num_heads=2, num_points=2)
+    for parameter in message.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    states = make_states(dims=(8, 4), sizes=((3, 4), (70, 67)))
+    whole = message(states).tokens
+    assert MOST < 2 * 70 * 67
+    with torch.no_grad():
+        torch.testing.assert_close(message(states).tokens, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_places_are_columns_and_rows_of_the_other_grid():

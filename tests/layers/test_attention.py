@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stepwell.layers.attention import FEW_KEYS, SelfAttention, attention
+from stepwell.layers.attention import SelfAttention, attention
 from stepwell.ops.choose import prefer
 
 
@@ -97,19 +97,14 @@ def test_half_precision_stays_near_single() -> None:
         layer.float()
 
 
-@pytest.mark.parametrize("keys", [5, FEW_KEYS + 1])
-def test_attention_in_bf16_and_its_gradients_are_those_of_single_precision(keys: int) -> None:
-    inputs = [torch.randn(2, 3, n, 8) for n in (7, keys, keys)] + [torch.randn(3, 7, keys)]
-    results = []
-    for dtype, path in ((torch.bfloat16, "fast"), (torch.float32, "reference")):
-        leaves = [x.bfloat16().to(dtype).requires_grad_() for x in inputs]
-        with prefer(path):
-            out = attention(*leaves)
-        assert out.dtype == dtype
-        grads = torch.autograd.grad(out.float().square().sum(), leaves)
-        results.append([out.detach(), *grads])
-    for half, single in zip(*results, strict=True):
-        torch.testing.assert_close(half.float(), single, atol=0.02 * single.abs().max().item(), rtol=0.05)
+@pytest.mark.parametrize("path", ["reference", "fast"])
+def test_attention_in_bf16_does_not_round_its_logits(path: str) -> None:
+    """Of a standard deviation of 9: rounded to bf16 they would cost several times this error."""
+    q, k, v = (torch.randn(2, 4, 196, 64).mul(c).bfloat16() for c in (3, 3, 1))
+    exact = torch.softmax(q.double() @ k.double().mT / 8, -1) @ v.double()
+    with prefer(path):
+        error = attention(q, k, v).double() - exact
+    assert error.square().mean().sqrt() < 3e-3
 
 
 def test_queries_and_keys_are_normalised_over_the_full_width() -> None:

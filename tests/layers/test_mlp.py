@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from stepwell.layers.mlp import LayerScale, Mlp
+from stepwell.layers.mlp import LayerScale, Mlp, gelu
 from stepwell.layers.norm import build_norm
+from stepwell.ops.choose import prefer
 
 
 @pytest.mark.parametrize(
@@ -18,10 +19,21 @@ from stepwell.layers.norm import build_norm
 @pytest.mark.parametrize("grad", [True, False])
 def test_activations_are_what_transformers_calls_so(ours: str, theirs: str, grad: bool) -> None:
     mlp, x = Mlp(6, hidden_dim=11, activation=ours), torch.randn(4, 6) * 3
-    before = x.clone()
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(mlp(x), mlp.fc2(ACT2FN[theirs](mlp.fc1(x))))
+
+
+@pytest.mark.parametrize("x", [torch.randn(2, 3, 4), torch.randn(2, 3, 4).transpose(1, 2)])
+def test_gelu_overwrites_on_the_fast_path_without_gradients_alone(x: torch.Tensor) -> None:
+    expected, before = nn.functional.gelu(x), x.clone()
+    torch.testing.assert_close(gelu(x), expected)
     assert torch.equal(x, before)
+    with torch.no_grad():
+        with prefer("reference"):
+            torch.testing.assert_close(gelu(x), expected)
+        assert torch.equal(x, before)
+        torch.testing.assert_close(gelu(x), expected)
+        torch.testing.assert_close(x, expected)
 
 
 def test_an_unknown_activation_or_norm_is_refused() -> None:

@@ -66,11 +66,17 @@ def test_dense_configurations_give_maps_at_doubling_strides(name, dims, finest):
     assert [tuple(x.shape) for x in maps.values()] == expected
 
 
+def test_the_convnext_baseline_drops_paths_as_convnext_does():
+    published = PUBLISHED["convnext_b_1024"]
+    assert published.branches[0].arguments["drop_path"] == 0.4
+    assert published.dense_settings().mean == (0.5, 0.5, 0.5)
+
+
 @pytest.mark.parametrize(
     ("name", "millions"), [("piip_cls_b_512_256_128", 100.93), ("deit_b_224", 86.57), ("vit_l_224", 304.33)]
 )
-def test_classifiers_have_the_printed_parameters(name, millions):
-    """Tables VIII and X; a single network as it was pretrained."""
+def test_classifiers_have_the_parameters_of_the_paper_or_of_timm(name, millions):
+    """PIIP-B's as counted for Table X; those of one network are timm's."""
     published = PUBLISHED[name]
     with torch.device("meta"):
         model = build_classifier(published.classifier_settings(), published.num_classes).eval()

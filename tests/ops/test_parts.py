@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from stepwell.ops.choose import prefer
 from stepwell.ops.parts import in_parts
 
 
@@ -16,8 +17,11 @@ def test_parts_are_joined_in_order_whatever_is_left_over():
         return torch.cat([a, 2 * b], -1)
 
     with torch.no_grad():
-        torch.testing.assert_close(in_parts(joined, x, y, most=4), torch.cat([x, 2 * y], -1))
-    assert sizes == [4, 4, 3]
+        torch.testing.assert_close(in_parts(joined, x, y, most=8), torch.cat([x, 2 * y], -1))
+        assert sizes == [4, 4, 3]
+        with prefer("reference"):
+            in_parts(joined, x, y, most=8)
+    assert sizes == [4, 4, 3, 11]
 
 
 def test_a_backward_pass_has_all_at_once():

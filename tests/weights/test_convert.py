@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_releases import MANIFESTS, llama_state, shrink, small_state
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import ConvNextConfig, ConvNextModel, PreTrainedTokenizerFast
 
 import stepwell
 from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.models.published import PUBLISHED
 from stepwell.weights.checkpoint import open_checkpoint
 from stepwell.weights.convert import ConversionError, convert, dry_run, read_manifest
 
@@ -59,6 +60,36 @@ def test_a_network_that_is_alone_comes_without_the_name_of_a_branch(tmp_path):
     report = dry_run(manifest, as_="deit_b_224")
     assert report.ok, report.text()
     assert not report.dropped
+
+
+@pytest.mark.parametrize("name", ["vitdet_b_1024", "internvit_6b_1024", "convnext_b_1024"])
+def test_a_dense_network_that_is_alone_has_the_names_of_the_official_class(name, tmp_path):
+    """Written out here as the official single-branch classes name them."""
+    published = PUBLISHED[name]
+    if name == "convnext_b_1024":
+        encoder = ConvNextModel(ConvNextConfig(hidden_sizes=[128, 256, 512, 1024], depths=[3, 3, 27, 3]))
+        shapes = {f"convnext_model.{n}": list(t.shape) for n, t in encoder.state_dict().items()}
+    else:
+        dim, depth, rms = (768, 12, False) if name == "vitdet_b_1024" else (3200, 48, True)
+        scales = ("ls1.gamma", "ls2.gamma") if rms else ("gamma_1", "gamma_2")
+        shapes = {"pos_embed": [1, 14 * 14 + rms, dim], "patch_embed.proj.weight": [dim, 3, 16, 16]}
+        layers = {"attn.proj": [dim, dim], "mlp.fc1": [4 * dim, dim], "mlp.fc2": [dim, 4 * dim]}
+        for i in range(depth):
+            block = {f"{n}.weight": shape for n, shape in layers.items()}
+            block |= {f"{n}.bias": shape[:1] for n, shape in layers.items()}
+            block |= {"attn.qkv.weight": [3 * dim, dim]} | {key: [dim] for key in scales}
+            norms = ("norm1", "norm2", *(("attn.q_norm", "attn.k_norm") if rms else ()))
+            block |= {f"{n}.weight": [dim] for n in norms}
+            block |= {} if rms else {"attn.qkv.bias": [3 * dim], "norm1.bias": [dim], "norm2.bias": [dim]}
+            shapes |= {f"blocks.{i}.{n}": shape for n, shape in block.items()}
+        shapes |= {f"{n}.weight": [dim, dim, 2, 2] for n in ("up1.0", "up1.3", "up2.0")}
+        shapes["up1.1.weight"] = [dim]
+        biases = ("patch_embed.proj", "up1.0", "up1.1", "up1.3", "up2.0")
+        shapes |= {f"{n}.bias": [dim] for n in biases}
+    manifest = tmp_path / "alone.json"
+    manifest.write_text(json.dumps({f"backbone.{n}": shape for n, shape in shapes.items()}))
+    report = dry_run(manifest, as_=published.name)
+    assert report.ok, report.text()
 
 
 def test_the_four_branch_quirk_shows_in_the_shapes_of_branch_4_alone():

@@ -35,9 +35,12 @@ class Outlines(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _broadcast(a: Tensor, b: Tensor | float, *rest: Any, **scale: Any) -> Tensor:
-    shapes = [x.shape for x in (a, b, *rest) if isinstance(x, Tensor)]
-    return a.new_empty(torch.broadcast_shapes(*shapes), dtype=torch.result_type(a, b))
+def _broadcast(a: Tensor, b: Tensor | float, *rest: Tensor, **scale: Any) -> Tensor:
+    tensors = [x for x in (a, b, *rest) if isinstance(x, Tensor)]
+    dtype = torch.result_type(a, b)
+    for x in rest:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return a.new_empty(torch.broadcast_shapes(*(x.shape for x in tensors)), dtype=dtype)
 
 
 def _normed(x: Tensor, normed: list[int], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,7 +61,6 @@ _OUTLINES: dict[Any, Callable[..., Any]] = {
     _aten.add.Tensor: _broadcast,
     _aten.addcmul.default: _broadcast,
     _aten.addmm.default: lambda bias, a, b, **scale: a.new_empty(a.shape[0], b.shape[1]),
-    _aten.div.Tensor: _broadcast,
     _aten.gelu.default: _alike,
     _aten.gelu_.default: _itself,
     _aten.grid_sampler_2d.default: lambda x, grid, *rest: x.new_empty(*x.shape[:2], *grid.shape[1:3]),

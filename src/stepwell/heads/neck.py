@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stepwell.layers.mlp import gelu
 from stepwell.ops.double import double_map
 
-__all__ = ["ChannelLayerNorm", "Double", "Gelu", "Resampling", "SimplePyramid", "build_resampling"]
+__all__ = ["ChannelLayerNorm", "Double", "Resampling", "SimplePyramid", "build_resampling"]
 
 Resampling = Literal["up4", "up2", "same", "maxpool2"]
 FACTORS: dict[Resampling, float] = {"up4": 4, "up2": 2, "same": 1, "maxpool2": 0.5}
@@ -66,7 +66,7 @@ def build_resampling(
             if norm == "groupnorm"
             else ChannelLayerNorm(dim, eps=norm_eps)
         )
-        return nn.Sequential(Double(dim), between, Gelu(), Double(dim))
+        return nn.Sequential(Double(dim), between, _Gelu(), Double(dim))
     if operation == "up2":
         return nn.Sequential(Double(dim))
     if operation == "same":
@@ -84,7 +84,7 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class Gelu(nn.Module):
+class _Gelu(nn.Module):
     """GELU of a map that nothing else reads."""
 
     def forward(self, x: Tensor) -> Tensor:

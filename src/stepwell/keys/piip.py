@@ -137,9 +137,11 @@ def features_rules(
     branches: every encoder's table; merge_after: interactions, but the last, with a merge of their own;
     operations: of the neck.
     """
-    merges = merge_rules(len(branches), f"merges.{len(merge_after)}.") if len(branches) > 1 else []
-    for i, interaction in enumerate(merge_after):
-        merges += merge_rules(len(branches), f"merges.{i}.", interaction)
+    merges: list[Rule] = []
+    if len(branches) > 1:
+        merges += merge_rules(len(branches), f"merges.{len(merge_after)}.")
+        for i, interaction in enumerate(merge_after):
+            merges += merge_rules(len(branches), f"merges.{i}.", interaction)
     return [*encoder_rules(branches, num_interactions), *merges, *pyramid_rules(operations)]
 
 
@@ -157,10 +159,10 @@ def classifier_rules(
     else:
 
         def part(match: re.Match[str]) -> str:
-            return f"head.{_HEADS[match[2]]}.{int(match[1] or 1) - 1}.{match[3]}"
+            return f"head.{_HEADS[match['part']]}.{int(match['k'] or 1) - 1}.{match['kind']}"
 
-        source = r"branch(\d+)\." if len(branches) > 1 else "()"
-        head = [Rename(rf"{source}(norm|head)\.(weight|bias)", part)]
+        source = r"(?:branch(?P<k>\d+)\.)?"  # none where one network is alone
+        head = [Rename(rf"{source}(?P<part>norm|head)\.(?P<kind>weight|bias)", part)]
     return [*head, *encoder_rules(branches, num_interactions)]  # before the encoders, which drop final norms
 
 

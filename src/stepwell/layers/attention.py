@@ -33,22 +33,12 @@ released PIIP model was trained so); or zeros in place of query, key and value.
 """
 
 
-FEW_KEYS = 512
-"""Up to here torch's fused attention is slower in bf16 on a CPU than two products and a softmax."""
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v for q (B, h, N, d), k, v (B, h, M, d), bias (h, N, M) -> like q."""
     if not choose(fast_ok=True, why_not=""):
         return attention_reference(q, k, v, bias)
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[-2] <= FEW_KEYS:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        scores = scores if bias is None else scores + bias.to(q.dtype)
-        weights = scores.softmax(-1, dtype=torch.float32)  # its tails would be lost, as in the reference
-        out: Tensor = weights.to(v.dtype) @ v
-    else:
-        mask = None if bias is None else bias[None].to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    mask = None if bias is None else bias[None].to(q.dtype)
+    out: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out
 
 

@@ -10,17 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepwell.ops.choose import choose
+
 __all__ = ["ACTIVATIONS", "Activation", "LayerScale", "Mlp", "gelu"]
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 
 
+def _may_overwrite() -> bool:
+    """On the fast path, where no gradient is recorded."""
+    return not torch.is_grad_enabled() and choose(fast_ok=True, why_not="")
+
+
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """GELU of a tensor that nothing else reads: where no gradient is recorded it is overwritten.
+    """GELU of a tensor that nothing else reads: on the fast path it is overwritten.
 
     On large maps half of the time goes into fetching memory for a second tensor.
     """
-    if torch.is_grad_enabled():
+    if not _may_overwrite():
         return F.gelu(x, approximate=approximate)
     overwritten: Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
     return overwritten
@@ -28,7 +35,7 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 def _quick_gelu(x: Tensor) -> Tensor:
     """CLIP's approximation, x * sigmoid(1.702 x)."""
-    if torch.is_grad_enabled():
+    if not _may_overwrite():
         return x * torch.sigmoid(1.702 * x)
     return (1.702 * x).sigmoid_().mul_(x)
 

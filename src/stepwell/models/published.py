@@ -16,6 +16,7 @@ from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Statistics
 from stepwell.models.runs import layer_runs
 from stepwell.models.settings import (
+    HALF,
     SIMPLE,
     BranchConfig,
     ClassifierSettings,
@@ -27,7 +28,6 @@ from stepwell.models.settings import (
 __all__ = ["PUBLISHED", "Published", "Task", "find_published"]
 
 Task = Literal["detection", "segmentation", "classification", "chat"]
-HALF: Statistics = (0.5, 0.5, 0.5)
 STAGE_MERGES = (0, 1, 10)  # of 12 interactions, those that end a stage of ConvNeXt, beside the last
 REPOSITORY = "OpenGVLab/PIIP"
 
@@ -44,7 +44,7 @@ class Published:
     task: Task
     branches: tuple[BranchConfig, ...]
     interaction: InteractionConfig = field(default_factory=InteractionConfig)
-    merge: Literal["dense", "stages", "none"] = "dense"  # fuse/merge.py; "none": a head or projector a branch
+    merge: Literal["dense", "stages", "none"] = "dense"  # "none": one network, or no maps
     dino: bool = False  # the finest map is not returned
     head: Literal["first_patch", "cls", "merge"] = "first_patch"  # of a classifier
     num_classes: int | None = None
@@ -282,8 +282,10 @@ def _baselines() -> list[Published]:
     """One network on one picture: Tables I, II and IV for detection, VIII for classification.
 
     ConvNeXt's twelve runs exchange nothing with anybody: they are where its maps of four strides leave.
+    Its configuration normalises by halves, unlike the pyramids with ConvNeXt.
     """
     alone: dict[str, Any] = {"prefix": "", "merge": "none", "interactions": 0}
+    by_stage = alone | {"interactions": 12}
     vitdet: dict[str, Any] = {"windows": [14, 14, 0]}
     vit = "mask_rcnn_deit_vit_{}_fpn_1x_coco_bs16"
     internvit = "mask_rcnn_internvit_6b_fpn_1x_coco_bs16_ms"
@@ -291,7 +293,7 @@ def _baselines() -> list[Published]:
         _detector("vitdet_b_1024", "deit3_b", (1024,), vit.format("b"), arguments=vitdet, **alone),
         _detector("vitdet_l_1024", "deit3_l", (1024,), vit.format("l"), arguments=vitdet, **alone),
         _detector("internvit_6b_1024", "internvit_6b", (1024,), internvit, **alone),
-        _detector("convnext_b_1024", "convnext_b", (1024,), None, **alone | {"interactions": 12}),
+        _detector("convnext_b_1024", "convnext_b", (1024,), None, drop_path=(0.4,), **by_stage),
     ]
     for name, encoder in (("deit_b_224", "deit_b"), ("vit_l_224", "augreg_l")):
         branch = _branch(encoder, 224, 0, class_token=True, class_slot=True, layer_scale=None)

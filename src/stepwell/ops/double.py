@@ -35,7 +35,7 @@ def double_map_fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     cells = x.permute(0, 2, 3, 1)  # (B, H, W, C)
     halves = weight.permute(2, 0, 3, 1).flatten(2)  # (2, C, 2*E): of the blocks, the upper and the lower
     bias = bias.repeat(2)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # which would unroll the loop below
         out = torch.stack([cells @ half + bias for half in halves], 2)
     else:  # some lines at a time, so that next to nothing is held beside the result
         out = x.new_empty(B, H, 2, W, len(bias))

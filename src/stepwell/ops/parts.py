@@ -1,6 +1,7 @@
 """Work on many tokens a part at a time, so that what lies between is never held whole.
 
-Only where no gradient is recorded: a backward pass would keep it anyway. Letters: B batch, N tokens, C width.
+On the fast path, where no gradient is recorded: a backward pass would keep it anyway. A compiled graph has
+all at once, since a loop would be unrolled. Letters: B batch, N tokens.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from stepwell.ops.choose import choose
+
 __all__ = ["MOST", "in_parts"]
 
-MOST = 8192  # tokens of a part: few enough for a cache, enough for matrix products at their full rate
+MOST = 8192
+"""Tokens of a part, all pictures together: few for a cache, enough for matrix products at their full rate."""
 
 
 def in_parts(function: Callable[..., Tensor], *tokens: Tensor, most: int = MOST) -> Tensor:
@@ -20,14 +24,16 @@ def in_parts(function: Callable[..., Tensor], *tokens: Tensor, most: int = MOST)
 
     tokens: (B, N, ...) each, and so is the result.
     """
-    count = tokens[0].shape[1]
-    if torch.is_grad_enabled() or count <= most:
+    batch, count = tokens[0].shape[:2]
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if whole or batch * count <= most or not choose(fast_ok=True, why_not=""):
         return function(*tokens)
+    step = max(1, most // batch)
     result: Tensor | None = None
-    for start in range(0, count, most):
-        part = function(*(x[:, start : start + most] for x in tokens))
+    for start in range(0, count, step):
+        part = function(*(x[:, start : start + step] for x in tokens))
         if result is None:
             result = part.new_empty(part.shape[0], count, *part.shape[2:])
-        result[:, start : start + most] = part
+        result[:, start : start + step] = part
     assert result is not None
     return result

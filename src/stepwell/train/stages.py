@@ -46,7 +46,7 @@ def build_model(recipe: Model) -> tuple[StepwellForConditionalGeneration, Stepwe
     if recipe.start is not None:
         model = StepwellForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
         return model, processor
-    model = StepwellForConditionalGeneration(build_config(recipe))
+    model = StepwellForConditionalGeneration(_config(recipe, processor))
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     if recipe.start_looking:
@@ -59,9 +59,12 @@ def build_config(recipe: Model) -> StepwellConfig:
     if recipe.start is not None:
         config: StepwellConfig = StepwellConfig.from_pretrained(recipe.start)
         return config
+    return _config(recipe, _build_processor(recipe))
+
+
+def _config(recipe: Model, processor: StepwellProcessor) -> StepwellConfig:
     assert recipe.vision is not None
     assert recipe.text is not None
-    processor = _build_processor(recipe)
     tokenizer = processor.tokenizer
     token_ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     return StepwellConfig(

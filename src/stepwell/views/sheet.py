@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from stepwell.structures import TokenLayout, View
 
-__all__ = ["draw_views", "write_views"]
+__all__ = ["check_target", "draw_views", "write_views"]
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SHEET_WIDTH = 1600
 PANEL_HEIGHT = 640
 PANEL_WIDTH = 780
@@ -43,6 +44,16 @@ def write_views(path: Path, images: Sequence[Image.Image], layouts: Sequence[Tok
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Raises ValueError where `write_views` could not write to `path`."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"cannot write {path}: use a name that ends in {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'not permitted'}")
 
 
 def _draw_picture(image: Image.Image, layout: TokenLayout) -> Image.Image:
