@@ -1,33 +1,40 @@
 """The nouns that every room speaks.
 
-Letters: B batch, N tokens, C width, (H, W) a size in pixels or cells, height first. Boxes are xyxy in source
-pixels. The path: a picture has a *layout* (pure integers), the layout's *inputs* are cut from the picture,
-and a vision system turns inputs into *visual tokens* in the language model's width, or into *feature maps* by
-stride.
+Letters: B batch, N tokens, C width, D the language model's width, (H, W) a size in pixels or cells, height first.
+Boxes are xyxy in source pixels. The path: an image has a *layout* (pure integers); its *inputs* are the tensors that
+a vision system is handed, its *views* what the encoders see; a vision system turns inputs into *visual tokens* in
+the language model's width, and into feature maps.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
 __all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "HALF",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "Box",
     "EncoderSpec",
+    "FeatureMap",
     "FeatureMaps",
     "Geometry",
     "Size",
+    "Statistics",
     "TokenLayout",
     "TokenMap",
     "TokenRun",
     "View",
-    "VisionSystem",
-    "VisualTokens",
+    "VisionFeatures",
 ]
 
 Size = tuple[int, int]
@@ -36,6 +43,15 @@ Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in source pixels."""
 FeatureMaps = dict[int, "Tensor"]
 """stride in pixels of the largest view -> map (B, C, H, W), finest first."""
+
+Statistics = tuple[float, float, float]
+"""Of red, green and blue, for pixels in [0, 1]."""
+IMAGENET_MEAN: Statistics = (0.485, 0.456, 0.406)
+IMAGENET_STD: Statistics = (0.229, 0.224, 0.225)
+CLIP_MEAN: Statistics = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Statistics = (0.26862954, 0.26130258, 0.27577711)
+HALF: Statistics = (0.5, 0.5, 0.5)
+"""Mean and standard deviation of networks that take pixels in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,22 +107,20 @@ class View:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRun:
-    """A stretch of the visual sequence: `count` tokens of the vision system, or a separator in text.
-
-    `separator` names a piece of text (such as "row" or "slice") that the processor writes between two runs.
-    """
+    """A stretch of the visual sequence: `count` visual tokens, or a separator as text or as token ids."""
 
     count: int = 0
-    separator: str | None = None
+    text: str | None = None
+    ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if (self.count > 0) == (self.separator is not None):
-            raise ValueError(f"a run holds either tokens or a separator, got {self}")
+        if [self.count > 0, self.text is not None, self.ids is not None].count(True) != 1:
+            raise ValueError(f"a run holds visual tokens, a separator's text or its ids, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLayout:
-    """Everything about a picture of one size that can be known before any pixel is read."""
+    """Everything about an image of one size that can be known before any pixel is read."""
 
     image_size: Size
     inputs: tuple[Size, ...]  # sizes of the tensors handed to the vision system
@@ -114,37 +128,45 @@ class TokenLayout:
     runs: tuple[TokenRun, ...]
 
     @property
-    def num_tokens(self) -> int:
+    def num_visual(self) -> int:
         """Visual tokens, separators not counted."""
         return sum(run.count for run in self.runs)
 
-
-class VisualTokens(NamedTuple):
-    """What a language model is given for a picture."""
-
-    tokens: Tensor  # (B, N, C) in the language model's width, in the order of the layout's runs
-    grid: Size | None = None  # (rows, cols) where the tokens form one grid
+    @property
+    def num_pixels(self) -> int:
+        """Of all inputs together."""
+        return sum(height * width for height, width in self.inputs)
 
 
-class Geometry(Protocol):
+class FeatureMap(NamedTuple):
+    """A map of one view."""
+
+    map: Tensor  # (C, H, W)
+    view: View
+    stride: float  # pixels of the input per cell, such as 16 / 0.35
+
+
+class VisionFeatures(NamedTuple):
+    """What a vision system makes of one image."""
+
+    tokens: Tensor  # (N, D) in the order of the layout's runs
+    maps: tuple[FeatureMap, ...]
+
+
+class Geometry(ABC):
     """The part of a vision system that has no weights. Processor and model hold equal ones."""
 
+    mean: Statistics
+    std: Statistics
+
+    @abstractmethod
     def layout(self, size: Size) -> TokenLayout:
-        """size = (H, W) of the upright source picture. Raises ValueError where the system cannot take it."""
-        ...
+        """size = (H, W) of the upright source image. Raises ValueError where the system cannot take it."""
 
-    def views(self, image: Image, layout: TokenLayout) -> list[Tensor]:
+    @abstractmethod
+    def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
         """Normalised float tensors (3, h, w), one per entry of `layout.inputs`."""
-        ...
 
-
-class VisionSystem(Geometry, Protocol):
-    """Any of the systems: a geometry, and the network behind it."""
-
-    def features(self, views: Sequence[Tensor]) -> FeatureMaps:
-        """views: one (B, 3, h, w) per entry of `layout.inputs` -> maps by stride."""
-        ...
-
-    def forward(self, views: Sequence[Tensor]) -> VisualTokens:
-        """views: one (B, 3, h, w) per entry of `layout.inputs` -> tokens in the language model's width."""
-        ...
+    def views(self, inputs: Sequence[Tensor], layout: TokenLayout) -> list[Tensor]:
+        """What the encoders see of the inputs (3, h, w): one tensor per entry of `layout.views`."""
+        return list(inputs)

@@ -1,4 +1,4 @@
-"""A model and its processor as one noun: ask about pictures, or take their features.
+"""A model and its processor as one noun: ask about images, or take their features.
 
 The same `ask` serves Python, the command line, evaluation and servers.
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.processor import Picture, StepwellProcessor
-from stepwell.structures import FeatureMaps, TokenLayout
+from stepwell.models.processor import StepwellProcessor
+from stepwell.structures import FeatureMap, TokenLayout
 
 __all__ = ["Assistant", "Features"]
 
@@ -24,17 +24,17 @@ Stream = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a vision system makes of one picture: maps (1, C, H, W) by stride in pixels, tokens (N, D)."""
+    """What a vision system makes of one image: a map (C, H, W) of every view, visual tokens (N, D)."""
 
-    maps: FeatureMaps
+    maps: tuple[FeatureMap, ...]
     tokens: Tensor
     layout: TokenLayout
 
 
 class Assistant:
-    """Answers questions about pictures.
+    """Answers questions about images.
 
-    Pictures may be PIL images, paths, bytes, data: URLs or uint8 arrays; several belong in one list.
+    Images may be whatever `stepwell.open_image` takes; several belong in one list.
     """
 
     def __init__(self, model: StepwellForConditionalGeneration, processor: StepwellProcessor) -> None:
@@ -43,30 +43,28 @@ class Assistant:
 
     def ask(
         self,
-        image: Picture | Sequence[Picture],
+        image: ImageSource | Sequence[ImageSource],
         question: str,
         *,
         max_new_tokens: int = 128,
         stream: Stream | None = None,
     ) -> str:
-        """The answer to a question about a picture, or about several; `stream` is called with text as it
-        comes.
+        """The answer to a question about an image, or about several; `stream` is called with text as it comes.
 
-        Greedy decoding. Raises ValueError for an empty question and for pictures that cannot be read.
+        Greedy decoding. Raises ValueError for an empty question and for images that cannot be read.
         """
-        pictures = image if isinstance(image, (list, tuple)) else [cast(Picture, image)]
-        return self.ask_many([(pictures, question)], max_new_tokens=max_new_tokens, stream=stream)[0]
+        images = image if isinstance(image, (list, tuple)) else [cast(ImageSource, image)]
+        return self.ask_many([(images, question)], max_new_tokens=max_new_tokens, stream=stream)[0]
 
     @torch.inference_mode()
     def ask_many(
         self,
-        questions: Sequence[tuple[Sequence[Picture], str]],
+        questions: Sequence[tuple[Sequence[ImageSource], str]],
         *,
         max_new_tokens: int = 128,
         stream: Stream | None = None,
     ) -> list[str]:
-        """Answers to (pictures, question) pairs in one batch, each as it would be alone. `stream` takes one
-        pair."""
+        """Answers to (images, question) pairs in one batch, each as it would be alone. `stream` takes one pair."""
         if not questions:
             return []
         if stream is not None and len(questions) != 1:
@@ -86,30 +84,25 @@ class Assistant:
         return [text.strip() for text in self.processor.batch_decode(answers, skip_special_tokens=True)]
 
     @torch.inference_mode()
-    def features(self, image: Picture) -> Features:
-        """Feature maps and visual tokens of one picture."""
+    def features(self, image: ImageSource) -> Features:
+        """Feature maps and visual tokens of one image, from one pass."""
         inputs = self.processor(images=[image]).to(self.model.device, self.model.dtype)
-        vision = self.model.model.vision
-        (size,) = inputs["image_sizes"].tolist()
-        layout = vision.layout((size[0], size[1]))
-        views = [
-            inputs["pixel_values"][i : i + 1, :, :height, :width]
-            for i, (height, width) in enumerate(layout.inputs)
-        ]
-        return Features(vision.features(views), vision(views).tokens[0], layout)
+        (features,) = self.model.model.encode_images(**inputs)
+        (layout,) = self.model.model.layouts(inputs["image_sizes"])
+        return Features(features.maps, features.tokens, layout)
 
-    def layout(self, image: Picture) -> TokenLayout:
-        """The views and visual tokens that a picture will cost, without running the model."""
-        picture = self.processor.image_processor.fetch_images(image)
-        return self.processor.geometry.layout((picture.height, picture.width))
+    def layout(self, image: ImageSource) -> TokenLayout:
+        """The views and visual tokens that an image will cost, without running the model."""
+        opened = self.processor.image_processor.fetch_images(image)
+        return self.processor.geometry.layout((opened.height, opened.width))
 
 
-def _conversation(pictures: Sequence[Picture], question: str) -> list[dict[str, Any]]:
+def _conversation(images: Sequence[ImageSource], question: str) -> list[dict[str, Any]]:
     if not isinstance(question, str) or not question.strip():
         raise ValueError("the question is empty")
-    if not pictures:
-        raise ValueError("a question needs at least one picture")
-    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    if not images:
+        raise ValueError("a question needs at least one image")
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question.strip()}]}]
 
 

@@ -1,9 +1,8 @@
-"""Any vision system and any causal language model: pictures and text in, text out.
+"""Any vision system and any causal language model: images and text in, text out.
 
-The visual tokens of a picture stand where its placeholder tokens stand (LLaVA, arXiv 2304.08485, section
-4.1). Classes are shaped as transformers' own, so that `generate`, pipelines, Trainer and PEFT take them as
-they are. Letters: B batch, L text length, D the language model's width, V views in all, (H, W) the largest
-of them.
+The visual tokens of an image stand where its placeholder tokens stand (LLaVA, arXiv 2304.08485, section 4.1). Classes
+are shaped as transformers' own, so that `generate`, pipelines, Trainer and PEFT take them as they are.
+Letters: B batch, L text length, D the language model's width, P pixels of all inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from stepwell.language.splice import place_visual_tokens
 from stepwell.models.config import StepwellConfig
-from stepwell.models.vision import build_vision
+from stepwell.ops.pack import unpack
+from stepwell.structures import TokenLayout, VisionFeatures
 
 __all__ = ["StepwellForConditionalGeneration", "StepwellModel", "StepwellOutput", "StepwellPreTrainedModel"]
 
@@ -46,7 +46,7 @@ class StepwellPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = False  # pictures of a batch are grouped by size in Python
+    _can_compile_fullgraph = False  # images of a batch are grouped by size in Python
     _skip_keys_device_placement = ("past_key_values", "cache")
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -54,13 +54,12 @@ class StepwellPreTrainedModel(PreTrainedModel):
 
 
 class StepwellModel(StepwellPreTrainedModel):
-    """`vision` (a VisionSystem with its `projector`) and `language_model`, without the language model's
-    head."""
+    """`vision` (a VisionSystem) and `language_model`, without the language model's head."""
 
     def __init__(self, config: StepwellConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.language_model = language_model or AutoModel.from_config(config.text_config)
-        self.vision = build_vision(config.vision, out_dim=_embedding_dim(self.language_model))
+        self.vision = config.vision.build(_embedding_dim(self.language_model))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -69,30 +68,34 @@ class StepwellModel(StepwellPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
-        """Visual tokens of each picture: a list of (N, D), N as `layout(size).num_tokens` says.
+    def layouts(self, image_sizes: Tensor) -> list[TokenLayout]:
+        """image_sizes (images, 2): height and width of the upright sources."""
+        return [
+            self.vision.geometry.layout((int(height), int(width))) for height, width in image_sizes.tolist()
+        ]
 
-        pixel_values (V, 3, H, W): the inputs of all pictures in order, zero-padded at the right and bottom
-        to one size. image_sizes (pictures, 2): height and width of the upright sources. Pictures of one
-        layout share a forward pass.
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor) -> list[VisionFeatures]:
+        """Visual tokens and feature maps of each image. Arguments as for `get_image_features`."""
+        return self.vision.encode(*self._unpacked(pixel_values, image_sizes))
+
+    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
+        """Visual tokens of each image: a list of (N, D), N as `layout(size).num_visual` says.
+
+        pixel_values (P, 3): the inputs of all images in order, a row a pixel. image_sizes (images, 2): height and
+        width of the upright sources. Raises ValueError where the pixels are not as many as the sizes say.
         """
-        layouts = [self.vision.layout((int(height), int(width))) for height, width in image_sizes.tolist()]
-        num_views = sum(len(layout.inputs) for layout in layouts)
-        if num_views != len(pixel_values):
-            raise ValueError(f"{len(layouts)} pictures need {num_views} views, got {len(pixel_values)}")
-        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        starts, start = [], 0
-        for i, layout in enumerate(layouts):
-            groups.setdefault(layout.inputs, []).append(i)
-            starts.append(start)
-            start += len(layout.inputs)
-        features: dict[int, Tensor] = {}
+        visual_tokens: list[Tensor] = self.vision(*self._unpacked(pixel_values, image_sizes))
+        return visual_tokens
+
+    def _unpacked(self, pixel_values: Tensor, image_sizes: Tensor) -> tuple[list[Tensor], list[TokenLayout]]:
+        if getattr(self, "_is_replica", False):
+            raise ValueError(
+                "nn.DataParallel cuts pixel_values, whose rows are pixels and not samples, into equal parts; start one "
+                "process a GPU (torchrun) with DistributedDataParallel, or set CUDA_VISIBLE_DEVICES to one GPU"
+            )
+        layouts = self.layouts(image_sizes)
         pixel_values = pixel_values.to(next(self.vision.parameters()).dtype)
-        for sizes, members in groups.items():
-            first = torch.tensor([starts[i] for i in members], device=pixel_values.device)
-            views = [pixel_values[first + v, :, :height, :width] for v, (height, width) in enumerate(sizes)]
-            features.update(zip(members, self.vision(views).tokens, strict=True))
-        return [features[i] for i in range(len(layouts))]
+        return unpack(pixel_values, [size for layout in layouts for size in layout.inputs]), layouts
 
     def forward(
         self,
@@ -106,7 +109,7 @@ class StepwellModel(StepwellPreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> StepwellOutput:
-        """input_ids (B, L) with expanded placeholders, or inputs_embeds (B, L, D) whose pictures are
+        """input_ids (B, L) with expanded placeholders, or inputs_embeds (B, L, D) whose images are
         already in place.
 
         Raises ValueError, with both counts, where placeholders and visual tokens differ in number.
@@ -129,7 +132,7 @@ class StepwellModel(StepwellPreTrainedModel):
                     input_ids, inputs_embeds, image_features, self.config.image_token_id
                 )
         elif pixel_values is not None:
-            raise ValueError("pixel_values belong with input_ids; inputs_embeds already hold their pictures")
+            raise ValueError("pixel_values belong with input_ids; inputs_embeds already hold their images")
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -253,16 +256,18 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Beams and samples repeat rows of text; each copy needs all pictures of its row, in the row's
+        """Beams and samples repeat rows of text; each copy needs all images of its row, in the row's
         order."""
         pixel_values = model_kwargs.pop("pixel_values", None)
         image_sizes = model_kwargs.pop("image_sizes", None)
         if expand_size > 1 and pixel_values is not None and input_ids is not None and image_sizes is not None:
-            per_row, per_picture = self._pictures_per_row(input_ids, image_sizes)
-            blocks = pixel_values.split([sum(v) for v in _dealt(per_picture, per_row)])
-            pixel_values = torch.cat([block for block in blocks for _ in range(expand_size)])
-            sizes = image_sizes.split(per_row)
-            image_sizes = torch.cat([block for block in sizes for _ in range(expand_size)])
+            layouts = self.model.layouts(image_sizes)
+            counts = self._images_per_row(input_ids, layouts)
+            pixels = iter(pixel_values.split([layout.num_pixels for layout in layouts]))
+            rows = [torch.cat([next(pixels) for _ in range(count)]) for count in counts if count]
+            pixel_values = torch.cat([row for row in rows for _ in range(expand_size)])
+            sizes = image_sizes.split(counts)
+            image_sizes = torch.cat([row for row in sizes for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
@@ -271,28 +276,18 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         )
         return input_ids, {**model_kwargs, "pixel_values": pixel_values, "image_sizes": image_sizes}
 
-    def _pictures_per_row(self, input_ids: Tensor, image_sizes: Tensor) -> tuple[list[int], list[int]]:
-        """-> (pictures of each row, views of each picture), from the placeholders each row holds."""
-        layouts = [
-            self.model.vision.layout((int(height), int(width))) for height, width in image_sizes.tolist()
-        ]
-        waiting = [layout.num_tokens for layout in layouts]
-        per_row = []
+    def _images_per_row(self, input_ids: Tensor, layouts: list[TokenLayout]) -> list[int]:
+        """How many of the images in order belong to each row, by the placeholders that it holds."""
+        waiting = [layout.num_visual for layout in layouts]
+        counts = []
         for placeholders in (input_ids == self.config.image_token_id).sum(1).tolist():
-            taken = 0
+            count = len(waiting)
             while placeholders > 0 and waiting:
                 placeholders -= waiting.pop(0)
-                taken += 1
-            per_row.append(taken)
+            counts.append(count - len(waiting))
         if waiting:
-            raise ValueError(f"{len(layouts)} pictures were given, but the text has room for {sum(per_row)}")
-        return per_row, [len(layout.inputs) for layout in layouts]
-
-
-def _dealt(items: list[int], counts: list[int]) -> list[list[int]]:
-    """A flat list cut into runs of the given lengths."""
-    rest = iter(items)
-    return [[next(rest) for _ in range(count)] for count in counts]
+            raise ValueError(f"{len(layouts)} images were given, but the text has room for {sum(counts)}")
+        return counts
 
 
 def _finish_logits(logits: Tensor, config: Any) -> Tensor:

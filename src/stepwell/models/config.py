@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -9,18 +10,21 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from stepwell.language.prompt import find_template
-from stepwell.models.settings import PlainConfig, VisionConfig, vision_json, vision_settings
+from stepwell.models.plain import PlainConfig
+from stepwell.models.systems import vision_settings
+from stepwell.models.vision import VisionConfig, settings_json
 
-__all__ = ["StepwellConfig", "refuse_unknown"]
+__all__ = ["StepwellConfig", "refuse_other_settings", "refuse_unknown"]
 
 
 class StepwellConfig(PreTrainedConfig):
     """Any vision system and any causal language model of transformers.
 
-    `vision_config` is one of the `VisionConfig` kinds or its JSON, `text_config` a transformers
-    configuration or its JSON. `template` names a chat template of language/prompt.py, None means the
-    tokenizer's own; `separators` maps a layout's separators to text. Raises ValueError for keys that
-    neither this class nor PreTrainedConfig knows.
+    This configuration owns the settings of a model: the processor beside it is held against it when it is loaded.
+    `vision_config` is the settings of a system in models/systems.py or their JSON, `text_config` a transformers
+    configuration or its JSON. `template` names a chat template of the language room, None means the tokenizer's
+    own. `tie_word_embeddings` is the language model's. Raises ValueError for keys that neither this class nor
+    PreTrainedConfig knows.
     """
 
     model_type = "stepwell"
@@ -33,20 +37,31 @@ class StepwellConfig(PreTrainedConfig):
         *,
         image_token_id: int = 0,
         template: str | None = None,
-        separators: dict[str, str] | None = None,
         tie_word_embeddings: bool | None = None,
         **kwargs: Any,
     ) -> None:
+        if not kwargs.get("separators", True):  # folders of 0.1 say that they have none
+            del kwargs["separators"]
         refuse_unknown(kwargs, type(self).__name__)
-        self.vision_config = vision_json(PlainConfig() if vision_config is None else vision_config)
+        self.vision_config = settings_json(vision_settings(vision_config or PlainConfig()))
         self.text_config = _text_config(text_config)
+        if tie_word_embeddings not in (None, self.tie_word_embeddings):
+            raise ValueError(
+                f"tie_word_embeddings is {tie_word_embeddings}, but text_config.tie_word_embeddings is "
+                f"{self.tie_word_embeddings}; set the language model's, it decides"
+            )
         self.image_token_id = image_token_id
         self.template = template if template is None else find_template(template).name
-        self.separators = dict(separators or {})
-        if tie_word_embeddings is None:
-            tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
-        self.tie_word_embeddings = tie_word_embeddings
         super().__init__(**kwargs)
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Of the language model, whose configuration says it."""
+        return bool(getattr(self.text_config, "tie_word_embeddings", False))
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.text_config.tie_word_embeddings = value
 
     @property
     def vision(self) -> VisionConfig:
@@ -76,6 +91,38 @@ def refuse_unknown(keys: Iterable[str], owner: str) -> None:
     known = {*PreTrainedConfig().to_dict(), *_SET_BY_TRANSFORMERS}
     if unknown := sorted(key for key in keys if key not in known):
         raise ValueError(f"{owner} knows no {', '.join(map(repr, unknown))}; check the spelling")
+
+
+def refuse_other_settings(source: str | os.PathLike[str], **settings: Any) -> None:
+    """Raises ValueError naming the first of a processor's settings that the config.json of `source` has otherwise.
+
+    source: a folder or a name on the hub; one without a config.json of ours owns nothing.
+    """
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(source)
+    except OSError:
+        return
+    if fields.get("model_type") != StepwellConfig.model_type:
+        return
+    owner = StepwellConfig.from_dict(fields)
+    for name, value in settings.items():
+        if difference := _first_difference(name, getattr(owner, name), value):
+            field, theirs, ours = difference
+            raise ValueError(
+                f"{field} is {theirs!r} in the model's config.json and {ours!r} in the processor beside it: they "
+                "must agree; save both from one model, or delete the processor's and build it from the configuration"
+            )
+
+
+def _first_difference(name: str, a: Any, b: Any) -> tuple[str, Any, Any] | None:
+    """The dotted name of the first leaf in which two JSON values differ, and both leaves."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        pairs = [(f"{name}.{key}", a[key], b[key]) for key in a]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = [(f"{name}.{i}", *pair) for i, pair in enumerate(zip(a, b, strict=True))]
+    else:
+        return None if a == b else (name, a, b)
+    return next(filter(None, (_first_difference(*pair) for pair in pairs)), None)
 
 
 def _text_config(config: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

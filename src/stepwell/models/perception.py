@@ -1,7 +1,7 @@
 """Pyramids for dense tasks and for classification as models of transformers: built, saved, reloaded.
 
 PIIP, arXiv 2501.07783, section IV. `PyramidBackbone` is a transformers backbone: UperNet, Mask2Former and the
-DETR family take it as they take their own. Letters: B batch, (H, W) the largest picture, C widths, K classes.
+DETR family take it as they take their own. Letters: B batch, (H, W) the largest view, C widths, K classes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 
 from stepwell.models.config import refuse_unknown
-from stepwell.models.settings import ClassifierSettings, DenseSettings, first_complaint
-from stepwell.models.vision import build_classifier, build_features, merge_dims
+from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.vision import settings_json, validated
 
 __all__ = [
     "PyramidBackbone",
@@ -43,8 +42,8 @@ class PyramidBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
         out_indices: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.pyramid = _json(_DENSE, pyramid)
-        settings = self.settings
+        settings: DenseSettings = validated(DenseSettings, pyramid or {}, "pyramid")
+        self.pyramid = settings_json(settings)
         count = len(settings.operations) or len(settings.merge_after) + 1
         self.stage_names = [f"stage{i + 1}" for i in range(count)]
         if out_features is None and out_indices is None:
@@ -55,7 +54,8 @@ class PyramidBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def settings(self) -> DenseSettings:
-        return _DENSE.validate_python(self.pyramid)
+        settings: DenseSettings = validated(DenseSettings, self.pyramid, "pyramid")
+        return settings
 
 
 class PyramidClassifierConfig(PreTrainedConfig):
@@ -65,12 +65,13 @@ class PyramidClassifierConfig(PreTrainedConfig):
 
     def __init__(self, pyramid: dict[str, Any] | ClassifierSettings | None = None, **kwargs: Any) -> None:
         refuse_unknown(kwargs, type(self).__name__)
-        self.pyramid = _json(_CLASSIFIER, pyramid)
+        self.pyramid = settings_json(validated(ClassifierSettings, pyramid or {}, "pyramid"))
         super().__init__(**kwargs)
 
     @property
     def settings(self) -> ClassifierSettings:
-        return _CLASSIFIER.validate_python(self.pyramid)
+        settings: ClassifierSettings = validated(ClassifierSettings, self.pyramid, "pyramid")
+        return settings
 
 
 class PyramidPreTrainedModel(PreTrainedModel):
@@ -89,10 +90,8 @@ class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):
 
     def __init__(self, config: PyramidBackboneConfig) -> None:
         super().__init__(config)
-        self.pyramid = build_features(config.settings)
-        specs = [branch.spec for branch in self.pyramid.encoder.encoders]
-        merged = merge_dims(config.settings, specs)
-        self.num_features = [merged[source][0] for source in self.pyramid.sources]
+        self.pyramid = config.settings.build()
+        self.num_features = list(self.pyramid.dims)
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:
@@ -106,7 +105,7 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
 
     def __init__(self, config: PyramidClassifierConfig) -> None:
         super().__init__(config)
-        self.pyramid = build_classifier(config.settings, config.num_labels)
+        self.pyramid = config.settings.build(config.num_labels)
         self.post_init()
 
     def forward(
@@ -116,17 +115,3 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
         logits = self.pyramid(pixel_values)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
-
-
-_DENSE: TypeAdapter[DenseSettings] = TypeAdapter(DenseSettings)
-_CLASSIFIER: TypeAdapter[ClassifierSettings] = TypeAdapter(ClassifierSettings)
-
-
-def _json(adapter: TypeAdapter[Any], settings: Any) -> dict[str, Any]:
-    """Settings or their JSON, None for the defaults -> JSON with every field written out."""
-    try:
-        made = adapter.validate_python({} if settings is None else settings)
-    except ValidationError as error:
-        raise ValueError(f"pyramid: {first_complaint(error)}") from None
-    found: dict[str, Any] = adapter.dump_python(made, mode="json")
-    return found

@@ -1,61 +1,114 @@
 """The baseline: one view, one encoder, one of its hidden states, a projector.
 
-LLaVA-1.5, arXiv 2310.03744, section 3.2: CLIP ViT-L/14 at 336 pixels, the second to last hidden state
-without its class token, a two-layer MLP. Shapes: B batch, (h, w) grid, D the language model's width.
+LLaVA-1.5, arXiv 2310.03744, section 3.2: CLIP ViT-L/14 at 336 pixels, the second to last hidden state without its
+class token, a two-layer MLP. Letters: B batch, N tokens, D the language model's width, (h, w) the size of an input.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from PIL.Image import Image
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from stepwell.encoders.catalogue import build_encoder, check_encoder, encoder_spec
 from stepwell.encoders.encoder import Encoder
-from stepwell.models.geometry import PyramidGeometry
-from stepwell.structures import FeatureMaps, TokenLayout, TokenMap, VisualTokens
+from stepwell.language.projector import build_projector
+from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
+from stepwell.ops.ragged import by_shape
+from stepwell.structures import FeatureMap, Statistics, TokenLayout, VisionFeatures
+from stepwell.views.pyramid import Framing, PyramidGeometry
 
-__all__ = ["PlainVision"]
+__all__ = ["PlainConfig", "PlainVision"]
 
 
-class PlainVision(nn.Module):
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PlainConfig(VisionConfig):
+    """LLaVA-1.5: one view, one encoder, a hidden state, a projector. mean, std: None is the encoder's own."""
+
+    adjustable: ClassVar = frozenset({"framing", "mean", "std"})
+    parts: ClassVar = {"vision.branches": "branches", "projector": "projector"}
+
+    kind: Literal["plain"] = "plain"
+    encoder: str = "clip_l_14_336"
+    size: Annotated[int, Field(gt=0)] = 336
+    framing: Framing = "pad"
+    select_layer: int = -2  # index into the hidden states, the embedding being the first
+    projector: str = "mlp2x_gelu"
+    mean: Statistics | None = None
+    std: Statistics | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
+
+    def __post_init__(self) -> None:
+        check_encoder(self.encoder, self.arguments)
+
+    @property
+    def largest(self) -> int:
+        return self.size
+
+    def geometry(self) -> PyramidGeometry:
+        spec = encoder_spec(self.encoder, self.arguments)
+        return PyramidGeometry(
+            names=(self.encoder,),
+            sides=(self.size,),
+            strides=(spec.stride,),
+            framing=self.framing,
+            mean=self.mean or spec.mean,
+            std=self.std or spec.std,
+            min_cells=max(1, spec.window),
+        )
+
+    def build(self, out_dim: int) -> PlainVision:
+        encoder = build_encoder(self.encoder, **self.arguments)
+        projector = build_projector(self.projector, encoder.spec.dim, out_dim)
+        return PlainVision(encoder, projector, self.geometry(), select_layer=self.select_layer)
+
+    def resized(self, sizes: Sequence[int]) -> PlainConfig:
+        if len(sizes) != 1:
+            raise ValueError(f"sizes: this vision system has 1 view, got {list(sizes)}")
+        return dataclasses.replace(self, size=sizes[0])
+
+    def as_papers_count(self) -> PlainConfig:
+        """They count all layers, also those behind the one that is read."""
+        return dataclasses.replace(self, select_layer=-1)
+
+
+class PlainVision(VisionSystem):
     """A vision system with one branch.
 
-    encoder: any Encoder; projector: (B, N, C) -> (B, N, D); select_layer: index into the hidden states, of
-    which the embedding is the first, so -1 is the last layer and -2 the one before.
+    projector: (B, N, C) -> (B, N, D); select_layer: index into the hidden states, of which the embedding is the
+    first, so -1 is the last layer and -2 the one before.
     """
 
     def __init__(
-        self, encoder: nn.Module, projector: nn.Module, geometry: PyramidGeometry, *, select_layer: int = -2
+        self, encoder: Encoder, projector: nn.Module, geometry: PyramidGeometry, *, select_layer: int = -2
     ) -> None:
         super().__init__()
-        assert isinstance(encoder, Encoder)
         depth = encoder.spec.depth
         if not -depth - 1 <= select_layer <= depth:
             raise ValueError(f"select_layer {select_layer} is not one of the {depth + 1} hidden states")
-        self.branches = nn.ModuleList([encoder])
+        self.branches = nn.ModuleList([cast(nn.Module, encoder)])
         self.projector = projector
         self.geometry = geometry
         self.num_layers = select_layer % (depth + 1)
 
-    def layout(self, size: tuple[int, int]) -> TokenLayout:
-        return self.geometry.layout(size)
+    @property
+    def encoders(self) -> list[Encoder]:
+        return cast("list[Encoder]", list(self.branches))
 
-    def views(self, image: Image, layout: TokenLayout) -> list[Tensor]:
-        return self.geometry.views(image, layout)
+    def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
+        stride = self.encoders[0].spec.stride
+        return [
+            VisionFeatures(tokens, (FeatureMap(map, layout.views[0], stride),))
+            for (tokens, map), layout in zip(by_shape(self._encode, inputs), layouts, strict=True)
+        ]
 
-    def encode(self, views: Sequence[Tensor]) -> TokenMap:
-        """views: [(B, 3, H, W)] -> the selected hidden state."""
-        (image,) = views
-        encoder = self.branches[0]
-        assert isinstance(encoder, Encoder)
-        return encoder.run(encoder.stem(image), 0, self.num_layers - 1)
-
-    def features(self, views: Sequence[Tensor]) -> FeatureMaps:
-        encoder = self.branches[0]
-        assert isinstance(encoder, Encoder)
-        return {self.geometry.strides[-1]: encoder.to_map(self.encode(views))}
-
-    def forward(self, views: Sequence[Tensor]) -> VisualTokens:
-        state = self.encode(views)
-        return VisualTokens(self.projector(state.tokens), state.size)
+    def _encode(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, h, w) -> tokens (B, N, D), map (B, C, H, W)."""
+        (encoder,) = self.encoders
+        state = encoder.run(encoder.stem(image), 0, self.num_layers - 1)
+        return [self.projector(state.tokens), encoder.to_map(state)]

@@ -1,181 +1,117 @@
-"""From settings to vision systems, dense pyramids and classifiers: where fields meet constructors."""
+"""What every vision system is: a geometry, encoders and a projector; and the settings that build one.
+
+The path: `geometry.layout(size)` says what an image will cost, `geometry.inputs(image, layout)` are its tensors, and
+`encode(inputs, layouts)` turns the inputs of many images, of any sizes, into visual tokens and feature maps.
+Letters: N visual tokens of an image, D the language model's width, (h, w) the size of an input.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar, Self, cast
 
-import torch
-from torch import nn
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor, nn
 
-from stepwell.encoders.catalogue import build_encoder
-from stepwell.fuse.merge import BranchMerge, LastMap, TokenMerge, dense_stacks, linear_stacks, stage_stacks
-from stepwell.heads.classify import BranchHeads, MergedHead
-from stepwell.heads.neck import FACTORS, SimplePyramid
-from stepwell.language.projector import build_projector
-from stepwell.models.geometry import PyramidGeometry
-from stepwell.models.piip import (
-    PiipVision,
-    PyramidClassifier,
-    PyramidEncoder,
-    PyramidFeatures,
-    build_interactions,
-)
-from stepwell.models.plain import PlainVision
-from stepwell.models.settings import (
-    BranchConfig,
-    ClassifierSettings,
-    DenseSettings,
-    PiipConfig,
-    PlainConfig,
-    VisionConfig,
-)
-from stepwell.structures import EncoderSpec, Geometry
+from stepwell.encoders.encoder import Encoder
+from stepwell.structures import Geometry, TokenLayout, VisionFeatures
 
-__all__ = [
-    "build_classifier",
-    "build_features",
-    "build_geometry",
-    "build_pyramid_encoder",
-    "build_vision",
-    "encoder_spec",
-    "merge_dims",
-]
+__all__ = ["STRICT", "VisionConfig", "VisionSystem", "first_complaint", "settings_json", "validated"]
 
 
-def build_geometry(config: VisionConfig) -> Geometry:
-    """The weightless part of a vision system, for a processor."""
-    if isinstance(config, PlainConfig):
-        return _plain_geometry(config, encoder_spec(config.encoder, config.arguments))
-    return _piip_geometry(config, [encoder_spec(b.encoder, b.arguments) for b in config.branches])
+class VisionSystem(nn.Module, ABC):
+    """A subclass sets `geometry` and `projector`, and says what its encoders are and how it encodes."""
+
+    geometry: Geometry
+    projector: nn.Module  # visual width -> D
+
+    @property
+    @abstractmethod
+    def encoders(self) -> Sequence[Encoder]:
+        """The pretrained networks, in the order of their branches."""
+
+    @abstractmethod
+    def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
+        """inputs: (3, h, w) of all images in order, as many as the layouts say -> the features of each image.
+
+        What is alike in shape goes through a network together (ops/ragged.py), whichever image it belongs to.
+        """
+
+    def forward(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[Tensor]:
+        """inputs as for `encode` -> visual tokens (N, D) of each image."""
+        return [features.tokens for features in self.encode(inputs, layouts)]
 
 
-def build_vision(config: VisionConfig, *, out_dim: int) -> PlainVision | PiipVision:
-    """A vision system with random weights whose tokens are `out_dim` wide."""
-    if isinstance(config, PlainConfig):
-        return _build_plain(config, out_dim)
-    return _build_piip(config, out_dim)
+class VisionConfig(ABC):
+    """The settings of a vision system: a frozen pydantic dataclass in the system's own file."""
+
+    kind: str
+    adjustable: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may change after training, beside the views' sizes: no weight depends on them."""
+    parts: ClassVar[Mapping[str, str]]
+    """Names of parts, as recipes write them -> the system's submodule. All begin with "vision" or "projector"."""
+
+    @abstractmethod
+    def geometry(self) -> Geometry:
+        """The weightless part, for a processor."""
+
+    @abstractmethod
+    def build(self, out_dim: int) -> VisionSystem:
+        """The system with random weights; its tokens are `out_dim` wide."""
+
+    @property
+    @abstractmethod
+    def largest(self) -> int:
+        """Long side in pixels of the largest input."""
+
+    @abstractmethod
+    def resized(self, sizes: Sequence[int]) -> Self:
+        """The same system with views of other sides. Raises ValueError for another number of them."""
+
+    def as_papers_count(self) -> VisionConfig:
+        """The system whose FLOPs the papers print for this one."""
+        return self
+
+    def adjusted(self, changes: Mapping[str, Any]) -> Self:
+        """The same weights on another geometry: fields of `adjustable`, and `sizes` of the views.
+
+        Raises ValueError for any other field, and for values that the settings refuse.
+        """
+        fields = {name: value for name, value in changes.items() if name != "sizes"}
+        if fixed := sorted(fields.keys() - self.adjustable):
+            raise ValueError(
+                f"vision.{fixed[0]} of a {self.kind!r} system cannot change: weights depend on it, or there is no "
+                f"such field; adjustable are {', '.join(['sizes', *sorted(self.adjustable)])}"
+            )
+        try:
+            settings = dataclasses.replace(cast(Any, self), **fields)
+        except ValidationError as error:
+            raise ValueError(f"vision: {first_complaint(error)}") from None
+        return cast(Self, settings if "sizes" not in changes else settings.resized(changes["sizes"]))
 
 
-def encoder_spec(name: str, arguments: Mapping[str, Any]) -> EncoderSpec:
-    """Widths and strides of an encoder of the catalogue, without memory for its weights."""
-    with torch.device("meta"):
-        return build_encoder(name, **arguments).spec
+STRICT = ConfigDict(extra="forbid")
+"""Of every settings dataclass: a misspelt key is an error."""
 
 
-def _build_plain(config: PlainConfig, out_dim: int) -> PlainVision:
-    encoder = build_encoder(config.encoder, **config.arguments)
-    geometry = _plain_geometry(config, encoder.spec)
-    projector = build_projector(config.projector, encoder.spec.dim, out_dim)
-    return PlainVision(encoder, projector, geometry, select_layer=config.select_layer)
+def validated(kind: type, settings: Any, name: str) -> Any:
+    """Settings or their JSON -> an instance of `kind`. Raises ValueError of one line: `name` and the wrong field."""
+    try:
+        return TypeAdapter(kind).validate_python(settings)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {first_complaint(error)}") from None
 
 
-def _plain_geometry(config: PlainConfig, spec: EncoderSpec) -> PyramidGeometry:
-    return PyramidGeometry(
-        names=(config.encoder,),
-        sides=(config.size,),
-        strides=(spec.stride,),
-        framing=config.framing,
-        mean=config.mean,
-        std=config.std,
-        min_cells=max(1, spec.window),
-    )
+def settings_json(settings: Any) -> dict[str, Any]:
+    """Settings as plain JSON, every field written out."""
+    return cast(dict[str, Any], TypeAdapter(type(settings)).dump_python(settings, mode="json"))
 
 
-def _build_piip(config: PiipConfig, out_dim: int) -> PiipVision:
-    encoder = build_pyramid_encoder(config)
-    specs = [branch.spec for branch in encoder.encoders]
-    projector = TokenMerge(
-        [spec.dim for spec in specs],
-        out_dim,
-        hidden_dim=config.projector.hidden_dim,
-        norm=config.projector.norm,
-        num_groups=config.projector.num_groups,
-        grid=config.projector.grid,
-        place=config.projector.place,
-    )
-    return PiipVision(encoder, projector, _piip_geometry(config, specs))
-
-
-def _piip_geometry(config: PiipConfig, specs: Sequence[EncoderSpec]) -> PyramidGeometry:
-    return PyramidGeometry(
-        names=tuple(branch.encoder for branch in config.branches),
-        sides=config.sizes,
-        strides=tuple(spec.stride for spec in specs),
-        framing=config.framing,
-        mean=config.mean,
-        std=config.std,
-        min_cells=max(config.min_cells, *(spec.window for spec in specs)),
-        grid=config.projector.grid,
-    )
-
-
-def build_pyramid_encoder(settings: PiipConfig | DenseSettings | ClassifierSettings) -> PyramidEncoder:
-    """Branches with interactions between them, random weights."""
-    branches = [build_encoder(branch.encoder, **branch.arguments) for branch in settings.branches]
-    ranges = [branch.interactions for branch in settings.branches]
-    specs = [branch.spec for branch in branches]
-    return PyramidEncoder(branches, build_interactions(specs, ranges, **asdict(settings.interaction)), ranges)
-
-
-def build_features(settings: DenseSettings) -> PyramidFeatures:
-    """A dense pyramid with random weights."""
-    encoder = build_pyramid_encoder(settings)
-    specs = [branch.spec for branch in encoder.encoders]
-    dims = merge_dims(settings, specs)
-    strides = [specs[-1].strides[layers[-1]] for layers in _merge_layers(settings, specs)]
-    neck = None
-    if settings.operations:
-        if len(dims) == 1:
-            strides, widths = strides * len(settings.operations), [dims[0][0]] * len(settings.operations)
-        else:
-            widths = [step[0] for step in dims]
-        strides = [int(s / FACTORS[op]) for s, op in zip(strides, settings.operations, strict=True)]
-        eps = 1e-5 if settings.neck_norm == "groupnorm" else 1e-6
-        neck = SimplePyramid(widths, operations=settings.operations, norm=settings.neck_norm, norm_eps=eps)
-    return PyramidFeatures(
-        encoder,
-        [_merge(settings, widths) for widths in dims],
-        neck,
-        ratios=_ratios(settings.branches),
-        strides=strides,
-        merge_after=settings.merge_after,
-    )
-
-
-def _merge(settings: DenseSettings, dims: list[int]) -> nn.Module:
-    if settings.merge == "none":
-        return LastMap()
-    stacks = (dense_stacks if settings.merge == "dense" else stage_stacks)(dims)
-    if settings.merge_branches is None:
-        return BranchMerge(stacks)
-    return BranchMerge([stacks[i] for i in settings.merge_branches], branches=settings.merge_branches)
-
-
-def build_classifier(settings: ClassifierSettings, num_classes: int) -> PyramidClassifier:
-    """A classifier with random weights."""
-    encoder = build_pyramid_encoder(settings)
-    dims = [branch.spec.dim for branch in encoder.encoders]
-    if settings.head == "merge":
-        head: Any = MergedHead(BranchMerge(linear_stacks(dims)), dims[0], num_classes)
-    else:
-        head = BranchHeads(dims, num_classes, read=settings.head)
-    return PyramidClassifier(encoder, head, ratios=_ratios(settings.branches))
-
-
-def merge_dims(settings: DenseSettings, specs: Sequence[EncoderSpec]) -> list[list[int]]:
-    """For each merge, the width of every branch there; branch 1's is that of the merged map."""
-    steps = _merge_layers(settings, specs)
-    return [[spec.dims[layer] for spec, layer in zip(specs, layers, strict=True)] for layers in steps]
-
-
-def _merge_layers(settings: DenseSettings, specs: Sequence[EncoderSpec]) -> list[list[int]]:
-    """For each merge, the layer of every branch that it follows."""
-    layers = [[branch.interactions[i][1] for branch in settings.branches] for i in settings.merge_after]
-    return [*layers, [spec.depth - 1 for spec in specs]]
-
-
-def _ratios(branches: Sequence[BranchConfig]) -> list[float]:
-    """The plain quotients, as in the official code: some lose a pixel when a side is rounded down."""
-    return [branch.size / branches[-1].size for branch in branches]
+def first_complaint(error: ValidationError) -> str:
+    """The first thing pydantic refused, as one line with the field's dotted name."""
+    complaint = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(str(part) for part in complaint["loc"])
+    message = complaint["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message

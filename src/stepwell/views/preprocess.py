@@ -1,4 +1,4 @@
-"""A picture -> the normalised tensor an encoder was trained on.
+"""An image -> the normalised tensor an encoder was trained on.
 
 Pillow's bicubic filter on 8-bit values (antialiased where it shrinks), as the processors of CLIP and ImageNet
 models do, then scaling to 0..1, mean and deviation. LLaVA (arXiv 2310.03744) first pads to a square.
@@ -18,11 +18,11 @@ from stepwell.structures import Size
 
 __all__ = ["pad_and_resize", "pad_to_square", "resize_short_side_and_crop", "to_tensor"]
 
-BAND_PIXELS = 2**21  # of an intermediate picture that is made in parts
+BAND_PIXELS = 2**21  # of an intermediate image that is made in parts
 
 
 def to_tensor(image: Image.Image, size: Size, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """RGB picture -> (3, *size) float32: the picture at that size, as (value / 255 - mean) / std."""
+    """RGB image -> (3, *size) float32: the image at that size, as (value / 255 - mean) / std."""
     height, width = size
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -32,7 +32,7 @@ def to_tensor(image: Image.Image, size: Size, mean: Sequence[float], std: Sequen
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """The picture in the middle of a square of its long side, an odd pixel at the bottom or the right."""
+    """The image in the middle of a square of its long side, an odd pixel at the bottom or the right."""
     width, height = image.size
     side = max(width, height)
     if width == height:
@@ -45,7 +45,7 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
 def pad_and_resize(image: Image.Image, colour: tuple[int, int, int], side: int) -> Image.Image:
     """-> (side, side): `pad_to_square` and then the bicubic resize, pixel for pixel, without the square.
 
-    Pillow resizes the rows of a square first and then the columns. So only the picture's own rows are
+    Pillow resizes the rows of a square first and then the columns. So only the image's own rows are
     resized, some at a time; all other rows of the square are one and the same.
     """
     (width, height), long = image.size, max(image.size)
@@ -62,7 +62,7 @@ def pad_and_resize(image: Image.Image, colour: tuple[int, int, int], side: int) 
 def resize_short_side_and_crop(image: Image.Image, side: int) -> Image.Image:
     """-> (side, side): the short side resized to it, the long one rounded down, the middle cut out.
 
-    A picture that grows is made rows first and then columns, as Pillow does, some at a time: of a long one
+    An image that grows is made rows first and then columns, as Pillow does, some at a time: of a long one
     nearly all is cut away.
     """
     short = min(image.size)

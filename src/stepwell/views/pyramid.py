@@ -1,34 +1,113 @@
-"""The same picture at several sizes, one for each branch.
+"""The same image at several sizes, one for each branch; one branch gives LLaVA-1.5's single view.
 
-PIIP, arXiv 2501.07783, section III-A: large pictures go to small networks. Two geometries:
-- any aspect (new models): `pyramid_sizes` keeps the picture's shape without padding. Side j is a whole number
-  k of steps u_j; the steps have the ratios of `sides` exactly and divide by the strides, so the branches show
-  the picture at exactly the same shape, for any k a picture's height and width ask for.
-- as published: `scaled_size`, sides rounded down to whole pixels.
-In both, `image_pyramid` makes the smaller pictures from the largest. Sizes are (height, width) in pixels.
+PIIP, arXiv 2501.07783, section III-A: large views go to small networks, and the smaller views are made from the
+largest. Framing "aspect" (new models) keeps the image's shape without padding: side j is a whole number k of steps
+u_j; the steps have the ratios of the sides exactly and divide by the strides, so that every branch shows exactly the
+same shape. "pad" and "crop" are as published: square views, sides rounded down to whole pixels.
+Sizes are (height, width) in pixels; sides, strides and statistics have one entry per branch or per channel.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import truediv
+from typing import TYPE_CHECKING, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepwell.structures import Size
+from stepwell.structures import Box, Geometry, Size, Statistics, TokenLayout, TokenRun, View
+from stepwell.views.preprocess import pad_and_resize, resize_short_side_and_crop, to_tensor
 
-__all__ = ["exact_ratio", "image_pyramid", "pyramid_sizes", "scaled_size"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Framing", "PyramidGeometry", "exact_ratio", "image_pyramid", "pyramid_sizes", "scaled_size"]
+
+Framing = Literal["aspect", "pad", "crop"]
+"""How an image meets its views: its aspect kept; padded to a square; short side resized, the middle cut out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PyramidGeometry(Geometry):
+    """Layouts and inputs of a pyramid whose tokens lie on one grid. The input is the largest view, the last.
+
+    framing "aspect": `sides` are long sides, the short one has at least `min_cells` cells in every branch. "pad",
+    "crop": smaller views are floor(side * ratio) pixels. grid: of the tokens where it is fixed; None means the
+    last branch's.
+    """
+
+    names: tuple[str, ...]
+    sides: tuple[int, ...]
+    strides: tuple[int, ...]
+    framing: Framing
+    mean: Statistics
+    std: Statistics
+    min_cells: int = 1
+    grid: Size | None = None
+
+    def __post_init__(self) -> None:
+        self.layout((1, 1))  # sides, strides and windows that fit no image are refused here
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Side of each view relative to the last, as the views are made from the input."""
+        ratio = exact_ratio if self.framing == "aspect" else truediv
+        return tuple(ratio(side, self.sides[-1]) for side in self.sides)
+
+    def layout(self, size: Size) -> TokenLayout:
+        """size (H, W) of the upright image, both at least 1. Raises ValueError otherwise."""
+        if min(size) < 1:
+            raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
+        sizes, box = self._sizes(size), self._box(size)
+        views = tuple(
+            View(name=name, size=view, box=box, grid=(view[0] // stride, view[1] // stride))
+            for name, view, stride in zip(self.names, sizes, self.strides, strict=True)
+        )
+        rows, cols = self.grid or views[-1].grid
+        return TokenLayout(
+            image_size=size, inputs=(sizes[-1],), views=views, runs=(TokenRun(count=rows * cols),)
+        )
+
+    def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
+        (size,) = layout.inputs
+        if self.framing == "pad":
+            red, green, blue = (int(255 * channel) for channel in self.mean)
+            image = pad_and_resize(image, (red, green, blue), size[0])
+        elif self.framing == "crop":
+            image = resize_short_side_and_crop(image, size[0])
+        return [to_tensor(image, size, self.mean, self.std)]
+
+    def views(self, inputs: Sequence[Tensor], layout: TokenLayout) -> list[Tensor]:
+        return [view[0] for view in image_pyramid(inputs[0][None], self.ratios)]
+
+    def _sizes(self, size: Size) -> tuple[Size, ...]:
+        if self.framing == "aspect":
+            return pyramid_sizes(size, sides=self.sides, strides=self.strides, min_cells=self.min_cells)
+        largest = (self.sides[-1], self.sides[-1])
+        return tuple(scaled_size(largest, ratio) for ratio in self.ratios)
+
+    def _box(self, size: Size) -> Box:
+        height, width = size
+        if self.framing == "aspect":
+            return (0.0, 0.0, float(width), float(height))
+        side = max(size) if self.framing == "pad" else min(size)
+        left, top = float((width - side) // 2), float((height - side) // 2)
+        if self.framing == "pad":  # the canvas, its offset rounded as the pasting rounds it
+            left, top = -float((side - width) // 2), -float((side - height) // 2)
+        return (left, top, left + side, top + side)
 
 
 def pyramid_sizes(
     size: Size, *, sides: Sequence[int], strides: Sequence[int], min_cells: int = 1
 ) -> tuple[Size, ...]:
-    """Sizes of one picture in all branches: its long side becomes `sides`, its short side follows its aspect.
+    """Sizes of one image in all branches: its long side becomes `sides`, its short side follows its aspect.
 
-    size: of the picture. sides, strides: of each branch. The short side has at least `min_cells` cells of a
+    size: of the image. sides, strides: of each branch. The short side has at least `min_cells` cells of a
     stride in every branch; where the aspect cannot be kept because of that, it is bent.
-    Raises ValueError if a side does not divide by its stride, or if no picture but a square one would fit.
+    Raises ValueError if a side does not divide by its stride, or if no image but a square one would fit.
     """
     steps = _steps(sides, strides)
     most = sides[0] // steps[0]
@@ -37,7 +116,7 @@ def pyramid_sizes(
         raise ValueError(f"{min_cells} cells of strides {list(strides)} do not fit into sides {list(sides)}")
     long, short = max(size), min(size)
     if short < 1:
-        raise ValueError(f"a picture needs at least one pixel each way, got {size[0]}x{size[1]}")
+        raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
     nearest = (2 * most * short + long) // (2 * long)
     across = min(max(nearest, least), most)
     height, width = (most if side == long else across for side in size)
@@ -58,7 +137,7 @@ def _steps(sides: Sequence[int], strides: Sequence[int]) -> list[int]:
     times = math.lcm(*(stride // math.gcd(stride, part) for part, stride in zip(parts, strides, strict=True)))
     if common < 2 * times:
         raise ValueError(
-            f"sides {list(sides)} share no step that divides by strides {list(strides)}, so every picture "
+            f"sides {list(sides)} share no step that divides by strides {list(strides)}, so every image "
             f"would become a square; choose sides with a larger common divisor than {common}"
         )
     return [part * times for part in parts]
@@ -72,7 +151,7 @@ def exact_ratio(side: int, largest: int) -> float:
 
 
 def scaled_size(size: Size, ratio: float) -> Size:
-    """The size that `image_pyramid` gives a picture of `size`: each side times the ratio, rounded down."""
+    """The size that `image_pyramid` gives an image of `size`: each side times the ratio, rounded down."""
     return math.floor(size[0] * ratio), math.floor(size[1] * ratio)
 
 

@@ -1,4 +1,4 @@
-"""A picture drawn with its views: where each lies in the source, and the grid an encoder makes of it.
+"""An image drawn with its views: where each lies in the source, and the tensors that the encoders are given.
 
 For `stepwell ask --show`, and for anyone who wants to see what a model sees. Sizes are (height, width).
 """
@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from stepwell.structures import TokenLayout, View
+    from torch import Tensor
+
+    from stepwell.structures import Box, Geometry, TokenLayout, View
 
 __all__ = ["check_target", "draw_views", "write_views"]
 
@@ -24,23 +27,23 @@ PANEL_WIDTH = 780
 SMALL = 32  # a short side below this is enlarged to it where the panel allows
 MARGIN = 12
 CAPTION = 20
-MAX_PANELS = 12  # a picture; one cut into more views says how many are left out
+MAX_PANELS = 12  # an image; one cut into more views says how many are left out
 COLOURS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#5b8c5a", "#8f5aa8")
 
 
-def draw_views(images: Sequence[Image.Image], layouts: Sequence[TokenLayout]) -> Image.Image:
-    """For each picture the source with the views' boxes, then each view at its own scale under its grid.
+def draw_views(images: Sequence[Image.Image], geometry: Geometry) -> Image.Image:
+    """For each image the source with the views' boxes, then each view as its encoder sees it, under its grid.
 
     Views larger than a panel are shrunk to it, tiny ones enlarged; the caption keeps their true size.
     """
-    return _stack([_draw_picture(image, layout) for image, layout in zip(images, layouts, strict=True)])
+    return _stack([_draw_image(image, geometry) for image in images])
 
 
-def write_views(path: Path, images: Sequence[Image.Image], layouts: Sequence[TokenLayout]) -> None:
+def write_views(path: Path, images: Sequence[Image.Image], geometry: Geometry) -> None:
     """`draw_views` to a file whose name's ending tells the format. It is there whole, or as it was before."""
     draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        draw_views(images, layouts).save(draft)
+        draw_views(images, geometry).save(draft)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -56,20 +59,28 @@ def check_target(path: Path) -> None:
         raise ValueError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'not permitted'}")
 
 
-def _draw_picture(image: Image.Image, layout: TokenLayout) -> Image.Image:
-    height, width = layout.image_size
+def _draw_image(image: Image.Image, geometry: Geometry) -> Image.Image:
+    layout = geometry.layout((image.height, image.width))
+    views = geometry.views(geometry.inputs(image, layout), layout)
     panels = [_draw_source(image, layout)]
     panels += [
-        _draw_view(image, view, COLOURS[i % len(COLOURS)]) for i, view in enumerate(layout.views[:MAX_PANELS])
+        _draw_view(_pixels(tensor, geometry), view, COLOURS[i % len(COLOURS)])
+        for i, (tensor, view) in enumerate(list(zip(views, layout.views, strict=True))[:MAX_PANELS])
     ]
-    left_out = len(layout.views) - MAX_PANELS
-    title = f"{width} x {height} px, {layout.num_tokens} visual tokens, {len(layout.views)} views"
-    if left_out > 0:
-        title += f" ({left_out} not drawn)"
+    undrawn = len(views) - MAX_PANELS
+    title = f"{image.width} x {image.height} px, {layout.num_visual} visual tokens, {len(views)} views"
+    if undrawn > 0:
+        title += f" ({undrawn} not drawn)"
     rows = [_side_by_side(row) for row in _wrap(panels)]
     heading = Image.new("RGB", (_text_width(title) + 2 * MARGIN, CAPTION + MARGIN), "white")
     _write(heading, (MARGIN, MARGIN // 2), title, "black")
     return _stack([heading, *rows])
+
+
+def _pixels(view: Tensor, geometry: Geometry) -> Image.Image:
+    """(3, h, w), normalised -> the image it was made from."""
+    values = view.movedim(0, -1).numpy() * geometry.std + geometry.mean
+    return Image.fromarray(np.rint(values * 255).clip(0, 255).astype(np.uint8))
 
 
 def _wrap(panels: list[Image.Image]) -> list[list[Image.Image]]:
@@ -95,9 +106,11 @@ def _side_by_side(panels: list[Image.Image]) -> Image.Image:
 def _draw_source(image: Image.Image, layout: TokenLayout) -> Image.Image:
     panel, scale = _panel(image, f"source {image.width} x {image.height}", "black")
     draw = ImageDraw.Draw(panel)
+    times: dict[Box, int] = {}
     for i, view in enumerate(layout.views):
         left, top, right, bottom = (edge * scale for edge in view.box)
-        inset = min(2 * i, 12)  # views that show the same part stay visible beside one another
+        inset = min(2 * times.get(view.box, 0), 12)  # views that show the same part stay visible beside one another
+        times[view.box] = times.get(view.box, 0) + 1
         if right - left > 2 * inset + 2 and bottom - top > 2 * inset + 2:
             draw.rectangle(
                 (left + inset, CAPTION + top + inset, right - inset - 1, CAPTION + bottom - inset - 1),
@@ -107,14 +120,13 @@ def _draw_source(image: Image.Image, layout: TokenLayout) -> Image.Image:
     return panel
 
 
-def _draw_view(image: Image.Image, view: View, colour: str) -> Image.Image:
-    height, width = view.size
-    shown = _cut(image, view)
+def _draw_view(shown: Image.Image, view: View, colour: str) -> Image.Image:
     rows, cols = view.grid
-    panel, scale = _panel(shown, f"{view.name} {width} x {height}, {cols} x {rows} cells", colour)
+    caption = f"{view.name} {shown.width} x {shown.height}, {cols} x {rows} cells"
+    panel, scale = _panel(shown, caption, colour)
     lined = panel.copy()
     draw = ImageDraw.Draw(lined)
-    right, bottom = width * scale, height * scale
+    right, bottom = shown.width * scale, shown.height * scale
     for row in range(rows + 1):
         y = CAPTION + min(bottom * row / rows, bottom - 1)
         draw.line((0, y, right, y), fill=colour)
@@ -124,34 +136,21 @@ def _draw_view(image: Image.Image, view: View, colour: str) -> Image.Image:
     return Image.blend(panel, lined, 0.5)  # small print stays legible under the grid
 
 
-def _cut(image: Image.Image, view: View) -> Image.Image:
-    """The view's part of the picture at the view's size; grey where the view reaches past the picture."""
-    height, width = view.size
-    left, top, right, bottom = view.box
-    across, down = width / (right - left), height / (bottom - top)
-    seen = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
-    size = max(round((seen[2] - seen[0]) * across), 1), max(round((seen[3] - seen[1]) * down), 1)
-    canvas = Image.new("RGB", (width, height), "lightgrey")
-    part = image.resize(size, Image.Resampling.BICUBIC, box=seen, reducing_gap=2.0)
-    canvas.paste(part, (round((seen[0] - left) * across), round((seen[1] - top) * down)))
-    return canvas
-
-
 def _panel(image: Image.Image, caption: str, colour: str) -> tuple[Image.Image, float]:
-    """The picture under its caption, at a scale that shows it well; and that scale."""
+    """The image under its caption, at a scale that shows it well; and that scale."""
     scale = min(PANEL_WIDTH / image.width, PANEL_HEIGHT / image.height)
     scale = min(scale, max(SMALL // min(image.size), 1))
     width, height = (max(round(side * scale), 1) for side in image.size)
-    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
+    resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
     wide = max(width, _text_width(caption))
     panel = Image.new("RGB", (wide, height + CAPTION), "white")
-    panel.paste(image.resize((width, height), how, reducing_gap=2.0), (0, CAPTION))
+    panel.paste(image.resize((width, height), resample, reducing_gap=2.0), (0, CAPTION))
     _write(panel, (0, 2), caption, colour)
     return panel, scale
 
 
-def _write(picture: Image.Image, place: tuple[int, int], text: str, colour: str) -> None:
-    ImageDraw.Draw(picture).text(place, text, fill=colour, font=ImageFont.load_default(13))
+def _write(image: Image.Image, place: tuple[int, int], text: str, colour: str) -> None:
+    ImageDraw.Draw(image).text(place, text, fill=colour, font=ImageFont.load_default(13))
 
 
 def _text_width(text: str) -> int:

@@ -1,0 +1,211 @@
+"""Pyramids for dense tasks and for classification: their settings, and how they are built.
+
+PIIP, arXiv 2501.07783, section IV: maps of several strides for detectors and segmenters; class logits.
+Letters: B batch, (H, W) the largest view, C widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from stepwell.fuse.interaction import InteractionConfig
+from stepwell.fuse.merge import BranchMerge, LastMap, dense_stacks, linear_stacks, stage_stacks
+from stepwell.heads.classify import BranchHeads, MergedHead
+from stepwell.heads.neck import FACTORS, Resampling, SimplePyramid
+from stepwell.models.pyramid import BranchConfig, PyramidEncoder, build_pyramid
+from stepwell.models.vision import STRICT
+from stepwell.structures import HALF, FeatureMaps, Statistics
+from stepwell.views.pyramid import image_pyramid
+
+__all__ = ["SIMPLE", "ClassifierSettings", "DenseSettings", "PyramidClassifier", "PyramidFeatures"]
+
+SIMPLE: tuple[Resampling, ...] = ("up4", "up2", "same", "maxpool2")
+_TINY = (BranchConfig(encoder="vit_t", size=224),)  # transformers saves a configuration of defaults now and then
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DenseSettings:
+    """A pyramid whose maps leave at several strides; branch 1 is the largest network on the smallest view.
+
+    merge: "dense" (two convolutions in every branch), "stages" (one, and none in branch 1), or "none" for a
+    single branch. merge_branches: positions of those that are merged, None for all (Table IX). merge_after:
+    the interactions with a merge of their own, beside the last. operations: of the neck, one per map that
+    leaves; none where the merged maps leave as they are. neck_norm: "layernorm" in baselines of one branch.
+    """
+
+    branches: Annotated[tuple[BranchConfig, ...], Field(min_length=1)] = _TINY
+    interaction: InteractionConfig = field(default_factory=InteractionConfig)
+    merge: Literal["dense", "stages", "none"] = "dense"
+    merge_branches: tuple[int, ...] | None = None
+    merge_after: tuple[int, ...] = ()
+    operations: tuple[Resampling, ...] = SIMPLE
+    neck_norm: Literal["groupnorm", "layernorm"] = "groupnorm"
+    mean: Statistics = HALF
+    std: Statistics = HALF
+
+    def __post_init__(self) -> None:
+        merges = len(self.merge_after) + 1
+        if self.operations and merges not in (1, len(self.operations)):
+            raise ValueError(f"{len(self.operations)} operations need 1 or as many merges, got {merges}")
+        if self.merge == "none" and len(self.branches) > 1:
+            raise ValueError(f"merge 'none' is for a single branch, not for {len(self.branches)} branches")
+        _check_rising(self.merge_after, len(self.branches[0].interactions))
+        if self.merge_branches is not None:
+            chosen = set(self.merge_branches)
+            if not chosen or len(chosen) < len(self.merge_branches):
+                raise ValueError(f"merge_branches {self.merge_branches} must name branches, each once")
+            if not chosen <= set(range(len(self.branches))):
+                raise ValueError(f"merge_branches {self.merge_branches} of {len(self.branches)} branches")
+
+    def build(self) -> PyramidFeatures:
+        """The pyramid with random weights."""
+        encoder = build_pyramid(self.branches, self.interaction)
+        specs = [branch.spec for branch in encoder.encoders]
+        steps = [[branch.interactions[i][1] for branch in self.branches] for i in self.merge_after]
+        steps.append([spec.depth - 1 for spec in specs])  # for each merge, the layer of every branch before it
+        dims = [[spec.dims[layer] for spec, layer in zip(specs, layers, strict=True)] for layers in steps]
+        widths = [step[0] for step in dims]  # a merged map is as wide as branch 1
+        strides: list[float] = [specs[-1].strides[layers[-1]] for layers in steps]
+        neck = None
+        if self.operations:
+            if len(steps) == 1:
+                strides, widths = strides * len(self.operations), widths * len(self.operations)
+            strides = [stride / FACTORS[op] for stride, op in zip(strides, self.operations, strict=True)]
+            eps = 1e-5 if self.neck_norm == "groupnorm" else 1e-6
+            neck = SimplePyramid(widths, operations=self.operations, norm=self.neck_norm, norm_eps=eps)
+        return PyramidFeatures(
+            encoder,
+            [self._merge(step) for step in dims],
+            neck,
+            ratios=_ratios(self.branches),
+            strides=[int(stride) for stride in strides],
+            dims=widths,
+            merge_after=self.merge_after,
+        )
+
+    def _merge(self, dims: list[int]) -> nn.Module:
+        if self.merge == "none":
+            return LastMap()
+        stacks = (dense_stacks if self.merge == "dense" else stage_stacks)(dims)
+        if self.merge_branches is None:
+            return BranchMerge(stacks)
+        return BranchMerge([stacks[i] for i in self.merge_branches], branches=self.merge_branches)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ClassifierSettings:
+    """A pyramid with class logits.
+
+    head: "first_patch" or "cls", a head per branch that reads that token; "merge", one on the merged map.
+    """
+
+    branches: Annotated[tuple[BranchConfig, ...], Field(min_length=1)] = _TINY
+    interaction: InteractionConfig = field(default_factory=InteractionConfig)
+    head: Literal["first_patch", "cls", "merge"] = "first_patch"
+    mean: Statistics = HALF
+    std: Statistics = HALF
+
+    def build(self, num_classes: int) -> PyramidClassifier:
+        """The classifier with random weights."""
+        encoder = build_pyramid(self.branches, self.interaction)
+        dims = [branch.spec.dim for branch in encoder.encoders]
+        head: nn.Module
+        if self.head == "merge":
+            head = MergedHead(BranchMerge(linear_stacks(dims)), dims[0], num_classes)
+        else:
+            head = BranchHeads(dims, num_classes, read=self.head)
+        return PyramidClassifier(encoder, head, ratios=_ratios(self.branches))
+
+
+def _ratios(branches: Sequence[BranchConfig]) -> list[float]:
+    """The plain quotients, as in the official code: some lose a pixel when a side is rounded down."""
+    return [branch.size / branches[-1].size for branch in branches]
+
+
+class PyramidFeatures(nn.Module):
+    """One image -> maps of several strides, for dense tasks.
+
+    ratios: side of every branch's view relative to the image. merges: one after each interaction in
+    `merge_after`, and a last one for the final states (`LastMap` where nothing is to be merged). Map i that
+    leaves is merge `sources[i]` (by default merge i, or the only one), resampled by the neck where there is
+    one, `dims[i]` wide and at stride `strides[i]`.
+    """
+
+    def __init__(
+        self,
+        encoder: PyramidEncoder,
+        merges: Sequence[nn.Module],
+        neck: nn.Module | None = None,
+        *,
+        ratios: Sequence[float],
+        strides: Sequence[int],
+        dims: Sequence[int],
+        merge_after: Sequence[int] = (),
+        sources: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(merges) != len(merge_after) + 1:
+            raise ValueError(
+                f"merging after {list(merge_after)} and at the end takes {len(merge_after) + 1} merges"
+            )
+        _check_rising(merge_after, len(encoder.interactions))
+        at_the_end = encoder.ends == [branch.spec.depth for branch in encoder.encoders]
+        if at_the_end and len(encoder.interactions) - 1 in merge_after:
+            raise ValueError(
+                f"merge_after {list(merge_after)} holds the last interaction, behind which no layer runs: "
+                "the final merge is already there"
+            )
+        if sources is None:
+            sources = range(len(merge_after) + 1) if merge_after else [0] * len(strides)
+        if len(sources) != len(strides):
+            raise ValueError(f"strides {list(strides)} need one merge each, got {list(sources)}")
+        self.encoder = encoder
+        self.merges = nn.ModuleList(merges)
+        self.neck = neck
+        self.ratios = tuple(ratios)
+        self.strides = tuple(strides)
+        self.dims = tuple(dims)
+        self.merge_after = tuple(merge_after)
+        self.sources = tuple(sources)
+
+    def forward(self, image: Tensor) -> FeatureMaps:
+        """(B, 3, H, W) -> stride -> (B, C, H / stride, W / stride), finest first."""
+        steps = self.encoder(image_pyramid(image, self.ratios), self.merge_after)
+        merged = [merge(self.encoder.maps(states)) for merge, states in zip(self.merges, steps, strict=True)]
+        maps = [merged[source] for source in self.sources]
+        if self.neck is not None:
+            maps = self.neck(maps)
+        return dict(zip(self.strides, maps, strict=True))
+
+
+class PyramidClassifier(nn.Module):
+    """One image -> class logits. head: `BranchHeads`, or `MergedHead` with a merge of `linear_stacks`."""
+
+    def __init__(self, encoder: PyramidEncoder, head: nn.Module, *, ratios: Sequence[float]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.ratios = tuple(ratios)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, number of classes)."""
+        (final,) = self.encoder(image_pyramid(image, self.ratios))
+        logits: Tensor = self.head(final)
+        return logits
+
+
+def _check_rising(merge_after: Sequence[int], interactions: int) -> None:
+    """Raises ValueError unless merge_after holds rising indexes of interactions."""
+    if list(merge_after) != sorted(set(merge_after) & set(range(interactions))):
+        raise ValueError(
+            f"merge_after {list(merge_after)} must rise strictly within the {interactions} interactions, "
+            f"0 to {interactions - 1}"
+            if interactions
+            else f"merge_after {list(merge_after)} needs interactions, and there are none"
+        )

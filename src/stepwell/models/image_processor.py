@@ -1,0 +1,96 @@
+"""Images -> what a vision system is handed: the pixels of all inputs, packed, and the sizes of the images.
+
+Letters: P pixels of all inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from stepwell.images.open import open_image
+from stepwell.models.config import refuse_other_settings
+from stepwell.models.plain import PlainConfig
+from stepwell.models.systems import vision_settings
+from stepwell.models.vision import VisionConfig, settings_json
+from stepwell.ops.pack import pack
+from stepwell.structures import Geometry
+
+__all__ = ["StepwellImageProcessor", "flat"]
+
+_SAVED_BESIDE = frozenset({"image_processor_type", "processor_class", "backend", "use_fast"})
+
+
+class StepwellImageProcessor(BaseImageProcessor):
+    """Images -> `pixel_values` (P, 3), a row a pixel, input after input, and `image_sizes` (images, 2).
+
+    vision_config: settings of a vision system or their JSON. Images may be whatever `stepwell.open_image` takes;
+    network addresses are refused, and everything is decoded within its limits. Batches made apart join by `cat`.
+    """
+
+    model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
+
+    def __init__(self, vision_config: VisionConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if unknown := sorted(kwargs.keys() - _SAVED_BESIDE):
+            raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, unknown))}")
+        super().__init__(**kwargs)
+        self.vision_config = settings_json(vision_settings(vision_config or PlainConfig()))
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *, vision: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        """As transformers', with the vision settings of the model beside it, which owns them.
+
+        vision: changes to the geometry, such as {"framing": "crop"}. Raises ValueError naming the first setting
+        in which the model's config.json and this processor differ.
+        """
+        processor = super().from_pretrained(source, **kwargs)
+        refuse_other_settings(Path(source), vision_config=processor.vision_config)
+        if vision:
+            processor.vision_config = settings_json(vision_settings(processor.vision_config).adjusted(vision))
+        return processor
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        return vision_settings(self.vision_config).geometry()
+
+    def to_dict(self) -> dict[str, Any]:
+        output: dict[str, Any] = super().to_dict()
+        output.pop("geometry", None)
+        return output
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Anything that names or holds an image -> an upright RGB PIL image; lists are kept as they are nested."""
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(item) for item in image_url_or_urls]
+        return open_image(image_url_or_urls)
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """An image, a list of them, or lists of lists -> BatchFeature, in reading order."""
+        if kwargs:
+            raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, sorted(kwargs)))}")
+        images = list(flat(self.fetch_images(images)))
+        inputs = [
+            tensor
+            for image in images
+            for tensor in self.geometry.inputs(image, self.geometry.layout((image.height, image.width)))
+        ]
+        sizes = torch.tensor([(image.height, image.width) for image in images])
+        return BatchFeature({"pixel_values": pack(inputs), "image_sizes": sizes}, tensor_type=return_tensors)
+
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+        return self.preprocess(images, **kwargs)
+
+
+def flat(images: Any) -> Iterable[Any]:
+    """Nested lists of images, one image after the other."""
+    if isinstance(images, (list, tuple)):
+        for item in images:
+            yield from flat(item)
+    else:
+        yield images

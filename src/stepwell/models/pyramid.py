@@ -1,0 +1,156 @@
+"""Encoders side by side on one image at several sizes, in conversation: what all of PIIP's models share.
+
+PIIP, arXiv 2501.07783, section III. Branch 0 is the largest network on the smallest view, the last branch the
+smallest network on the largest view; everything is a list, so any number of branches is the same code.
+Letters: B batch, C widths, (h, w) the size of a branch's view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Annotated, Any, cast
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stepwell.encoders.catalogue import build_encoder, check_encoder
+from stepwell.encoders.encoder import Encoder
+from stepwell.fuse.interaction import DIRECTIONS, Interaction, InteractionConfig
+from stepwell.models.vision import STRICT
+from stepwell.structures import EncoderSpec, TokenMap
+
+__all__ = ["BranchConfig", "LayerRange", "PyramidEncoder", "build_interactions", "build_pyramid"]
+
+LayerRange = tuple[int, int]
+"""(first, last) layer of an encoder, both included."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BranchConfig:
+    """One encoder of a pyramid. `size` is the side of its square view, or the long side where aspect is kept."""
+
+    encoder: str  # a name in encoders/catalogue.py
+    size: Annotated[int, Field(gt=0)]
+    interactions: tuple[LayerRange, ...] = ()  # layers run before each interaction
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
+
+    def __post_init__(self) -> None:
+        expected = 0
+        for first, last in self.interactions:
+            if first != expected or last < first:
+                raise ValueError(
+                    f"interactions must be adjoining layer ranges from 0 on, got {self.interactions}"
+                )
+            expected = last + 1
+        check_encoder(self.encoder, self.arguments)
+
+
+class PyramidEncoder(nn.Module):
+    """Encoders that run side by side and interact after chosen layers.
+
+    branches: Encoders; ranges: for every branch, the layers it runs before each interaction, adjoining from 0
+    on; interactions: what happens after each. Layers behind the last range run after the last interaction,
+    and all layers where there is none. checkpointing: recompute interactions in the backward pass (encoders
+    have their own).
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[Encoder],
+        interactions: Sequence[nn.Module] = (),
+        ranges: Sequence[Sequence[LayerRange]] | None = None,
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        ranges = [()] * len(branches) if ranges is None else ranges
+        if not branches or len(ranges) != len(branches):
+            raise ValueError(
+                f"{len(branches)} branches need one list of layer ranges each, got {len(ranges)}"
+            )
+        for branch, layers in zip(branches, ranges, strict=True):
+            _check_ranges(layers, branch.spec.depth, len(interactions))
+        self.branches = nn.ModuleList(cast("Sequence[nn.Module]", branches))
+        self.interactions = nn.ModuleList(interactions)
+        self.ranges = tuple(tuple(layers) for layers in ranges)
+        self.gradient_checkpointing = checkpointing  # as transformers looks for it
+
+    @property
+    def ends(self) -> list[int]:
+        """For every branch, the layers it has run when the last interaction takes place."""
+        return [layers[-1][1] + 1 if layers else 0 for layers in self.ranges]
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        return cast("list[Encoder]", list(self.branches))
+
+    def forward(self, views: Sequence[Tensor], after: Sequence[int] = ()) -> list[list[TokenMap]]:
+        """views: one (B, 3, h, w) per branch -> the states of all branches after each interaction in `after`,
+        in rising order, and last of all the final states.
+        """
+        encoders = self.encoders
+        states = [encoder.stem(view) for encoder, view in zip(encoders, views, strict=True)]
+        returned: list[list[TokenMap]] = []
+        for i, interaction in enumerate(self.interactions):
+            states = [
+                encoder.run(state, *layers[i])
+                for encoder, state, layers in zip(encoders, states, self.ranges, strict=True)
+            ]
+            states = self._interact(interaction, states)
+            if i in after:
+                returned.append(states)
+        final = [
+            encoder.run(state, first, encoder.spec.depth - 1)
+            for encoder, state, first in zip(encoders, states, self.ends, strict=True)
+        ]
+        return [*returned, final]
+
+    def maps(self, states: Sequence[TokenMap]) -> list[Tensor]:
+        """States of all branches -> one (B, C, h, w) each."""
+        return [encoder.to_map(state) for encoder, state in zip(self.encoders, states, strict=True)]
+
+    def _interact(self, interaction: nn.Module, states: list[TokenMap]) -> list[TokenMap]:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return cast("list[TokenMap]", checkpoint(interaction, states, use_reentrant=False))
+        return cast("list[TokenMap]", interaction(states))
+
+
+def build_pyramid(branches: Sequence[BranchConfig], interaction: InteractionConfig) -> PyramidEncoder:
+    """Branches with interactions between them, random weights."""
+    encoders = [build_encoder(branch.encoder, **branch.arguments) for branch in branches]
+    ranges = [branch.interactions for branch in branches]
+    interactions = build_interactions([encoder.spec for encoder in encoders], ranges, interaction)
+    return PyramidEncoder(encoders, interactions, ranges)
+
+
+def build_interactions(
+    specs: Sequence[EncoderSpec], ranges: Sequence[Sequence[LayerRange]], config: InteractionConfig
+) -> list[Interaction]:
+    """One interaction per range, in the widths that the branches have where it ends."""
+    if config.directions not in DIRECTIONS:
+        raise ValueError(f"unknown directions {config.directions!r}; choose from {sorted(DIRECTIONS)}")
+    for spec, layers in zip(specs, ranges, strict=True):
+        _check_ranges(layers, spec.depth, len(ranges[0]))
+    schedule = DIRECTIONS[config.directions]
+    return [
+        Interaction(
+            [spec.dims[last] for spec, (_, last) in zip(specs, step, strict=True)],
+            config,
+            schedule(len(specs), i),
+        )
+        for i, step in enumerate(zip(*ranges, strict=True))
+    ]
+
+
+def _check_ranges(ranges: Sequence[LayerRange], depth: int, count: int) -> None:
+    if len(ranges) != count:
+        raise ValueError(f"{count} interactions need as many layer ranges in every branch, got {len(ranges)}")
+    expected = 0
+    for first, last in ranges:
+        if first != expected or not first <= last < depth:
+            raise ValueError(f"layer ranges must adjoin and fit into {depth} layers, got {list(ranges)}")
+        expected = last + 1
