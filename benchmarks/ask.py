@@ -11,7 +11,7 @@ from statistics import median
 
 from measure import peak_gib
 
-from stepwell.data.drawn import draw_page
+from stepwell.reader.drawn import draw_page
 
 SIDES = (1000, 4000)
 ASK = "import sys; from stepwell_command import main; sys.argv[0] = 'stepwell'; sys.exit(main())"

@@ -22,7 +22,7 @@ PAGES = {
         "How much is the total?": "27.30",
         "What is the date on this receipt?": "30-06-16",
     },
-    "drawn_page.png": {  # made by stepwell.data.drawn; see README.md
+    "drawn_page.png": {  # made by stepwell.reader.drawn; see README.md
         "How much is the total?": "265.25",
         "Which company issued this receipt?": "IP KAIYONG PHARMACY",
     },

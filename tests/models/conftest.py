@@ -21,7 +21,7 @@ from stepwell.models.settings import (
     ProjectorConfig,
     VisionConfig,
 )
-from stepwell.train.tokenizer import build_reader_tokenizer
+from stepwell.reader.tokenizer import build_reader_tokenizer
 
 PLAIN = PlainConfig(encoder="vit_nano", size=64, framing="pad")
 PIIP = PiipConfig(

@@ -15,7 +15,7 @@ from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.processor import StepwellProcessor
 from stepwell.train.collate import Collator
 from stepwell.train.groups import part_of
-from stepwell.train.line_head import LineHead
+from stepwell.reader.line_head import LineHead
 from stepwell.train.recipe import Auxiliary, Optimiser, load_recipe
 from stepwell.train.run import StageTrainer, stage_losses, train
 from stepwell.train.stages import build_model, build_optimiser, build_sources, rate_at, resized

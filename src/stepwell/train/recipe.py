@@ -1,8 +1,8 @@
 """Recipes: what to build, on what data, in which stages, as one YAML file that refuses what it does not know.
 
-A recipe may name its `base` (a shipped recipe or a file beside it) and give only the fields that differ;
-mappings are merged, everything else replaced. Overrides are `a.b=c`, c in YAML; a number in the path is a
-place in a list.
+A recipe names its `task` (train/tasks.py), whose own fields it may use; the fields here are those of every task. It may
+name its `base` (a shipped recipe or a file beside it) and give only the fields that differ; mappings are merged,
+everything else replaced. Overrides are `a.b=c`, c in YAML; a number in the path is a place in a list.
 """
 
 from __future__ import annotations
@@ -13,143 +13,69 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stepwell.models.settings import VisionConfig, first_complaint
+from stepwell.models.vision import first_complaint
 from stepwell.train.shipped import recipe_names
+from stepwell.train.tasks import find_task
 
-__all__ = [
-    "Auxiliary",
-    "ConversationData",
-    "DataSource",
-    "DrawnData",
-    "Model",
-    "Optimiser",
-    "Recipe",
-    "Stage",
-    "TextLineData",
-    "load_recipe",
-]
+__all__ = ["Optimiser", "Positive", "Recipe", "Schedule", "Stage", "Strict", "load_recipe"]
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Range = tuple[float, float]
-Part = str
+Rate = Annotated[float, Field(gt=0)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Fields that are not declared are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Model(_Strict):
-    """The model to build: a vision system, a language model's configuration, a tokenizer, a chat template.
+class Optimiser(Strict):
+    """`name` is one of TrainingArguments' `optim`; part_lrs: rates of parts, the longest matching name counts."""
 
-    Or `start`: a folder of an earlier model, and nothing else.
-    """
-
-    start: Path | None = None
-    vision: VisionConfig | None = None
-    text: dict[str, Any] | None = None  # a transformers configuration with its model_type
-    tokenizer: str = "reader"  # "reader" builds train/tokenizer.py's; else a folder
-    template: str | None = None
-    start_looking: bool = False  # coordinates and attention begin as train/start.py says
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Model:
-        if (self.start is None) == (self.vision is None or self.text is None):
-            raise ValueError("give either start, or vision and text")
-        return self
-
-
-class DrawnData(_Strict):
-    """Pages drawn on the fly (data/drawn.py)."""
-
-    kind: Literal["drawn"]
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    count: Positive = 100_000
-    seed: int = 0
-    sides: tuple[Positive, Positive] = (320, 320)
-    aspect: Range = (1.0, 1.0)
-    text: tuple[Positive, Positive] = (12, 28)
-    reads: Positive = 16
-    page: Literal["mixed", "receipt", "document", "lines"] = "mixed"
-
-
-class ConversationData(_Strict):
-    """A LLaVA training file: a JSON list of pictures and conversations."""
-
-    kind: Literal["conversations"]
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    path: Path
-    images: Path | None = None  # the folder that picture paths start from; None: the file's own
-
-
-class TextLineData(_Strict):
-    """Pictures with transcribed lines in a COCO file, and key fields in a JSONL file."""
-
-    kind: Literal["text_lines"]
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    path: Path
-    images: Path
-    fields: Path | None = None
-    reads: Positive = 16
-    long_side: Positive = 1024
-    seed: int = 0
-
-
-DataSource = Annotated[DrawnData | ConversationData | TextLineData, Field(discriminator="kind")]
-
-
-class Optimiser(_Strict):
-    """AdamW, a warm-up and a decay over the last part of the steps."""
-
-    lr: Annotated[float, Field(gt=0)] = 2e-3
-    part_lrs: dict[Part, Annotated[float, Field(gt=0)]] = {}  # by part name; the longest match counts
+    name: str = "adamw_torch"
+    lr: Rate = 2e-3
+    part_lrs: dict[str, Rate] = {}
     betas: tuple[Share, Share] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_grad_norm: Rate = 1.0
+
+
+class Schedule(Strict):
+    """`name` is one of TrainingArguments' `lr_scheduler_type`; `arguments` are those of the schedule."""
+
+    name: str = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
-    decay_share: Share = 0.33
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    arguments: dict[str, Any] = {}
 
 
-class Auxiliary(_Strict):
-    """Losses that exist during training only; weight 0 leaves one out."""
+class Stage(Strict):
+    """A stretch of training with one set of data, learning parts, losses and rates.
 
-    frames: Annotated[float, Field(ge=0)] = 0.0  # train/line_head.py
-    frame_step: Annotated[float, Field(gt=0)] = 4.0  # pixels of the largest view
-    pointer: Annotated[float, Field(ge=0)] = 0.0  # train/pointer.py
-    pointer_layers: tuple[int, ...] = (1, 2)
-    pointer_head: Annotated[int, Field(ge=0)] = 0
-
-
-class Stage(_Strict):
-    """A stretch of training with one set of data, trained parts and learning rates."""
+    vision: changes to the model's geometry in this stage, such as {sizes: [160, 320]} or {max_slices: 1}.
+    losses: weights of the task's losses; one that is not named is not computed. trainer: further fields of
+    transformers' TrainingArguments.
+    """
 
     name: str
     steps: Positive
     batch: Positive = 3
     accumulate: Positive = 1
-    train: tuple[Part, ...] = ("vision", "language")
-    language_loss: bool = True  # False: only the auxiliary losses, and no language model is run
-    sizes: tuple[Positive, ...] | None = (
-        None  # sides of the views in this stage, where they are not the model's
-    )
-    turns: Literal["together", "apart"] = "together"  # a conversation, or every turn as if it was asked alone
-    max_length: Positive = 8192  # tokens of a sample; whole turns are left out beyond
-    data: Annotated[tuple[DataSource, ...], Field(min_length=1)]
+    train: tuple[str, ...]
+    vision: dict[str, Any] = {}
+    losses: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    data: Annotated[tuple[Any, ...], Field(min_length=1)]
     optimiser: Optimiser = Optimiser()
-    auxiliary: Auxiliary = Auxiliary()
-
-    @model_validator(mode="after")
-    def _has_a_loss(self) -> Stage:
-        if not self.language_loss and not self.auxiliary.frames:
-            raise ValueError("a stage without language_loss needs auxiliary.frames above 0")
-        return self
+    schedule: Schedule = Schedule()
+    trainer: dict[str, Any] = {}
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
+    task: str
     name: str
-    model: Model
+    model: Any
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     output: Path = Path("runs")
     seed: int = 42
@@ -169,8 +95,9 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     fields = _read(source, seen=())
     for override in overrides:
         _set(fields, override)
+    task = find_task(fields.get("task", "chat"))
     try:
-        return Recipe.model_validate(fields)
+        return task.recipe.model_validate(fields)
     except ValidationError as error:
         raise ValueError(f"recipe {source}: {first_complaint(error)}") from None
 

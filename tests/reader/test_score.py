@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from stepwell.data.sample import Line, Sample, Turn
-from stepwell.evaluate.reading import character_accuracy, height_band, read_samples
+from stepwell.reader.score import character_accuracy, height_band, read_samples
 
 
 class Parrot:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFont
 
-from stepwell.data.sample import Line
+from stepwell.reader.page import Line
 
 __all__ = ["FONTS", "Face", "Glyph", "face"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stepwell.encoders.vit import PositionTable
 from stepwell.layers.position import fraction_code
-from stepwell.train.tokenizer import coordinate_tokens
+from stepwell.reader.tokenizer import coordinate_tokens
 
 __all__ = [
     "start_carrying",

@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image, ImageEnhance
 
-from stepwell.data.questions import turns_about
-from stepwell.data.sample import Line, Sample
+from stepwell.reader.page import Line, PageSample
+from stepwell.reader.questions import turns_about
 from stepwell.structures import Box
 from stepwell.views.decode import open_image
 
@@ -63,7 +63,7 @@ class TextLines:
     def __len__(self) -> int:
         return len(self.pages) * self.copies
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> PageSample:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
         chance = random.Random(f"{self.seed}/{index}")
@@ -92,7 +92,7 @@ class TextLines:
             if all(word in seen for word in value.upper().split())
         }
         turns = turns_about(lines, fields, (height, width), reads=self.reads, chance=chance)
-        return Sample(image=image.convert("RGB"), turns=turns, lines=tuple(lines))
+        return PageSample(image=image.convert("RGB"), turns=turns, lines=tuple(lines))
 
     def _window(self, boxes: list[Box], size: tuple[int, int], chance: random.Random) -> Box:
         """All text with a margin, or a part of it around one line."""

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from stepwell.data.sample import Sample
 from stepwell.models.ask import Assistant
+from stepwell.reader.page import PageSample
 
 __all__ = ["HEIGHTS", "ReadingScore", "character_accuracy", "height_band", "read_samples"]
 
@@ -45,7 +45,7 @@ def height_band(height: float) -> str:
 
 
 def read_samples(
-    assistant: Assistant, samples: Iterable[Sample], *, max_new_tokens: int = 64
+    assistant: Assistant, samples: Iterable[PageSample], *, max_new_tokens: int = 64
 ) -> dict[str, ReadingScore]:
     """Asks every question of the samples on its own; questions about a line are grouped by its height in
     pixels, all others under "fields", and everything under "all".

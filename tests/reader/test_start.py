@@ -10,14 +10,14 @@ from transformers import LlamaConfig, LlamaModel
 from stepwell.encoders.vit import PositionTable
 from stepwell.fuse.merge import TokenMerge
 from stepwell.layers.position import fraction_code, place_code
-from stepwell.train.pointer import Pointers, tap_attention
-from stepwell.train.start import (
+from stepwell.reader.pointer import Pointers, tap_attention
+from stepwell.reader.start import (
     start_carrying,
     start_coordinates,
     start_position_tables,
     start_query_and_key,
 )
-from stepwell.train.tokenizer import build_reader_tokenizer
+from stepwell.reader.tokenizer import build_reader_tokenizer
 
 
 def test_the_code_is_sine_and_cosine_of_the_wavelengths():

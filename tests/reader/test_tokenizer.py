@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from stepwell.data.questions import BOX_FORMAT
-from stepwell.train.tokenizer import build_reader_tokenizer, coordinate_tokens
+from stepwell.reader.questions import BOX_FORMAT
+from stepwell.reader.tokenizer import build_reader_tokenizer, coordinate_tokens
 
 TOKENIZER = build_reader_tokenizer()
 

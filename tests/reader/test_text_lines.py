@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stepwell.data.drawn import draw_page
-from stepwell.data.text_lines import TextLines
+from stepwell.reader.drawn import draw_page
+from stepwell.reader.text_lines import TextLines
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stepwell.data.questions import ANSWER_SHORTLY, BOX_FORMAT, box_text, turns_about
+from stepwell.reader.questions import ANSWER_SHORTLY, BOX_FORMAT, box_text, turns_about
 from stepwell.data.sample import Line
 
 TOTAL = Line(text="TOTAL 8.50", box=(10, 80, 110, 90), edges=tuple(range(10, 111, 10)))

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from stepwell.data import words
-from stepwell.data.glyphs import FONTS, Face, face
-from stepwell.data.questions import turns_about
-from stepwell.data.sample import Line, Sample
+from stepwell.reader import words
+from stepwell.reader.glyphs import FONTS, Face, face
+from stepwell.reader.page import Line, PageSample
+from stepwell.reader.questions import turns_about
 from stepwell.structures import Size
 
 __all__ = ["DrawnPages", "Page", "draw_page"]
@@ -276,7 +276,7 @@ class DrawnPages:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> PageSample:
         if not 0 <= index < self.count:
             raise IndexError(f"page {index} of {self.count}")
         chance = random.Random(f"{self.seed}/{index}/questions")
@@ -285,4 +285,4 @@ class DrawnPages:
         size = (long_side, round(long_side / ratio)) if ratio >= 1 else (round(long_side * ratio), long_side)
         page = draw_page(self.seed, index, size=size, text=self.text, kind=self.kind)
         turns = turns_about(page.lines, page.fields, size, reads=self.reads, chance=chance)
-        return Sample(image=page.image, turns=turns, lines=page.lines)
+        return PageSample(image=page.image, turns=turns, lines=page.lines)

@@ -1,7 +1,7 @@
 """The wordings in which pages are asked about: what stands in a box, and a receipt's company, date, address,
 total.
 
-Boxes are written as fractions of the picture's width and height with three decimals, left, top, right,
+Boxes are written as fractions of the image's width and height with three decimals, left, top, right,
 bottom, as LLaVA-1.5 writes its grounding data (arXiv 2310.03744).
 """
 
@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from stepwell.data.sample import Line, Turn
+from stepwell.reader.page import Line, PageTurn
 from stepwell.structures import Box, Size
 
 __all__ = ["ANSWER_SHORTLY", "BOX_FORMAT", "FIELD_QUESTIONS", "READ_QUESTIONS", "box_text", "turns_about"]
@@ -63,11 +63,11 @@ def box_text(box: Box, size: Size) -> str:
 
 def turns_about(
     lines: Sequence[Line], fields: Mapping[str, str], size: Size, *, reads: int, chance: random.Random
-) -> tuple[Turn, ...]:
+) -> tuple[PageTurn, ...]:
     """Questions for all key fields and for up to `reads` lines, shuffled; the first one holds the
     placeholder.
 
-    size = (H, W) of the picture. A field that one line spells points to it. Raises ValueError for a field
+    size = (H, W) of the image. A field that one line spells points to it. Raises ValueError for a field
     that no question asks for.
     """
     if unknown := sorted(fields.keys() - FIELD_QUESTIONS.keys()):
@@ -75,13 +75,13 @@ def turns_about(
             f"no question asks for {', '.join(unknown)}; fields are {', '.join(FIELD_QUESTIONS)}"
         )
     turns = [
-        Turn(question=chance.choice(FIELD_QUESTIONS[name]), answer=value, line=_place(lines, name, value))
+        PageTurn(question=chance.choice(FIELD_QUESTIONS[name]), answer=value, line=_place(lines, name, value))
         for name, value in fields.items()
     ]
     for line in chance.sample(lines, min(reads, len(lines))):
         box = box_text(_loosened(line.box, chance), size)
         turns.append(
-            Turn(question=chance.choice(READ_QUESTIONS).format(box=box), answer=line.text, line=line)
+            PageTurn(question=chance.choice(READ_QUESTIONS).format(box=box), answer=line.text, line=line)
         )
     chance.shuffle(turns)
     manner = [ANSWER_SHORTLY if chance.random() < 0.5 else "" for _ in turns]

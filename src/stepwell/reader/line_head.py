@@ -9,13 +9,13 @@ Letters: F frames of all lines, D width of the visual tokens, (h, w) their grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepwell.data.sample import Line
+from stepwell.reader.page import Line
 from stepwell.structures import Size
 
 __all__ = ["ALPHABET", "Frames", "LineHead", "frame_loss", "frames_along"]
@@ -23,17 +23,16 @@ __all__ = ["ALPHABET", "Frames", "LineHead", "frame_loss", "frames_along"]
 ALPHABET = "".join(chr(code) for code in range(33, 127) if not chr(code).islower())
 
 
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """Points on the lines of one picture, and what stands there."""
+class Frames(TypedDict):
+    """Points on the lines of one image, and what stands there."""
 
-    points: Tensor  # (F, 2) x and y as fractions of the picture
-    heights: Tensor  # (F,) height of the line as a fraction of the picture's height
+    points: Tensor  # (F, 2) x and y as fractions of the image
+    heights: Tensor  # (F,) height of the line as a fraction of the image's height
     classes: Tensor  # (F,) index into the alphabet, 0 for blank
 
 
 def frames_along(lines: Sequence[Line], size: Size, *, step: float, alphabet: str = ALPHABET) -> Frames:
-    """Frames every `step` pixels along the lines with exact edges; size = (H, W) of the picture.
+    """Frames every `step` pixels along the lines with exact edges; size = (H, W) of the image.
 
     Class 0 is a blank or a character outside the alphabet; the others count from 1.
     """
@@ -52,9 +51,9 @@ def frames_along(lines: Sequence[Line], size: Size, *, step: float, alphabet: st
             classes.append(alphabet.find(line.text[character]) + 1)
             x += step
     return Frames(
-        torch.tensor(points, dtype=torch.float32).reshape(-1, 2),
-        torch.tensor(heights),
-        torch.tensor(classes).long(),
+        points=torch.tensor(points, dtype=torch.float32).reshape(-1, 2),
+        heights=torch.tensor(heights),
+        classes=torch.tensor(classes).long(),
     )
 
 
@@ -75,19 +74,19 @@ class LineHead(nn.Module):
         self.read = nn.Sequential(nn.LayerNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, num_classes))
 
     def forward(self, tokens: Tensor, grid: Size, frames: Frames) -> Tensor:
-        """tokens (h*w, D) of one picture, row-major; grid = (h, w) -> logits (F, num_classes)."""
+        """tokens (h*w, D) of one image, row-major; grid = (h, w) -> logits (F, num_classes)."""
         rows, cols = grid
         strips = self.unfold(tokens).unflatten(0, grid).unflatten(2, (self.num_columns, -1)).flatten(1, 2)
-        x, y = frames.points.unbind(1)
+        x, y = frames["points"].unbind(1)
         strip = (x * cols * self.num_columns).long().clamp(0, cols * self.num_columns - 1)
         down = (y * rows - 0.5).clamp(0, rows - 1)
         row = down.long().clamp(max=max(rows - 2, 0))
         share = (down - row)[:, None].to(strips.dtype)
         seen = (1 - share) * strips[row, strip] + share * strips[(row + 1).clamp(max=rows - 1), strip]
-        place = torch.stack([down - row, (down - row) ** 2, frames.heights * rows], dim=1)
+        place = torch.stack([down - row, (down - row) ** 2, frames["heights"] * rows], dim=1)
         return self.read(seen + self.place(place.to(seen.dtype)))  # type: ignore[no-any-return]
 
 
 def frame_loss(head: LineHead, tokens: Tensor, grid: Size, frames: Frames) -> Tensor:
-    """Mean cross-entropy over the frames of one picture, fp32."""
-    return F.cross_entropy(head(tokens, grid, frames).float(), frames.classes)
+    """Mean cross-entropy over the frames of one image, fp32."""
+    return F.cross_entropy(head(tokens, grid, frames).float(), frames["classes"])

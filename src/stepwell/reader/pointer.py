@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +20,10 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 __all__ = ["AttentionTap", "Pointers", "tap_attention"]
 
 
-@dataclass(frozen=True, slots=True)
-class Pointers:
+class Pointers(TypedDict):
     """Where one row of a batch should look."""
 
-    positions: Tensor  # (P,) positions whose next token is a character of the picture
+    positions: Tensor  # (P,) positions whose next token is a character of the image
     cells: Tensor  # (P,) index of that character's cell among the row's visual tokens
     visual: Tensor  # (N,) positions of the visual tokens
 
@@ -39,10 +37,10 @@ class AttentionTap:
     def loss(self, pointers: Sequence[Pointers], *, head: int = 0) -> Tensor:
         """Mean cross-entropy of query head `head` over rows and layers, fp32; 0 where no row points."""
         losses = [
-            F.cross_entropy(_scores(attention, hidden, rotary, row, pointed, head).float(), pointed.cells)
+            F.cross_entropy(_scores(attention, hidden, rotary, row, pointed, head).float(), pointed["cells"])
             for attention, hidden, rotary in self.seen
             for row, pointed in enumerate(pointers)
-            if len(pointed.positions)
+            if len(pointed["positions"])
         ]
         return torch.stack(losses).mean() if losses else torch.zeros(())
 
@@ -55,7 +53,7 @@ def _scores(
 
     if attention.q_proj.bias is not None:
         raise ValueError(
-            "the pointer reads attention without biases, as Llama's; leave auxiliary.pointer at 0"
+            "the pointer reads attention without biases, as Llama's; leave the loss `pointer` out"
         )
 
     def rotated(weight: Tensor, number: int, positions: Tensor) -> Tensor:
@@ -64,8 +62,8 @@ def _scores(
         turned: Tensor = apply_rotary_pos_emb(x, x, cos, sin)[0]
         return turned[0, 0]
 
-    query = rotated(attention.q_proj.weight, head, pointed.positions)
-    key = rotated(attention.k_proj.weight, kv_head, pointed.visual)
+    query = rotated(attention.q_proj.weight, head, pointed["positions"])
+    key = rotated(attention.k_proj.weight, kv_head, pointed["visual"])
     scaling: float = attention.scaling
     return query @ key.T * scaling
 

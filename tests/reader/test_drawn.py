@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from stepwell.data.drawn import DrawnPages, draw_page
-from stepwell.data.glyphs import FONTS, face
+from stepwell.reader.drawn import DrawnPages, draw_page
+from stepwell.reader.glyphs import FONTS, face
 
 
 @pytest.mark.parametrize("name", FONTS)

@@ -13,7 +13,7 @@ from itertools import chain
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stepwell.data.questions import ANSWER_SHORTLY, BOX_FORMAT, FIELD_QUESTIONS, READ_QUESTIONS
+from stepwell.reader.questions import ANSWER_SHORTLY, BOX_FORMAT, FIELD_QUESTIONS, READ_QUESTIONS
 
 __all__ = ["build_reader_tokenizer", "coordinate_tokens"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from stepwell.data.sample import Line
-from stepwell.train.line_head import ALPHABET, Frames, LineHead, frame_loss, frames_along
+from stepwell.reader.line_head import ALPHABET, Frames, LineHead, frame_loss, frames_along
 
 LINE = Line(text="A B", box=(10, 40, 34, 60), edges=(10, 20, 24, 34))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
-from stepwell.train.pointer import Pointers, tap_attention
+from stepwell.reader.pointer import Pointers, tap_attention
 
 SIZES = {
     "vocab_size": 50,

@@ -1,0 +1,255 @@
+"""The task `reader`: a small assistant learns to read, with losses that show it where the characters stand.
+
+Beside the answers' loss there are two that exist in training only: "frames" (line_head.py) and "pointer" (pointer.py).
+Letters: (h, w) the grid of an image's visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from stepwell.data.sample import Source
+from stepwell.language.labels import IGNORE
+from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.models.config import StepwellConfig
+from stepwell.reader.drawn import DrawnPages
+from stepwell.reader.line_head import LineHead, frame_loss, frames_along
+from stepwell.reader.page import PageTurn
+from stepwell.reader.pointer import Pointers, tap_attention
+from stepwell.reader.start import start_looking
+from stepwell.reader.text_lines import TextLines
+from stepwell.reader.tokenizer import build_reader_tokenizer
+from stepwell.structures import Geometry, TokenLayout
+from stepwell.train.chat import ChatModel, ChatRecipe, ChatStage, ChatTask, ConversationData, language_loss
+from stepwell.train.collate import Row
+from stepwell.train.recipe import Positive, Recipe, Strict
+
+__all__ = ["DrawnData", "ReaderModel", "ReaderRecipe", "ReaderStage", "ReaderTask", "ReaderTraining", "TextLineData"]
+
+Range = tuple[float, float]
+
+
+class ReaderModel(ChatModel):
+    """tokenizer: by default reader/tokenizer.py's. start_looking: coordinates and attention begin as start.py says."""
+
+    start_looking: bool = False
+
+
+class DrawnData(Strict):
+    """Pages drawn on the fly (drawn.py)."""
+
+    kind: Literal["drawn"]
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    count: Positive = 100_000
+    seed: int = 0
+    sides: tuple[Positive, Positive] = (320, 320)
+    aspect: Range = (1.0, 1.0)
+    text: tuple[Positive, Positive] = (12, 28)
+    reads: Positive = 16
+    page: Literal["mixed", "receipt", "document", "lines"] = "mixed"
+
+
+class TextLineData(Strict):
+    """Images with transcribed lines in a COCO file, and key fields in a JSONL file."""
+
+    kind: Literal["text_lines"]
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    path: Path
+    images: Path
+    fields: Path | None = None
+    reads: Positive = 16
+    long_side: Positive = 1024
+    seed: int = 0
+
+
+Data = Annotated[DrawnData | ConversationData | TextLineData, Field(discriminator="kind")]
+
+
+class ReaderStage(ChatStage):
+    """frame_step: pixels of the last view between two frames of a line; the pointer is a head of some layers."""
+
+    losses: dict[Literal["language", "frames", "pointer"], Annotated[float, Field(gt=0)]] = {"language": 1.0}
+    frame_step: Annotated[float, Field(gt=0)] = 4.0
+    pointer_layers: tuple[int, ...] = (1, 2)
+    pointer_head: Annotated[int, Field(ge=0)] = 0
+    data: Annotated[tuple[Data, ...], Field(min_length=1)]
+
+
+class ReaderRecipe(ChatRecipe):
+    task: Literal["reader"]  # type: ignore[assignment]
+    model: ReaderModel
+    stages: Annotated[tuple[ReaderStage, ...], Field(min_length=1)]
+
+
+class ReaderTraining(StepwellForConditionalGeneration):
+    """The model and the head that only training needs; its forward gives the stage's losses."""
+
+    def __init__(self, config: StepwellConfig, stage: ReaderStage) -> None:
+        super().__init__(config)
+        self.stage = stage
+        embedding = self.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding)
+        self.line_head = LineHead(embedding.embedding_dim)
+
+    def forward(  # type: ignore[override]
+        self,
+        labels: Tensor,
+        pointers: Sequence[Pointers],
+        frames: Sequence[Any],
+        image_sizes: Tensor | None = None,
+        **inputs: Any,
+    ) -> dict[str, Tensor]:
+        """A batch of `ReaderTask.collate` -> the losses that the stage names."""
+        losses: dict[str, Tensor] = {}
+        images = {} if image_sizes is None else {"image_sizes": image_sizes}
+        if "language" in self.stage.losses or "pointer" in self.stage.losses:
+            layers = self.model.language_model.layers if "pointer" in self.stage.losses else []
+            with tap_attention([layers[i] for i in self.stage.pointer_layers] if layers else []) as tap:
+                losses["language"], outputs = language_loss(super().forward, labels, **inputs, **images)
+            if layers:
+                losses["pointer"] = tap.loss(pointers, head=self.stage.pointer_head)
+            visual_tokens = outputs.image_hidden_states
+        elif image_sizes is not None:
+            visual_tokens = torch.cat(self.get_image_features(inputs["pixel_values"], image_sizes))
+        if "frames" in self.stage.losses:
+            losses["frames"] = self.line_head.unfold.weight.sum() * 0.0
+            if image_sizes is not None:
+                losses["frames"] = losses["frames"] + self._frame_loss(visual_tokens, image_sizes, frames)
+        return {name: loss for name, loss in losses.items() if name in self.stage.losses}
+
+    def _frame_loss(self, visual_tokens: Tensor, image_sizes: Tensor, frames: Sequence[Any]) -> Tensor:
+        """The mean over the images that have frames."""
+        layouts = self.model.layouts(image_sizes)
+        tokens = visual_tokens.split([layout.num_visual for layout in layouts])
+        losses = [
+            frame_loss(self.line_head, visual, layout.views[-1].grid, targets)
+            for visual, layout, targets in zip(tokens, layouts, frames, strict=True)
+            if len(targets["classes"])
+        ]
+        return torch.stack(losses).mean() if losses else visual_tokens.sum() * 0.0
+
+
+class ReaderTask(ChatTask):
+    """A stage that trains a small assistant with the losses of a reader."""
+
+    recipe: ClassVar[type[Recipe]] = ReaderRecipe
+
+    def __init__(self, recipe: Any, stage: Any) -> None:
+        super().__init__(recipe, stage)
+        if stage.losses.keys() & {"frames", "pointer"}:
+            _check_grid(self.collator.processor.geometry)
+
+    @classmethod
+    def build_tokenizer(cls, model: Any) -> Any:
+        return build_reader_tokenizer() if model.tokenizer is None else super().build_tokenizer(model)
+
+    def build(self) -> nn.Module:
+        model: ReaderTraining = self.start(ReaderTraining, stage=self.stage)
+        if self.settings.model.start_looking:
+            start_looking(model, self.processor.tokenizer)
+        return model
+
+    def parts(self, module: nn.Module) -> Mapping[str, str]:
+        return {**super().parts(module), "line_head": "line_head"}
+
+    def source(self, data: Any) -> Source:
+        if isinstance(data, DrawnData):
+            return DrawnPages(
+                count=data.count,
+                seed=data.seed,
+                sides=data.sides,
+                aspect=data.aspect,
+                text=data.text,
+                reads=data.reads,
+                kind=data.page,
+            )
+        if isinstance(data, TextLineData):
+            return TextLines(
+                data.path,
+                images=data.images,
+                fields=data.fields,
+                reads=data.reads,
+                long_side=data.long_side,
+                seed=data.seed,
+            )
+        return super().source(data)
+
+    def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
+        """As for a chat, with `pointers` of every row and `frames` of every image."""
+        rows, images = self.collator.rows(samples)
+        processor = self.collator.processor
+        layouts = [
+            None if image is None else processor.geometry.layout((image.height, image.width))
+            for image in images
+        ]
+        frames = [
+            frames_along(
+                getattr(sample, "lines", ()),
+                layout.image_size,
+                step=self.stage.frame_step * layout.image_size[1] / layout.views[-1].size[1],
+            )
+            for sample, layout in zip(samples, layouts, strict=True)
+            if layout is not None
+        ]
+        pointers = [
+            _pointers(row, layout, processor.image_token_id)
+            for row, layout in zip(rows, layouts, strict=True)
+        ]
+        return {**self.collator.batch(rows, images), "pointers": pointers, "frames": frames}
+
+    def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = module(**batch)
+        return losses
+
+    def save(self, module: nn.Module, folder: Path) -> None:
+        model = StepwellForConditionalGeneration(self.owner)
+        model.generation_config = module.generation_config
+        state = {name: value for name, value in module.state_dict().items() if not name.startswith("line_head.")}
+        model.load_state_dict(state)
+        super().save(model, folder)
+
+
+def _check_grid(geometry: Geometry) -> None:
+    """Raises ValueError where the visual tokens are not one grid over the whole image: targets would be wrong."""
+    layout = geometry.layout((60, 100))
+    rows, cols = layout.views[-1].grid
+    one_grid = len(layout.runs) == 1 and layout.num_visual == rows * cols
+    if not one_grid or layout.views[-1].box != (0.0, 0.0, 100.0, 60.0):
+        raise ValueError(
+            "the losses frames and pointer need visual tokens that are one grid over the whole image; take a pyramid "
+            "with framing aspect, or leave these losses out"
+        )
+
+
+def _pointers(row: Row, layout: TokenLayout | None, image_token_id: int) -> Pointers:
+    """For answers that take one token a character and one for the end: where each character stands."""
+    positions: list[int] = []
+    cells: list[int] = []
+    answers = [
+        list(run)
+        for is_answer, run in groupby(range(len(row.labels)), lambda i: int(row.labels[i]) != IGNORE)
+        if is_answer
+    ]
+    for answer, turn in zip(answers, row.turns, strict=False):
+        line = turn.line if isinstance(turn, PageTurn) else None
+        if layout is None or line is None or len(answer) != len(line.text) + 1:
+            continue
+        (height, width), (rows, cols) = layout.image_size, layout.views[-1].grid
+        cell_row = _cell((line.box[1] + line.box[3]) / 2, height, rows)
+        middles = [(left + right) / 2 for left, right in zip(line.edges, line.edges[1:], strict=False)]
+        positions += [position - 1 for position in answer[:-1]]
+        cells += [cell_row * cols + _cell(middle, width, cols) for middle in middles]
+    visual = (row.ids == image_token_id).nonzero()[:, 0]
+    return Pointers(positions=torch.tensor(positions).long(), cells=torch.tensor(cells).long(), visual=visual)
+
+
+def _cell(at: float, side: float, cells: int) -> int:
+    """The cell of a coordinate on a side of so many pixels; what lies outside counts to the border."""
+    return min(max(int(at / side * cells), 0), cells - 1)

@@ -1,0 +1,215 @@
+"""The task `chat`: any vision system and any causal language model learn to answer questions about images.
+
+LLaVA, arXiv 2304.08485, section 4.2: stages differ in what learns and on which data; the loss is that of the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from stepwell.data.conversations import Conversations
+from stepwell.data.sample import Source
+from stepwell.encoders.pretrained import load_encoder_weights
+from stepwell.language.labels import IGNORE
+from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.models.config import StepwellConfig
+from stepwell.models.image_processor import StepwellImageProcessor
+from stepwell.models.processor import StepwellProcessor
+from stepwell.models.systems import vision_settings
+from stepwell.models.vision import VisionConfig
+from stepwell.train.collate import Collator, TurnOrder
+from stepwell.train.recipe import Positive, Recipe, Stage, Strict
+
+__all__ = ["ChatModel", "ChatRecipe", "ChatStage", "ChatTask", "ConversationData", "language_loss"]
+
+
+class ChatModel(Strict):
+    """A vision system, a language model's configuration, a tokenizer, a chat template; or the folder of a model.
+
+    parts: where parts start, by the names of `ChatTask.parts`: `vision.branches.0` or `language` from a folder or a name
+    on the hub, any part from a .safetensors file of ours. text: a transformers configuration with its model_type;
+    by default that of the part `language`, as is the tokenizer.
+    """
+
+    start: Path | None = None
+    vision: Annotated[Any, BeforeValidator(vision_settings)] = None
+    text: dict[str, Any] | None = None
+    parts: dict[str, str] = {}
+    tokenizer: str | None = None
+    template: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ChatModel:
+        if self.start is not None and (beside := sorted(self.model_fields_set - {"start"})):
+            raise ValueError(f"start is a whole model; {beside[0]} beside it would be ignored")
+        if self.start is None and (self.vision is None or (self.text is None and "language" not in self.parts)):
+            raise ValueError("give either start, or vision and text (or parts.language)")
+        return self
+
+
+class ConversationData(Strict):
+    """A LLaVA training file: a JSON list of images and conversations."""
+
+    kind: Literal["conversations"]
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    path: Path
+    images: Path | None = None  # the folder that image paths start from; None: the file's own
+
+
+class ChatStage(Stage):
+    """template: of this stage, where it is not the model's; max_length: tokens of a sample, whole turns go beyond."""
+
+    train: tuple[str, ...] = ("vision", "language")
+    losses: dict[Literal["language"], Annotated[float, Field(gt=0)]] = {"language": 1.0}
+    template: str | None = None
+    turns: TurnOrder = "together"
+    max_length: Positive = 8192
+    data: Annotated[tuple[ConversationData, ...], Field(min_length=1)]
+
+
+class ChatRecipe(Recipe):
+    task: Literal["chat"] = "chat"
+    model: ChatModel
+    stages: Annotated[tuple[ChatStage, ...], Field(min_length=1)]
+
+
+class ChatTask:
+    """A stage that trains a whole StepwellForConditionalGeneration."""
+
+    recipe: ClassVar[type[Recipe]] = ChatRecipe
+
+    def __init__(self, recipe: Any, stage: Any) -> None:
+        self.settings, self.stage, self.save_dtype = recipe, stage, getattr(torch, recipe.save_dtype)
+        self.processor = self.build_processor(recipe.model)
+        self.owner = self.config(recipe)
+        vision = self.owner.vision.adjusted(stage.vision) if stage.vision else self.owner.vision
+        self.stage_config = self.config(recipe)
+        self.stage_config.vision_config = StepwellConfig(vision).vision_config
+        stage_processor = StepwellProcessor(
+            StepwellImageProcessor(vision),
+            self.processor.tokenizer,
+            template=stage.template or self.processor.template,
+        )
+        self.collator = Collator(stage_processor, max_length=stage.max_length, turns=stage.turns)
+
+    @classmethod
+    def config(cls, recipe: Any) -> StepwellConfig:
+        model = recipe.model
+        if model.start is not None:
+            config: StepwellConfig = StepwellConfig.from_pretrained(model.start)
+            return config
+        tokenizer = cls.build_tokenizer(model)
+        ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
+        if model.text is None:
+            text = AutoConfig.from_pretrained(model.parts["language"])
+        else:
+            text = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **model.text})
+        return StepwellConfig(
+            vision_config=model.vision,
+            text_config=text,
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            template=model.template,
+        )
+
+    @classmethod
+    def build_tokenizer(cls, model: Any) -> Any:
+        """The tokenizer of the recipe's model, with a token for an image."""
+        name = model.tokenizer or model.parts.get("language")
+        if name is None:
+            raise ValueError("model.tokenizer: name a folder with a tokenizer, or start the part `language` from one")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if "<image>" not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        return tokenizer
+
+    @classmethod
+    def build_processor(cls, model: Any) -> StepwellProcessor:
+        if model.start is not None:
+            processor: StepwellProcessor = StepwellProcessor.from_pretrained(model.start)
+            return processor
+        tokenizer = cls.build_tokenizer(model)
+        return StepwellProcessor(StepwellImageProcessor(model.vision), tokenizer, template=model.template)
+
+    def build(self) -> nn.Module:
+        return self.start(StepwellForConditionalGeneration)
+
+    def start(self, kind: type[StepwellForConditionalGeneration], **arguments: Any) -> Any:
+        """A model of the class `kind` with the starting weights of the recipe, in the stage's geometry."""
+        settings = self.settings.model
+        if settings.start is not None:
+            return kind.from_pretrained(
+                settings.start, config=self.stage_config, dtype=torch.float32, **arguments
+            )
+        model = kind(self.stage_config, **arguments)
+        model.generation_config.pad_token_id = self.processor.tokenizer.pad_token_id
+        model.generation_config.eos_token_id = self.processor.tokenizer.eos_token_id
+        for part, source in settings.parts.items():
+            _start_part(model, part, source, self.parts(model))
+        return model
+
+    def parts(self, module: nn.Module) -> Mapping[str, str]:
+        vision = {name: f"model.vision.{prefix}" for name, prefix in self.owner.vision.parts.items()}
+        language = {"language": "model.language_model", "language.lm_head": "lm_head"}
+        return {"vision": "model.vision", **vision, **language}
+
+    def source(self, data: Any) -> Source:
+        return Conversations(data.path, images=data.images)
+
+    def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
+        return self.collator(samples)
+
+    def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"language": language_loss(module, **batch)[0]}
+
+    def save(self, module: nn.Module, folder: Path) -> None:
+        assert isinstance(module, StepwellForConditionalGeneration)
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+        module.config.vision_config = self.owner.vision_config
+        module.to(self.save_dtype).save_pretrained(folder)
+        # Stored small, computed in full: in half precision the answers of a batch may differ from single ones.
+        module.config.dtype = torch.float32
+        module.config.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def language_loss(forward: Callable[..., Any], labels: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
+    """Cross-entropy of the supervised tokens, fp32, and the outputs; logits of other positions are never made."""
+    following = labels[:, 1:]
+    supervised = (following != IGNORE).any(0).nonzero()[:, 0]
+    outputs = forward(**inputs, logits_to_keep=supervised, use_cache=False)
+    logits = outputs.logits.float().flatten(0, 1)
+    return F.cross_entropy(logits, following[:, supervised].flatten(), ignore_index=IGNORE), outputs
+
+
+def _start_part(
+    model: StepwellForConditionalGeneration, part: str, source: str, parts: Mapping[str, str]
+) -> None:
+    """Raises ValueError for a part that there is not, and where weights do not fit."""
+    if part == "language":
+        causal = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        model.model.language_model.load_state_dict(causal.base_model.state_dict())
+        model.lm_head.load_state_dict(causal.get_output_embeddings().state_dict())
+        return
+    matches = [name for name in parts if part == name or part.startswith(f"{name}.")]
+    name = max(matches, key=len, default="")
+    try:
+        module = model.get_submodule(parts[name] + part.removeprefix(name))
+    except (AttributeError, KeyError):
+        raise ValueError(f"parts: the model has no part {part!r}; it has {', '.join(sorted(parts))}") from None
+    if name == "vision.branches" and not source.endswith(".safetensors"):
+        load_encoder_weights(module, source)  # type: ignore[arg-type]
+        return
+    try:
+        module.load_state_dict(load_file(source))
+    except RuntimeError as error:
+        raise ValueError(f"parts.{part}: {source} does not fit: {' '.join(str(error).split())[:200]}") from None

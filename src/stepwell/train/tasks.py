@@ -1,0 +1,73 @@
+"""TASKS: what a recipe can train, by the name of its `task`. A new task adds its line here.
+
+The loop (train/run.py) knows a task by this protocol alone: how its module is built, its batches made, its losses
+computed, and its result written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from stepwell.data.sample import Source
+    from stepwell.train.recipe import Recipe, Stage
+
+__all__ = ["TASKS", "Task", "find_task"]
+
+TASKS = {
+    "chat": "stepwell.train.chat:ChatTask",
+    "reader": "stepwell.reader.task:ReaderTask",
+}
+"""Modules and classes, imported when a recipe asks for them."""
+
+
+class Task(Protocol):
+    """One stage of a recipe, as its task sees it."""
+
+    recipe: ClassVar[type[Recipe]]
+    """The fields of the task's recipes; a field that the task does not use is not among them."""
+
+    def __init__(self, recipe: Any, stage: Any) -> None: ...
+
+    @staticmethod
+    def config(recipe: Any) -> Any:
+        """The configuration of the model that the recipe trains, for `stepwell flops`."""
+        ...
+
+    def build(self) -> nn.Module:
+        """What is trained, with its starting weights. The next stage begins with this one's state dict."""
+        ...
+
+    def parts(self, module: nn.Module) -> Mapping[str, str]:
+        """Names of parts, as a stage's `train` writes them -> prefixes of the module's parameters."""
+        ...
+
+    def source(self, data: Any) -> Source:
+        """The samples of one entry of a stage's `data`. Raises FileNotFoundError where a file is not there."""
+        ...
+
+    def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
+        """Samples -> a batch: tensors, and lists and dicts of them."""
+        ...
+
+    def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The stage's losses by name, from one call of the module's forward; the loop weighs and adds them."""
+        ...
+
+    def save(self, module: nn.Module, folder: Path) -> None:
+        """The finished model, as a folder that `stepwell.load` takes."""
+        ...
+
+
+def find_task(name: str) -> type[Task]:
+    """Raises ValueError naming the tasks that there are."""
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; choose from {', '.join(TASKS)}")
+    module, _, attribute = TASKS[name].partition(":")
+    task: type[Task] = getattr(import_module(module), attribute)
+    return task
