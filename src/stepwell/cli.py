@@ -104,8 +104,8 @@ def _root(
 
 @app.command()
 def ask(
-    pictures: Annotated[
-        list[str], typer.Argument(metavar="PICTURE", help="Picture files; - reads one from standard input.")
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Image files; - reads one from standard input.")
     ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")],
     model: Annotated[
@@ -130,15 +130,15 @@ def ask(
     ] = False,
     show: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="Draw the pictures with their views and grids."),
+        typer.Option(metavar="FILE", dir_okay=False, help="Draw the images with their views and grids."),
     ] = None,
 ) -> None:
-    """Ask a question about one picture or several."""
+    """Ask a question about one image or several."""
     if not question.strip():
         raise ValueError("the question is empty")
     if stream and as_json:
         raise ValueError("--stream and --json exclude each other: JSON is printed whole")
-    images = _open_pictures(pictures, question)
+    opened = _open_images(images, question)
     if show is not None:
         from stepwell.views.sheet import check_target
 
@@ -154,42 +154,42 @@ def ask(
     assistant = stepwell.load(model, device=device, dtype=dtype)
     if not isinstance(assistant, stepwell.Assistant):
         raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
-    layouts = [assistant.layout(image) for image in images]
+    layouts = [assistant.layout(image) for image in opened]
     if show is not None:
         from stepwell.views.sheet import write_views
 
-        write_views(show, images, layouts)
+        write_views(show, opened, assistant.processor.geometry)
     started = time.perf_counter()
     answer = assistant.ask(
-        images,
+        opened,
         question,
         max_new_tokens=max_new_tokens,
         stream=partial(print, end="", flush=True) if stream else None,
     )
     seconds = time.perf_counter() - started
     if as_json:
-        print(json.dumps(_report(answer, seconds, pictures, layouts), ensure_ascii=False))
+        print(json.dumps(_report(answer, seconds, images, layouts), ensure_ascii=False))
     else:
         print("" if stream else answer)
 
 
-def _open_pictures(pictures: list[str], question: str) -> list[Image]:
-    """Decoded pictures in the order given; needs no torch."""
-    for name in pictures:
+def _open_images(names: list[str], question: str) -> list[Image]:
+    """Decoded images in the order of their names; needs no torch."""
+    for name in names:
         if name != "-" and not Path(name).exists():
             hint = "; the question comes last" if Path(question).is_file() else ""
             raise ValueError(f"no such file: {name}{hint}")
-    if pictures.count("-") > 1:
-        raise ValueError("standard input (-) holds one picture; it was named more than once")
-    if "-" in pictures and sys.stdin.isatty():
+    if names.count("-") > 1:
+        raise ValueError("standard input (-) holds one image; it was named more than once")
+    if "-" in names and sys.stdin.isatty():
         raise ValueError(
-            "- reads a picture from standard input, which is a terminal here: use '< picture.jpg'"
+            "- reads an image from standard input, which is a terminal here: use '< image.jpg'"
         )
 
     from stepwell.views.decode import ImageError, open_image
 
     images = []
-    for name in pictures:
+    for name in names:
         try:
             images.append(open_image(sys.stdin.buffer if name == "-" else name))
         except ImageError as error:
@@ -232,15 +232,15 @@ def _quieten() -> None:
     warnings.simplefilter("ignore")
 
 
-def _report(answer: str, seconds: float, pictures: list[str], layouts: list[Any]) -> dict[str, Any]:
+def _report(answer: str, seconds: float, names: list[str], layouts: list[Any]) -> dict[str, Any]:
     """What --json prints; sizes are [height, width], boxes [left, top, right, bottom] in source pixels."""
     return {
         "answer": answer,
         "seconds": round(seconds, 3),
-        "visual_tokens": sum(layout.num_tokens for layout in layouts),
+        "visual_tokens": sum(layout.num_visual for layout in layouts),
         "views": [
-            {"picture": name, "name": view.name, "size": view.size, "grid": view.grid, "box": view.box}
-            for name, layout in zip(pictures, layouts, strict=True)
+            {"image": name, "name": view.name, "size": view.size, "grid": view.grid, "box": view.box}
+            for name, layout in zip(names, layouts, strict=True)
             for view in layout.views
         ],
     }
@@ -356,9 +356,10 @@ def _subject(config: str) -> Any:
     if path.is_dir() or not (config in recipe_names() or path.is_file()):
         return find_subject(config)
     from stepwell.train.recipe import load_recipe
-    from stepwell.train.stages import build_config
+    from stepwell.train.tasks import find_task
 
-    return build_config(load_recipe(path).model)
+    recipe = load_recipe(path)
+    return find_task(recipe.task).config(recipe)
 
 
 @app.command()
