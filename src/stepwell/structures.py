@@ -133,6 +133,13 @@ class TokenLayout:
         return sum(run.count for run in self.runs)
 
     @property
+    def num_tokens(self) -> int:
+        """All that the language model reads. Raises ValueError where a separator is text: ask the processor then."""
+        if any(run.text is not None for run in self.runs):
+            raise ValueError("how many tokens a separator's text takes, StepwellProcessor.num_tokens(layout) knows")
+        return self.num_visual + sum(len(run.ids or ()) for run in self.runs)
+
+    @property
     def num_pixels(self) -> int:
         """Of all inputs together."""
         return sum(height * width for height, width in self.inputs)

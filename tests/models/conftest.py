@@ -9,18 +9,17 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
+from stepwell.fuse.interaction import InteractionConfig
+from stepwell.fuse.merge import ProjectorConfig
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
-from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
-from stepwell.models.settings import (
-    BranchConfig,
-    InteractionConfig,
-    PiipConfig,
-    PlainConfig,
-    ProjectorConfig,
-    VisionConfig,
-)
+from stepwell.models.image_processor import StepwellImageProcessor
+from stepwell.models.piip import PiipConfig
+from stepwell.models.plain import PlainConfig
+from stepwell.models.processor import StepwellProcessor
+from stepwell.models.pyramid import BranchConfig
+from stepwell.models.vision import VisionConfig
 from stepwell.reader.tokenizer import build_reader_tokenizer
 
 PLAIN = PlainConfig(encoder="vit_nano", size=64, framing="pad")

@@ -41,7 +41,7 @@ def test_several_pictures_in_one_question_are_all_seen(assistant, picture):
         ]
     )
     count = int((inputs["input_ids"] == assistant.processor.image_token_id).sum())
-    assert count == 2 * layout.num_tokens
+    assert count == 2 * layout.num_visual
     assert isinstance(assistant.ask([a, b], "Which?", max_new_tokens=2), str)
 
 

@@ -14,6 +14,7 @@ import stepwell
 from stepwell.encoders.vit import TransformerBlock
 from stepwell.fuse.interaction import Interaction
 from stepwell.models.assistant import CACHE
+from stepwell.ops.pack import unpack
 
 
 def ask_ids(assistant, pictures, texts, **arguments):
@@ -95,12 +96,13 @@ def test_beams_keep_the_pictures_of_their_row(assistant, picture):
 
 def test_vision_compiles_without_graph_breaks(build, vision, picture):
     assistant = build(vision)
-    inputs = assistant.processor(images=picture(90, 60))
-    views = [inputs["pixel_values"]]
+    inputs = assistant.processor(images=[picture(90, 60), picture(60, 90), picture(90, 60, 1)])
+    layouts = assistant.model.model.layouts(inputs["image_sizes"])
+    tensors = unpack(inputs["pixel_values"], [size for layout in layouts for size in layout.inputs])
     system = assistant.model.model.vision
     with torch.no_grad():
-        compiled = torch.compile(system, fullgraph=True, backend="aot_eager")(views).tokens
-        torch.testing.assert_close(compiled, system(views).tokens)
+        compiled = torch.compile(system, fullgraph=True, backend="aot_eager")(tensors, layouts)
+        torch.testing.assert_close(compiled, system(tensors, layouts))
 
 
 def test_saved_and_loaded_through_auto_classes(build, vision, picture, tmp_path: Path):
@@ -130,6 +132,45 @@ def test_pipeline_answers_from_a_folder(assistant, picture, tmp_path: Path):
     )
     expected = assistant.ask(picture(90, 60), "What is it?", max_new_tokens=6)
     assert out[0]["generated_text"][-1]["content"].strip() == expected
+
+
+def test_several_returned_sequences_keep_the_images_of_their_row(assistant, picture):
+    rows, texts = [[picture(90, 60, 1)], [picture(40, 80, 2), picture(64, 64, 3)]], ["What?", "Which?"]
+    greedy = ask_ids(assistant, rows, texts).tolist()
+    sampled = ask_ids(assistant, rows, texts, do_sample=True, top_k=1, num_return_sequences=2).tolist()
+    assert sampled == [greedy[0], greedy[0], greedy[1], greedy[1]]
+
+
+def test_batches_made_apart_join_by_concatenation(assistant, picture):
+    apart = [assistant.processor(images=image) for image in (picture(90, 60, 1), picture(40, 200, 2))]
+    together = assistant.processor(images=[picture(90, 60, 1), picture(40, 200, 2)])
+    for name in ("pixel_values", "image_sizes"):
+        assert torch.equal(torch.cat([features[name] for features in apart]), together[name])
+
+
+def test_a_cut_batch_of_pixels_is_refused_with_the_count(assistant, picture):
+    inputs = assistant.processor(images=picture(90, 60))
+    rows = len(inputs["pixel_values"])
+    with pytest.raises(ValueError, match=rf"have {rows} pixels, but pixel_values is \({rows // 2}, 3\)"):
+        assistant.model.get_image_features(inputs["pixel_values"][: rows // 2], inputs["image_sizes"])
+
+
+def test_data_parallel_is_refused_in_words(assistant, picture):
+    inputs = assistant.processor(images=picture(90, 60))
+    replica = assistant.model.model._replicate_for_data_parallel()
+    with pytest.raises(ValueError, match="DataParallel cuts pixel_values.*torchrun"):
+        replica.get_image_features(**inputs)
+
+
+def test_features_take_one_pass_and_know_the_layout(assistant, picture):
+    passes = []
+    branch = assistant.model.model.vision.encoder.branches[0]
+    handle = branch.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    features = assistant.features(picture(90, 60))
+    handle.remove()
+    assert len(passes) == 1
+    assert len(features.tokens) == features.layout.num_visual
+    assert [m.view for m in features.maps] == list(features.layout.views)
 
 
 def test_labels_give_the_loss_of_a_causal_language_model(assistant, picture):
@@ -169,6 +210,7 @@ def test_model_refuses_placeholders_that_differ_from_visual_tokens(assistant, pi
 def test_tied_embeddings_are_saved_once_and_stay_tied(build, picture, tmp_path: Path):
     assistant = build()
     assistant.model.config.tie_word_embeddings = True
+    assert assistant.model.config.text_config.tie_word_embeddings
     assistant.model.tie_weights()
     assistant.model.save_pretrained(tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)

@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from stepwell.encoders.vit import TransformerBlock
-from stepwell.fuse.interaction import Interaction
+from stepwell.fuse.interaction import Interaction, InteractionConfig
+from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.perception import (
     PyramidBackbone,
     PyramidBackboneConfig,
@@ -33,7 +34,7 @@ from stepwell.models.perception import (
     PyramidForImageClassification,
 )
 from stepwell.models.register import register
-from stepwell.models.settings import BranchConfig, ClassifierSettings, DenseSettings, InteractionConfig
+from stepwell.models.pyramid import BranchConfig
 
 IMAGE = (64, 96)
 ANSWERS = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")

@@ -1,27 +1,40 @@
-"""The picture of the views shows each view's own part of the source, at the view's size."""
+"""The drawing of the views shows each view's own part of the source, at the view's size."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image
 
-from stepwell.structures import Box, Size, TokenLayout, TokenRun, View
+from stepwell.structures import Box, Geometry, Size, TokenLayout, TokenRun, View
+from stepwell.views.preprocess import to_tensor
 from stepwell.views.sheet import CAPTION, MARGIN, PANEL_WIDTH, SMALL, draw_views
 
 
-def layout(image: Image.Image, *views: tuple[Size, Box, Size]) -> TokenLayout:
-    return TokenLayout(
-        image_size=(image.height, image.width),
-        inputs=tuple(size for size, _, _ in views),
-        views=tuple(
+class Cuts(Geometry):
+    """Given parts of an image, each resized to its view; what lies outside is black."""
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(self, *views: tuple[Size, Box, Size]) -> None:
+        self.cuts = tuple(
             View(name=str(i), size=size, box=box, grid=grid) for i, (size, box, grid) in enumerate(views)
-        ),
-        runs=(TokenRun(count=1),),
-    )
+        )
+
+    def layout(self, size: Size) -> TokenLayout:
+        sizes = tuple(view.size for view in self.cuts)
+        return TokenLayout(image_size=size, inputs=sizes, views=self.cuts, runs=(TokenRun(count=1),))
+
+    def inputs(self, image: Image.Image, layout: TokenLayout) -> list[torch.Tensor]:
+        parts = [image.crop(tuple(map(round, view.box))) for view in layout.views]
+        return [
+            to_tensor(part, view.size, self.mean, self.std)
+            for part, view in zip(parts, layout.views, strict=True)
+        ]
 
 
 def panel(drawn: Image.Image, size: Size) -> np.ndarray:
-    """The last panel's picture: panels end one margin before the right edge."""
+    """The last panel's image: panels end one margin before the right edge."""
     pixels = np.asarray(drawn)
     top = CAPTION + MARGIN + CAPTION
     return pixels[top : top + size[0], -MARGIN - size[1] : -MARGIN]
@@ -35,7 +48,7 @@ def halves(left: str, right: str, size: tuple[int, int] = (600, 300)) -> Image.I
 
 def test_a_view_of_the_right_half_shows_the_right_half() -> None:
     image = halves("white", "blue")
-    drawn = draw_views([image], [layout(image, ((300, 300), (300.0, 0.0, 600.0, 300.0), (2, 2)))])
+    drawn = draw_views([image], Cuts(((300, 300), (300.0, 0.0, 600.0, 300.0), (2, 2))))
     inside = panel(drawn, (300, 300))
     assert tuple(inside[70, 70]) == (0, 0, 255)
     assert tuple(inside[220, 220]) == (0, 0, 255)
@@ -43,25 +56,25 @@ def test_a_view_of_the_right_half_shows_the_right_half() -> None:
 
 def test_grid_lines_part_the_view_into_its_cells() -> None:
     image = Image.new("RGB", (400, 300), "white")
-    drawn = draw_views([image], [layout(image, ((300, 400), (0.0, 0.0, 400.0, 300.0), (3, 4)))])
+    drawn = draw_views([image], Cuts(((300, 400), (0.0, 0.0, 400.0, 300.0), (3, 4))))
     inside = panel(drawn, (300, 400))
     row, column = inside[50], inside[:, 50]
     assert np.flatnonzero((row != 255).any(-1)).tolist() == [0, 100, 200, 300, 399]
     assert np.flatnonzero((column != 255).any(-1)).tolist() == [0, 100, 200, 299]
 
 
-def test_a_view_that_reaches_past_the_picture_is_grey_there() -> None:
+def test_a_view_that_reaches_past_the_image_shows_what_its_encoder_is_given_there() -> None:
     image = Image.new("RGB", (400, 200), "white")
-    drawn = draw_views([image], [layout(image, ((400, 400), (0.0, -100.0, 400.0, 300.0), (1, 1)))])
+    drawn = draw_views([image], Cuts(((400, 400), (0.0, -100.0, 400.0, 300.0), (1, 1))))
     inside = panel(drawn, (400, 400))
-    assert tuple(inside[50, 200]) == tuple(inside[350, 200]) == (211, 211, 211)
+    assert tuple(inside[50, 200]) == tuple(inside[350, 200]) == (0, 0, 0)
     assert tuple(inside[200, 200]) == (255, 255, 255)
 
 
 def test_large_views_are_shrunk_and_thin_ones_survive() -> None:
     image = Image.new("RGB", (9000, 3), "white")
     whole: Box = (0.0, 0.0, 9000.0, 3.0)
-    drawn = draw_views([image, image], [layout(image, ((16, 4096), whole, (1, 256)))] * 2)
+    drawn = draw_views([image, image], Cuts(((16, 4096), whole, (1, 256))))
     assert drawn.width == 2 * PANEL_WIDTH + 3 * MARGIN
     assert drawn.height < 200
 
@@ -69,12 +82,38 @@ def test_large_views_are_shrunk_and_thin_ones_survive() -> None:
 def test_panels_go_on_in_the_next_row_before_the_sheet_grows_too_wide() -> None:
     image = Image.new("RGB", (600, 100), "white")
     whole: Box = (0.0, 0.0, 600.0, 100.0)
-    drawn = draw_views([image], [layout(image, *[((100, 600), whole, (1, 9))] * 3)])
+    drawn = draw_views([image], Cuts(*[((100, 600), whole, (1, 9))] * 3))
     assert drawn.size == (2 * 600 + 3 * MARGIN, CAPTION + MARGIN + 2 * (CAPTION + 100 + MARGIN))
 
 
-def test_a_picture_of_one_pixel_can_be_seen() -> None:
+def test_an_image_of_one_pixel_can_be_seen() -> None:
     image = Image.new("RGB", (1, 1), "black")
-    drawn = np.asarray(draw_views([image], [layout(image, ((64, 64), (0.0, 0.0, 1.0, 1.0), (1, 1)))]))
+    drawn = np.asarray(draw_views([image], Cuts(((64, 64), (0.0, 0.0, 1.0, 1.0), (1, 1)))))
     source = drawn[2 * CAPTION + MARGIN :, MARGIN : MARGIN + SMALL]
     assert (source[4 : SMALL - 4, 4 : SMALL - 4] == 0).all()
+
+
+def test_a_view_that_lies_wholly_in_padding_is_drawn() -> None:
+    image = Image.new("RGB", (400, 200), "white")
+    drawn = draw_views([image], Cuts(((64, 64), (0.0, 300.0, 64.0, 364.0), (1, 1))))
+    assert tuple(panel(drawn, (64, 64))[30, 30]) == (0, 0, 0)
+
+
+def test_strided_pixels_are_drawn_as_they_are_and_not_as_a_thumbnail() -> None:
+    class Strided(Cuts):
+        def inputs(self, image: Image.Image, layout: TokenLayout) -> list[torch.Tensor]:
+            return [to_tensor(image, (image.height, image.width), self.mean, self.std)[:, ::2, 1::2]]
+
+    pixels = np.zeros((200, 200, 3), dtype=np.uint8)
+    pixels[::2, 1::2] = 255  # a thumbnail would be grey
+    geometry = Strided(((100, 100), (0.0, 0.0, 200.0, 200.0), (1, 1)))
+    assert (panel(draw_views([Image.fromarray(pixels)], geometry), (100, 100))[1:-1, 1:-1] == 255).all()
+
+
+def test_only_views_of_the_same_part_are_drawn_inside_one_another() -> None:
+    image = Image.new("RGB", (400, 300), "white")
+    left, right = (0.0, 0.0, 200.0, 300.0), (200.0, 0.0, 400.0, 300.0)
+    drawn = np.asarray(draw_views([image], Cuts(*(((30, 20), box, (1, 1)) for box in (left, right, right)))))
+    source = drawn[2 * CAPTION + MARGIN :, MARGIN : MARGIN + 400]
+    inked = np.flatnonzero((source[150] != 255).any(-1)).tolist()
+    assert inked == [0, 1, 198, 199, 200, 201, 202, 203, 396, 397, 398, 399]
