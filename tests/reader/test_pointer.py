@@ -17,7 +17,11 @@ SIZES = {
     "num_key_value_heads": 2,
     "attn_implementation": "eager",
 }
-POINTED = Pointers(torch.tensor([9, 11]), torch.tensor([2, 0]), torch.arange(2, 8))
+def pointers_of(positions, cells, visual):
+    return Pointers(positions=positions, cells=cells, visual=visual)
+
+
+POINTED = pointers_of(torch.tensor([9, 11]), torch.tensor([2, 0]), torch.arange(2, 8))
 
 
 @pytest.fixture
@@ -34,8 +38,8 @@ def test_the_loss_is_that_of_the_models_attention_weights(model, head):
     expected = []
     for layer in (1, 2):
         for row in range(2):
-            seen = attentions[layer][row, head][POINTED.positions][:, POINTED.visual]
-            chosen = (seen / seen.sum(1, keepdim=True))[torch.arange(2), POINTED.cells]
+            seen = attentions[layer][row, head][POINTED["positions"]][:, POINTED["visual"]]
+            chosen = (seen / seen.sum(1, keepdim=True))[torch.arange(2), POINTED["cells"]]
             expected.append(-chosen.log().mean())
     torch.testing.assert_close(tap.loss([POINTED, POINTED], head=head), torch.stack(expected).mean())
 
@@ -52,7 +56,7 @@ def test_gradients_reach_queries_and_keys_of_that_head_alone(model):
 
 
 def test_rows_without_pointers_cost_nothing(model):
-    nothing = Pointers(torch.tensor([]).long(), torch.tensor([]).long(), torch.arange(2, 8))
+    nothing = pointers_of(torch.tensor([]).long(), torch.tensor([]).long(), torch.arange(2, 8))
     with tap_attention([model.layers[0]]) as tap:
         model(torch.arange(12)[None])
     assert tap.loss([nothing]) == 0

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from stepwell.reader.questions import ANSWER_SHORTLY, BOX_FORMAT, box_text, turns_about
-from stepwell.data.sample import Line
+from stepwell.reader.page import Line
 
 TOTAL = Line(text="TOTAL 8.50", box=(10, 80, 110, 90), edges=tuple(range(10, 111, 10)))
 PRICE = Line(text="8.50", box=(10, 20, 50, 30), edges=(10, 20, 30, 40, 50))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from stepwell.data.sample import Line, Sample, Turn
+from stepwell.reader.page import Line, PageSample, PageTurn
 from stepwell.reader.score import character_accuracy, height_band, read_samples
 
 
@@ -47,11 +47,11 @@ def test_heights_fall_into_bands():
 def test_answers_are_grouped_by_the_height_of_what_is_read():
     small, large = (Line(text="AB", box=(0, 0, 20, h), edges=(0, 10, 20)) for h in (9, 30))
     turns = (
-        Turn(question="<image>\nRead [0]:AB", answer="AB", line=small),
-        Turn(question="Read [1]:AX", answer="AB", line=large),
-        Turn(question="total:1", answer="2", line=large),
+        PageTurn(question="<image>\nRead [0]:AB", answer="AB", line=small),
+        PageTurn(question="Read [1]:AX", answer="AB", line=large),
+        PageTurn(question="total:1", answer="2", line=large),
     )
-    scores = read_samples(Parrot(), [Sample(image=Image.new("RGB", (40, 40)), turns=turns)])
+    scores = read_samples(Parrot(), [PageSample(image=Image.new("RGB", (40, 40)), turns=turns)])
     assert (scores["8-10"].count, scores["8-10"].exact, scores["8-10"].characters) == (1, 1.0, 1.0)
     assert (scores["25+"].exact, scores["25+"].characters) == (0.0, 0.5)
     assert scores["fields"].exact == 0.0
@@ -61,4 +61,4 @@ def test_answers_are_grouped_by_the_height_of_what_is_read():
 
 def test_text_without_a_picture_cannot_be_read():
     with pytest.raises(ValueError, match="measured on pictures"):
-        read_samples(Parrot(), [Sample(image=None, turns=())])
+        read_samples(Parrot(), [PageSample(image=None, turns=())])

@@ -20,6 +20,10 @@ from stepwell.reader.start import (
 from stepwell.reader.tokenizer import build_reader_tokenizer
 
 
+def pointers_of(positions, cells, visual):
+    return Pointers(positions=positions, cells=cells, visual=visual)
+
+
 def test_the_code_is_sine_and_cosine_of_the_wavelengths():
     code = fraction_code(torch.tensor([0.0, 0.5, 0.25]), 6, longest=2.0, shortest=0.5)
     turns = torch.tensor([[0.0], [0.5], [0.25]]) / torch.tensor([2.0, 1.0, 0.5])
@@ -82,7 +86,7 @@ def test_the_started_head_looks_at_the_cell_whose_code_it_is_given():
     start_query_and_key(model.layers[0].self_attn, head=1)
     cells = place_code(128, (8, 8))
     wanted = torch.tensor([3, 30, 60])
-    pointers = Pointers(torch.arange(64, 67), wanted, torch.arange(64))
+    pointers = pointers_of(torch.arange(64, 67), wanted, torch.arange(64))
     with tap_attention([model.layers[0]]) as tap, torch.no_grad():
         model(inputs_embeds=torch.cat([cells, cells[wanted]])[None])
     assert tap.loss([pointers], head=1) < 0.6 * tap.loss([pointers], head=0)

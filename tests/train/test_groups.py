@@ -8,60 +8,71 @@ from torch import nn
 
 from stepwell.train.groups import freeze_all_but, parameter_groups, part_of
 from stepwell.train.recipe import load_recipe
-from stepwell.train.stages import build_model
+from stepwell.train.tasks import find_task
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return build_model(load_recipe("reader_smoke").model)[0]
+def task():
+    recipe = load_recipe("reader_smoke")
+    return find_task(recipe.task)(recipe, recipe.stages[1])
 
 
-def learning(model: nn.Module) -> set[str]:
-    return {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+@pytest.fixture(scope="module")
+def model(task) -> nn.Module:
+    return task.build()
 
 
-def test_every_parameter_belongs_to_a_part(model):
-    roots = {part_of(name).split(".")[0] for name, _ in model.named_parameters()}
-    assert roots == {"vision", "projector", "language"}
+@pytest.fixture(scope="module")
+def parts(task, model):
+    return task.parts(model)
 
 
-def test_parts_are_told_apart_by_whole_names(model):
-    freeze_all_but(model, ["vision.branches.1", "projector"])
-    assert {".".join(name.split(".")[:3]) for name in learning(model) if name.startswith("vision")} == {
+def learning(model: nn.Module, parts) -> set[str]:
+    return {part_of(name, parts) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_every_parameter_belongs_to_a_part(model, parts):
+    roots = {part_of(name, parts).split(".")[0] for name, _ in model.named_parameters()}
+    assert roots == {"vision", "projector", "language", "line_head"}
+
+
+def test_parts_are_told_apart_by_whole_names(model, parts):
+    freeze_all_but(model, ["vision.branches.1", "projector"], parts)
+    assert {".".join(name.split(".")[:3]) for name in learning(model, parts) if name.startswith("vision")} == {
         "vision.branches.1"
     }
-    assert not any(name.startswith("language") for name in learning(model))
-    freeze_all_but(model, ["vision"])
-    assert {name.split(".")[0] for name in learning(model)} == {"vision"}
-    assert any(name.startswith("vision.interactions.0.") for name in learning(model))
+    assert not any(name.startswith("language") for name in learning(model, parts))
+    freeze_all_but(model, ["vision"], parts)
+    assert {name.split(".")[0] for name in learning(model, parts)} == {"vision"}
+    assert any(name.startswith("vision.interactions.0.") for name in learning(model, parts))
 
 
-def test_unknown_parts_are_refused(model):
-    with pytest.raises(ValueError, match=r"'vision.branch'.*language, projector, vision"):
-        freeze_all_but(model, ["vision.branch"])
+def test_unknown_parts_are_refused(model, parts):
+    with pytest.raises(ValueError, match=r"'vision.branch'.*language, line_head, projector, vision"):
+        freeze_all_but(model, ["vision.branch"], parts)
 
 
-def test_every_learning_parameter_is_in_exactly_one_group(model):
-    freeze_all_but(model, ["vision", "projector"])
-    groups = parameter_groups(model, lr=1.0, part_lrs={"vision": 0.5}, weight_decay=0.1)
+def test_every_learning_parameter_is_in_exactly_one_group(model, parts):
+    freeze_all_but(model, ["vision", "projector"], parts)
+    groups = parameter_groups(model, parts, lr=1.0, part_lrs={"vision": 0.5}, weight_decay=0.1)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
-def test_the_longest_part_name_gives_the_rate(model):
-    freeze_all_but(model, ["vision", "projector", "language"])
+def test_the_longest_part_name_gives_the_rate(model, parts):
+    freeze_all_but(model, ["vision", "projector", "language"], parts)
     rates = {"vision": 0.5, "vision.branches.0": 0.25, "language": 0.125}
-    groups = parameter_groups(model, lr=1.0, part_lrs=rates, weight_decay=0.1)
+    groups = parameter_groups(model, parts, lr=1.0, part_lrs=rates, weight_decay=0.1)
     rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     expected = {"vision.branches.0": 0.25, "vision": 0.5, "language": 0.125, "projector": 1.0}
     for name, parameter in model.named_parameters():
-        part = next(part for part in expected if part_of(name).startswith(part + "."))
+        part = next(part for part in expected if part_of(name, parts).startswith(part + "."))
         assert rate[id(parameter)] == expected[part], name
 
 
-def test_only_matrices_and_kernels_decay(model):
-    freeze_all_but(model, ["vision", "projector", "language"])
-    groups = parameter_groups(model, lr=1.0, part_lrs={}, weight_decay=0.1)
+def test_only_matrices_and_kernels_decay(model, parts):
+    freeze_all_but(model, ["vision", "projector", "language"], parts)
+    groups = parameter_groups(model, parts, lr=1.0, part_lrs={}, weight_decay=0.1)
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -72,12 +83,12 @@ def test_only_matrices_and_kernels_decay(model):
                 assert id(parameter) in decayed
 
 
-def test_frozen_parameters_stay_as_they_are(model):
-    freeze_all_but(model, ["projector"])
-    optimiser = torch.optim.SGD(parameter_groups(model, lr=1.0, part_lrs={}, weight_decay=0.5))
+def test_frozen_parameters_stay_as_they_are(model, parts):
+    freeze_all_but(model, ["projector"], parts)
+    optimiser = torch.optim.SGD(parameter_groups(model, parts, lr=1.0, part_lrs={}, weight_decay=0.5))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimiser.step()
-    changed = {part_of(n).split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    changed = {part_of(n, parts).split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {"projector"}

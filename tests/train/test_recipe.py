@@ -70,8 +70,12 @@ def test_overrides_reach_any_field(override, read, value):
         ("stages.later.steps=1", "no entry 'later' in a list of 2"),
         ("stages.look.steps.deep=1", "stages.look.steps is a value"),
         ("seed", "a.b=c"),
-        ("stages.look.auxiliary.frames=0", r"stages\.0: a stage without language_loss"),
-        ("model.start=somewhere", "give either start, or vision and text"),
+        ("stages.look.losses={}", r"stages\.0\.losses"),
+        ("stages.look.losses={words: 1.0}", r"stages\.0\.losses\.words"),
+        ("model.start=somewhere", "start is a whole model; start_looking beside it would be ignored"),
+        ("model.vision.kind=pip", "model.vision: vision_config: kind 'pip' is none of 'plain', 'piip'"),
+        ("task=read", "unknown task 'read'; choose from chat, reader"),
+        ("task=chat", "model.start_looking: Extra inputs"),  # a field that the task ignores
     ],
 )
 def test_wrong_overrides_are_refused_in_one_line_with_the_field(override, complaint):

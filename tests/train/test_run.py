@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,12 +12,18 @@ from safetensors.torch import load_file
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.processor import StepwellProcessor
-from stepwell.train.collate import Collator
+from stepwell.reader.task import ReaderTask
 from stepwell.train.groups import part_of
-from stepwell.reader.line_head import LineHead
-from stepwell.train.recipe import Auxiliary, Optimiser, load_recipe
-from stepwell.train.run import StageTrainer, stage_losses, train
-from stepwell.train.stages import build_model, build_optimiser, build_sources, rate_at, resized
+from stepwell.train.recipe import load_recipe
+from stepwell.train.run import StageTrainer, mixture, train
+
+
+def stage_trainer(folder, *overrides):
+    """The trainer of reader_smoke's second stage."""
+    recipe = load_recipe("reader_smoke", ["bf16=false", *overrides])
+    task = ReaderTask(recipe, recipe.stages[1])
+    source = mixture(task, recipe.stages[1], seed=0)
+    return StageTrainer(task.build(), task, recipe, recipe.stages[1], source, folder, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +50,15 @@ def test_training_only_heads_stay_out_of_the_model(finished):
 
 def test_a_stage_trains_its_parts_only(finished):
     runs, _ = finished
-    fresh = build_model(load_recipe("reader_smoke").model)[0].state_dict()
+    recipe = load_recipe("reader_smoke")
+    task = ReaderTask(recipe, recipe.stages[0])
+    module = task.build()
+    fresh, parts = module.state_dict(), task.parts(module)
     first, second = (
         load_file(runs / f"reader_smoke/{name}/finished/model.safetensors") for name in ("1_look", "2_answer")
     )
     assert all(first[name].shape == fresh[name].shape for name in fresh if name in first)
-    changed = {part_of(name).split(".")[0] for name in first if not torch.equal(first[name], second[name])}
+    changed = {part_of(name, parts).split(".")[0] for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"vision", "projector", "language", "line_head"}
 
 
@@ -85,76 +93,50 @@ def test_an_interrupted_stage_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_every_loss_of_a_stage_sends_gradients_to_the_encoders():
-    recipe = load_recipe("reader_smoke")
-    model, processor = build_model(recipe.model)
-    model.add_module("line_head", LineHead(32))
-    stage = recipe.stages[1]
-    source = build_sources(stage, seed=0)
-    batch = Collator(processor, max_length=4096, frame_step=4.0)([source[0], source[1]])
-    losses = stage_losses(model, batch, stage)
-    assert set(losses) == {"language", "frames", "pointer"}
-    kernel = next(p for n, p in model.named_parameters() if "branches.1" in n and p.ndim == 4)
-    for loss in losses.values():
-        model.zero_grad()
-        loss.backward(retain_graph=True)
-        assert kernel.grad.abs().sum() > 0
+def test_optimiser_schedule_and_trainer_arguments_are_the_stages(tmp_path):
+    trainer = stage_trainer(
+        tmp_path,
+        "stages.answer.optimiser={name: sgd, lr: 0.5, part_lrs: {vision: 0.25}, weight_decay: 0.0}",
+        "stages.answer.schedule={name: warmup_stable_decay, warmup_steps: 2, arguments: {num_decay_steps: 4}}",
+        "stages.answer.trainer={save_total_limit: 2}",
+        "stages.answer.steps=10",
+    )
+    trainer.create_optimizer_and_scheduler(10)
+    assert type(trainer.optimizer) is torch.optim.SGD
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {0.5, 0.25}
+    rates = []
+    for _ in range(10):
+        rates.append(round(trainer.optimizer.param_groups[0]["lr"] / trainer.optimizer.param_groups[0]["initial_lr"], 3))
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates[:7] == [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert 1 > rates[7] > rates[8] > rates[9] > 0
+    assert trainer.args.save_total_limit == 2
+    assert trainer.args.accelerator_config.dispatch_batches is False
 
 
-def without_auxiliaries(stage):
-    return stage.model_copy(update={"auxiliary": Auxiliary()})
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("stages.answer.trainer={max_steps: 3}", "stages.answer.trainer.max_steps is set by another field"),
+        ("stages.answer.trainer={warmup: 3}", "stages.answer: TrainingArguments: .*'warmup'"),
+        ("stages.answer.optimiser.name=adamm", "stages.answer: TrainingArguments: .*adamm"),
+        ("stages.answer.vision={sizes: [64]}", r"2 views, got \[64\]"),
+        ("stages.answer.vision={interaction: 3}", "vision.interaction of a 'piip' system cannot change"),
+    ],
+)
+def test_what_a_stage_cannot_have_is_refused_in_one_line(tmp_path, override, complaint):
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        stage_trainer(tmp_path, override)
+    assert "\n" not in str(refusal.value)
 
 
-def test_the_language_loss_is_the_models_own():
-    recipe = load_recipe("reader_smoke")
-    model, processor = build_model(recipe.model)
-    source = build_sources(recipe.stages[1], seed=0)
-    batch = Collator(processor, max_length=4096)([source[0], source[1]])
-    names = ("input_ids", "attention_mask", "labels", "pixel_values", "image_sizes")
-    own = model(**{name: batch[name] for name in names}).loss
-    losses = stage_losses(model, batch, without_auxiliaries(recipe.stages[1]))
-    torch.testing.assert_close(losses, {"language": own})
-
-
-def test_questions_apart_are_learned_as_if_they_were_asked_alone():
-    recipe = load_recipe("reader_smoke")
-    model, processor = build_model(recipe.model)
-    stage = without_auxiliaries(recipe.stages[1])
-    sample = build_sources(stage, seed=0)[1]
-    assert len(sample.turns) > 2
-    apart = stage_losses(model, Collator(processor, max_length=4096, turns="apart")([sample]), stage)[
-        "language"
-    ]
-    alone = []
-    for turn in sample.turns:
-        question = "<image>\n" + turn.question.removeprefix("<image>\n")
-        single = replace(sample, turns=(replace(turn, question=question),))
-        batch = Collator(processor, max_length=4096)([single])
-        alone += [stage_losses(model, batch, stage)["language"]] * (len(turn.answer) + 1)
-    torch.testing.assert_close(apart, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
-
-
-def test_the_rate_rises_stays_and_falls():
-    optimiser = Optimiser(warmup_steps=9, decay_share=0.5)
-    rates = [rate_at(step, optimiser, 100) for step in (0, 4, 9, 49, 50, 75, 100)]
-    assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0])
-
-
-def test_the_optimiser_follows_the_rate():
-    model = torch.nn.Linear(2, 2)
-    optimiser, schedule = build_optimiser(model, Optimiser(lr=0.5, warmup_steps=1, decay_share=0.0), steps=10)
-    assert {group["lr"] for group in optimiser.param_groups} == {0.25}
-    optimiser.step()
-    schedule.step()
-    assert {group["lr"] for group in optimiser.param_groups} == {0.5}
-
-
-def test_other_sizes_are_refused_where_their_number_is_wrong():
-    vision = load_recipe("reader_smoke").model.vision
-    assert [branch.size for branch in resized(vision, [64, 128]).branches] == [64, 128]
-    assert resized(vision, None) == vision
-    with pytest.raises(ValueError, match="2 views, got \\[64\\]"):
-        resized(vision, [64])
+def test_losses_are_weighed_as_the_stage_says(tmp_path):
+    trainer = stage_trainer(tmp_path, "stages.answer.losses={language: 2.0, frames: 0.5}")
+    batch = trainer.task.collate([trainer.train_dataset[0]])
+    losses = trainer.task.losses(trainer.model, batch)
+    total = trainer.compute_loss(trainer.model, batch)
+    torch.testing.assert_close(total, 2.0 * losses["language"] + 0.5 * losses["frames"])
 
 
 def test_data_that_is_not_there_stops_a_run_before_it_starts(tmp_path):

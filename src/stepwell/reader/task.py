@@ -143,6 +143,8 @@ class ReaderTask(ChatTask):
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         super().__init__(recipe, stage)
+        if "frames" in stage.losses:
+            self.learning = (*stage.train, "line_head")
         if stage.losses.keys() & {"frames", "pointer"}:
             _check_grid(self.collator.processor.geometry)
 

@@ -88,7 +88,8 @@ class ChatTask:
     recipe: ClassVar[type[Recipe]] = ChatRecipe
 
     def __init__(self, recipe: Any, stage: Any) -> None:
-        self.settings, self.stage, self.save_dtype = recipe, stage, getattr(torch, recipe.save_dtype)
+        self.settings, self.stage = recipe, stage
+        self.learning: tuple[str, ...] = stage.train
         self.processor = self.build_processor(recipe.model)
         self.owner = self.config(recipe)
         vision = self.owner.vision.adjusted(stage.vision) if stage.vision else self.owner.vision
@@ -175,7 +176,7 @@ class ChatTask:
         for parameter in module.parameters():
             parameter.requires_grad_(True)
         module.config.vision_config = self.owner.vision_config
-        module.to(self.save_dtype).save_pretrained(folder)
+        module.to(getattr(torch, self.settings.save_dtype)).save_pretrained(folder)
         # Stored small, computed in full: in half precision the answers of a batch may differ from single ones.
         module.config.dtype = torch.float32
         module.config.save_pretrained(folder)

@@ -91,7 +91,7 @@ class StageTrainer(Trainer):
         seed: int,
     ) -> None:
         self.parts = task.parts(module)
-        freeze_all_but(module, stage.train, self.parts)
+        freeze_all_but(module, task.learning, self.parts)
         super().__init__(
             module,
             _training_arguments(recipe, stage, folder, seed=seed),

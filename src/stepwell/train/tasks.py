@@ -32,6 +32,9 @@ class Task(Protocol):
     recipe: ClassVar[type[Recipe]]
     """The fields of the task's recipes; a field that the task does not use is not among them."""
 
+    learning: Sequence[str]
+    """Parts that learn in this stage."""
+
     def __init__(self, recipe: Any, stage: Any) -> None: ...
 
     @staticmethod

@@ -1,0 +1,118 @@
+"""The reader's batches and losses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from stepwell.data.sample import Sample, Turn
+from stepwell.reader.page import Line, PageSample, PageTurn
+from stepwell.reader.task import ReaderTask
+from stepwell.train.recipe import load_recipe
+from stepwell.train.run import mixture
+
+LINE = Line(text="AB C", box=(20, 90, 100, 110), edges=(20, 40, 60, 80, 100))
+FIRST = PageTurn(question="<image>\nRead [0.100, 0.900, 0.500, 1.000]", answer="AB C", line=LINE)
+SECOND = PageTurn(question="What is the total?", answer="1.50")
+
+
+def sample(*turns, size=(200, 100)):
+    return PageSample(image=Image.new("RGB", size), turns=turns, lines=(LINE,))
+
+
+def make_task(stage=1, **changes):
+    """A stage of reader_smoke with other fields."""
+    recipe = load_recipe("reader_smoke")
+    return ReaderTask(recipe, recipe.stages[stage].model_copy(update=changes))
+
+
+def batch_of(task, *indices):
+    source = mixture(task, task.stage, seed=0)
+    return task.collate([source[i] for i in indices])
+
+
+def test_pointers_name_the_cell_of_each_next_character():
+    task = make_task(turns="together")
+    batch = task.collate([sample(FIRST, SECOND)])
+    (pointers,) = batch["pointers"]
+    rows, cols = task.processor.geometry.layout((100, 200)).views[-1].grid
+    assert len(pointers["visual"]) == rows * cols == (batch["input_ids"] == task.processor.image_token_id).sum()
+    following = batch["input_ids"][0][pointers["positions"] + 1]
+    assert task.processor.tokenizer.decode(following) == "AB C"
+    middles = torch.tensor([30.0, 50.0, 70.0, 90.0])
+    assert pointers["cells"].tolist() == ((rows - 1) * cols + (middles / 200 * cols).long()).tolist()
+
+
+def test_frames_are_as_dense_in_the_view_as_asked_for():
+    (frames,) = make_task(frame_step=8.0).collate([sample(FIRST)])["frames"]
+    spacing = (frames["points"][1, 0] - frames["points"][0, 0]) * 256  # the last view is 256 pixels wide
+    assert spacing == pytest.approx(8.0, abs=1e-3)
+
+
+def test_every_loss_of_a_stage_sends_gradients_to_the_encoders():
+    task = make_task()
+    module, batch = task.build(), batch_of(task, 0, 1)
+    losses = task.losses(module, batch)
+    assert set(losses) == {"language", "frames", "pointer"}
+    kernel = next(p for n, p in module.named_parameters() if "branches.1" in n and p.ndim == 4)
+    for loss in losses.values():
+        module.zero_grad()
+        loss.backward(retain_graph=True)
+        assert kernel.grad.abs().sum() > 0
+
+
+def test_a_loss_that_is_not_named_is_not_computed():
+    task = make_task(losses={"frames": 1.0})
+    module = task.build()
+    module.lm_head.register_forward_hook(lambda *_: pytest.fail("the language model ran"))
+    assert set(task.losses(module, batch_of(task, 0))) == {"frames"}
+
+
+def test_the_pointer_reads_the_head_that_the_stage_names():
+    losses = []
+    for head in (0, 1):
+        task = make_task(losses={"pointer": 1.0}, pointer_head=head)
+        torch.manual_seed(0)
+        losses.append(task.losses(task.build(), batch_of(task, 0, 1))["pointer"])
+    assert losses[0] != losses[1]
+
+
+def test_the_language_loss_is_the_models_own():
+    task = make_task(turns="together", losses={"language": 1.0})
+    module, batch = task.build(), batch_of(task, 0, 1)
+    names = ("input_ids", "attention_mask", "labels", "pixel_values", "image_sizes")
+    own = super(type(module), module).forward(**{name: batch[name] for name in names}).loss
+    torch.testing.assert_close(task.losses(module, batch), {"language": own})
+
+
+def test_questions_apart_are_learned_as_if_they_were_asked_alone():
+    torch.manual_seed(0)
+    apart, together = (make_task(turns=turns, losses={"language": 1.0}) for turns in ("apart", "together"))
+    module = apart.build()
+    page = mixture(apart, apart.stage, seed=0)[1]
+    assert len(page.turns) > 2
+    at_once = apart.losses(module, apart.collate([page]))["language"]
+    alone = []
+    for turn in page.turns:
+        question = "<image>\n" + turn.question.removeprefix("<image>\n")
+        single = replace(page, turns=(replace(turn, question=question),))
+        alone += [together.losses(module, together.collate([single]))["language"]] * (len(turn.answer) + 1)
+    torch.testing.assert_close(at_once, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_text_without_an_image_costs_no_frames_and_no_pointers():
+    task = make_task()
+    batch = task.collate([Sample(image=None, turns=(Turn(question="Two and two?", answer="FOUR"),))])
+    losses = task.losses(task.build(), batch)
+    assert losses["frames"] == losses["pointer"] == 0
+    assert losses["language"] > 0
+
+
+@pytest.mark.parametrize("framing", ["pad", "crop"])
+def test_losses_that_point_into_the_image_are_refused_where_the_grid_does_not_cover_it(framing):
+    with pytest.raises(ValueError, match="one grid over the whole image"):
+        make_task(vision={"framing": framing})
+    make_task(vision={"framing": framing}, losses={"language": 1.0})
