@@ -42,9 +42,9 @@ def test_tokens_are_as_many_as_the_layout_says(framing, grid):
 
 def test_maps_know_their_view_and_their_stride_in_the_largest():
     vision = make_vision()
-    layout = vision.geometry.layout((300, 400))
+    layout = vision.geometry.layout((100, 400))
     (features,) = vision.encode(inputs_of(layout), [layout])
-    assert [tuple(m.map.shape) for m in features.maps] == [(16, 3, 4), (12, 4, 6), (8, 6, 8)]
+    assert [tuple(m.map.shape) for m in features.maps] == [(16, 2, 4), (12, 3, 6), (8, 4, 8)]
     assert [m.stride for m in features.maps] == pytest.approx([32, 16 / 0.75, 16])
     assert [m.view for m in features.maps] == list(layout.views)
 
@@ -59,11 +59,11 @@ def test_branches_of_one_stride_both_keep_their_maps():
 
 def test_images_of_a_batch_give_what_they_give_alone():
     vision = make_vision()
-    layouts = [vision.geometry.layout(size) for size in ((300, 410), (64, 64), (300, 410), (20, 90))]
+    layouts = [vision.geometry.layout(size) for size in ((300, 410), (20, 90), (64, 64))]
     inputs, passes = inputs_of(*layouts), []
     vision.encoders[0].patch_embed.register_forward_hook(lambda *_: passes.append(1))
     together = vision.encode(inputs, layouts)
-    assert len(passes) == 3  # images that are alike in shape share a pass
+    assert len(passes) == 2  # images that are alike in shape share a pass
     for image, layout, features in zip(inputs, layouts, together, strict=True):
         (alone,) = vision.encode([image], [layout])
         torch.testing.assert_close(features.tokens, alone.tokens, rtol=1e-4, atol=1e-5)

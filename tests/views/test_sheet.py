@@ -95,8 +95,8 @@ def test_an_image_of_one_pixel_can_be_seen() -> None:
 
 def test_a_view_that_lies_wholly_in_padding_is_drawn() -> None:
     image = Image.new("RGB", (400, 200), "white")
-    drawn = draw_views([image], Cuts(((64, 64), (0.0, 300.0, 64.0, 364.0), (1, 1))))
-    assert tuple(panel(drawn, (64, 64))[30, 30]) == (0, 0, 0)
+    drawn = draw_views([image], Cuts(((300, 300), (0.0, 300.0, 64.0, 364.0), (1, 1))))
+    assert tuple(panel(drawn, (300, 300))[30, 30]) == (0, 0, 0)
 
 
 def test_strided_pixels_are_drawn_as_they_are_and_not_as_a_thumbnail() -> None:
@@ -104,10 +104,10 @@ def test_strided_pixels_are_drawn_as_they_are_and_not_as_a_thumbnail() -> None:
         def inputs(self, image: Image.Image, layout: TokenLayout) -> list[torch.Tensor]:
             return [to_tensor(image, (image.height, image.width), self.mean, self.std)[:, ::2, 1::2]]
 
-    pixels = np.zeros((200, 200, 3), dtype=np.uint8)
+    pixels = np.zeros((400, 400, 3), dtype=np.uint8)
     pixels[::2, 1::2] = 255  # a thumbnail would be grey
-    geometry = Strided(((100, 100), (0.0, 0.0, 200.0, 200.0), (1, 1)))
-    assert (panel(draw_views([Image.fromarray(pixels)], geometry), (100, 100))[1:-1, 1:-1] == 255).all()
+    geometry = Strided(((200, 200), (0.0, 0.0, 400.0, 400.0), (1, 1)))
+    assert (panel(draw_views([Image.fromarray(pixels)], geometry), (200, 200))[1:-1, 1:-1] == 255).all()
 
 
 def test_only_views_of_the_same_part_are_drawn_inside_one_another() -> None:
