@@ -52,7 +52,12 @@ def test_merges_come_after_rising_interactions(merge_after):
     merges = [LastMap()] * (len(merge_after) + 1)
     with pytest.raises(ValueError, match="must rise strictly within the 2 interactions"):
         PyramidFeatures(
-            make_pyramid(), merges, ratios=RATIOS, strides=range(len(merges)), dims=(), merge_after=merge_after
+            make_pyramid(),
+            merges,
+            ratios=RATIOS,
+            strides=range(len(merges)),
+            dims=(),
+            merge_after=merge_after,
         )
 
 
@@ -66,11 +71,15 @@ def test_the_final_merge_is_not_asked_for_twice():
 def test_a_single_branch_needs_no_merge():
     encoder = make_pyramid((16,), ())
     neck = SimplePyramid([16] * 4, norm="layernorm")
-    features = PyramidFeatures(encoder, [LastMap()], neck, ratios=(1.0,), strides=(4, 8, 16, 32), dims=[16] * 4)
+    features = PyramidFeatures(
+        encoder, [LastMap()], neck, ratios=(1.0,), strides=(4, 8, 16, 32), dims=[16] * 4
+    )
     image = torch.randn(1, 3, 64, 96)
     (final,) = encoder([image])
     assert torch.equal(features(image)[16], encoder.maps(final)[0])
     with pytest.raises(ValueError, match="takes 2 merges"):
         PyramidFeatures(encoder, [LastMap()], ratios=(1.0,), strides=(16,), dims=(16,), merge_after=(0,))
     with pytest.raises(ValueError, match="needs interactions"):
-        PyramidFeatures(encoder, [LastMap()] * 2, ratios=(1.0,), strides=(8, 16), dims=(16, 16), merge_after=(0,))
+        PyramidFeatures(
+            encoder, [LastMap()] * 2, ratios=(1.0,), strides=(8, 16), dims=(16, 16), merge_after=(0,)
+        )

@@ -9,6 +9,7 @@ from stepwell.fuse.interaction import InteractionConfig
 from stepwell.models.pyramid import PyramidEncoder, build_interactions
 from pyramids import make_pyramid, make_views, vit
 
+
 def test_without_interactions_every_branch_is_an_encoder_of_its_own():
     encoder, views = make_pyramid(ranges=()), make_views()
     (final,) = encoder(views)

@@ -8,7 +8,6 @@ from stepwell.reader.page import Line
 from stepwell.reader.line_head import ALPHABET, Frames, LineHead, frame_loss, frames_along
 
 
-
 def frames_of(points, heights, classes):
     return Frames(points=points, heights=heights, classes=classes)
 

@@ -17,6 +17,8 @@ SIZES = {
     "num_key_value_heads": 2,
     "attn_implementation": "eager",
 }
+
+
 def pointers_of(positions, cells, visual):
     return Pointers(positions=positions, cells=cells, visual=visual)
 

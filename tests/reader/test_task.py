@@ -39,7 +39,9 @@ def test_pointers_name_the_cell_of_each_next_character():
     batch = task.collate([sample(FIRST, SECOND)])
     (pointers,) = batch["pointers"]
     rows, cols = task.processor.geometry.layout((100, 200)).views[-1].grid
-    assert len(pointers["visual"]) == rows * cols == (batch["input_ids"] == task.processor.image_token_id).sum()
+    assert (
+        len(pointers["visual"]) == rows * cols == (batch["input_ids"] == task.processor.image_token_id).sum()
+    )
     following = batch["input_ids"][0][pointers["positions"] + 1]
     assert task.processor.tokenizer.decode(following) == "AB C"
     middles = torch.tensor([30.0, 50.0, 70.0, 90.0])

@@ -58,7 +58,9 @@ def test_a_stage_trains_its_parts_only(finished):
         load_file(runs / f"reader_smoke/{name}/finished/model.safetensors") for name in ("1_look", "2_answer")
     )
     assert all(first[name].shape == fresh[name].shape for name in fresh if name in first)
-    changed = {part_of(name, parts).split(".")[0] for name in first if not torch.equal(first[name], second[name])}
+    changed = {
+        part_of(name, parts).split(".")[0] for name in first if not torch.equal(first[name], second[name])
+    }
     assert changed == {"vision", "projector", "language", "line_head"}
 
 
@@ -106,7 +108,11 @@ def test_optimiser_schedule_and_trainer_arguments_are_the_stages(tmp_path):
     assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {0.5, 0.25}
     rates = []
     for _ in range(10):
-        rates.append(round(trainer.optimizer.param_groups[0]["lr"] / trainer.optimizer.param_groups[0]["initial_lr"], 3))
+        rates.append(
+            round(
+                trainer.optimizer.param_groups[0]["lr"] / trainer.optimizer.param_groups[0]["initial_lr"], 3
+            )
+        )
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
     assert rates[:7] == [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]

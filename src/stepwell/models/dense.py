@@ -26,7 +26,9 @@ from stepwell.views.pyramid import image_pyramid
 __all__ = ["SIMPLE", "ClassifierSettings", "DenseSettings", "PyramidClassifier", "PyramidFeatures"]
 
 SIMPLE: tuple[Resampling, ...] = ("up4", "up2", "same", "maxpool2")
-_TINY = (BranchConfig(encoder="vit_t", size=224),)  # transformers saves a configuration of defaults now and then
+_TINY = (
+    BranchConfig(encoder="vit_t", size=224),
+)  # transformers saves a configuration of defaults now and then
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -68,7 +70,9 @@ class DenseSettings:
         encoder = build_pyramid(self.branches, self.interaction)
         specs = [branch.spec for branch in encoder.encoders]
         steps = [[branch.interactions[i][1] for branch in self.branches] for i in self.merge_after]
-        steps.append([spec.depth - 1 for spec in specs])  # for each merge, the layer of every branch before it
+        steps.append(
+            [spec.depth - 1 for spec in specs]
+        )  # for each merge, the layer of every branch before it
         dims = [[spec.dims[layer] for spec, layer in zip(specs, layers, strict=True)] for layers in steps]
         widths = [step[0] for step in dims]  # a merged map is as wide as branch 1
         strides: list[float] = [specs[-1].strides[layers[-1]] for layers in steps]

@@ -10,7 +10,9 @@ from torch import Tensor
 __all__ = ["by_shape"]
 
 
-def by_shape(run: Callable[[Tensor], Sequence[Tensor]], tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+def by_shape(
+    run: Callable[[Tensor], Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> list[tuple[Tensor, ...]]:
     """run: (B, *shape) -> several (B, ...). Its outputs for every tensor (*shape), in the tensors' order."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, tensor in enumerate(tensors):

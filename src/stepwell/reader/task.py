@@ -29,9 +29,17 @@ from stepwell.reader.tokenizer import build_reader_tokenizer
 from stepwell.structures import Geometry, TokenLayout
 from stepwell.train.chat import ChatModel, ChatRecipe, ChatStage, ChatTask, ConversationData, language_loss
 from stepwell.train.collate import Row
-from stepwell.train.recipe import Positive, Recipe, Strict
+from stepwell.train.recipe import Positive, Rate, Recipe, Strict
 
-__all__ = ["DrawnData", "ReaderModel", "ReaderRecipe", "ReaderStage", "ReaderTask", "ReaderTraining", "TextLineData"]
+__all__ = [
+    "DrawnData",
+    "ReaderModel",
+    "ReaderRecipe",
+    "ReaderStage",
+    "ReaderTask",
+    "ReaderTraining",
+    "TextLineData",
+]
 
 Range = tuple[float, float]
 
@@ -46,7 +54,7 @@ class DrawnData(Strict):
     """Pages drawn on the fly (drawn.py)."""
 
     kind: Literal["drawn"]
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Rate = 1.0
     count: Positive = 100_000
     seed: int = 0
     sides: tuple[Positive, Positive] = (320, 320)
@@ -60,7 +68,7 @@ class TextLineData(Strict):
     """Images with transcribed lines in a COCO file, and key fields in a JSONL file."""
 
     kind: Literal["text_lines"]
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Rate = 1.0
     path: Path
     images: Path
     fields: Path | None = None
@@ -75,8 +83,10 @@ Data = Annotated[DrawnData | ConversationData | TextLineData, Field(discriminato
 class ReaderStage(ChatStage):
     """frame_step: pixels of the last view between two frames of a line; the pointer is a head of some layers."""
 
-    losses: dict[Literal["language", "frames", "pointer"], Annotated[float, Field(gt=0)]] = {"language": 1.0}
-    frame_step: Annotated[float, Field(gt=0)] = 4.0
+    losses: Annotated[dict[Literal["language", "frames", "pointer"], Rate], Field(min_length=1)] = {
+        "language": 1.0
+    }
+    frame_step: Rate = 4.0
     pointer_layers: tuple[int, ...] = (1, 2)
     pointer_head: Annotated[int, Field(ge=0)] = 0
     data: Annotated[tuple[Data, ...], Field(min_length=1)]
@@ -213,7 +223,9 @@ class ReaderTask(ChatTask):
     def save(self, module: nn.Module, folder: Path) -> None:
         model = StepwellForConditionalGeneration(self.owner)
         model.generation_config = module.generation_config
-        state = {name: value for name, value in module.state_dict().items() if not name.startswith("line_head.")}
+        state = {
+            name: value for name, value in module.state_dict().items() if not name.startswith("line_head.")
+        }
         model.load_state_dict(state)
         super().save(model, folder)
 

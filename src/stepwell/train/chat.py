@@ -27,7 +27,7 @@ from stepwell.models.processor import StepwellProcessor
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import VisionConfig
 from stepwell.train.collate import Collator, TurnOrder
-from stepwell.train.recipe import Positive, Recipe, Stage, Strict
+from stepwell.train.recipe import Positive, Rate, Recipe, Stage, Strict
 
 __all__ = ["ChatModel", "ChatRecipe", "ChatStage", "ChatTask", "ConversationData", "language_loss"]
 
@@ -51,7 +51,9 @@ class ChatModel(Strict):
     def _one_origin(self) -> ChatModel:
         if self.start is not None and (beside := sorted(self.model_fields_set - {"start"})):
             raise ValueError(f"start is a whole model; {beside[0]} beside it would be ignored")
-        if self.start is None and (self.vision is None or (self.text is None and "language" not in self.parts)):
+        if self.start is None and (
+            self.vision is None or (self.text is None and "language" not in self.parts)
+        ):
             raise ValueError("give either start, or vision and text (or parts.language)")
         return self
 
@@ -60,7 +62,7 @@ class ConversationData(Strict):
     """A LLaVA training file: a JSON list of images and conversations."""
 
     kind: Literal["conversations"]
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Rate = 1.0
     path: Path
     images: Path | None = None  # the folder that image paths start from; None: the file's own
 
@@ -69,7 +71,7 @@ class ChatStage(Stage):
     """template: of this stage, where it is not the model's; max_length: tokens of a sample, whole turns go beyond."""
 
     train: tuple[str, ...] = ("vision", "language")
-    losses: dict[Literal["language"], Annotated[float, Field(gt=0)]] = {"language": 1.0}
+    losses: Annotated[dict[Literal["language"], Rate], Field(min_length=1)] = {"language": 1.0}
     template: str | None = None
     turns: TurnOrder = "together"
     max_length: Positive = 8192
@@ -126,7 +128,9 @@ class ChatTask:
         """The tokenizer of the recipe's model, with a token for an image."""
         name = model.tokenizer or model.parts.get("language")
         if name is None:
-            raise ValueError("model.tokenizer: name a folder with a tokenizer, or start the part `language` from one")
+            raise ValueError(
+                "model.tokenizer: name a folder with a tokenizer, or start the part `language` from one"
+            )
         tokenizer = AutoTokenizer.from_pretrained(name)
         if "<image>" not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
@@ -206,11 +210,15 @@ def _start_part(
     try:
         module = model.get_submodule(parts[name] + part.removeprefix(name))
     except (AttributeError, KeyError):
-        raise ValueError(f"parts: the model has no part {part!r}; it has {', '.join(sorted(parts))}") from None
+        raise ValueError(
+            f"parts: the model has no part {part!r}; it has {', '.join(sorted(parts))}"
+        ) from None
     if name == "vision.branches" and not source.endswith(".safetensors"):
         load_encoder_weights(module, source)  # type: ignore[arg-type]
         return
     try:
         module.load_state_dict(load_file(source))
     except RuntimeError as error:
-        raise ValueError(f"parts.{part}: {source} does not fit: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(
+            f"parts.{part}: {source} does not fit: {' '.join(str(error).split())[:200]}"
+        ) from None

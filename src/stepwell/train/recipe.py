@@ -19,7 +19,7 @@ from stepwell.models.vision import first_complaint
 from stepwell.train.shipped import recipe_names
 from stepwell.train.tasks import find_task
 
-__all__ = ["Optimiser", "Positive", "Recipe", "Schedule", "Stage", "Strict", "load_recipe"]
+__all__ = ["Optimiser", "Positive", "Rate", "Recipe", "Schedule", "Stage", "Strict", "load_recipe"]
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -65,7 +65,7 @@ class Stage(Strict):
     accumulate: Positive = 1
     train: tuple[str, ...]
     vision: dict[str, Any] = {}
-    losses: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    losses: Annotated[dict[str, Rate], Field(min_length=1)]
     data: Annotated[tuple[Any, ...], Field(min_length=1)]
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()

@@ -38,7 +38,9 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     _require_accelerate()
     register()
     tasks = [find_task(settings.task)(settings, stage) for stage in settings.stages]
-    sources = [mixture(task, stage, seed=settings.seed + i) for i, (task, stage) in _numbered(tasks, settings)]
+    sources = [
+        mixture(task, stage, seed=settings.seed + i) for i, (task, stage) in _numbered(tasks, settings)
+    ]
     folder = settings.output / settings.name
     before: Path | None = None
     for i, (task, stage) in _numbered(tasks, settings):
@@ -48,7 +50,9 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
             _logger.info("stage %s is finished already", stage.name)
         else:
             module = _built(task, settings, before)
-            trainer = StageTrainer(module, task, settings, stage, sources[i], stage_folder, seed=settings.seed + i)
+            trainer = StageTrainer(
+                module, task, settings, stage, sources[i], stage_folder, seed=settings.seed + i
+            )
             last = settings.resume and stage_folder.is_dir() and get_last_checkpoint(str(stage_folder))
             trainer.train(resume_from_checkpoint=last or None)
             trainer.save_model(str(finished.parent))
@@ -163,7 +167,9 @@ def _training_arguments(recipe: Recipe, stage: Stage, folder: Path, *, seed: int
         "save_steps": recipe.save_steps,
         "dataloader_num_workers": recipe.workers,
         "remove_unused_columns": False,
-        "accelerator_config": {"dispatch_batches": False},  # rows of pixel_values are no samples: never cut a batch
+        "accelerator_config": {
+            "dispatch_batches": False
+        },  # rows of pixel_values are no samples: never cut a batch
     }
     defaults = {"save_total_limit": 1, "report_to": "none"}
     if recipe.workers:

@@ -109,7 +109,9 @@ def _draw_source(image: Image.Image, layout: TokenLayout) -> Image.Image:
     times: dict[Box, int] = {}
     for i, view in enumerate(layout.views):
         left, top, right, bottom = (edge * scale for edge in view.box)
-        inset = min(2 * times.get(view.box, 0), 12)  # views that show the same part stay visible beside one another
+        inset = min(
+            2 * times.get(view.box, 0), 12
+        )  # views that show the same part stay visible beside one another
         times[view.box] = times.get(view.box, 0) + 1
         if right - left > 2 * inset + 2 and bottom - top > 2 * inset + 2:
             draw.rectangle(
