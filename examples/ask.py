@@ -1,6 +1,6 @@
-"""A question about a picture.
+"""A question about an image.
 
-python examples/ask.py picture.jpg "How much is the total?"
+python examples/ask.py image.jpg "How much is the total?"
 """
 
 from __future__ import annotations

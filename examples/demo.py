@@ -2,7 +2,7 @@
 
     python examples/demo.py [views.png]
 
-Prints every answer beside what is printed on the page, with its time, and writes a picture of the views.
+Prints every answer beside what is printed on the page, with its time, and draws what the model was given.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(target: Path) -> None:
     for name, questions in PAGES.items():
         layout = model.layout(HERE / name)
         height, width = layout.image_size
-        print(f"\n{name}: {width} x {height} px, {layout.num_tokens} visual tokens")
+        print(f"\n{name}: {width} x {height} px, {layout.num_visual} visual tokens")
         for question, printed in questions.items():
             started = time.perf_counter()
             answer = model.ask(HERE / name, question)
@@ -45,7 +45,7 @@ def main(target: Path) -> None:
                 f"  {question}\n    {answer!r} (printed: {printed!r}), {time.perf_counter() - started:.2f} s"
             )
     images = [stepwell.open_image(HERE / name) for name in PAGES]
-    write_views(target, images, [model.layout(image) for image in images])
+    write_views(target, images, model.processor.geometry)
     print(f"\nwhat the model saw: {target}")
 
 

@@ -1,6 +1,6 @@
 """The same model by way of transformers: importing stepwell is all its Auto classes need.
 
-python examples/pipeline.py picture.jpg "How much is the total?"
+python examples/pipeline.py image.jpg "How much is the total?"
 """
 
 from __future__ import annotations
