@@ -359,7 +359,7 @@ def _subject(config: str) -> Any:
     from stepwell.train.tasks import find_task
 
     recipe = load_recipe(path)
-    return find_task(recipe.task).config(recipe)
+    return find_task(recipe.task).configuration(recipe)
 
 
 @app.command()

@@ -221,7 +221,7 @@ class ReaderTask(ChatTask):
         return losses
 
     def save(self, module: nn.Module, folder: Path) -> None:
-        model = StepwellForConditionalGeneration(self.owner)
+        model = StepwellForConditionalGeneration(self.config)
         model.generation_config = module.generation_config
         state = {
             name: value for name, value in module.state_dict().items() if not name.startswith("line_head.")

@@ -5,6 +5,7 @@ LLaVA, arXiv 2304.08485, section 4.2: stages differ in what learns and on which 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -20,12 +21,13 @@ from stepwell.data.conversations import Conversations
 from stepwell.data.sample import Source
 from stepwell.encoders.pretrained import load_encoder_weights
 from stepwell.language.labels import IGNORE
+from stepwell.language.prompt import IMAGE
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.systems import vision_settings
-from stepwell.models.vision import VisionConfig
+from stepwell.models.vision import settings_json
 from stepwell.train.collate import Collator, TurnOrder
 from stepwell.train.recipe import Positive, Rate, Recipe, Stage, Strict
 
@@ -92,11 +94,17 @@ class ChatTask:
     def __init__(self, recipe: Any, stage: Any) -> None:
         self.settings, self.stage = recipe, stage
         self.learning: tuple[str, ...] = stage.train
-        self.processor = self.build_processor(recipe.model)
-        self.owner = self.config(recipe)
-        vision = self.owner.vision.adjusted(stage.vision) if stage.vision else self.owner.vision
-        self.stage_config = self.config(recipe)
-        self.stage_config.vision_config = StepwellConfig(vision).vision_config
+        if recipe.model.start is None:
+            tokenizer = self.build_tokenizer(recipe.model)
+            self.config = _config(recipe.model, tokenizer)
+            image_processor = StepwellImageProcessor(recipe.model.vision)
+            self.processor = StepwellProcessor(image_processor, tokenizer, template=recipe.model.template)
+        else:
+            self.config = StepwellConfig.from_pretrained(recipe.model.start)
+            self.processor = StepwellProcessor.from_pretrained(recipe.model.start)
+        vision = self.config.vision.adjusted(stage.vision)
+        self.stage_config = copy.deepcopy(self.config)
+        self.stage_config.vision_config = settings_json(vision)
         stage_processor = StepwellProcessor(
             StepwellImageProcessor(vision),
             self.processor.tokenizer,
@@ -105,23 +113,11 @@ class ChatTask:
         self.collator = Collator(stage_processor, max_length=stage.max_length, turns=stage.turns)
 
     @classmethod
-    def config(cls, recipe: Any) -> StepwellConfig:
-        model = recipe.model
-        if model.start is not None:
-            config: StepwellConfig = StepwellConfig.from_pretrained(model.start)
-            return config
-        tokenizer = cls.build_tokenizer(model)
-        ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
-        if model.text is None:
-            text = AutoConfig.from_pretrained(model.parts["language"])
-        else:
-            text = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **model.text})
-        return StepwellConfig(
-            vision_config=model.vision,
-            text_config=text,
-            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-            template=model.template,
-        )
+    def configuration(cls, recipe: Any) -> StepwellConfig:
+        if recipe.model.start is None:
+            return _config(recipe.model, cls.build_tokenizer(recipe.model))
+        config: StepwellConfig = StepwellConfig.from_pretrained(recipe.model.start)
+        return config
 
     @classmethod
     def build_tokenizer(cls, model: Any) -> Any:
@@ -132,17 +128,9 @@ class ChatTask:
                 "model.tokenizer: name a folder with a tokenizer, or start the part `language` from one"
             )
         tokenizer = AutoTokenizer.from_pretrained(name)
-        if "<image>" not in tokenizer.get_vocab():
-            tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        if IMAGE not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
         return tokenizer
-
-    @classmethod
-    def build_processor(cls, model: Any) -> StepwellProcessor:
-        if model.start is not None:
-            processor: StepwellProcessor = StepwellProcessor.from_pretrained(model.start)
-            return processor
-        tokenizer = cls.build_tokenizer(model)
-        return StepwellProcessor(StepwellImageProcessor(model.vision), tokenizer, template=model.template)
 
     def build(self) -> nn.Module:
         return self.start(StepwellForConditionalGeneration)
@@ -162,7 +150,7 @@ class ChatTask:
         return model
 
     def parts(self, module: nn.Module) -> Mapping[str, str]:
-        vision = {name: f"model.vision.{prefix}" for name, prefix in self.owner.vision.parts.items()}
+        vision = {name: f"model.vision.{prefix}" for name, prefix in self.config.vision.parts.items()}
         language = {"language": "model.language_model", "language.lm_head": "lm_head"}
         return {"vision": "model.vision", **vision, **language}
 
@@ -179,12 +167,26 @@ class ChatTask:
         assert isinstance(module, StepwellForConditionalGeneration)
         for parameter in module.parameters():
             parameter.requires_grad_(True)
-        module.config.vision_config = self.owner.vision_config
+        module.config.vision_config = self.config.vision_config
         module.to(getattr(torch, self.settings.save_dtype)).save_pretrained(folder)
         # Stored small, computed in full: in half precision the answers of a batch may differ from single ones.
         module.config.dtype = torch.float32
         module.config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def _config(model: Any, tokenizer: Any) -> StepwellConfig:
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
+    if model.text is None:
+        text = AutoConfig.from_pretrained(model.parts["language"])
+    else:
+        text = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **model.text})
+    return StepwellConfig(
+        vision_config=model.vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        template=model.template,
+    )
 
 
 def language_loss(forward: Callable[..., Any], labels: Tensor, **inputs: Any) -> tuple[Tensor, Any]:

@@ -37,8 +37,8 @@ class Task(Protocol):
 
     def __init__(self, recipe: Any, stage: Any) -> None: ...
 
-    @staticmethod
-    def config(recipe: Any) -> Any:
+    @classmethod
+    def configuration(cls, recipe: Any) -> Any:
         """The configuration of the model that the recipe trains, for `stepwell flops`."""
         ...
 
