@@ -1,9 +1,9 @@
 """The nouns that every room speaks.
 
-Letters: B batch, N tokens, C width, D the language model's width, (H, W) a size in pixels or cells, height first.
-Boxes are xyxy in source pixels. The path: an image has a *layout* (pure integers); its *inputs* are the tensors that
-a vision system is handed, its *views* what the encoders see; a vision system turns inputs into *visual tokens* in
-the language model's width, and into feature maps.
+Letters: B batch, N tokens, C width, D the language model's width, (H, W) a size in pixels or cells, height
+first. Boxes are xyxy in source pixels. The path: an image has a *layout* (pure integers); its *inputs* are
+the tensors that a vision system is handed, its *views* what the encoders see; a vision system turns inputs
+into *visual tokens* in the language model's width, and into feature maps.
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ class TokenLayout:
 
     @property
     def num_tokens(self) -> int:
-        """All that the language model reads. Raises ValueError where a separator is text: ask the processor then."""
+        """All that the language model reads. Raises ValueError where a separator is text: ask the processor
+        then.
+        """
         if any(run.text is not None for run in self.runs):
             raise ValueError("how many tokens a separator's text takes, StepwellProcessor.num_tokens(layout) knows")
         return self.num_visual + sum(len(run.ids or ()) for run in self.runs)

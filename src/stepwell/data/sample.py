@@ -1,7 +1,7 @@
 """What a data source yields: an image and a conversation about it.
 
-A source is anything with a length and an index; nothing else is asked of it (`Source`). The same index gives the same
-sample for the life of a source, so that a run can resume.
+A source is anything with a length and an index; nothing else is asked of it (`Source`). The same index gives
+the same sample for the life of a source, so that a run can resume.
 """
 
 from __future__ import annotations
@@ -41,5 +41,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any:
-        """Raises IndexError past the end, and stepwell.ImageError or OSError for an image that cannot be read."""
+        """Raises IndexError past the end, and stepwell.ImageError or OSError for an image that cannot be
+        read.
+        """
         ...

@@ -49,7 +49,8 @@ class Assistant:
         max_new_tokens: int = 128,
         stream: Stream | None = None,
     ) -> str:
-        """The answer to a question about an image, or about several; `stream` is called with text as it comes.
+        """The answer to a question about an image, or about several; `stream` is called with text as it
+        comes.
 
         Greedy decoding. Raises ValueError for an empty question and for images that cannot be read.
         """
@@ -64,7 +65,9 @@ class Assistant:
         max_new_tokens: int = 128,
         stream: Stream | None = None,
     ) -> list[str]:
-        """Answers to (images, question) pairs in one batch, each as it would be alone. `stream` takes one pair."""
+        """Answers to (images, question) pairs in one batch, each as it would be alone. `stream` takes one
+        pair.
+        """
         if not questions:
             return []
         if stream is not None and len(questions) != 1:

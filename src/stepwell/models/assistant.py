@@ -1,8 +1,8 @@
 """Any vision system and any causal language model: images and text in, text out.
 
-The visual tokens of an image stand where its placeholder tokens stand (LLaVA, arXiv 2304.08485, section 4.1). Classes
-are shaped as transformers' own, so that `generate`, pipelines, Trainer and PEFT take them as they are.
-Letters: B batch, L text length, D the language model's width, P pixels of all inputs.
+The visual tokens of an image stand where its placeholder tokens stand (LLaVA, arXiv 2304.08485, section 4.1).
+Classes are shaped as transformers' own, so that `generate`, pipelines, Trainer and PEFT take them as they
+are. Letters: B batch, L text length, D the language model's width, P pixels of all inputs.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class StepwellModel(StepwellPreTrainedModel):
     def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
         """Visual tokens of each image: a list of (N, D), N as `layout(size).num_visual` says.
 
-        pixel_values (P, 3): the inputs of all images in order, a row a pixel. image_sizes (images, 2): height and
-        width of the upright sources. Raises ValueError where the pixels are not as many as the sizes say.
+        pixel_values (P, 3): the inputs of all images in order, a row a pixel. image_sizes (images, 2): height
+        and width of the upright sources. Raises ValueError where the pixels are not as many as the sizes say.
         """
         visual_tokens: list[Tensor] = self.vision(*self._unpacked(pixel_values, image_sizes))
         return visual_tokens

@@ -20,11 +20,11 @@ __all__ = ["StepwellConfig", "refuse_other_settings", "refuse_unknown"]
 class StepwellConfig(PreTrainedConfig):
     """Any vision system and any causal language model of transformers.
 
-    This configuration owns the settings of a model: the processor beside it is held against it when it is loaded.
-    `vision_config` is the settings of a system in models/systems.py or their JSON, `text_config` a transformers
-    configuration or its JSON. `template` names a chat template of the language room, None means the tokenizer's
-    own. `tie_word_embeddings` is the language model's. Raises ValueError for keys that neither this class nor
-    PreTrainedConfig knows.
+    This configuration owns the settings of a model: the processor beside it is held against it when it is
+    loaded. `vision_config` is the settings of a system in models/systems.py or their JSON, `text_config` a
+    transformers configuration or its JSON. `template` names a chat template of the language room, None means
+    the tokenizer's own. `tie_word_embeddings` is the language model's. Raises ValueError for keys that
+    neither this class nor PreTrainedConfig knows.
     """
 
     model_type = "stepwell"
@@ -94,7 +94,8 @@ def refuse_unknown(keys: Iterable[str], owner: str) -> None:
 
 
 def refuse_other_settings(source: str | os.PathLike[str], **settings: Any) -> None:
-    """Raises ValueError naming the first of a processor's settings that the config.json of `source` has otherwise.
+    """Raises ValueError naming the first of a processor's settings that the config.json of `source` has
+    otherwise.
 
     source: a folder or a name on the hub; one without a config.json of ours owns nothing.
     """

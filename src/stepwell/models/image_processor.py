@@ -30,8 +30,9 @@ _SAVED_BESIDE = frozenset({"image_processor_type", "processor_class", "backend",
 class StepwellImageProcessor(BaseImageProcessor):
     """Images -> `pixel_values` (P, 3), a row a pixel, input after input, and `image_sizes` (images, 2).
 
-    vision_config: settings of a vision system or their JSON. Images may be whatever `stepwell.open_image` takes;
-    network addresses are refused, and everything is decoded within its limits. Batches made apart join by `cat`.
+    vision_config: settings of a vision system or their JSON. Images may be whatever `stepwell.open_image`
+    takes; network addresses are refused, and everything is decoded within its limits. Batches made apart join
+    by `cat`.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
@@ -46,8 +47,8 @@ class StepwellImageProcessor(BaseImageProcessor):
     def from_pretrained(cls, source: Any, *, vision: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         """As transformers', with the vision settings of the model beside it, which owns them.
 
-        vision: changes to the geometry, such as {"framing": "crop"}. Raises ValueError naming the first setting
-        in which the model's config.json and this processor differ.
+        vision: changes to the geometry, such as {"framing": "crop"}. Raises ValueError naming the first
+        setting in which the model's config.json and this processor differ.
         """
         processor = super().from_pretrained(source, **kwargs)
         refuse_other_settings(Path(source), vision_config=processor.vision_config)
@@ -65,7 +66,9 @@ class StepwellImageProcessor(BaseImageProcessor):
         return output
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Anything that names or holds an image -> an upright RGB PIL image; lists are kept as they are nested."""
+        """Anything that names or holds an image -> an upright RGB PIL image; lists are kept as they are
+        nested.
+        """
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(item) for item in image_url_or_urls]
         return open_image(image_url_or_urls)

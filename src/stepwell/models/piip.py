@@ -1,7 +1,7 @@
 """PIIP-LLaVA's vision: an image -> its pyramid -> branches in conversation -> one sequence of tokens.
 
-PIIP, arXiv 2501.07783, section III. Letters: B batch, N tokens, D the language model's width, (H, W) the largest
-view, C the width of a branch, (h, w) its grid.
+PIIP, arXiv 2501.07783, section III. Letters: B batch, N tokens, D the language model's width, (H, W) the
+largest view, C the width of a branch, (h, w) its grid.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ __all__ = ["PiipConfig", "PiipVision"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PiipConfig(VisionConfig):
-    """PIIP-LLaVA and its relatives: branch 1 is the largest network on the smallest view; the last gives the grid.
+    """PIIP-LLaVA and its relatives: branch 1 is the largest network on the smallest view; the last gives the
+    grid.
 
     mean, std: None is those that branch 1 was pretrained with.
     """

@@ -1,7 +1,8 @@
 """The baseline: one view, one encoder, one of its hidden states, a projector.
 
-LLaVA-1.5, arXiv 2310.03744, section 3.2: CLIP ViT-L/14 at 336 pixels, the second to last hidden state without its
-class token, a two-layer MLP. Letters: B batch, N tokens, D the language model's width, (h, w) the size of an input.
+LLaVA-1.5, arXiv 2310.03744, section 3.2: CLIP ViT-L/14 at 336 pixels, the second to last hidden state without
+its class token, a two-layer MLP. Letters: B batch, N tokens, D the language model's width, (h, w) the size of
+an input.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class PlainConfig(VisionConfig):
 class PlainVision(VisionSystem):
     """A vision system with one branch.
 
-    projector: (B, N, C) -> (B, N, D); select_layer: index into the hidden states, of which the embedding is the
-    first, so -1 is the last layer and -2 the one before.
+    projector: (B, N, C) -> (B, N, D); select_layer: index into the hidden states, of which the embedding is
+    the first, so -1 is the last layer and -2 the one before.
     """
 
     def __init__(

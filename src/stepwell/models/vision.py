@@ -1,8 +1,8 @@
 """What every vision system is: a geometry, encoders and a projector; and the settings that build one.
 
-The path: `geometry.layout(size)` says what an image will cost, `geometry.inputs(image, layout)` are its tensors, and
-`encode(inputs, layouts)` turns the inputs of many images, of any sizes, into visual tokens and feature maps.
-Letters: N visual tokens of an image, D the language model's width, (h, w) the size of an input.
+The path: `geometry.layout(size)` says what an image will cost, `geometry.inputs(image, layout)` are its
+tensors, and `encode(inputs, layouts)` turns the inputs of many images, of any sizes, into visual tokens and
+feature maps. Letters: N visual tokens of an image, D the language model's width, (h, w) the size of an input.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class VisionConfig(ABC):
     adjustable: ClassVar[frozenset[str]] = frozenset()
     """Fields that may change after training, beside the views' sizes: no weight depends on them."""
     parts: ClassVar[Mapping[str, str]]
-    """Names of parts, as recipes write them -> the system's submodule. All begin with "vision" or "projector"."""
+    """Names of parts, as recipes write them -> the system's submodule. All begin with "vision" or
+    "projector".
+    """
 
     @abstractmethod
     def geometry(self) -> Geometry:
@@ -97,7 +99,9 @@ STRICT = ConfigDict(extra="forbid")
 
 
 def validated(kind: type, settings: Any, name: str) -> Any:
-    """Settings or their JSON -> an instance of `kind`. Raises ValueError of one line: `name` and the wrong field."""
+    """Settings or their JSON -> an instance of `kind`. Raises ValueError of one line: `name` and the wrong
+    field.
+    """
     try:
         return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:

@@ -1,6 +1,7 @@
 """Images of any sizes as one tensor: a row a pixel, input after input.
 
-What is packed apart joins by `torch.cat`, and nothing is padded. Letters: P pixels of all inputs, (h, w) a size.
+What is packed apart joins by `torch.cat`, and nothing is padded. Letters: P pixels of all inputs, (h, w) a
+size.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ __all__ = ["Line", "PageSample", "PageTurn"]
 class Line:
     """One line of text.
 
-    `edges` are the left edges of the characters and the right edge of the last, in pixels: len(text) + 1 numbers.
+    `edges` are the left edges of the characters and the right edge of the last, in pixels: len(text) + 1
+    numbers.
     """
 
     text: str

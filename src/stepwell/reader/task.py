@@ -1,7 +1,7 @@
 """The task `reader`: a small assistant learns to read, with losses that show it where the characters stand.
 
-Beside the answers' loss there are two that exist in training only: "frames" (line_head.py) and "pointer" (pointer.py).
-Letters: (h, w) the grid of an image's visual tokens.
+Beside the answers' loss there are two that exist in training only: "frames" (line_head.py) and "pointer"
+(pointer.py). Letters: (h, w) the grid of an image's visual tokens.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ Range = tuple[float, float]
 
 
 class ReaderModel(ChatModel):
-    """tokenizer: by default reader/tokenizer.py's. start_looking: coordinates and attention begin as start.py says."""
+    """tokenizer: by default reader/tokenizer.py's. start_looking: coordinates and attention begin as start.py
+    says.
+    """
 
     start_looking: bool = False
 
@@ -81,7 +83,8 @@ Data = Annotated[DrawnData | ConversationData | TextLineData, Field(discriminato
 
 
 class ReaderStage(ChatStage):
-    """frame_step: pixels of the last view between two frames of a line; the pointer is a head of some layers."""
+    """frame_step: pixels of the last view between two frames of a line; the pointer is a head of some layers.
+    """
 
     losses: Annotated[dict[Literal["language", "frames", "pointer"], Rate], Field(min_length=1)] = {
         "language": 1.0
@@ -231,7 +234,9 @@ class ReaderTask(ChatTask):
 
 
 def _check_grid(geometry: Geometry) -> None:
-    """Raises ValueError where the visual tokens are not one grid over the whole image: targets would be wrong."""
+    """Raises ValueError where the visual tokens are not one grid over the whole image: targets would be
+    wrong.
+    """
     layout = geometry.layout((60, 100))
     rows, cols = layout.views[-1].grid
     one_grid = len(layout.runs) == 1 and layout.num_visual == rows * cols

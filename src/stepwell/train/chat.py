@@ -1,6 +1,7 @@
 """The task `chat`: any vision system and any causal language model learn to answer questions about images.
 
-LLaVA, arXiv 2304.08485, section 4.2: stages differ in what learns and on which data; the loss is that of the answers.
+LLaVA, arXiv 2304.08485, section 4.2: stages differ in what learns and on which data; the loss is that of the
+answers.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ __all__ = ["ChatModel", "ChatRecipe", "ChatStage", "ChatTask", "ConversationData
 
 
 class ChatModel(Strict):
-    """A vision system, a language model's configuration, a tokenizer, a chat template; or the folder of a model.
+    """A vision system, a language model's configuration, a tokenizer, a chat template; or the folder of a
+    model.
 
-    parts: where parts start, by the names of `ChatTask.parts`: `vision.branches.0` or `language` from a folder or a name
-    on the hub, any part from a .safetensors file of ours. text: a transformers configuration with its model_type;
-    by default that of the part `language`, as is the tokenizer.
+    parts: where parts start, by the names of `ChatTask.parts`: `vision.branches.0` or `language` from a
+    folder or a name on the hub, any part from a .safetensors file of ours. text: a transformers configuration
+    with its model_type; by default that of the part `language`, as is the tokenizer.
     """
 
     start: Path | None = None
@@ -70,7 +72,9 @@ class ConversationData(Strict):
 
 
 class ChatStage(Stage):
-    """template: of this stage, where it is not the model's; max_length: tokens of a sample, whole turns go beyond."""
+    """template: of this stage, where it is not the model's; max_length: tokens of a sample, whole turns go
+    beyond.
+    """
 
     train: tuple[str, ...] = ("vision", "language")
     losses: Annotated[dict[Literal["language"], Rate], Field(min_length=1)] = {"language": 1.0}
@@ -169,7 +173,8 @@ class ChatTask:
             parameter.requires_grad_(True)
         module.config.vision_config = self.config.vision_config
         module.to(getattr(torch, self.settings.save_dtype)).save_pretrained(folder)
-        # Stored small, computed in full: in half precision the answers of a batch may differ from single ones.
+        # Stored small, computed in full: in half precision the answers of a batch may differ from single
+        # ones.
         module.config.dtype = torch.float32
         module.config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
@@ -190,7 +195,9 @@ def _config(model: Any, tokenizer: Any) -> StepwellConfig:
 
 
 def language_loss(forward: Callable[..., Any], labels: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
-    """Cross-entropy of the supervised tokens, fp32, and the outputs; logits of other positions are never made."""
+    """Cross-entropy of the supervised tokens, fp32, and the outputs; logits of other positions are never
+    made.
+    """
     following = labels[:, 1:]
     supervised = (following != IGNORE).any(0).nonzero()[:, 0]
     outputs = forward(**inputs, logits_to_keep=supervised, use_cache=False)

@@ -23,8 +23,8 @@ from stepwell.models.processor import StepwellProcessor
 __all__ = ["Collator", "Row", "TurnOrder"]
 
 TurnOrder = Literal["together", "apart"]
-"""A sample is one conversation; or every turn is trained as if it was asked alone, while the image is paid for once:
-all turns continue what ends with the image, none sees another.
+"""A sample is one conversation; or every turn is trained as if it was asked alone, while the image is paid
+for once: all turns continue what ends with the image, none sees another.
 """
 
 
@@ -62,7 +62,9 @@ class Collator:
         return rows, images
 
     def batch(self, rows: Sequence[Row], images: Sequence[Image | None]) -> dict[str, Any]:
-        """input_ids and labels (B, L), attention_mask (B, L) or (B, 1, L, L), and what the image processor gives."""
+        """input_ids and labels (B, L), attention_mask (B, L) or (B, 1, L, L), and what the image processor
+        gives.
+        """
         batch: dict[str, Any] = {
             "input_ids": pad_sequence([row.ids for row in rows], True, self.processor.tokenizer.pad_token_id),
             "labels": pad_sequence([row.labels for row in rows], True, IGNORE),

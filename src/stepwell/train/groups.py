@@ -1,7 +1,8 @@
 """Which parameters learn, how fast, and with what decay, by the names of a model's parts.
 
-A part is a dotted name as a reader of a recipe would say it (`vision.branches.0`, `projector`, `language`); `parts`
-maps the names that a task and its model know to prefixes of parameters. The longest prefix names a parameter.
+A part is a dotted name as a reader of a recipe would say it (`vision.branches.0`, `projector`, `language`);
+`parts` maps the names that a task and its model know to prefixes of parameters. The longest prefix names a
+parameter.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def part_of(name: str, parts: Mapping[str, str]) -> str:
 
 
 def freeze_all_but(module: nn.Module, learning: Sequence[str], parts: Mapping[str, str]) -> None:
-    """Parameters of the parts in `learning` learn, all others do not. Raises ValueError for one that has none."""
+    """Parameters of the parts in `learning` learn, all others do not. Raises ValueError for one that has
+    none.
+    """
     names = {name: part_of(name, parts) for name, _ in module.named_parameters()}
     for part in learning:
         if not any(_within(name, part) for name in names.values()):
@@ -42,8 +45,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: every parameter that learns is in exactly one.
 
-    part_lrs gives parts a rate of their own, the longest matching name counts. No weight decay on norms, biases,
-    gates and scales.
+    part_lrs gives parts a rate of their own, the longest matching name counts. No weight decay on norms,
+    biases, gates and scales.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():

@@ -1,8 +1,9 @@
 """Recipes: what to build, on what data, in which stages, as one YAML file that refuses what it does not know.
 
-A recipe names its `task` (train/tasks.py), whose own fields it may use; the fields here are those of every task. It may
-name its `base` (a shipped recipe or a file beside it) and give only the fields that differ; mappings are merged,
-everything else replaced. Overrides are `a.b=c`, c in YAML; a number in the path is a place in a list.
+A recipe names its `task` (train/tasks.py), whose own fields it may use; the fields here are those of every
+task. It may name its `base` (a shipped recipe or a file beside it) and give only the fields that differ;
+mappings are merged, everything else replaced. Overrides are `a.b=c`, c in YAML; a number in the path is a
+place in a list.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Strict(BaseModel):
 
 
 class Optimiser(Strict):
-    """`name` is one of TrainingArguments' `optim`; part_lrs: rates of parts, the longest matching name counts."""
+    """`name` is one of TrainingArguments' `optim`; part_lrs: rates of parts, the longest matching name
+    counts.
+    """
 
     name: str = "adamw_torch"
     lr: Rate = 2e-3

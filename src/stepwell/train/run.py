@@ -1,7 +1,8 @@
 """A recipe from start to finish: stage after stage through transformers' Trainer, then the model as a folder.
 
-Every stage builds its module anew and takes over the weights of the one before, so that a resumed run goes the way of
-an uninterrupted one. Finished stages are taken up again, an unfinished one continues at its last checkpoint.
+Every stage builds its module anew and takes over the weights of the one before, so that a resumed run goes
+the way of an uninterrupted one. Finished stages are taken up again, an unfinished one continues at its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def mixture(task: Task, stage: Stage, *, seed: int) -> Mixture:
 
 
 class StageTrainer(Trainer):
-    """transformers' Trainer with a stage's parameter groups and the weighted sum of its losses, each logged."""
+    """transformers' Trainer with a stage's parameter groups and the weighted sum of its losses, each logged.
+    """
 
     def __init__(
         self,
@@ -144,7 +146,8 @@ class StageTrainer(Trainer):
 
 
 def _training_arguments(recipe: Recipe, stage: Stage, folder: Path, *, seed: int) -> TrainingArguments:
-    """Raises ValueError for a field of `stage.trainer` that is said elsewhere in a recipe or does not exist."""
+    """Raises ValueError for a field of `stage.trainer` that is said elsewhere in a recipe or does not exist.
+    """
     optimiser = stage.optimiser
     fields: dict[str, Any] = {
         "output_dir": str(folder),

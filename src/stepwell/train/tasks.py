@@ -1,7 +1,7 @@
 """TASKS: what a recipe can train, by the name of its `task`. A new task adds its line here.
 
-The loop (train/run.py) knows a task by this protocol alone: how its module is built, its batches made, its losses
-computed, and its result written.
+The loop (train/run.py) knows a task by this protocol alone: how its module is built, its batches made, its
+losses computed, and its result written.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Task(Protocol):
         ...
 
     def source(self, data: Any) -> Source:
-        """The samples of one entry of a stage's `data`. Raises FileNotFoundError where a file is not there."""
+        """The samples of one entry of a stage's `data`. Raises FileNotFoundError where a file is not there.
+        """
         ...
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
@@ -59,7 +60,8 @@ class Task(Protocol):
         ...
 
     def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The stage's losses by name, from one call of the module's forward; the loop weighs and adds them."""
+        """The stage's losses by name, from one call of the module's forward; the loop weighs and adds them.
+        """
         ...
 
     def save(self, module: nn.Module, folder: Path) -> None:
