@@ -12,7 +12,7 @@ from stepwell.layers.position import (
     resample_relative_table,
     resize_patch_kernel,
     resize_position_table,
-    sincos_code,
+    sincos_embedding,
 )
 
 
@@ -45,24 +45,24 @@ def test_a_patch_kernel_keeps_its_values_not_its_sum() -> None:
     torch.testing.assert_close(kernel, torch.full((2, 3, 16, 16), 0.25))
 
 
-def test_sincos_codes_of_the_same_place_agree_at_any_resolution() -> None:
+def test_sincos_embeddings_of_the_same_place_agree_at_any_resolution() -> None:
     """The centre of a cell of a 3 x 5 grid is the centre of the middle cell of its 3 x 3 split."""
-    coarse = sincos_code(16, (3, 5)).view(3, 5, 16)
-    fine = sincos_code(16, (9, 15)).view(9, 15, 16)
+    coarse = sincos_embedding(16, (3, 5)).view(3, 5, 16)
+    fine = sincos_embedding(16, (9, 15)).view(9, 15, 16)
     torch.testing.assert_close(fine[1::3, 1::3], coarse, atol=1e-4, rtol=0)
 
 
-def test_sincos_codes_split_into_rows_and_columns_and_tell_all_cells_apart() -> None:
-    code = sincos_code(32, (40, 64)).view(40, 64, 32)
+def test_sincos_embeddings_split_into_rows_and_columns_and_tell_all_cells_apart() -> None:
+    code = sincos_embedding(32, (40, 64)).view(40, 64, 32)
     assert torch.equal(code[3, 5, :16], code[3, 60, :16])
     assert torch.equal(code[3, 5, 16:], code[30, 5, 16:])
     assert torch.cdist(code.flatten(0, 1), code.flatten(0, 1)).fill_diagonal_(9).min() > 0.05
     torch.testing.assert_close(code.square().sum(-1), torch.full((40, 64), 16.0))  # sin^2 + cos^2 each
 
 
-def test_a_sincos_code_needs_a_width_of_four() -> None:
+def test_a_sincos_embedding_needs_a_width_of_four() -> None:
     with pytest.raises(ValueError, match="divisible by 4, got 10"):
-        sincos_code(10, (2, 2))
+        sincos_embedding(10, (2, 2))
 
 
 def test_a_relative_bias_depends_on_the_offset_alone() -> None:

@@ -4,7 +4,7 @@ An entry holds constructor arguments, the family (told, never guessed from a fil
 weights come from. The arguments are those of a branch in PIIP's dense models (arXiv 2501.07783): patch 16, no
 class token, layer scale even where the weights have none. What a task changes, it overrides: class_token=True
 for classification, and class_slot=True, final_norm=True beside it for the network as it was pretrained.
-Mean and std are those of the pretraining; a vision system may say otherwise.
+Mean and std are those of the pretraining, and the default of the systems an encoder serves.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepwell.encoders.convnext import ConvNeXt
-from stepwell.encoders.encoder import CLIP_MEAN, CLIP_STD
 from stepwell.encoders.vit import VisionTransformer
+from stepwell.structures import CLIP_MEAN, CLIP_STD, HALF, EncoderSpec
 
-__all__ = ["ENCODERS", "Entry", "Family", "Source", "build_encoder", "check_encoder"]
+__all__ = ["ENCODERS", "Entry", "Family", "Source", "build_encoder", "check_encoder", "encoder_spec"]
 
 Family = Literal[
     "vit",
@@ -81,12 +81,25 @@ def build_encoder(name: str, **overrides: Any) -> VisionTransformer | ConvNeXt:
     return entry.build(**{**entry.arguments, **overrides})
 
 
+def encoder_spec(name: str, arguments: Mapping[str, Any] = {}) -> EncoderSpec:
+    """Widths, strides and statistics of an encoder, from its arguments: nothing is built.
+
+    Raises ValueError for a name or an argument that does not exist.
+    """
+    check_encoder(name, arguments)
+    entry = ENCODERS[name]
+    bound = inspect.signature(entry.build).bind(**{**entry.arguments, **arguments})
+    bound.apply_defaults()
+    needed = inspect.signature(entry.build.spec_of).parameters
+    spec: EncoderSpec = entry.build.spec_of(**{field: bound.arguments[field] for field in needed})
+    return spec
+
+
 _TINY: dict[str, Any] = {"dim": 192, "depth": 12, "num_heads": 3}
 _SMALL: dict[str, Any] = {"dim": 384, "depth": 12, "num_heads": 6}
 _BASE: dict[str, Any] = {"dim": 768, "depth": 12, "num_heads": 12}
 _LARGE: dict[str, Any] = {"dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE: dict[str, Any] = {"dim": 1280, "depth": 32, "num_heads": 16}
-_HALF = (0.5, 0.5, 0.5)
 
 
 def _vit(family: Family, source: Source | None = None, **arguments: Any) -> Entry:
@@ -101,7 +114,7 @@ def _timm(family: Family, size: dict[str, Any], name: str, **arguments: Any) -> 
 
 def _augreg(size: dict[str, Any], name: str, grid: int) -> Entry:
     name = f"{name}.augreg_in21k_ft_in1k"
-    arguments: dict[str, Any] = {"position_grid": (grid, grid), "mean": _HALF, "std": _HALF}
+    arguments: dict[str, Any] = {"position_grid": (grid, grid), "mean": HALF, "std": HALF}
     return _timm("augreg", size, name, **arguments)
 
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Statistics, drop_path_rates
+from stepwell.encoders.encoder import drop_path_rates
 from stepwell.layers.drop_path import DropPath
 from stepwell.layers.mlp import Activation, LayerScale, Mlp
 from stepwell.ops.rearrange import tokens_to_map
-from stepwell.structures import EncoderSpec, Size, TokenMap
+from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, Size, Statistics, TokenMap
 
 __all__ = ["ConvNeXt", "ConvNeXtBlock", "Downsampling", "Stem"]
 
@@ -63,12 +63,7 @@ class ConvNeXt(nn.Module):
         self.embed = Stem(dims[0], kernel=stem_kernel, stride=strides[0], norm_eps=norm_eps)
         rates = iter(drop_path_rates(drop_path, sum(depths), "linear"))
         layers: list[nn.Module] = []
-        entry_dims: list[int] = []
-        entry_strides: list[int] = []
-        ends: list[int] = []
-        for stage, (dim, depth, stride) in enumerate(
-            zip(dims, depths, accumulate(strides, mul), strict=True)
-        ):
+        for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             if stage > 0:
                 layers.append(Downsampling(dims[stage - 1], dim, stride=strides[stage], norm_eps=norm_eps))
             for _ in range(depth):
@@ -83,19 +78,31 @@ class ConvNeXt(nn.Module):
                         drop_path=next(rates),
                     )
                 )
-            new = len(layers) - len(entry_dims)
-            entry_dims += [dim] * new
-            entry_strides += [stride] * new
-            ends.append(len(layers) - 1)
         self.layers = nn.ModuleList(layers)
         self.depths = tuple(depths)
-        self.stage_ends = tuple(ends)
-        """Index of the last layer of every stage."""
         self.gradient_checkpointing = checkpointing  # as transformers looks for it
-        self.spec = EncoderSpec(
-            dims=tuple(entry_dims), strides=tuple(entry_strides), stem_stride=strides[0], mean=mean, std=std
-        )
+        self.spec = self.spec_of(dims=dims, depths=depths, strides=strides, mean=mean, std=std)
         self.reset_parameters()
+
+    @staticmethod
+    def spec_of(
+        *,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        strides: Sequence[int],
+        mean: Statistics,
+        std: Statistics,
+    ) -> EncoderSpec:
+        """What the constructor's arguments say already."""
+        layers = [
+            (dim, stride)
+            for stage, (dim, depth, stride) in enumerate(
+                zip(dims, depths, accumulate(strides, mul), strict=True)
+            )
+            for _ in range(depth + (stage > 0))
+        ]
+        layer_dims, layer_strides = zip(*layers, strict=True)
+        return EncoderSpec(dims=layer_dims, strides=layer_strides, stem_stride=strides[0], mean=mean, std=std)
 
     def reset_parameters(self) -> None:
         """Truncated normal of std 0.02 for linear and convolution weights, biases 0."""
@@ -195,8 +202,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         mixed = self.dwconv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        out: Tensor = self.scale(grid, self.drop_path(self.mlp(self.norm(mixed))))
-        return out
+        return grid + self.drop_path(self.scale(self.mlp(self.norm(mixed))))
 
 
 def _to_tokens(grid: Tensor) -> TokenMap:

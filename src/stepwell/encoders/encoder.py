@@ -12,23 +12,7 @@ from torch import Tensor
 
 from stepwell.structures import EncoderSpec, TokenMap
 
-__all__ = [
-    "CLIP_MEAN",
-    "CLIP_STD",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Encoder",
-    "Statistics",
-    "drop_path_rates",
-]
-
-Statistics = tuple[float, float, float]
-"""Of red, green and blue, for pixels in [0, 1]."""
-
-IMAGENET_MEAN: Statistics = (0.485, 0.456, 0.406)
-IMAGENET_STD: Statistics = (0.229, 0.224, 0.225)
-CLIP_MEAN: Statistics = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Statistics = (0.26862954, 0.26130258, 0.27577711)
+__all__ = ["Encoder", "drop_path_rates"]
 
 
 @runtime_checkable

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Statistics, drop_path_rates
+from stepwell.encoders.encoder import drop_path_rates
 from stepwell.layers.attention import SelfAttention, WindowPadding
 from stepwell.layers.drop_path import DropPath
 from stepwell.layers.mlp import Activation, LayerScale, Mlp
 from stepwell.layers.norm import NormKind, build_norm
-from stepwell.layers.position import resize_position_table, sincos_code
+from stepwell.layers.position import resize_position_table, sincos_embedding
 from stepwell.ops.rearrange import tokens_to_map
-from stepwell.structures import EncoderSpec, Size, TokenMap
+from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, Size, Statistics, TokenMap
 
 __all__ = [
     "PatchEmbed",
@@ -134,15 +134,28 @@ class VisionTransformer(nn.Module):
         self.class_slot = class_slot
         self.final_norm = final_norm
         self.gradient_checkpointing = checkpointing  # as transformers looks for it
-        self.spec = EncoderSpec(
+        self.spec = self.spec_of(dim=dim, depth=depth, patch=patch, windows=windows, mean=mean, std=std)
+        self.reset_parameters()
+
+    @staticmethod
+    def spec_of(
+        *,
+        dim: int,
+        depth: int,
+        patch: int,
+        windows: int | Sequence[int],
+        mean: Statistics,
+        std: Statistics,
+    ) -> EncoderSpec:
+        """What the constructor's arguments say already."""
+        return EncoderSpec(
             dims=(dim,) * depth,
             strides=(patch,) * depth,
             stem_stride=patch,
             mean=mean,
             std=std,
-            window=max(windows),
+            window=windows if isinstance(windows, int) else max(windows),
         )
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Truncated normal of std 0.02 for linear weights, tables and tokens; biases 0; norms 1 and 0."""
@@ -194,19 +207,9 @@ class VisionTransformer(nn.Module):
         """(B, 3, height, width) -> the last layer's tokens, after the final norm where there is one."""
         return _each(self.run(self.stem(image), 0, len(self.blocks) - 1), self.norm)
 
-    def hidden_state(self, image: Tensor, index: int) -> TokenMap:
-        """Hidden state `index`, counted as in transformers: 0 is the embedding, -1 the last block's output.
-
-        LLaVA-1.5 reads -2 (Liu et al., arXiv 2310.03744).
-        """
-        depth = len(self.blocks)
-        if not -depth - 1 <= index <= depth:
-            raise ValueError(f"{depth} blocks have hidden states {-depth - 1}..{depth}, not {index}")
-        return self.run(self.stem(image), 0, index % (depth + 1) - 1)
-
 
 class TransformerBlock(nn.Module):
-    """x += scale1 * attn(norm1(x)), then x += scale2 * mlp(norm2(x)); no scales if `layer_scale` is None."""
+    """x = x + drop_path(scale1(attn(norm1(x)))), then the same with mlp; no scales if `layer_scale` is None."""
 
     def __init__(
         self,
@@ -231,9 +234,9 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tensor, size: Size) -> Tensor:
         """(B, [1 +] H*W, C) -> the same, size = (H, W)."""
-        tokens = self.scale1(tokens, self.drop_path(self.attn(self.norm1(tokens), size)))
-        out: Tensor = self.scale2(tokens, self.drop_path(self.mlp(self.norm2(tokens))))
-        return out
+        tokens = tokens + self.drop_path(self.scale1(self.attn(self.norm1(tokens), size)))
+        tokens = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
+        return tokens
 
 
 class PatchEmbed(nn.Module):
@@ -289,7 +292,7 @@ class SincosPosition(nn.Module):
 
     def forward(self, size: Size, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> what to add to the patches, (H*W, C), and to the class token: nothing."""
-        return sincos_code(self.dim, size, device=like.device).to(like.dtype), None
+        return sincos_embedding(self.dim, size, device=like.device).to(like.dtype), None
 
 
 def _each(state: TokenMap, norm: nn.Module) -> TokenMap:

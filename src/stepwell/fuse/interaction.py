@@ -13,9 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from stepwell.layers.attention import attention
@@ -28,12 +30,12 @@ from stepwell.structures import Size, TokenMap
 
 __all__ = [
     "DIRECTIONS",
-    "AttentionKind",
     "ConvFfn",
     "DeformableCrossAttention",
     "Direction",
     "Injector",
     "Interaction",
+    "InteractionConfig",
     "InteractionUnit",
     "Message",
     "RegularCrossAttention",
@@ -43,27 +45,48 @@ __all__ = [
     "alternating",
     "cycle_down",
     "cycle_up",
-    "places_on",
+    "reference_points",
 ]
 
-AttentionKind = Literal["deformable", "regular"]
 Direction = tuple[int, int]
 """(source, target): positions in the list of branches."""
 Schedule = Sequence[Sequence[Direction]]
 """Units in order; the directions inside a unit are simultaneous."""
-Prepare = Callable[[Tensor], Tensor]
-"""What becomes of the tokens (B, M, C) of another branch, each by itself, before they are read."""
 
 
-def _as_is(tokens: Tensor) -> Tensor:
-    return tokens
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class InteractionConfig:
+    """PIIP, arXiv 2501.07783, section III-C; the defaults are those of every released configuration."""
+
+    attention: Literal["deformable", "regular"] = "deformable"
+    num_heads: Annotated[int, Field(gt=0)] = 16
+    num_points: Annotated[int, Field(gt=0)] = 4
+    ratio: Annotated[float, Field(gt=0)] = 0.5  # width inside deformable attention / width of the query
+    ffn_ratio: Annotated[float, Field(gt=0)] | None = 0.25  # None: no convolutional FFN
+    project: bool = True  # linear maps between the widths of two branches
+    norm: bool = True
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-6
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    directions: str = "adjacent"  # a name in DIRECTIONS (Table XVII)
+
+    def build_norm(self, dim: int) -> nn.Module:
+        """A LayerNorm, or nothing."""
+        return nn.LayerNorm(dim, eps=self.norm_eps) if self.norm else nn.Identity()
+
+    def build_attention(self, dim: int, feature_dim: int) -> DeformableCrossAttention | RegularCrossAttention:
+        if self.attention == "regular":
+            return RegularCrossAttention(dim, feature_dim, num_heads=self.num_heads)
+        return DeformableCrossAttention(
+            dim, feature_dim, num_heads=self.num_heads, num_points=self.num_points, ratio=self.ratio
+        )
 
 
-def places_on(
+def reference_points(
     size: Size, other: Size, *, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Where the cell centres of a grid `size` lie on the grid `other`: columns and rows, (H*W,) each, counted
-    in cells of `other` from the centre of its first."""
+    """Cell centres of a grid `size` on the grid `other`: columns and rows, (H*W,) each, counted in cells of
+    `other` from the centre of its first.
+    """
     y, x = (
         (torch.arange(n, device=device, dtype=dtype) + 0.5) / n * m - 0.5
         for n, m in zip(size, other, strict=True)
@@ -114,21 +137,15 @@ class DeformableCrossAttention(nn.Module):
         nn.init.xavier_uniform_(self.value.weight)
         nn.init.xavier_uniform_(self.out.weight)
 
-    def forward(
-        self, query: Tensor, size: Size, features: Tensor, feature_size: Size, *, prepare: Prepare = _as_is
-    ) -> Tensor:
-        """query (B, N, d) on grid `size`, features (B, M, d_f) on grid `feature_size` -> (B, N, d).
-
-        prepare: done to every token of `features` before it is read.
-        """
-        exact = torch.promote_types(query.dtype, torch.float32)  # places are lost, and softmax tails, in half
+    def forward(self, query: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
+        """query (B, N, d) on grid `size`, features (B, M, d_f) on grid `feature_size` -> (B, N, d)."""
+        exact = torch.promote_types(query.dtype, torch.float32)  # points are lost, and softmax tails, in half
         heads = (self.num_heads, self.num_points)
-        value = in_parts(lambda tokens: self.value(prepare(tokens)), features)
-        value = value.unflatten(2, (self.num_heads, -1))
+        value = in_parts(self.value, features).unflatten(2, (self.num_heads, -1))
         offsets = self.offsets(query).unflatten(2, (*heads, 2)).to(exact)
         # The softmax is over the points; along an axis as short as theirs torch is ten times slower.
         weights = self.weights(query).unflatten(2, heads).transpose(2, 3).softmax(2, dtype=exact)
-        x, y = places_on(size, feature_size, device=query.device, dtype=exact)
+        x, y = reference_points(size, feature_size, device=query.device, dtype=exact)
         answer: Tensor = self.out(
             deform_attn(
                 value,
@@ -154,11 +171,8 @@ class RegularCrossAttention(nn.Module):
         self.value = nn.Linear(feature_dim, dim, bias=False)
         self.out = nn.Linear(dim, dim)
 
-    def forward(
-        self, query: Tensor, size: Size, features: Tensor, feature_size: Size, *, prepare: Prepare = _as_is
-    ) -> Tensor:
+    def forward(self, query: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
         """query (B, N, d), features (B, M, d_f) -> (B, N, d); the grids are not looked at."""
-        features = prepare(features)
         q, k, v = (
             tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for tokens in (self.query(query), self.key(features), self.value(features))
@@ -184,86 +198,47 @@ class ConvFfn(nn.Module):
 
 
 class Injector(nn.Module):
-    """x += gate * attention(norm(x), norm(features)); x += ffn_gate * drop_path(ffn(norm(x))).
+    """x += gate * attention(norm(x), features), then x += ffn_gate * drop_path(ffn(norm(x))): equations 1 and 2.
 
-    `ffn_ratio` None leaves the second line out; `norm` False makes all norms identities.
+    `config.ffn_ratio` None leaves the second line out.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        feature_dim: int,
-        *,
-        attention: AttentionKind = "deformable",
-        num_heads: int = 16,
-        num_points: int = 4,
-        ratio: float = 0.5,
-        ffn_ratio: float | None = 0.25,
-        norm: bool = True,
-        norm_eps: float = 1e-6,
-        drop_path: float = 0.0,
-    ) -> None:
+    def __init__(self, dim: int, feature_dim: int, config: InteractionConfig) -> None:
         super().__init__()
-
-        def build_norm(width: int) -> nn.Module:
-            return nn.LayerNorm(width, eps=norm_eps) if norm else nn.Identity()
-
-        self.attn: nn.Module
-        if attention == "deformable":
-            self.attn = DeformableCrossAttention(
-                dim, feature_dim, num_heads=num_heads, num_points=num_points, ratio=ratio
-            )
-        elif attention == "regular":
-            self.attn = RegularCrossAttention(dim, feature_dim, num_heads=num_heads)
-        else:
-            raise ValueError(f"unknown attention {attention!r}; choose 'deformable' or 'regular'")
-        self.query_norm = build_norm(dim)
-        self.feature_norm = build_norm(feature_dim)
+        self.attn = config.build_attention(dim, feature_dim)
+        self.query_norm = config.build_norm(dim)
+        self.feature_norm = config.build_norm(feature_dim)
         self.gate = nn.Parameter(torch.zeros(dim))
         self.ffn = None
-        if ffn_ratio is not None:
-            self.ffn = ConvFfn(dim, hidden_dim=int(dim * ffn_ratio))
-            self.ffn_norm = build_norm(dim)
+        if config.ffn_ratio is not None:
+            self.ffn = ConvFfn(dim, hidden_dim=int(dim * config.ffn_ratio))
+            self.ffn_norm = config.build_norm(dim)
             self.ffn_gate = nn.Parameter(torch.zeros(dim))
-            self.drop_path = DropPath(drop_path)
+            self.drop_path = DropPath(config.drop_path)
 
-    def forward(
-        self, query: Tensor, size: Size, features: Tensor, feature_size: Size, *, prepare: Prepare = _as_is
-    ) -> Tensor:
-        """query (B, N, d) on grid `size`, features (B, M, d_f) on grid `feature_size` -> (B, N, d).
-
-        prepare: done to every token of `features` before its norm.
-        """
-        answer = self.attn(
-            self.query_norm(query),
-            size,
-            features,
-            feature_size,
-            prepare=lambda tokens: self.feature_norm(prepare(tokens)),
-        )
-        query = torch.addcmul(query, self.gate, answer)  # one pass over memory
+    def forward(self, query: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
+        """query (B, N, d) on grid `size`, normed features (B, M, d_f) on grid `feature_size` -> (B, N, d)."""
+        query = query + self.gate * self.attn(self.query_norm(query), size, features, feature_size)
         if self.ffn is not None:
-            update = self.drop_path(self.ffn(self.ffn_norm(query), size))
-            query = torch.addcmul(query, self.ffn_gate, update)
+            query = query + self.ffn_gate * self.drop_path(self.ffn(self.ffn_norm(query), size))
         return query
 
 
 class Message(nn.Module):
     """What branch `source` tells branch `target`: its tokens, brought to the target's width and injected."""
 
-    def __init__(
-        self, direction: Direction, dims: Sequence[int], *, project: bool = True, **injector: Any
-    ) -> None:
+    def __init__(self, direction: Direction, dims: Sequence[int], config: InteractionConfig) -> None:
         super().__init__()
         self.source, self.target = direction
         source_dim, dim = dims[self.source], dims[self.target]
-        self.project = nn.Linear(source_dim, dim) if project else nn.Identity()
-        self.injector = Injector(dim, dim if project else source_dim, **injector)
+        self.project = nn.Linear(source_dim, dim) if config.project else nn.Identity()
+        self.injector = Injector(dim, dim if config.project else source_dim, config)
 
     def forward(self, states: Sequence[TokenMap]) -> TokenMap:
         """The states of all branches -> the target's new state."""
         source, target = states[self.source], states[self.target]
-        tokens = self.injector(target.tokens, target.size, source.tokens, source.size, prepare=self.project)
+        features = in_parts(lambda tokens: self.injector.feature_norm(self.project(tokens)), source.tokens)
+        tokens = self.injector(target.tokens, target.size, features, source.size)
         return TokenMap(tokens, target.size, target.class_token)
 
     def extra_repr(self) -> str:
@@ -273,17 +248,18 @@ class Message(nn.Module):
 class InteractionUnit(nn.Module):
     """Messages sent at the same time: each reads what the branches held before any of them arrived.
 
-    dims: width of every branch; directions: (source, target) of each message, every target once;
-    the keyword arguments are those of `Message` and `Injector`.
+    dims: width of every branch; directions: (source, target) of each message, every target once.
     """
 
-    def __init__(self, dims: Sequence[int], directions: Sequence[Direction], **message: Any) -> None:
+    def __init__(
+        self, dims: Sequence[int], directions: Sequence[Direction], config: InteractionConfig
+    ) -> None:
         super().__init__()
         targets = [target for _, target in directions]
         if len(set(targets)) < len(targets):
             raise ValueError(f"a unit reaches every branch at most once, got {directions}; use two units")
         self.targets = targets
-        self.messages = nn.ModuleList(Message(d, dims, **message) for d in directions)
+        self.messages = nn.ModuleList(Message(d, dims, config) for d in directions)
 
     def forward(self, states: Sequence[TokenMap]) -> list[TokenMap]:
         """One state per branch -> one state per branch."""
@@ -296,17 +272,15 @@ class InteractionUnit(nn.Module):
 class Interaction(nn.Module):
     """Units one after the other, each reading what the one before has written.
 
-    dims: width of every branch, largest network first; schedule: see `DIRECTIONS`, by default neighbours both
-    ways; the other arguments go to every `Message` and `Injector`.
+    dims: width of every branch, largest network first; index: of the interaction, for directions that alternate.
     """
 
-    def __init__(self, dims: Sequence[int], schedule: Schedule | None = None, **message: Any) -> None:
+    def __init__(self, dims: Sequence[int], config: InteractionConfig, index: int = 0) -> None:
         super().__init__()
-        schedule = adjacent(len(dims)) if schedule is None else schedule
-        for source, target in (direction for unit in schedule for direction in unit):
-            if source == target or not {source, target} <= set(range(len(dims))):
-                raise ValueError(f"{source} -> {target} is no direction between {len(dims)} branches")
-        self.units = nn.ModuleList(InteractionUnit(dims, unit, **message) for unit in schedule)
+        if config.directions not in DIRECTIONS:
+            raise ValueError(f"unknown directions {config.directions!r}; choose from {sorted(DIRECTIONS)}")
+        schedule = DIRECTIONS[config.directions](len(dims), index)
+        self.units = nn.ModuleList(InteractionUnit(dims, unit, config) for unit in schedule)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

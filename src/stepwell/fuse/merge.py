@@ -9,13 +9,15 @@ Letters: B batch, C width of a branch, (h, w) its grid, (H, W) the common grid, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from stepwell.layers.position import place_code
+from stepwell.layers.position import place_embedding
 from stepwell.ops.rearrange import map_to_tokens
 from stepwell.structures import Size, TokenMap
 
@@ -23,6 +25,7 @@ __all__ = [
     "BranchMerge",
     "CellLinear",
     "LastMap",
+    "ProjectorConfig",
     "TokenGroupNorm",
     "TokenMerge",
     "dense_stacks",
@@ -109,13 +112,36 @@ class CellLinear(nn.Linear):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ProjectorConfig:
+    """PIIP-LLaVA's projector, `TokenMerge`."""
+
+    norm: Literal["groupnorm", "layernorm"] = "groupnorm"
+    num_groups: Annotated[int, Field(gt=0)] = 32
+    hidden_dim: Annotated[int, Field(gt=0)] | None = None  # None: the language model's width
+    grid: tuple[int, int] | None = None  # None: the grid of the last branch
+    place: Annotated[float, Field(ge=0)] = 0.0  # weight of a position embedding on every token
+
+    def build(self, dims: Sequence[int], out_dim: int) -> TokenMerge:
+        """The projector of branches of these widths, random weights."""
+        return TokenMerge(
+            dims,
+            out_dim,
+            hidden_dim=self.hidden_dim,
+            norm=self.norm,
+            num_groups=self.num_groups,
+            grid=self.grid,
+            place=self.place,
+        )
+
+
 class TokenMerge(nn.Module):
     """PIIP-LLaVA's projector: every map to one grid, then Linear, norm, GELU, Linear; the sum is the tokens.
 
     norm "groupnorm" is taken over the grid in `num_groups` groups of channels; "layernorm" has no parameters
     and is taken token by token. `grid` is the fixed grid of the tokens; None means the last branch's.
-    `place` is the weight of a code of each cell's column and row that is added to its token; the published
-    models have none.
+    `place` is the weight of a position embedding of each cell's column and row that is added to its token; the
+    published models have none.
     """
 
     def __init__(
@@ -163,8 +189,8 @@ class TokenMerge(nn.Module):
             tokens = term if tokens is None else tokens + term
         assert tokens is not None
         if self.place:
-            code = place_code(tokens.shape[-1], size, device=tokens.device)
-            tokens = tokens + self.place * code.to(tokens.dtype)
+            embedding = place_embedding(tokens.shape[-1], size, device=tokens.device)
+            tokens = tokens + self.place * embedding.to(tokens.dtype)
         return TokenMap(tokens, size)
 
 

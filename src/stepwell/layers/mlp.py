@@ -69,15 +69,12 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A residual path with a learned factor per channel (CaiT, Touvron et al., arXiv 2103.17239).
-
-    `init` None: the path is added as it is, there is nothing to learn.
-    """
+    """A learned factor per channel (CaiT, Touvron et al., arXiv 2103.17239); none where `init` is None."""
 
     def __init__(self, dim: int, *, init: float | None) -> None:
         super().__init__()
         self.gamma = None if init is None else nn.Parameter(torch.full((dim,), float(init)))
 
-    def forward(self, tokens: Tensor, update: Tensor) -> Tensor:
-        """tokens + gamma * update, (..., dim) each, in one pass over memory."""
-        return tokens + update if self.gamma is None else torch.addcmul(tokens, self.gamma, update)
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return x if self.gamma is None else x * self.gamma

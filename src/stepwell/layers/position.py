@@ -1,4 +1,4 @@
-"""Where a token is: tables, codes and biases of position, and what happens to them on another grid.
+"""Position embeddings and relative position biases, and what happens to them on another grid.
 
 PIIP, arXiv 2501.07783, resizes everything bicubically without antialiasing and without rescaling magnitudes,
 also patch kernels. Letters: C width, (H, W) a grid in cells, h heads.
@@ -16,13 +16,13 @@ from stepwell.structures import Size
 
 __all__ = [
     "cubic_spline_weights",
-    "fraction_code",
-    "place_code",
+    "fraction_embedding",
+    "place_embedding",
     "relative_bias",
     "resample_relative_table",
     "resize_patch_kernel",
     "resize_position_table",
-    "sincos_code",
+    "sincos_embedding",
 ]
 
 
@@ -50,15 +50,15 @@ def resize_patch_kernel(kernel: Tensor, patch: int) -> Tensor:
     return resized.to(kernel.dtype)
 
 
-def sincos_code(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
-    """Sine-cosine code of cell centres, (H*W, dim) in fp32, size = (H, W).
+def sincos_embedding(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
+    """Sine-cosine position embedding of cell centres, (H*W, dim) in fp32, size = (H, W).
 
-    Coordinates are normalised by the longer side, so that the code of a place does not depend on resolution.
+    Coordinates are normalised by the longer side, so that the embedding of a point does not depend on resolution.
     A quarter of the channels each for sin and cos of the row and of the column, at frequencies that grow
     geometrically from half a turn across the longer side to one turn in four cells of a 128-cell side.
     """
     if dim % 4:
-        raise ValueError(f"a two-dimensional sine-cosine code needs a width divisible by 4, got {dim}")
+        raise ValueError(f"a two-dimensional sine-cosine embedding needs a width divisible by 4, got {dim}")
     rows, cols = ((torch.arange(side, device=device) + 0.5) / max(size) for side in size)
     frequencies = math.pi * torch.logspace(0, math.log10(64), dim // 4, device=device)
     codes = [
@@ -69,10 +69,12 @@ def sincos_code(dim: int, size: Size, *, device: torch.device | str | None = Non
     return code.flatten(0, 1)
 
 
-def fraction_code(fractions: Tensor, dim: int, *, longest: float = 2.0, shortest: float = 0.07) -> Tensor:
-    """(N,) fractions of a picture's side -> (N, dim): sines, then cosines, of dim // 2 wavelengths.
+def fraction_embedding(
+    fractions: Tensor, dim: int, *, longest: float = 2.0, shortest: float = 0.07
+) -> Tensor:
+    """(N,) fractions of an image's side -> (N, dim): sines, then cosines, of dim // 2 wavelengths.
 
-    The code of "Attention is all you need" (arXiv 1706.03762, section 3.5) for fractions; wavelengths fall
+    The embedding of "Attention is all you need" (arXiv 1706.03762, section 3.5) for fractions; wavelengths fall
     geometrically from `longest` to `shortest`.
     """
     steps = torch.linspace(0, 1, dim // 2, device=fractions.device)
@@ -80,14 +82,14 @@ def fraction_code(fractions: Tensor, dim: int, *, longest: float = 2.0, shortest
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def place_code(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
-    """(H*W, dim) in fp32: the fraction codes of a cell's column and of its row, half of the channels each.
+def place_embedding(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
+    """(H*W, dim) in fp32: the fraction embeddings of a cell's column and of its row, half of the channels each.
 
-    Unlike `sincos_code` it counts each side for itself, as boxes written as fractions do.
+    Unlike `sincos_embedding` it counts each side for itself, as boxes written as fractions do.
     """
     if dim % 4:
-        raise ValueError(f"a code of columns and rows needs a width divisible by 4, got {dim}")
-    rows, cols = (fraction_code((torch.arange(n, device=device) + 0.5) / n, dim // 2) for n in size)
+        raise ValueError(f"an embedding of columns and rows needs a width divisible by 4, got {dim}")
+    rows, cols = (fraction_embedding((torch.arange(n, device=device) + 0.5) / n, dim // 2) for n in size)
     return torch.cat([cols.expand(*size, -1), rows[:, None].expand(*size, -1)], dim=2).flatten(0, 1)
 
 

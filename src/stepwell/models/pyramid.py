@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stepwell.encoders.catalogue import build_encoder, check_encoder
 from stepwell.encoders.encoder import Encoder
-from stepwell.fuse.interaction import DIRECTIONS, Interaction, InteractionConfig
+from stepwell.fuse.interaction import Interaction, InteractionConfig
 from stepwell.models.vision import STRICT
 from stepwell.structures import EncoderSpec, TokenMap
 
@@ -132,17 +132,10 @@ def build_interactions(
     specs: Sequence[EncoderSpec], ranges: Sequence[Sequence[LayerRange]], config: InteractionConfig
 ) -> list[Interaction]:
     """One interaction per range, in the widths that the branches have where it ends."""
-    if config.directions not in DIRECTIONS:
-        raise ValueError(f"unknown directions {config.directions!r}; choose from {sorted(DIRECTIONS)}")
     for spec, layers in zip(specs, ranges, strict=True):
         _check_ranges(layers, spec.depth, len(ranges[0]))
-    schedule = DIRECTIONS[config.directions]
     return [
-        Interaction(
-            [spec.dims[last] for spec, (_, last) in zip(specs, step, strict=True)],
-            config,
-            schedule(len(specs), i),
-        )
+        Interaction([spec.dims[last] for spec, (_, last) in zip(specs, step, strict=True)], config, i)
         for i, step in enumerate(zip(*ranges, strict=True))
     ]
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepwell.encoders.vit import PositionTable
-from stepwell.layers.position import fraction_code
+from stepwell.layers.position import fraction_embedding
 from stepwell.reader.tokenizer import coordinate_tokens
 
 __all__ = [
@@ -50,7 +50,7 @@ def start_coordinates(embedding: Tensor, tokenizer: Any) -> None:
     """Rows of `embedding` (vocabulary, D): a left edge takes the code of a column, a bottom edge that of a
     row, as cells have them; the other two edges take both. Left and bottom share a mark of equal length.
     """
-    code = _COORDINATE * fraction_code(torch.arange(1001) / 1000, embedding.shape[1] // 2)
+    code = _COORDINATE * fraction_embedding(torch.arange(1001) / 1000, embedding.shape[1] // 2)
     nothing = torch.zeros_like(code)
     mark = _mark(embedding.shape[1]) * code[0].norm()
     halves = {"left": (code, nothing), "bottom": (nothing, code), "plain": (code, code)}
@@ -65,7 +65,7 @@ def start_position_tables(position: PositionTable) -> None:
     height, width = position.grid
     dim = position.table.shape[1] // 2
     down, across = (
-        fraction_code((torch.arange(n) + 0.5) / n, dim, shortest=2.2 / n) for n in (height, width)
+        fraction_embedding((torch.arange(n) + 0.5) / n, dim, shortest=2.2 / n) for n in (height, width)
     )
     cells = torch.cat([across.expand(height, -1, -1), down[:, None].expand(-1, width, -1)], dim=2)
     position.table[int(position.class_slot) :] = _TABLE * cells.flatten(0, 1)
