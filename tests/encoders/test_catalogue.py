@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from stepwell.encoders.catalogue import ENCODERS, build_encoder
+from stepwell.encoders.catalogue import ENCODERS, build_encoder, encoder_spec
 from stepwell.encoders.convnext import ConvNeXt
 
 TIMM = {name: entry for name, entry in ENCODERS.items() if entry.source and entry.source.library == "timm"}
@@ -76,3 +76,18 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 def test_an_unknown_argument_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'deit_t' has no argument 'window'; it has .*windows"):
         build_encoder("deit_t", window=14)
+
+
+@pytest.mark.parametrize("name", sorted(set(ENCODERS) - {"internvit_6b"}))
+def test_what_arguments_say_of_an_encoder_is_true_of_the_built_one(name: str) -> None:
+    with torch.device("meta"):
+        assert encoder_spec(name) == build_encoder(name).spec
+
+
+def test_arguments_that_differ_change_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = encoder_spec("vit_t", {"dim": 8, "depth": 2, "patch": 14, "windows": [0, 7]})
+    assert (spec.dims, spec.strides, spec.window) == ((8, 8), (14, 14), 7)
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_: pytest.fail("an encoder was built"))
+    assert encoder_spec("internvit_6b").dim == 3200
+    with pytest.raises(ValueError, match="'depht'"):
+        encoder_spec("vit_t", {"depht": 2})

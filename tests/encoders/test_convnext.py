@@ -45,10 +45,6 @@ def test_every_state_has_the_width_and_grid_that_the_spec_says() -> None:
         assert model.to_map(state).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_stage_ends_are_the_last_layers_before_the_grid_changes() -> None:
-    assert convnext().stage_ends == (1, 3, 7, 9)
-
-
 def test_layers_run_in_any_grouping_and_an_empty_range_is_nothing() -> None:
     model = convnext()
     state = model.stem(torch.randn(1, 3, 64, 96))

@@ -72,16 +72,6 @@ def test_layers_that_do_not_exist_are_refused() -> None:
         model.run(model.stem(torch.randn(1, 3, 16, 16)), 2, 3)
 
 
-def test_hidden_states_are_counted_as_in_transformers() -> None:
-    model, image = vit(class_token=True, final_norm=True), torch.randn(1, 3, 24, 32)
-    state = model.stem(image)
-    states = [state, *(state := model.run(state, i, i) for i in range(3))]
-    for index in (0, 1, 3, -1, -2, -4):
-        assert torch.equal(model.hidden_state(image, index).tokens, states[index].tokens)
-    with pytest.raises(ValueError, match="-5"):
-        model.hidden_state(image, -5)
-
-
 def test_the_table_is_resized_to_the_grid_of_the_picture() -> None:
     model, image = vit(), torch.randn(1, 3, 40, 56)
     bare = model.patch_embed(image)[0]

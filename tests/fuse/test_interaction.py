@@ -14,16 +14,20 @@ from stepwell.fuse.interaction import (
     DeformableCrossAttention,
     Injector,
     Interaction,
+    InteractionConfig,
     InteractionUnit,
     Message,
     RegularCrossAttention,
-    places_on,
+    reference_points,
 )
 from stepwell.ops.parts import MOST
 from stepwell.structures import TokenMap
 
 DIMS, SIZES = (24, 16, 8), ((2, 3), (4, 6), (5, 7))
-SMALL = {"num_heads": 2, "num_points": 2}
+
+
+def small(**fields):
+    return InteractionConfig(num_heads=2, num_points=2, **fields)
 
 
 def make_states(dims=DIMS, sizes=SIZES, batch=2):
@@ -44,10 +48,8 @@ def open_gates(module):
 @pytest.mark.parametrize("directions", sorted(DIRECTIONS))
 def test_a_new_interaction_changes_nothing(attention, directions):
     states = make_states()
-    schedule = DIRECTIONS[directions](3, 0)
-    for before, after in zip(
-        states, Interaction(DIMS, schedule, attention=attention, **SMALL)(states), strict=True
-    ):
+    interaction = Interaction(DIMS, small(attention=attention, directions=directions))
+    for before, after in zip(states, interaction(states), strict=True):
         assert torch.equal(before.tokens, after.tokens)
 
 
@@ -58,7 +60,7 @@ def test_any_number_of_branches_keeps_grids_and_class_tokens(num_branches):
         [(i + 1, i + 2) for i in range(num_branches)],
     )
     states = make_states(dims, sizes)
-    updated = open_gates(Interaction(dims, **SMALL))(states)
+    updated = open_gates(Interaction(dims, small()))(states)
     for before, after in zip(states, updated, strict=True):
         assert (after.tokens.shape, after.size) == (before.tokens.shape, before.size)
         assert after.class_token is before.class_token
@@ -67,7 +69,7 @@ def test_any_number_of_branches_keeps_grids_and_class_tokens(num_branches):
 
 def test_messages_of_a_unit_read_the_states_before_it():
     states = make_states()
-    unit = open_gates(InteractionUnit(DIMS, [(1, 0), (0, 1)], **SMALL))
+    unit = open_gates(InteractionUnit(DIMS, [(1, 0), (0, 1)], small()))
     first, second = unit.messages
     updated = unit(states)
     assert torch.equal(updated[0].tokens, first(states).tokens)
@@ -76,7 +78,7 @@ def test_messages_of_a_unit_read_the_states_before_it():
 
 def test_units_read_what_the_unit_before_has_written_finest_pair_first():
     states = make_states()
-    interaction = open_gates(Interaction(DIMS, **SMALL))
+    interaction = open_gates(Interaction(DIMS, small()))
     fine, coarse = interaction.units
     between = fine(states)
     assert torch.equal(between[0].tokens, states[0].tokens)
@@ -85,7 +87,7 @@ def test_units_read_what_the_unit_before_has_written_finest_pair_first():
 
 
 def test_largest_network_hears_of_the_smallest_within_one_interaction():
-    interaction = open_gates(Interaction(DIMS, **SMALL))
+    interaction = open_gates(Interaction(DIMS, small()))
     for message in interaction.modules():
         if isinstance(message, DeformableCrossAttention):
             nn.init.normal_(message.out.weight)
@@ -122,7 +124,7 @@ def test_points_start_on_rays_around_the_query():
 
 def test_official_initial_weights_of_an_interaction():
     torch.manual_seed(0)
-    interaction = Interaction((256, 128), num_heads=4)
+    interaction = Interaction((256, 128), InteractionConfig(num_heads=4))
     linear, conv = (
         interaction.units[0].messages[0].project,
         interaction.units[0].messages[0].injector.ffn.conv,
@@ -152,7 +154,7 @@ def test_offsets_are_counted_in_cells_of_the_map_that_is_read():
 @pytest.mark.parametrize("attention", ["deformable", "regular"])
 def test_a_branch_too_large_to_be_read_at_once_says_the_same(attention):
     """More source tokens than a part holds: projection, norm and value go part by part."""
-    message = Message((1, 0), (8, 4), attention=attention, num_heads=2, num_points=2)
+    message = Message((1, 0), (8, 4), small(attention=attention))
     for parameter in message.parameters():
         nn.init.normal_(parameter, std=0.3)
     states = make_states(dims=(8, 4), sizes=((3, 4), (70, 67)))
@@ -162,8 +164,8 @@ def test_a_branch_too_large_to_be_read_at_once_says_the_same(attention):
         torch.testing.assert_close(message(states).tokens, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_places_are_columns_and_rows_of_the_other_grid():
-    x, y = places_on((2, 4), (6, 2), device=torch.device("cpu"))
+def test_reference_points_are_columns_and_rows_of_the_other_grid():
+    x, y = reference_points((2, 4), (6, 2), device=torch.device("cpu"))
     assert x.tolist() == [-0.25, 0.25, 0.75, 1.25] * 2
     assert y.tolist() == [1.0] * 4 + [4.0] * 4
 
@@ -191,11 +193,9 @@ def test_ffn_mixes_neighbours_on_the_querys_own_grid():
 
 
 def test_drop_path_acts_on_the_ffn_and_not_on_attention():
-    injector = open_gates(Injector(8, 8, num_heads=2, ffn_ratio=0.5, drop_path=0.999))
+    injector = open_gates(Injector(8, 8, InteractionConfig(num_heads=2, ffn_ratio=0.5, drop_path=0.999)))
     query, features = torch.randn(3, 6, 8), torch.randn(3, 6, 8)
-    attended = query + injector.gate * injector.attn(
-        injector.query_norm(query), (2, 3), injector.feature_norm(features), (2, 3)
-    )
+    attended = query + injector.gate * injector.attn(injector.query_norm(query), (2, 3), features, (2, 3))
     torch.manual_seed(0)
     torch.testing.assert_close(injector.train()(query, (2, 3), features, (2, 3)), attended)
 
@@ -203,15 +203,13 @@ def test_drop_path_acts_on_the_ffn_and_not_on_attention():
 def test_without_projections_and_norms_there_are_no_such_parameters():
     names = [
         name
-        for name, _ in Interaction(
-            DIMS, project=False, norm=False, ffn_ratio=None, **SMALL
-        ).named_parameters()
+        for name, _ in Interaction(DIMS, small(project=False, norm=False, ffn_ratio=None)).named_parameters()
     ]
     assert not [name for name in names if "norm" in name or "project" in name or "ffn" in name]
 
 
 def test_gradients_reach_every_parameter():
-    interaction = open_gates(Interaction(DIMS, **SMALL))
+    interaction = open_gates(Interaction(DIMS, small()))
     for module in interaction.modules():
         if isinstance(module, DeformableCrossAttention):
             nn.init.normal_(module.weights.weight)
@@ -222,7 +220,7 @@ def test_gradients_reach_every_parameter():
 
 
 def test_autocast_stays_close_to_full_precision():
-    interaction, states = open_gates(Interaction(DIMS, **SMALL)), make_states()
+    interaction, states = open_gates(Interaction(DIMS, small())), make_states()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = interaction(states)
     for ours, exact in zip(half, interaction(states), strict=True):
@@ -235,8 +233,10 @@ def test_what_cannot_be_built_is_refused_with_numbers():
     with pytest.raises(ValueError, match="24 does not divide into 16 heads"):
         RegularCrossAttention(24, 24, num_heads=16)
     with pytest.raises(ValueError, match="at most once"):
-        InteractionUnit(DIMS, [(0, 1), (2, 1)], **SMALL)
+        InteractionUnit(DIMS, [(0, 1), (2, 1)], small())
     with pytest.raises(ValueError, match="2 -> 3 is no direction between 3 branches"):
-        Interaction(DIMS, [[(2, 3)]], **SMALL)
-    with pytest.raises(ValueError, match="choose 'deformable' or 'regular'"):
-        Injector(8, 8, attention="normal")
+        InteractionUnit(DIMS, [(2, 3)], small())
+    with pytest.raises(ValueError, match="unknown directions 'up'"):
+        Interaction(DIMS, small(directions="up"))
+    with pytest.raises(ValueError, match="'deformable' or 'regular'"):
+        small(attention="normal")

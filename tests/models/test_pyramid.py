@@ -67,5 +67,3 @@ def test_ranges_that_leave_layers_out_or_do_not_exist_are_refused():
         make_pyramid(ranges=((1, 3),))
     with pytest.raises(ValueError, match=r"\[\(0, 4\)\]"):
         make_pyramid(ranges=((0, 4),))
-    with pytest.raises(ValueError, match="unknown directions 'up'"):
-        build_interactions([], [], InteractionConfig(directions="up"))

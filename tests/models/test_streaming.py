@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 import torch
 from PIL import Image
@@ -57,7 +57,7 @@ arguments = TrainingArguments(
 trainer = Trainer(model, arguments, train_dataset=Stream(), data_collator=collate)
 trainer.train()
 trainer.save_model(folder)
-'''
+"""
 
 
 def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, *, processes: int) -> dict[str, torch.Tensor]:

@@ -209,7 +209,7 @@ class VisionTransformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x = x + drop_path(scale1(attn(norm1(x)))), then the same with mlp; no scales if `layer_scale` is None."""
+    """x = x + drop_path(scale(attn(norm(x)))), then the same with mlp; `layer_scale` None: no scales."""
 
     def __init__(
         self,
@@ -235,8 +235,7 @@ class TransformerBlock(nn.Module):
     def forward(self, tokens: Tensor, size: Size) -> Tensor:
         """(B, [1 +] H*W, C) -> the same, size = (H, W)."""
         tokens = tokens + self.drop_path(self.scale1(self.attn(self.norm1(tokens), size)))
-        tokens = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
-        return tokens
+        return tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
 
 
 class PatchEmbed(nn.Module):

@@ -198,7 +198,8 @@ class ConvFfn(nn.Module):
 
 
 class Injector(nn.Module):
-    """x += gate * attention(norm(x), features), then x += ffn_gate * drop_path(ffn(norm(x))): equations 1 and 2.
+    """x += gate * attention(norm(x), features), then x += ffn_gate * drop_path(ffn(norm(x))): equations 1 and
+    2.
 
     `config.ffn_ratio` None leaves the second line out.
     """
@@ -255,6 +256,9 @@ class InteractionUnit(nn.Module):
         self, dims: Sequence[int], directions: Sequence[Direction], config: InteractionConfig
     ) -> None:
         super().__init__()
+        for source, target in directions:
+            if source == target or not {source, target} <= set(range(len(dims))):
+                raise ValueError(f"{source} -> {target} is no direction between {len(dims)} branches")
         targets = [target for _, target in directions]
         if len(set(targets)) < len(targets):
             raise ValueError(f"a unit reaches every branch at most once, got {directions}; use two units")
@@ -272,7 +276,8 @@ class InteractionUnit(nn.Module):
 class Interaction(nn.Module):
     """Units one after the other, each reading what the one before has written.
 
-    dims: width of every branch, largest network first; index: of the interaction, for directions that alternate.
+    dims: width of every branch, largest network first; index: of the interaction, for directions that
+    alternate.
     """
 
     def __init__(self, dims: Sequence[int], config: InteractionConfig, index: int = 0) -> None:

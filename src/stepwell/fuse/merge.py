@@ -139,8 +139,8 @@ class TokenMerge(nn.Module):
     """PIIP-LLaVA's projector: every map to one grid, then Linear, norm, GELU, Linear; the sum is the tokens.
 
     norm "groupnorm" is taken over the grid in `num_groups` groups of channels; "layernorm" has no parameters
-    and is taken token by token. `grid` is the fixed grid of the tokens; None means the last branch's.
-    `place` is the weight of a position embedding of each cell's column and row that is added to its token; the
+    and is taken token by token. `grid` is the fixed grid of the tokens; None means the last branch's. `place`
+    is the weight of a position embedding of each cell's column and row that is added to its token; the
     published models have none.
     """
 

@@ -53,9 +53,10 @@ def resize_patch_kernel(kernel: Tensor, patch: int) -> Tensor:
 def sincos_embedding(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
     """Sine-cosine position embedding of cell centres, (H*W, dim) in fp32, size = (H, W).
 
-    Coordinates are normalised by the longer side, so that the embedding of a point does not depend on resolution.
-    A quarter of the channels each for sin and cos of the row and of the column, at frequencies that grow
-    geometrically from half a turn across the longer side to one turn in four cells of a 128-cell side.
+    Coordinates are normalised by the longer side, so that the embedding of a point does not depend on
+    resolution. A quarter of the channels each for sin and cos of the row and of the column, at frequencies
+    that grow geometrically from half a turn across the longer side to one turn in four cells of a 128-cell
+    side.
     """
     if dim % 4:
         raise ValueError(f"a two-dimensional sine-cosine embedding needs a width divisible by 4, got {dim}")
@@ -74,8 +75,8 @@ def fraction_embedding(
 ) -> Tensor:
     """(N,) fractions of an image's side -> (N, dim): sines, then cosines, of dim // 2 wavelengths.
 
-    The embedding of "Attention is all you need" (arXiv 1706.03762, section 3.5) for fractions; wavelengths fall
-    geometrically from `longest` to `shortest`.
+    The embedding of "Attention is all you need" (arXiv 1706.03762, section 3.5) for fractions; wavelengths
+    fall geometrically from `longest` to `shortest`.
     """
     steps = torch.linspace(0, 1, dim // 2, device=fractions.device)
     angles = fractions[:, None] * (2 * math.pi / (longest * (shortest / longest) ** steps))
@@ -83,7 +84,8 @@ def fraction_embedding(
 
 
 def place_embedding(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
-    """(H*W, dim) in fp32: the fraction embeddings of a cell's column and of its row, half of the channels each.
+    """(H*W, dim) in fp32: the fraction embeddings of a cell's column and of its row, half of the channels
+    each.
 
     Unlike `sincos_embedding` it counts each side for itself, as boxes written as fractions do.
     """

@@ -90,8 +90,8 @@ class StepwellModel(StepwellPreTrainedModel):
     def _unpacked(self, pixel_values: Tensor, image_sizes: Tensor) -> tuple[list[Tensor], list[TokenLayout]]:
         if getattr(self, "_is_replica", False):
             raise ValueError(
-                "nn.DataParallel cuts pixel_values, whose rows are pixels and not samples, into equal parts; start one "
-                "process a GPU (torchrun) with DistributedDataParallel, or set CUDA_VISIBLE_DEVICES to one GPU"
+                "nn.DataParallel cuts pixel_values, whose rows are pixels and not samples, into equal parts; "
+                "start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one GPU"
             )
         layouts = self.layouts(image_sizes)
         pixel_values = pixel_values.to(next(self.vision.parameters()).dtype)

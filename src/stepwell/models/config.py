@@ -110,8 +110,8 @@ def refuse_other_settings(source: str | os.PathLike[str], **settings: Any) -> No
         if difference := _first_difference(name, getattr(owner, name), value):
             field, theirs, ours = difference
             raise ValueError(
-                f"{field} is {theirs!r} in the model's config.json and {ours!r} in the processor beside it: they "
-                "must agree; save both from one model, or delete the processor's and build it from the configuration"
+                f"{field} is {theirs!r} in the model's config.json and {ours!r} in the processor beside it, "
+                "but they must agree; save both from one model"
             )
 
 

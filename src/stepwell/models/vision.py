@@ -84,8 +84,8 @@ class VisionConfig(ABC):
         fields = {name: value for name, value in changes.items() if name != "sizes"}
         if fixed := sorted(fields.keys() - self.adjustable):
             raise ValueError(
-                f"vision.{fixed[0]} of a {self.kind!r} system cannot change: weights depend on it, or there is no "
-                f"such field; adjustable are {', '.join(['sizes', *sorted(self.adjustable)])}"
+                f"vision.{fixed[0]} of a {self.kind!r} system cannot change: weights depend on it, or it is "
+                f"no field; adjustable are {', '.join(['sizes', *sorted(self.adjustable)])}"
             )
         try:
             settings = dataclasses.replace(cast(Any, self), **fields)
