@@ -91,17 +91,15 @@ class View:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRun:
-    """A stretch of the visual sequence: `count` tokens of the vision system, or a separator in text.
-
-    `separator` names a piece of text (such as "row" or "slice") that the processor writes between two runs.
-    """
+    """A stretch of the visual sequence: `count` visual tokens, or a separator as text or as token ids."""
 
     count: int = 0
-    separator: str | None = None
+    text: str | None = None
+    ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if (self.count > 0) == (self.separator is not None):
-            raise ValueError(f"a run holds either tokens or a separator, got {self}")
+        if [self.count > 0, self.text is not None, self.ids is not None].count(True) != 1:
+            raise ValueError(f"a run holds visual tokens, a separator's text or its ids, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.processor import Picture, StepwellProcessor
+from stepwell.models.image_processor import Picture
+from stepwell.models.processor import StepwellProcessor
 from stepwell.structures import FeatureMaps, TokenLayout
 
 __all__ = ["Assistant", "Features"]

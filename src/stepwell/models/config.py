@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from stepwell.language.prompt import find_template
+from stepwell.language.template import find_template
 from stepwell.models.settings import PlainConfig, VisionConfig, vision_json, vision_settings
 
 __all__ = ["StepwellConfig", "refuse_unknown"]
@@ -18,9 +18,8 @@ class StepwellConfig(PreTrainedConfig):
     """Any vision system and any causal language model of transformers.
 
     `vision_config` is one of the `VisionConfig` kinds or its JSON, `text_config` a transformers
-    configuration or its JSON. `template` names a chat template of language/prompt.py, None means the
-    tokenizer's own; `separators` maps a layout's separators to text. Raises ValueError for keys that
-    neither this class nor PreTrainedConfig knows.
+    configuration or its JSON. `template` names a chat template of the language room, None means the
+    tokenizer's own. Raises ValueError for keys that neither this class nor PreTrainedConfig knows.
     """
 
     model_type = "stepwell"
@@ -33,16 +32,18 @@ class StepwellConfig(PreTrainedConfig):
         *,
         image_token_id: int = 0,
         template: str | None = None,
-        separators: dict[str, str] | None = None,
         tie_word_embeddings: bool | None = None,
         **kwargs: Any,
     ) -> None:
+        if kwargs.pop("separators", None):  # folders of 0.1 say that they have none
+            raise ValueError(
+                "StepwellConfig knows no separators; the layout of the vision system tells them now"
+            )
         refuse_unknown(kwargs, type(self).__name__)
         self.vision_config = vision_json(PlainConfig() if vision_config is None else vision_config)
         self.text_config = _text_config(text_config)
         self.image_token_id = image_token_id
         self.template = template if template is None else find_template(template).name
-        self.separators = dict(separators or {})
         if tie_word_embeddings is None:
             tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
         self.tie_word_embeddings = tie_word_embeddings

@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stepwell.data.sample import Sample, Turn
 from stepwell.language.labels import IGNORE, LabelledTokens, label_tokens
-from stepwell.language.prompt import IMAGE, render
+from stepwell.language.messages import IMAGE
+from stepwell.language.prompt import render
 from stepwell.models.processor import StepwellProcessor
 from stepwell.structures import TokenLayout
 from stepwell.train.line_head import frames_along
@@ -136,7 +137,7 @@ class Collator:
         return ids, labels, groups, positions
 
     def _encode(self, turns: Sequence[Turn], layout: TokenLayout | None) -> LabelledTokens:
-        rendered = render(self.template, _messages(turns, layout is not None))
+        rendered = render(_messages(turns, layout is not None), self.template, self.processor.tokenizer)
         pictures = [] if layout is None else [self.processor.image_tokens(layout)]
         return label_tokens(rendered, self.processor.tokenizer, pictures)
 

@@ -102,7 +102,6 @@ def _looking_at(processor: StepwellProcessor, vision: Any) -> StepwellProcessor:
         type(processor.image_processor)(vision),
         processor.tokenizer,
         template=processor.template,
-        separators=processor.separators,
     )
 
 

@@ -21,7 +21,8 @@ from stepwell.data.sample import Source
 from stepwell.data.text_lines import TextLines
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
-from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
+from stepwell.models.image_processor import StepwellImageProcessor
+from stepwell.models.processor import StepwellProcessor
 from stepwell.models.settings import PiipConfig, PlainConfig
 from stepwell.train.groups import parameter_groups
 from stepwell.train.recipe import ConversationData, DataSource, DrawnData, Model, Optimiser, Stage
