@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwell.data.sample import Sample, Turn
-from stepwell.language.conversation import move_placeholder
+from stepwell.language.conversation import from_llava
 
 __all__ = ["Conversations"]
 
@@ -40,17 +40,16 @@ class Conversations:
         image = entry.get("image")
         if not isinstance(image, str | None):
             raise ValueError(f"conversation {index} has {len(image)} pictures; this source takes one")
-        turns = entry["conversations"]
-        turns = turns[1:] if turns and turns[0]["from"] == "gpt" else turns  # official code: one is dropped
-        speakers = [turn["from"] for turn in turns]
-        if not turns or len(turns) % 2 or speakers != ["human", "gpt"] * (len(turns) // 2):
-            raise ValueError(
-                f"conversation {index}: human and gpt must take turns, got {', '.join(speakers) or 'none'}"
-            )
-        texts = [turn["value"] for turn in turns]
-        questions = [move_placeholder(text) if image else text for text in texts[::2]]
-        pairs = zip(questions, texts[1::2], strict=True)
+        try:
+            messages = from_llava(entry["conversations"], has_image=bool(image))
+            roles = [message["role"] for message in messages]
+            if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+                raise ValueError(f"human and gpt must take turns, got {', '.join(roles) or 'none'}")
+        except ValueError as error:
+            raise ValueError(f"conversation {index}: {error}") from None
+        contents = [message["content"] for message in messages]
+        texts = [content if isinstance(content, str) else content[0]["text"] for content in contents]
         return Sample(
             image=None if image is None else self.images / image,
-            turns=tuple(Turn(question=question, answer=answer) for question, answer in pairs),
+            turns=tuple(Turn(question=q, answer=a) for q, a in zip(texts[::2], texts[1::2], strict=True)),
         )

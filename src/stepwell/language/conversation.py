@@ -1,6 +1,6 @@
 """Conversations as LLaVA's training files hold them -> messages.
 
-LLaVA-1.5 (arXiv 2310.03744) puts the picture in front of the question, wherever its placeholder stood.
+LLaVA-1.5 (arXiv 2310.03744) puts the image in front of the question, wherever its placeholder stood.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from stepwell.language.prompt import IMAGE, Message
+from stepwell.language.messages import IMAGE, Message
 
 __all__ = ["PlaceholderRule", "from_llava", "move_placeholder"]
 
@@ -33,8 +33,8 @@ def from_llava(
 ) -> list[Message]:
     """[{"from": "human" | "gpt", "value": text}] of a LLaVA training file -> messages.
 
-    One leading answer is dropped, as in the official code; placeholders are moved by `rule`. Without a
-    picture, `<image>` is text like any other. Raises ValueError for any other speaker.
+    One leading answer is dropped, as in the official code; placeholders are moved by `rule`. Without an
+    image, `<image>` is text like any other. Raises ValueError for any other speaker.
     """
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
     messages: list[Message] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from stepwell.language.prompt import find_template
+from stepwell.language.template import find_template
 from stepwell.models.plain import PlainConfig
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import VisionConfig, settings_json
@@ -40,8 +40,8 @@ class StepwellConfig(PreTrainedConfig):
         tie_word_embeddings: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        if not kwargs.get("separators", True):  # folders of 0.1 say that they have none
-            del kwargs["separators"]
+        if kwargs.pop("separators", None):  # folders of 0.1 say that they have none
+            raise ValueError("StepwellConfig knows no separators; the layout of the vision system tells them now")
         refuse_unknown(kwargs, type(self).__name__)
         self.vision_config = settings_json(vision_settings(vision_config or PlainConfig()))
         self.text_config = _text_config(text_config)

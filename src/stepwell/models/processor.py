@@ -1,112 +1,37 @@
-"""Pictures and text -> what a model takes, with as many placeholder tokens as the picture has visual
-tokens.
+"""Images and text -> what a model takes, with as many placeholder tokens as the images have visual tokens.
 
 The processor holds the geometry of the vision system, the same that the model holds, so both count alike.
-Letters: L text length, V views in all, (H, W) the largest of them.
+Letters: B conversations or texts, L tokens of the longest.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
-import os
-from collections.abc import Iterable, Sequence
-from functools import cached_property
-from inspect import signature
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
+from PIL.Image import Image
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import MultiModalData
+from transformers.utils.chat_template_utils import _get_template_variables
 
-from stepwell.language.chat_template import chat_template as jinja
-from stepwell.language.labels import LabelledTokens, label_tokens, render_with_tokenizer
-from stepwell.language.prompt import IMAGE, MaskStyle, Message, render
-from stepwell.models.settings import PlainConfig, VisionConfig, vision_json, vision_settings
-from stepwell.models.vision import build_geometry
+from stepwell.language.labels import IGNORE, LabelledTokens, label_tokens, separator_tokens
+from stepwell.language.messages import IMAGE, Message, images_of
+from stepwell.language.prompt import MaskStyle, Prompt, plain_prompt, render
+from stepwell.language.template import TEMPLATES, find_template, template_of
+from stepwell.models.batch import TextOptions, token_batch
+from stepwell.models.image_processor import StepwellImageProcessor, flat
 from stepwell.structures import Geometry, TokenLayout
-from stepwell.views.decode import open_image, upright_rgb
 
-__all__ = ["StepwellImageProcessor", "StepwellProcessor"]
-
-_NOT_FOR_TEXT = frozenset(
-    {
-        "text_kwargs",
-        "images_kwargs",
-        "common_kwargs",
-        "videos",
-        "audio",
-        "return_tensors",
-        "return_mm_token_type_ids",
-        "sanitize_control_tokens",
-    }
-)
-_SAVED_BESIDE = frozenset({"image_processor_type", "processor_class", "backend", "use_fast"})
-
-Picture = Image.Image | str | os.PathLike[str] | bytes | np.ndarray[Any, Any]
-
-
-class StepwellImageProcessor(BaseImageProcessor):
-    """Pictures -> `pixel_values` (V, 3, H, W), zero-padded at the right and bottom, and `image_sizes`
-    (pictures, 2).
-
-    vision_config: settings of a vision system or their JSON. Pictures may be PIL images, paths, bytes,
-    data: URLs or uint8 arrays (H, W, 3); network addresses are refused, and everything is decoded within
-    views/decode.py's limits.
-    """
-
-    model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
-
-    def __init__(self, vision_config: VisionConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if unknown := sorted(kwargs.keys() - _SAVED_BESIDE):
-            raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, unknown))}")
-        super().__init__(**kwargs)
-        self.vision_config = vision_json(PlainConfig() if vision_config is None else vision_config)
-
-    @cached_property
-    def geometry(self) -> Geometry:
-        return build_geometry(vision_settings(self.vision_config))
-
-    def to_dict(self) -> dict[str, Any]:
-        output: dict[str, Any] = super().to_dict()
-        output.pop("geometry", None)
-        return output
-
-    def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Anything that names or holds a picture -> an upright RGB PIL image; lists are kept as they are
-        nested."""
-        if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(item) for item in image_url_or_urls]
-        return _open(image_url_or_urls)
-
-    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """A picture, a list of them, or lists of lists -> BatchFeature, in reading order."""
-        pictures = list(_flat(self.fetch_images(images)))
-        views: list[Tensor] = []
-        for picture in pictures:
-            layout = self.geometry.layout((picture.height, picture.width))
-            views += self.geometry.views(picture, layout)
-        sizes = torch.tensor([(picture.height, picture.width) for picture in pictures])
-        return BatchFeature(
-            {"pixel_values": _stack_padded(views), "image_sizes": sizes}, tensor_type=return_tensors
-        )
-
-    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
-        return self.preprocess(images, **kwargs)
+__all__ = ["StepwellProcessor"]
 
 
 class StepwellProcessor(ProcessorMixin):
-    """An image processor and a tokenizer that agree on what a picture costs.
+    """An image processor and a tokenizer that agree on what an image costs.
 
-    In text, each `image_token` stands for one picture and is expanded to its layout's runs; separators
-    become the text that `separators` gives them. Raises ValueError, with both counts, where placeholders
-    and pictures do not match.
+    template: the name of one of our chat templates; chat_template: another's, in Jinja, by default the
+    tokenizer's own. In text, each `<image>` stands for one image and becomes its layout's runs. Raises
+    ValueError, with both counts, where placeholders and images do not match.
     """
 
     def __init__(
@@ -115,7 +40,6 @@ class StepwellProcessor(ProcessorMixin):
         tokenizer: Any = None,
         chat_template: str | None = None,
         template: str | None = None,
-        separators: dict[str, str] | None = None,
     ) -> None:
         if image_processor is None or tokenizer is None:
             raise ValueError("a processor is made of an image_processor and a tokenizer; give both")
@@ -123,131 +47,190 @@ class StepwellProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
             raise ValueError(f"the tokenizer has no token {IMAGE!r}; add it as a special token first")
+        if chat_template is not None and template is not None:
+            raise ValueError("a processor has a template, one of ours, or a chat_template; give one of them")
         tokenizer.padding_side = "left"  # where `generate` wants it
-        self.template = template
-        self.separators = dict(separators or {})
-        if chat_template is None and template is not None:
-            chat_template = jinja(template)
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        if template is not None:
+            chat_template = find_template(template).jinja
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Ours by its name, whatever file of an older release lies beside it."""
+        fields = dict(processor_dict)
+        if fields.pop("separators", None):  # folders of 0.1 say that they have none
+            raise ValueError(
+                "processor_config.json has separators; the vision system's layout tells them now"
+            )
+        if kwargs.get("chat_template"):
+            fields.pop("template", None)
+        elif kwargs.get("template") or fields.get("template"):
+            fields.pop("chat_template", None)
+        return super().from_args_and_dict(args, fields, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "template": self.template}
+
+    @property
+    def template(self) -> str | None:
+        """The name of the chat template, where it is one of ours."""
+        template = template_of(self.chat_template)
+        return None if template is None else template.name
 
     @property
     def geometry(self) -> Geometry:
         return self.image_processor.geometry  # type: ignore[no-any-return]
 
-    def expand(self, layout: TokenLayout) -> str:
-        """The text that stands for a picture: placeholders, and separators between them."""
-        return "".join(
-            self.image_token * run.count if run.separator is None else self.separators[run.separator]
-            for run in layout.runs
-        )
-
     def image_tokens(self, layout: TokenLayout) -> list[int]:
-        """The token ids that stand for a picture."""
+        """The token ids that stand for an image."""
+        texts = {run.text for run in layout.runs if run.text is not None}
+        separators = {text: separator_tokens(text, self.tokenizer) for text in texts}
         ids: list[int] = []
         for run in layout.runs:
-            if run.separator is None:
-                ids += [self.image_token_id] * run.count
-            else:
-                ids += self.tokenizer(self.separators[run.separator], add_special_tokens=False).input_ids
+            ids += [self.image_token_id] * run.count if run.text is None else separators[run.text]
+            ids += run.ids or ()
         return ids
 
-    def encode(
+    def num_tokens(self, layout: TokenLayout) -> int:
+        """All that the language model reads of an image, separators counted."""
+        return len(self.image_tokens(layout))
+
+    def label(
         self,
         messages: Sequence[Message],
-        images: Any = None,
+        images: Sequence[Image],
         *,
         add_generation_prompt: bool = False,
         mask_style: MaskStyle = "content",
-    ) -> tuple[LabelledTokens, BatchFeature]:
-        """One conversation and its pictures in order -> token ids with labels, and the pictures' tensors.
+    ) -> LabelledTokens:
+        """One conversation and its opened images, in order -> token ids with labels.
 
-        Pictures are those in the messages, {"type": "image", "image": ...}, unless `images` gives them.
-        What people wrote stays text, even where it spells a special token. The second value is empty
-        without pictures.
+        Warns when it leaves nothing to learn. Raises ValueError as `render` and `label_tokens` do.
         """
-        pictures = _pictures_of(messages) if images is None else images
-        pictures = list(_flat(self.image_processor.fetch_images(pictures)))
-        if self.template is None:
-            rendered = render_with_tokenizer(
-                self.tokenizer, messages, add_generation_prompt=add_generation_prompt
+        prompt = render(
+            messages,
+            self._jinja(None),
+            self.tokenizer,
+            add_generation_prompt=add_generation_prompt,
+            mask_style=mask_style,
+        )
+        layouts = [self.geometry.layout((image.height, image.width)) for image in images]
+        tokens = label_tokens(prompt, self.tokenizer, [self.image_tokens(layout) for layout in layouts])
+        if not add_generation_prompt and all(label == IGNORE for label in tokens.labels):
+            warnings.warn(
+                "no token of this conversation is supervised: nothing is learned from it", stacklevel=2
             )
-        else:
-            rendered = render(
-                self.template, messages, add_generation_prompt=add_generation_prompt, mask_style=mask_style
-            )
-        layouts = [self.geometry.layout((picture.height, picture.width)) for picture in pictures]
-        tokens = label_tokens(rendered, self.tokenizer, [self.image_tokens(layout) for layout in layouts])
-        return tokens, self.image_processor(pictures) if pictures else BatchFeature()
+        return tokens
 
     def prompt(self, conversations: Sequence[Sequence[Message]]) -> BatchFeature:
         """Conversations that end with a user message -> one left-padded batch for `generate`."""
-        encoded = [self.encode(messages, add_generation_prompt=True) for messages in conversations]
-        longest = max(len(tokens.input_ids) for tokens, _ in encoded)
-        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        rows, masks = [], []
-        for tokens, _ in encoded:
-            missing = longest - len(tokens.input_ids)
-            rows.append([padding] * missing + tokens.input_ids)
-            masks.append([0] * missing + [1] * len(tokens.input_ids))
-        data = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
-        pictures = [features for _, features in encoded if features]
-        if pictures:
-            views = [view for features in pictures for view in features["pixel_values"]]
-            data["pixel_values"] = _stack_padded(views)
-            data["image_sizes"] = torch.cat([features["image_sizes"] for features in pictures])
-        return BatchFeature(data)
-
-    def __call__(
-        self,
-        images: Any = None,
-        text: str | Sequence[str] | None = None,
-        return_tensors: str | None = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        """text: one string or several; images: all their pictures in order, flat or nested by string."""
-        texts = [text] if isinstance(text, str) else list(text or [])
-        fetched = [] if images is None else self.image_processor.fetch_images(images)
-        pictures = list(_flat(fetched))
-        data: dict[str, Any] = dict(self.image_processor(pictures)) if pictures else {}
-        if text is not None:
-            if isinstance(fetched, list) and any(isinstance(row, list) for row in fetched):
-                _check_rows(texts, fetched)
-            expanded = self._expand_all(texts, pictures)
-            wants_types = kwargs.get("return_mm_token_type_ids", False)
-            data |= self.tokenizer(expanded, **_text_arguments(kwargs, type(self.tokenizer)))
-            if wants_types:
-                rows = data["input_ids"]
-                data["mm_token_type_ids"] = [[int(i == self.image_token_id) for i in row] for row in rows]
-        return BatchFeature(
-            data, tensor_type=return_tensors or kwargs.get("text_kwargs", {}).get("return_tensors")
+        return self.apply_chat_template(
+            list(conversations),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
         )
 
-    def _expand_all(self, texts: list[str], pictures: list[Image.Image]) -> list[str]:
-        placeholders = sum(text.count(self.image_token) for text in texts)
-        if placeholders != len(pictures):
-            raise ValueError(
-                f"the text has {placeholders} {self.image_token} placeholders "
-                f"but {len(pictures)} pictures were given"
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """One conversation, or a list of them -> prompts, or tokens with the images of the messages.
+
+        As transformers', with the tokens of `label`: what people wrote stays text, even where it spells a
+        special token. chat_template: Jinja, or the name of one of ours. kwargs are the template's variables,
+        and options of the call, as are processor_kwargs (return_tensors, padding, ...); others are refused.
+        return_assistant_tokens_mask marks what is supervised.
+        """
+        jinja = self._jinja(chat_template)
+        known = _get_template_variables(jinja)
+        variables = {name: value for name, value in kwargs.items() if name in known}
+        options = {name: value for name, value in kwargs.items() if name not in known}
+        options |= processor_kwargs or {}
+        is_batch = len(conversation) > 0 and isinstance(conversation[0], (list, tuple))
+        conversations = conversation if is_batch else [conversation]
+        prompts = [
+            render(
+                messages,
+                jinja,
+                self.tokenizer,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **variables,
             )
-        runs = iter([self.expand(self.geometry.layout((p.height, p.width))) for p in pictures])
-        return [
-            head + "".join(next(runs) + piece for piece in rest)
-            for head, *rest in (text.split(self.image_token) for text in texts)
+            for messages in conversations
         ]
+        images = options.pop("images", None) or [images_of(messages) for messages in conversations]
+        if not tokenize:
+            TextOptions.read(options)
+            return prompts if is_batch else prompts[0]
+        batch = self(text=prompts, images=images, **options)
+        return batch if return_dict else batch["input_ids"]
+
+    def __call__(
+        self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """text: one string or several; images: all their images in order, flat or nested by string.
+
+        Prompts of `apply_chat_template` keep what people wrote as text; in other strings special tokens are
+        meant. Returns input_ids and attention_mask (B, L), padded where `padding` says so, and the image
+        processor's tensors. Raises ValueError for an option that is not known, and where truncation would cut
+        an image.
+        """
+        options = TextOptions.read(kwargs)
+        all_images = [] if images is None else list(flat(images))
+        prompts = [
+            text
+            if isinstance(text, Prompt)
+            else plain_prompt(text, self.tokenizer, add_special_tokens=options.add_special_tokens)
+            for text in ([text] if isinstance(text, str) else text or [])
+        ]
+        if text is not None:
+            _check_counts(prompts, images, len(all_images))
+        data: dict[str, Any] = {}
+        if all_images:
+            data |= self.image_processor(all_images, **(kwargs.get("images_kwargs") or {}))
+        if text is not None:
+            sizes = [(int(height), int(width)) for height, width in data.get("image_sizes", ())]
+            tokens = iter([self.image_tokens(self.geometry.layout(size)) for size in sizes])
+            rows = [
+                label_tokens(prompt, self.tokenizer, [next(tokens) for _ in range(prompt.num_images)])
+                for prompt in prompts
+            ]
+            data |= token_batch(rows, self.tokenizer, self.image_token_id, options)
+        return BatchFeature(data, tensor_type=options.return_tensors)
+
+    def _jinja(self, chat_template: str | None) -> str:
+        """The Jinja of a chat template that a call names or gives; None: this processor's."""
+        own = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        jinja = own.get("default" if chat_template is None else chat_template, chat_template)
+        if not jinja:
+            raise ValueError(f"there is no chat template; choose one of ours: {', '.join(sorted(TEMPLATES))}")
+        return jinja if "{" in jinja else find_template(jinja).jinja
 
     def _get_num_multimodal_tokens(self, image_sizes: Iterable[Sequence[int]] | None = None, **_: Any) -> Any:
-        """Placeholders and views of pictures of the given (H, W) sizes, asked for by inference servers."""
+        """Placeholders and rows of pixels of images of the given (H, W) sizes, asked for by inference servers."""
         if image_sizes is None:
             return MultiModalData()
         layouts = [self.geometry.layout((int(height), int(width))) for height, width in image_sizes]
         return MultiModalData(
-            num_image_tokens=[layout.num_tokens for layout in layouts],
-            num_image_patches=[len(layout.inputs) for layout in layouts],
+            num_image_tokens=[layout.num_visual for layout in layouts],
+            num_image_patches=[layout.num_pixels for layout in layouts],
         )
 
     @property
     def image_token_ids(self) -> list[int]:
-        """The tokens that stand for a picture, asked for by inference servers."""
+        """The tokens that stand for an image, asked for by inference servers."""
         return [self.image_token_id]
 
     @property
@@ -255,85 +238,16 @@ class StepwellProcessor(ProcessorMixin):
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
 
-def _text_arguments(kwargs: dict[str, Any], tokenizer: type) -> dict[str, Any]:
-    """The tokenizer's share of a call: flat, or under `text_kwargs`; tensors are made once, of everything."""
-    merged = {**kwargs, **kwargs.get("text_kwargs", {}), **kwargs.get("common_kwargs", {})}
-    chosen = {key: value for key, value in merged.items() if key not in _NOT_FOR_TEXT and value is not None}
-    if unknown := sorted(chosen.keys() - signature(tokenizer.__call__).parameters.keys()):
-        raise ValueError(f"StepwellProcessor knows no {', '.join(map(repr, unknown))}; check the spelling")
-    return chosen
-
-
-def _check_rows(texts: list[str], rows: list[Any]) -> None:
-    """Pictures nested by text: each text needs as many as it has placeholders."""
-    if len(texts) != len(rows):
-        raise ValueError(f"{len(rows)} lists of pictures were given for {len(texts)} texts")
-    for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
-        placeholders, given = text.count(IMAGE), len(list(_flat(row)))
-        if placeholders != given:
-            raise ValueError(f"text {i} has {placeholders} {IMAGE} placeholders but {given} pictures")
-
-
-def _pictures_of(messages: Sequence[Message]) -> list[Any]:
-    """The pictures in messages whose content is a list, in reading order."""
-    parts = [
-        part for message in messages if not isinstance(message["content"], str) for part in message["content"]
-    ]
-    return [picture for part in parts if (picture := _picture_in(part)) is not None]
-
-
-def _picture_in(part: Message) -> Any:
-    """The picture of one part of a message, in transformers' and in OpenAI's way of writing."""
-    if part["type"] == "image_url":
-        address = part["image_url"]
-        return address["url"] if isinstance(address, dict) else address
-    if part["type"] != "image":
-        return None
-    if "base64" in part:
-        return f"data:image;base64,{part['base64']}"
-    return next((part[key] for key in ("image", "url", "path") if key in part), None)
-
-
-def _flat(images: Any) -> Iterable[Image.Image]:
-    if isinstance(images, (list, tuple)):
-        for item in images:
-            yield from _flat(item)
-    else:
-        yield images
-
-
-def _stack_padded(views: list[Tensor]) -> Tensor:
-    """(3, h, w) each -> (V, 3, L, L), L the longest side: alike for all pictures of a pyramid, so that others
-    may join batches made apart."""
-    side = max(max(view.shape[1:]) for view in views)
-    return torch.stack([F.pad(view, (0, side - view.shape[2], 0, side - view.shape[1])) for view in views])
-
-
-def _open(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return upright_rgb(picture)
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8:
-            raise ValueError(f"an array picture must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
-        if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (3, 4)):
-            raise ValueError(f"an array picture must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
-        return upright_rgb(Image.fromarray(picture))
-    if isinstance(picture, str) and picture[:5].lower() == "data:":
-        return open_image(_data_url(picture))
-    if isinstance(picture, str) and "://" in picture[:16]:
-        raise ValueError("pictures are not fetched from the network; download the file and pass its path")
-    if isinstance(picture, (str, bytes, os.PathLike, io.IOBase)):
-        return open_image(picture)
-    raise TypeError(
-        f"a picture is a PIL image, path, bytes, data: URL or uint8 array, got {type(picture).__name__}"
-    )
-
-
-def _data_url(url: str) -> bytes:
-    head, _, payload = url.partition(",")
-    if not head.endswith(";base64"):
-        raise ValueError("a data: URL of a picture must be base64-encoded")
-    try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("the data: URL is not valid base64") from None
+def _check_counts(prompts: Sequence[Prompt], images: Any, total: int) -> None:
+    """Each text needs as many images as it has placeholders: those nested by text, or all together."""
+    placeholders = [prompt.num_images for prompt in prompts]
+    if isinstance(images, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in images):
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} lists of images were given for {len(prompts)} texts")
+        for i, (count, row) in enumerate(zip(placeholders, images, strict=True)):
+            if count != (given := len(list(flat(row)))):
+                raise ValueError(f"text {i} has {count} {IMAGE} placeholders but {given} images")
+    if sum(placeholders) != total:
+        raise ValueError(
+            f"the text has {sum(placeholders)} {IMAGE} placeholders but {total} images were given"
+        )

@@ -14,13 +14,14 @@ from transformers import (
 
 from stepwell.models.assistant import StepwellForConditionalGeneration, StepwellModel
 from stepwell.models.config import StepwellConfig
+from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.perception import (
     PyramidBackbone,
     PyramidBackboneConfig,
     PyramidClassifierConfig,
     PyramidForImageClassification,
 )
-from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
+from stepwell.models.processor import StepwellProcessor
 
 __all__ = ["register"]
 

@@ -22,7 +22,7 @@ from stepwell.data.conversations import Conversations
 from stepwell.data.sample import Source
 from stepwell.encoders.pretrained import load_encoder_weights
 from stepwell.language.labels import IGNORE
-from stepwell.language.prompt import IMAGE
+from stepwell.language.messages import IMAGE
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor

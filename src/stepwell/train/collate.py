@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stepwell.data.sample import Sample, Turn
 from stepwell.language.labels import IGNORE, LabelledTokens
-from stepwell.language.prompt import IMAGE
+from stepwell.language.messages import IMAGE
 from stepwell.models.processor import StepwellProcessor
 
 __all__ = ["Collator", "Row", "TurnOrder"]

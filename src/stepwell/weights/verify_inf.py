@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from stepwell.keys.inf import PROJECTOR
-from stepwell.language.chat_template import chat_template
 from stepwell.language.conversation import PlaceholderRule, from_llava, move_placeholder
+from stepwell.language.messages import Message
 from stepwell.language.projector import build_projector
-from stepwell.language.prompt import TEMPLATES, Message, render
+from stepwell.language.prompt import render
 from stepwell.language.splice import place_visual_tokens
+from stepwell.language.template import find_template
 from stepwell.views.preprocess import pad_to_square
 from stepwell.weights.record import Case, Record, TableCheck
 
@@ -73,8 +74,8 @@ def _splice(record: Record) -> dict[str, Tensor]:
 
 
 def _conversations(record: Record) -> TableCheck:
-    """Every template of the table: text, generation prompt and supervised characters, from `render` and in
-    Jinja."""
+    """Every template of the table: text, generation prompt and supervised characters, from `render` and from
+    transformers."""
     renamed = {"chatml_direct_official_mpt": "chatml_direct", "qwen_next": "qwen"}
     differences: list[str] = []
     for name, facts in record.settings["templates"].items():
@@ -99,39 +100,38 @@ def _conversation(template: str, facts: dict[str, Any], case: dict[str, Any]) ->
     if moved != case["after_multimodal"]:
         yield "placeholders"
     messages = from_llava(case["conversations"], has_image=case["has_image"], rule=rule)
-    rendered = render(template, messages)
-    if rendered.text != case["prompt"] or _jinja(template, messages) != case["prompt"]:
+    prompt = render(messages, template)
+    if prompt != case["prompt"] or _jinja(template, messages) != case["prompt"]:
         yield "prompt"
     if case["generation_prompt"] is not None:
-        opened = render(template, messages[:-1], add_generation_prompt=True).text
+        opened = render(messages[:-1], template, add_generation_prompt=True)
         in_jinja = _jinja(template, messages[:-1], add_generation_prompt=True)
         if opened != case["generation_prompt"] or in_jinja != case["generation_prompt"]:
             yield "generation prompt"
     content = case["content_only_spans"] if facts["content_only_spans"] else case["spans"]
-    if [[*span, rendered.text[slice(*span)]] for span in rendered.spans] != content:
+    if [[*span, prompt[slice(*span)]] for span in prompt.supervised] != content:
         yield "supervised text"
     if facts["family"] == "llava_next":
-        official = render(template, messages, mask_style="llava_next").spans
-        if [[*span, rendered.text[slice(*span)]] for span in official] != case["spans"]:
+        official = render(messages, template, mask_style="llava_next").supervised
+        if [[*span, prompt[slice(*span)]] for span in official] != case["spans"]:
             yield "supervised text of the official mask"
-    in_text = rendered.text.startswith("<|begin_of_text|>")
-    added = rendered.add_bos and facts["automatic_bos"]
-    if case.get("leading_bos_tokens", in_text + added) != in_text + added:
+    bos = "<|begin_of_text|>"
+    text = _jinja(template, messages, bos_token=bos if facts["automatic_bos"] else "")
+    count = (len(text) - len(text.removeprefix(bos).removeprefix(bos))) // len(bos)
+    if case.get("leading_bos_tokens", count) != count:
         yield "number of BOS tokens"
 
 
-def _jinja(template: str, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
-    texts, _ = render_jinja_template(
-        conversations=[messages],
-        chat_template=chat_template(TEMPLATES[template]),
-        add_generation_prompt=add_generation_prompt,
-    )
+def _jinja(template: str, messages: list[Message], **variables: Any) -> str:
+    """The template as anybody renders it."""
+    jinja = find_template(template).jinja
+    texts, _ = render_jinja_template(conversations=[messages], chat_template=jinja, **variables)
     return str(texts[0])
 
 
 def _refuses(template: str, messages: list[Message]) -> bool:
     try:
-        render(template, messages)
+        render(messages, template)
     except ValueError:
         return True
     return False

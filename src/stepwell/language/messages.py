@@ -1,0 +1,62 @@
+"""Messages as transformers has them: their texts and their images.
+
+{"role": "user", "content": text or [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["IMAGE", "Message", "images_of", "with_texts"]
+
+IMAGE = "<image>"
+"""The placeholder of one image."""
+
+Message = Mapping[str, Any]
+
+
+def with_texts(message: Message, change: Callable[[str], str]) -> Message:
+    """The message with its texts changed; in a user's string, they stand around `<image>`.
+
+    OpenAI's `image_url` becomes `image`, for templates that do not know it. Raises ValueError for what is no
+    message.
+    """
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ValueError("a message is a dict with a role and a content")
+    content = message.get("content")
+    if content is None:
+        return {key: value for key, value in message.items() if key != "content"}
+    if isinstance(content, str):
+        parts = content.split(IMAGE) if message["role"] == "user" else [content]
+        return {**message, "content": IMAGE.join(map(change, parts))}
+    if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
+        raise ValueError("the content of a message is text, or a list of dicts such as {'type': 'image'}")
+    return {**message, "content": [_with_text(part, change) for part in content]}
+
+
+def images_of(messages: Sequence[Message]) -> list[Any]:
+    """The images in messages whose content is a list, in reading order."""
+    contents = (message.get("content") for message in messages)
+    parts = (part for content in contents if isinstance(content, (list, tuple)) for part in content)
+    return [image for part in parts if (image := _image_in(part)) is not None]
+
+
+def _with_text(part: Message, change: Callable[[str], str]) -> Message:
+    if part.get("type") == "image_url":
+        return {"type": "image"}
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        return {**part, "text": change(part["text"])}
+    return part
+
+
+def _image_in(part: Message) -> Any:
+    """The image of one part of a message, in transformers' and in OpenAI's way of writing."""
+    if part.get("type") == "image_url":
+        address = part["image_url"]
+        return address["url"] if isinstance(address, Mapping) else address
+    if part.get("type") != "image":
+        return None
+    if part.get("base64") is not None:
+        return f"data:image;base64,{part['base64']}"
+    return next((part[key] for key in ("image", "url", "path") if part.get(key) is not None), None)
