@@ -199,22 +199,13 @@ def _open_images(names: list[str], question: str) -> list[Image]:
 
 def _check_model(model: str) -> None:
     """Raises ValueError for a folder that holds no model, and for what is neither a folder nor a hub name."""
-    from stepwell.weights.hub import looks_like_a_hub_name
+    from stepwell.weights.hub import check_hub_name, find_folder, model_type
 
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{model} is not a model folder: it has no config.json")
-        if not any(folder.glob("*.safetensors")):
-            raise ValueError(f"{model} holds no weights: no *.safetensors file beside its config.json")
-    elif folder.is_file():
-        raise ValueError(
-            f"{model} is a file; name the model's folder, or turn it into one: stepwell convert --help"
-        )
-    elif "_" in model and "/" not in model:
-        return  # so look the names of published releases; their list is read where torch is
-    elif not looks_like_a_hub_name(model.partition(":")[0]):  # owner/name, or owner/name:file of a release
-        raise ValueError(f"unknown model {model}: no such folder, and hub names look like owner/name")
+    folder = find_folder(model)
+    if folder is not None:
+        model_type(folder)
+    elif "/" in model or "_" not in model:  # others may be published names, whose list is read where torch is
+        check_hub_name(model.partition(":")[0])
 
 
 def _check_device(device: str) -> None:

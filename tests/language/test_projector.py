@@ -1,4 +1,4 @@
-"""Projectors by name. That they equal the official ones is held by tests/weights/test_verify.py."""
+"""Projectors by name. That they equal the official ones is held by tests/parity/test_verify.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Visual tokens stand where the placeholders are; tests/weights/test_verify.py has the official splice."""
+"""Visual tokens stand where the placeholders are; tests/parity/test_verify.py has the official splice."""
 
 from __future__ import annotations
 

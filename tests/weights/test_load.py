@@ -15,8 +15,8 @@ from stepwell.models.perception import PyramidClassifierConfig, PyramidForImageC
 from stepwell.models.published import find_published
 from stepwell.models.settings import BranchConfig, ClassifierSettings, InteractionConfig
 from stepwell.weights import load as module
-from stepwell.weights.hub import HubError
-from stepwell.weights.load import ModelError, load
+from stepwell.weights.hub import HubError, ModelError
+from stepwell.weights.load import load
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from stepwell.keys.engine import Plan, plan
 from stepwell.models.published import PUBLISHED, Published, find_published
-from stepwell.weights.checkpoint import Checkpoint, new_folder, open_checkpoint, write_safetensors
+from stepwell.weights.checkpoint import new_folder, open_checkpoint, write_safetensors
 from stepwell.weights.layouts import Layout, build_layout
 from stepwell.weights.report import Report, compare
 from stepwell.weights.text_config import read_config
@@ -60,14 +59,21 @@ def convert(
     if report.absent:
         name, why = next(iter(report.absent.items()))
         raise ConversionError(f"{len(report.absent)} tensors cannot be made ({name}): {why}", report)
+    metas = {name: target.make(checkpoint.meta) for name, target in made.targets.items()}
+    elements: Counter[torch.dtype] = Counter()
+    for meta in metas.values():
+        elements[meta.dtype] += meta.numel()
+    layout.config.dtype = elements.most_common(1)[0][0]
     with new_folder(out, overwrite=overwrite) as folder:
         report.notes += layout.write_processor(folder, Path(tokenizer) if tokenizer else beside)
-        count: Counter[torch.dtype] = Counter()
-        write_safetensors(folder, _tensors(made, checkpoint, count), max_shard_bytes=max_shard_bytes)
-        layout.config.dtype = count.most_common(1)[0][0]
+        write_safetensors(
+            folder,
+            metas,
+            lambda name: made.targets[name].make(checkpoint.read),
+            max_shard_bytes=max_shard_bytes,
+        )
         layout.config.save_pretrained(folder)
         (folder / "conversion.json").write_text(json.dumps(report.json(), indent=1), "utf-8")
-    checkpoint.close()
     return report
 
 
@@ -110,12 +116,3 @@ def _prepare(
     if published.quirk:
         report.notes.append(published.quirk)
     return layout, made, report
-
-
-def _tensors(made: Plan, checkpoint: Checkpoint, count: Counter[torch.dtype]) -> Iterator[tuple[str, Tensor]]:
-    """In the order of the source files, where reading is cheapest; elements are counted by their dtype."""
-    order = {name: i for i, name in enumerate(checkpoint.names)}
-    for target in sorted(made.targets.values(), key=lambda target: order[target.sources[0]]):
-        tensor = target.make(checkpoint.read)
-        count[tensor.dtype] += tensor.numel()
-        yield target.name, tensor

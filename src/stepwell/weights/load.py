@@ -6,10 +6,8 @@ random number, and pickled weights are not opened. Everything that can go wrong 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -26,20 +24,31 @@ from stepwell.models.perception import (
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published import Published, find_published
 from stepwell.models.register import register
-from stepwell.weights.checkpoint import open_checkpoint
+from stepwell.weights.checkpoint import CheckpointError, one_line, open_checkpoint, weight_files
 from stepwell.weights.convert import convert
-from stepwell.weights.hub import HubError, cache_folder, download, looks_like_a_hub_name
+from stepwell.weights.hub import (
+    HubError,
+    ModelError,
+    cache_folder,
+    check_hub_name,
+    download,
+    find_folder,
+    model_type,
+)
 
-__all__ = ["SHIPPED", "ModelError", "load", "load_folder"]
+__all__ = ["SHIPPED", "load"]
 
 SHIPPED = Path(__file__).parents[1] / "assets"
 RELEASE = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Precision = str | torch.dtype
 
-
-class ModelError(ValueError):
-    """A model that is not there, is not one, or whose weights do not fit. One line."""
+CLASSES: dict[str, type[PreTrainedModel]] = {
+    StepwellConfig.model_type: StepwellForConditionalGeneration,
+    PyramidBackboneConfig.model_type: PyramidBackbone,
+    PyramidClassifierConfig.model_type: PyramidForImageClassification,
+}
+"""By the model_type of a folder's config.json."""
 
 
 def load(
@@ -55,21 +64,17 @@ def load(
     which is downloaded and converted once. device: None takes a GPU where there is one. dtype: "float32",
     "bfloat16", "float16"; None keeps the stored one. Raises ModelError and HubError, each one line.
     """
-    return load_folder(_folder(model), device=device, dtype=dtype)
-
-
-def load_folder(
-    folder: Path, *, device: str | torch.device | None = None, dtype: Precision | None = None
-) -> Any:
-    """What a folder of ours holds; arguments and errors as in `load`."""
-    where, precision = _device(device), _dtype(dtype)
-    kind = _kind(folder)
-    if not any(folder.glob("*.safetensors")):
-        pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
-        hint = f" ({pickles[0]} is a pickle, which is not opened: stepwell convert)" if pickles else ""
-        raise ModelError(f"{folder} holds no weights: no *.safetensors beside its config.json{hint}")
+    where, precision, folder = _device(device), _dtype(dtype), _folder(model)
+    kind = model_type(folder)
+    if kind not in CLASSES:
+        raise ModelError(
+            f"{folder} holds a {kind!r} model, not one of ours ({', '.join(sorted(CLASSES))}); "
+            "official releases come in through stepwell convert"
+        )
     register()
-    return LOADERS[kind](folder, where, precision)
+    processor = _processor(folder) if kind == StepwellConfig.model_type else None
+    network: Any = _strict(CLASSES[kind], folder, precision).to(where)
+    return network if processor is None else Assistant(network, processor)
 
 
 def _folder(model: str | Path | None) -> Path:
@@ -78,18 +83,14 @@ def _folder(model: str | Path | None) -> Path:
         if not (SHIPPED / "config.json").is_file():
             raise ModelError(f"this installation has no shipped model in {SHIPPED}; name one")
         return SHIPPED
-    folder = Path(model).expanduser()
-    if str(model) and folder.is_dir():
+    folder = find_folder(model)
+    if folder is not None:
         return folder
-    if folder.is_file():
-        raise ModelError(f"{model} is a file; convert it into a folder first: stepwell convert --help")
-    name = str(model)
-    published = find_published(name)
+    published = find_published(str(model))
     if published is not None:
         return _released(published)
-    if not looks_like_a_hub_name(name):
-        raise ModelError(f"unknown model {name!r}: no such folder, and hub names look like owner/name")
-    return download(name)
+    check_hub_name(str(model))
+    return download(str(model))
 
 
 def _released(published: Published) -> Path:
@@ -110,60 +111,27 @@ def _source(published: Published, repository: str) -> Path:
         f"stepwell convert {published.file or 'FOLDER'} OUT --as {published.name}"
     )
     source = download(repository, [published.file] if published.file else RELEASE, advice=advice)
-    if published.file:
-        source = source / published.file
-        there = source.is_file()
-    else:
-        there = _is_whole(source)
-    if not there:
+    source /= published.file or ""
+    try:
+        weight_files(source)
+        whole = source.is_file() or (source / "config.json").is_file()
+    except (OSError, CheckpointError):  # offline, the hub's cache hands out whatever part it holds
+        whole = False
+    if not whole:
         raise HubError(f"{what} of {repository} did not arrive on this machine; {advice}")
     return source
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a snapshot has settings and every file of weights that its index names.
-
-    Offline, the hub's cache hands out whatever part of a repository it holds.
-    """
-    if not (folder / "config.json").is_file():
-        return False
-    for index in [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]:
-        try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-        if all((folder / name).is_file() for name in names):
-            return True
-    return any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
-
-
-def _kind(folder: Path) -> str:
+def _processor(folder: Path) -> Any:
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        kind = config["model_type"]
-    except FileNotFoundError:
-        raise ModelError(f"{folder} is not a model folder: it has no config.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read ({type(error).__name__})") from None
-    if kind not in LOADERS:
-        raise ModelError(
-            f"{folder} holds a {kind!r} model, not one of ours ({', '.join(sorted(LOADERS))}); "
-            "official releases come in through stepwell convert"
-        )
-    return str(kind)
-
-
-def _assistant(folder: Path, device: torch.device, dtype: torch.dtype | None) -> Assistant:
-    try:
-        processor = StepwellProcessor.from_pretrained(folder, trust_remote_code=False)
+        return StepwellProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{folder} has no processor that can be used: {_line(error)}") from None
-    return Assistant(_strict(StepwellForConditionalGeneration, folder, dtype).to(device), processor)
+        raise ModelError(f"{folder} has no processor that can be used: {one_line(error)}") from None
 
 
 def _strict(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None) -> Any:
     """from_pretrained without its leniency: every tensor found, none left over, all of the right shape."""
-    open_checkpoint(folder).close()  # says in one line what is damaged
+    open_checkpoint(folder)  # says in one line what is damaged
     try:
         model, info = kind.from_pretrained(
             folder,
@@ -174,14 +142,14 @@ def _strict(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None
             ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {_line(error)}") from None
+        raise ModelError(f"{folder} cannot be loaded: {one_line(error)}") from None
     for what, words in (
         ("missing_keys", "are missing"),
         ("unexpected_keys", "have no place in this model"),
         ("mismatched_keys", "are of another shape"),
     ):
-        if found := sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[what]):
-            raise ModelError(f"the weights in {folder} do not fit: {len(found)} tensors {words} ({found[0]})")
+        if names := sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[what]):
+            raise ModelError(f"the weights in {folder} do not fit: {len(names)} tensors {words} ({names[0]})")
     return model
 
 
@@ -189,11 +157,9 @@ def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"device {str(device)!r} cannot be used: {_line(error)}") from None
-    return found
+        raise ModelError(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
 
 
 def _dtype(dtype: Precision | None) -> torch.dtype | None:
@@ -202,28 +168,3 @@ def _dtype(dtype: Precision | None) -> torch.dtype | None:
             raise ModelError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
         return DTYPES[dtype]
     return dtype
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] or type(error).__name__
-
-
-def _backbone(folder: Path, device: torch.device, dtype: torch.dtype | None) -> PyramidBackbone:
-    return cast(PyramidBackbone, _strict(PyramidBackbone, folder, dtype).to(device))
-
-
-def _classifier(
-    folder: Path, device: torch.device, dtype: torch.dtype | None
-) -> PyramidForImageClassification:
-    return cast(
-        PyramidForImageClassification, _strict(PyramidForImageClassification, folder, dtype).to(device)
-    )
-
-
-LOADERS: dict[str, Callable[[Path, torch.device, torch.dtype | None], Any]] = {
-    StepwellConfig.model_type: _assistant,
-    PyramidBackboneConfig.model_type: _backbone,
-    PyramidClassifierConfig.model_type: _classifier,
-}
-"""By the model_type of a folder's config.json."""

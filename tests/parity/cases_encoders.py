@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
+from record import Case, Record, Unsupported, check_required
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.pretrained import fit_tables, spread_shared_table
 from stepwell.encoders.vit import Position, VisionTransformer
 from stepwell.keys.backbones import Layout, backbone_rules
 from stepwell.keys.engine import Rule, convert
 from stepwell.structures import TokenMap
-from stepwell.weights.record import Case, Record, Unsupported, check_required
 
 __all__ = ["CASES", "check_position_grid", "encoder_from_settings"]
 
@@ -170,11 +170,12 @@ def _load_position_and_patch(record: Record) -> dict[str, Tensor]:
     class_slot = bool(settings.get("keep_class_slot"))
     rules = backbone_rules(layout, class_token=bool(settings.get("keep_cls_token")), class_slot=class_slot)
     window = settings.get("source_window")
+    source_grid = [window, window] if window else settings.get("source_grid", [14, 14])
     fitted = fit_tables(
         convert(state, rules),
         patch=settings.get("patch_size", 16),
-        source_grid=(window, window) if window else tuple(settings.get("source_grid", (14, 14))),
-        position_grid=tuple(settings.get("target_grid", (14, 14))),
+        source_grid=tuple(source_grid),
+        position_grid=tuple(settings.get("target_grid", source_grid)),
         class_slot=class_slot,
         windows=settings.get("window_size", ()),
     )
@@ -187,6 +188,8 @@ def _ours(name: str) -> str:
         "pos_embed": "position.table",
         "cls_token": "class_token",
         "embeddings.patch_embedding.weight": "patch_embed.proj.weight",
+        "embeddings.position_embedding.weight": "position.table",
+        "embeddings.class_embedding": "class_token",
     }
     return names.get(name, name.replace("relative_position_bias_table", "relative_table"))
 

@@ -1,6 +1,6 @@
 """Golden files of INF-LLaVA and of what the LLaVA family shares: how each kind is built and run.
 
-Letters: B batch, L text length, N visual tokens of a picture, D the language model's width.
+Letters: B batch, L text length, N visual tokens of an image, D the language model's width.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from record import Case, Record, TableCheck
 from stepwell.keys.inf import PROJECTOR
 from stepwell.language.conversation import PlaceholderRule, from_llava, move_placeholder
 from stepwell.language.messages import Message
@@ -23,7 +24,6 @@ from stepwell.language.prompt import render
 from stepwell.language.splice import place_visual_tokens
 from stepwell.language.template import find_template
 from stepwell.views.preprocess import pad_to_square
-from stepwell.weights.record import Case, Record, TableCheck
 
 __all__ = ["CASES"]
 
@@ -35,26 +35,25 @@ def _projector(record: Record) -> dict[str, Tensor]:
 
 
 def _splice(record: Record) -> dict[str, Tensor]:
-    """Official code marks a picture with one sentinel id; we mark each of its N tokens, with the same id
-    here."""
+    """Official code marks an image with one sentinel id; we mark each of its N tokens, here with that id."""
     s = record.settings
     sentinel, features = s["image_token_index"], record.inputs["image_features"]
-    pictures = iter(features)
+    images = iter(features)
     rows: list[tuple[Tensor, Tensor]] = []
     visual: list[Tensor] = []
     inputs = [record.inputs[name] for name in ("input_ids", "labels", "attention_mask")]
     for ids, labels, mask in zip(*inputs, strict=True):
         ids, labels = ids[mask.bool()], labels[mask.bool()]
-        is_picture = ids == sentinel
-        found = [next(pictures) for _ in range(int(is_picture.sum()))]
-        if not found and s["text_only_row_owns_dummy_image"]:
-            next(pictures)
-        times = torch.where(is_picture, features.shape[1], 1)
+        is_image = ids == sentinel
+        row = [next(images) for _ in range(int(is_image.sum()))]
+        if not row and s["text_only_row_owns_dummy_image"]:
+            next(images)
+        times = torch.where(is_image, features.shape[1], 1)
         ids = ids.repeat_interleave(times)[: s["model_max_length"]]
         labels = labels.repeat_interleave(times)[: s["model_max_length"]]
         labels = labels.masked_fill(ids == sentinel, s["ignore_index"])
         rows.append((ids, labels))
-        visual.append(torch.cat([features[:0].flatten(0, 1), *found])[: int((ids == sentinel).sum())])
+        visual.append(torch.cat([features[:0].flatten(0, 1), *row])[: int((ids == sentinel).sum())])
     length = max(len(ids) for ids, _ in rows)
 
     def stack(values: list[Tensor], filler: int) -> Tensor:
@@ -144,7 +143,7 @@ def _data_pipeline(record: Record) -> TableCheck:
         image = Image.fromarray(np.array(case["image_hwc"], dtype=np.uint8))
         padded = pad_to_square(image, tuple(case["background"]))
         if np.array(padded).tolist() != case["result_hwc"]:
-            differences.append(f"pad_to_square/{i}: {image.width}x{image.height} picture")
+            differences.append(f"pad_to_square/{i}: {image.width}x{image.height} image")
     checked = ("pad_to_square",)
     left_out = tuple(part for part in record.settings["parts"] if part not in checked)
     return TableCheck(checked, left_out, tuple(differences))

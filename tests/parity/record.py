@@ -87,10 +87,10 @@ class Record:
 
         Raises ValueError naming those that no rule takes, unless the record says they change nothing.
         """
-        made = plan(self.params, rules)
-        if lost := sorted(set(made.unknown) - set(self.params_without_influence)):
+        renaming = plan(self.params, rules)
+        if lost := sorted(set(renaming.unknown) - set(self.params_without_influence)):
             raise ValueError(f"{len(lost)} parameters have no place here: {', '.join(lost[:8])}")
-        return {name: target.make(self.params.__getitem__) for name, target in made.targets.items()}
+        return {name: target.make(self.params.__getitem__) for name, target in renaming.targets.items()}
 
     def load_into(self, module: M, rules: Iterable[Rule]) -> M:
         """`module` in eval mode with the recorded parameters, loaded strictly."""

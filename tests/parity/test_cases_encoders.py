@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cases_encoders import CASES, check_position_grid, encoder_from_settings
+from record import Unsupported, read_record
 from stepwell.encoders.convnext import ConvNeXt
-from stepwell.weights.record import Unsupported, read_record
-from stepwell.weights.verify import verify
-from stepwell.weights.verify_encoders import check_position_grid, encoder_from_settings
+from verify import verify
 
-GOLDEN = Path(__file__).parents[1] / "parity" / "piip"
+GOLDEN = Path(__file__).parent / "piip"
 
 BRANCH: dict[str, Any] = {
     "block_class": "deit",
@@ -41,6 +42,26 @@ def test_tables_and_kernels_are_taken_over_as_the_official_code_does(path: Path)
     assert record is not None
     verdict = verify(record)
     assert (verdict.status, verdict.reason) == ("ok", "")
+
+
+@pytest.mark.parametrize("keep_cls_token", [False, True])
+@pytest.mark.parametrize("keep_class_slot", [False, True])
+def test_clip_takes_a_table_over_with_or_without_the_slot_of_its_class_token(
+    keep_class_slot: bool, keep_cls_token: bool
+) -> None:
+    """The recorded kernel, and beside it a table that keeps its grid: official code leaves it alone."""
+    record = read_record(GOLDEN / "10_load_clip_patch_a.safetensors")
+    assert record is not None
+    table, token = torch.randn(1 + 6 * 5, 16), torch.randn(16)
+    record.inputs["ckpt.embeddings.position_embedding.weight"] = table
+    record.inputs["ckpt.embeddings.class_embedding"] = token
+    record.outputs["embeddings.position_embedding.weight"] = table if keep_class_slot else table[1:]
+    if keep_cls_token:
+        record.outputs["embeddings.class_embedding"] = token
+    settings = {"keep_class_slot": keep_class_slot, "keep_cls_token": keep_cls_token, "source_grid": [6, 5]}
+    ours = CASES[record.kind](replace(record, settings=record.settings | settings))
+    assert isinstance(ours, dict)
+    assert all(torch.equal(ours[name], stored) for name, stored in record.outputs.items())
 
 
 def test_settings_reach_every_block() -> None:

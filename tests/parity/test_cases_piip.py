@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.weights import verify_piip
-from stepwell.weights.record import Record, Unsupported, read_record
-from stepwell.weights.verify import verify
+import cases_piip
+from record import Record, Unsupported, read_record
+from verify import verify
 
 RECORDED = sorted(
     file
-    for file in (Path(__file__).parent.parent / "parity" / "piip").glob("*.safetensors")
+    for file in (Path(__file__).parent / "piip").glob("*.safetensors")
     if file.name.startswith(("01", "02", "03", "09"))
 )
 
@@ -28,7 +28,7 @@ def test_an_order_of_units_that_was_not_recorded_is_unsupported():
     record = read_record(next(file for file in RECORDED if "03_block3" in file.name))
     record.settings["unit_order"] = ["12", "23"]
     with pytest.raises(Unsupported, match="12"):
-        verify_piip.CASES["piip.interaction_block"](record)
+        cases_piip.CASES["piip.interaction_block"](record)
 
 
 def named(name):
@@ -61,7 +61,7 @@ def test_settings_that_are_not_ours_are_named(file, path, value):
     assert key in place
     place[key] = value
     with pytest.raises(Unsupported, match=rf"^{path} "):
-        verify_piip.CASES[record.kind](record)
+        cases_piip.CASES[record.kind](record)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_settings_that_are_not_ours_are_named(file, path, value):
 def test_settings_of_whole_models_are_looked_at_first(kind, settings, words):
     record = Record(path=Path(), system="piip", kind=kind, case="", version="", settings=settings)
     with pytest.raises(Unsupported, match=words):
-        verify_piip.CASES[kind](record)
+        cases_piip.CASES[kind](record)
 
 
 def test_a_tower_whose_ratios_are_not_those_of_its_sides_is_unsupported():
@@ -93,4 +93,4 @@ def test_a_tower_whose_ratios_are_not_those_of_its_sides_is_unsupported():
         path=Path(), system="piip", kind="piip.llava_tower", case="", version="", settings=settings
     )
     with pytest.raises(Unsupported, match=r"image_ratios \[0.5, 1.0\]"):
-        verify_piip.CASES[record.kind](record)
+        cases_piip.CASES[record.kind](record)

@@ -12,6 +12,9 @@ from typing import Any, cast
 from PIL import Image
 from torch import Tensor, nn
 
+from cases_encoders import check_position_grid, encoder_from_settings
+from record import Case, Record, TableCheck, Unsupported, check_required
+from required_piip import REQUIRED
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from stepwell.encoders.vit import VisionTransformer
@@ -39,9 +42,6 @@ from stepwell.models.piip import (
     build_interactions,
 )
 from stepwell.structures import Size, TokenMap
-from stepwell.weights.record import Case, Record, TableCheck, Unsupported, check_required
-from stepwell.weights.required_piip import REQUIRED
-from stepwell.weights.verify_encoders import check_position_grid, encoder_from_settings
 
 __all__ = ["CASES"]
 
@@ -135,7 +135,7 @@ class _Block(nn.Module):
         encoders, self.tables = _encoders(s)
         for encoder in encoders:
             encoder.patch_embed = nn.Identity()  # recorded without an embedding
-            encoder.class_token = None  # given as an input
+            encoder.class_token = None  # comes as an input
         self.branches = nn.ModuleList(encoders)
         self.interaction = Interaction(
             [encoder.spec.dim for encoder in encoders], **_message_arguments(s["interaction"])
@@ -195,8 +195,8 @@ def _backbone(record: Record) -> dict[str, Tensor]:
         raise Unsupported(f"a last merge after interaction {last} of {len(encoder.interactions)}")
     dims = [
         [
-            branch.spec.dims[found[i][1]]
-            for branch, found in zip(encoder.encoders, encoder.ranges, strict=True)
+            branch.spec.dims[spans[i][1]]
+            for branch, spans in zip(encoder.encoders, encoder.ranges, strict=True)
         ]
         for i in s["merge_after"]
     ]

@@ -1,8 +1,8 @@
-"""Are we equal to the official code? `python -m stepwell.weights.verify PATH... [--path reference|fast|both]`
+"""Are we equal to the official code? `python tests/parity/verify.py PATH... [--path reference|fast|both]`
 
-Every golden file names a kind; the kind names a case (see record.py), which is run on the readable reference
-and on the fast path. One line a file: its name, the largest error over its tolerance, and ok, FAILED or
-unsupported with the reason.
+Every golden file (record.py) names a kind; the kind names a case (cases_*.py), which is run on the readable
+reference and on the fast path. One line a file: its name, the largest error over its tolerance, and ok,
+FAILED or unsupported with the reason.
 Exit code 0 when every file passed, 1 when one did not, 2 when a path is missing or cannot be read.
 """
 
@@ -18,14 +18,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import cases_encoders
+import cases_inf
+import cases_piip
+from record import Case, Record, TableCheck, Unsupported, read_record
 from stepwell.ops.choose import Path as OpPath
 from stepwell.ops.choose import prefer
-from stepwell.weights import verify_encoders, verify_inf, verify_piip
-from stepwell.weights.record import Case, Record, TableCheck, Unsupported, read_record
 
 __all__ = ["Unreadable", "Verdict", "error_over_tolerance", "main", "read_records", "verify"]
 
-CASES: dict[str, Case] = {**verify_inf.CASES, **verify_encoders.CASES, **verify_piip.CASES}
+CASES: dict[str, Case] = {
+    **cases_encoders.CASES,
+    **cases_inf.CASES,
+    **cases_piip.CASES,
+}
+"""By kind; each system has a file of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +62,10 @@ def read_records(paths: Iterable[Path]) -> list[Record | Unreadable]:
     for path in paths:
         if path.is_dir():
             files = sorted(f for f in path.iterdir() if f.suffix in (".safetensors", ".json") and f.is_file())
-            found = [record for record in map(_read_or_reason, files) if record is not None]
-            if not found:
+            recorded = [record for record in map(_read_or_reason, files) if record is not None]
+            if not recorded:
                 raise ValueError(f"{path}: no golden file in this folder")
-            records += found
+            records += recorded
         elif not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         elif (record := read_record(path)) is None:
@@ -146,7 +153,7 @@ def error_over_tolerance(ours: Tensor, stored: Tensor, rtol: float, atol: float)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m stepwell.weights.verify", description=__doc__.splitlines()[0]
+        prog="python tests/parity/verify.py", description=__doc__.splitlines()[0]
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="golden files or folders of them")
     parser.add_argument("--path", choices=("reference", "fast", "both"), default="both", help="default: both")

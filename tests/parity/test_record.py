@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stepwell.weights.record import read_record
+from record import read_record
 
 FACTS: dict[str, Any] = {"system": "s", "kind": "k", "case": "c", "version": "v", "settings": {"depth": 2}}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import verify
+from record import Record, TableCheck, Unsupported, read_record
 from stepwell.keys.engine import Drop, Rename
 from stepwell.ops.choose import choose
-from stepwell.weights import verify
-from stepwell.weights.record import Record, TableCheck, Unsupported, read_record
 
-GOLDEN = Path(__file__).parents[1] / "parity" / "inf"
+GOLDEN = Path(__file__).parent / "inf"
 PROJECTOR = GOLDEN / "projector_mlp2x_gelu.safetensors"
 
 
@@ -53,6 +55,13 @@ def test_recorded_files_of_the_llava_family_pass(run: Any) -> None:
     assert all(" ok" in line for line in lines[:-1])
 
 
+def test_the_script_finds_its_siblings_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, verify.__file__, str(PROJECTOR), "--path", "reference"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "1 passed, 0 failed, 0 unsupported"
+
+
 def test_padding_to_a_square_is_checked_and_the_rest_of_its_table_named(run: Any, tmp_path: Path) -> None:
     code, (line, _) = run(GOLDEN / "data_pipeline.json")
     assert code == 0
@@ -63,7 +72,7 @@ def test_padding_to_a_square_is_checked_and_the_rest_of_its_table_named(run: Any
     path.write_text(json.dumps(table), encoding="utf-8")
     code, (line, _) = run(path)
     assert code == 1
-    assert "pad_to_square/1: 3x4 picture" in line
+    assert "pad_to_square/1: 3x4 image" in line
 
 
 def test_a_changed_weight_fails_on_both_paths_and_says_which_output(run: Any, tmp_path: Path) -> None:
@@ -123,8 +132,8 @@ def test_the_splice_is_exact(run: Any, tmp_path: Path) -> None:
 def test_error_is_measured_against_the_tolerance(
     ours: list[float], stored: list[float], rtol: float, atol: float, expected: float
 ) -> None:
-    found = verify.error_over_tolerance(torch.tensor(ours), torch.tensor(stored), rtol, atol)
-    assert found == pytest.approx(expected)
+    error = verify.error_over_tolerance(torch.tensor(ours), torch.tensor(stored), rtol, atol)
+    assert error == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

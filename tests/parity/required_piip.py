@@ -5,7 +5,7 @@ PIIP, arXiv 2501.07783; the keys are those of the golden files.
 
 from __future__ import annotations
 
-from stepwell.weights.record import Required
+from record import Required
 
 __all__ = ["REQUIRED"]
 
