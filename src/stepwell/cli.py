@@ -186,7 +186,7 @@ def _open_images(names: list[str], question: str) -> list[Image]:
             "- reads an image from standard input, which is a terminal here: use '< image.jpg'"
         )
 
-    from stepwell.views.decode import ImageError, open_image
+    from stepwell.images.open import ImageError, open_image
 
     images = []
     for name in names:

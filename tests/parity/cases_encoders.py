@@ -151,7 +151,8 @@ def _convnext_stages(record: Record) -> dict[str, Tensor]:
     assert isinstance(encoder, ConvNeXt)
     record.load_into(encoder, rules)
     state, first, outputs = encoder.stem(record.inputs["image"]), 0, {}
-    for stage, last in enumerate(encoder.stage_ends, start=1):
+    for stage, depth in enumerate(encoder.depths, start=1):
+        last = first + depth - (stage == 1)  # all stages but the first begin with a downsampling layer
         state = encoder.run(state, first, last)
         first = last + 1
         outputs[f"stage{stage}"] = _output(encoder, state, record.settings["output_layout"])

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -16,9 +17,15 @@ from cases_encoders import check_position_grid, encoder_from_settings
 from record import Case, Record, TableCheck, Unsupported, check_required
 from required_piip import REQUIRED
 from stepwell.encoders.convnext import ConvNeXt
-from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from stepwell.encoders.encoder import Encoder
 from stepwell.encoders.vit import VisionTransformer
-from stepwell.fuse.interaction import DeformableCrossAttention, Injector, Interaction, InteractionUnit
+from stepwell.fuse.interaction import (
+    DeformableCrossAttention,
+    Injector,
+    Interaction,
+    InteractionConfig,
+    InteractionUnit,
+)
 from stepwell.fuse.merge import BranchMerge, TokenMerge, dense_stacks, linear_stacks, stage_stacks
 from stepwell.heads.classify import BranchHeads, MergedHead
 from stepwell.heads.neck import SimplePyramid
@@ -33,15 +40,11 @@ from stepwell.keys.piip import (
     token_merge_rules,
     vision_rules,
 )
-from stepwell.models.geometry import PyramidGeometry
-from stepwell.models.piip import (
-    PiipVision,
-    PyramidClassifier,
-    PyramidEncoder,
-    PyramidFeatures,
-    build_interactions,
-)
-from stepwell.structures import Size, TokenMap
+from stepwell.models.dense import PyramidClassifier, PyramidFeatures
+from stepwell.models.piip import PiipVision
+from stepwell.models.pyramid import PyramidEncoder, build_interactions
+from stepwell.views.pyramid import PyramidGeometry
+from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD, Size, TokenMap
 
 __all__ = ["CASES"]
 
@@ -51,24 +54,20 @@ def _size(grid: list[int]) -> Size:
     return rows, cols
 
 
-def _injector_arguments(interaction: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `Injector` for the settings' `interaction`."""
+def _interaction_config(interaction: dict[str, Any]) -> InteractionConfig:
     deformable = interaction["attn_type"] == "deform"
     points = (
         {"num_points": interaction["n_points"], "ratio": interaction["deform_ratio"]} if deformable else {}
     )
-    return {
-        "attention": "deformable" if deformable else "regular",
-        "num_heads": interaction["num_heads"],
-        "ffn_ratio": interaction["cffn_ratio"] if interaction["with_cffn"] else None,
-        "norm": interaction["norm"] != "none",
-        "norm_eps": interaction["norm_eps"] or 1e-6,
+    return InteractionConfig(
+        attention="deformable" if deformable else "regular",
+        num_heads=interaction["num_heads"],
+        ffn_ratio=interaction["cffn_ratio"] if interaction["with_cffn"] else None,
+        project=interaction.get("with_proj") is not False,
+        norm=interaction["norm"] != "none",
+        norm_eps=interaction["norm_eps"] or 1e-6,
         **points,
-    }
-
-
-def _message_arguments(interaction: dict[str, Any]) -> dict[str, Any]:
-    return {"project": interaction["with_proj"], **_injector_arguments(interaction)}
+    )
 
 
 def _deform_attention(record: Record) -> dict[str, Tensor]:
@@ -83,9 +82,10 @@ def _deform_attention(record: Record) -> dict[str, Tensor]:
 
 def _injector(record: Record) -> dict[str, Tensor]:
     s = record.settings
-    module = Injector(s["dim"], s["dim_feat"], **_injector_arguments(s["interaction"]))
+    module = Injector(s["dim"], s["dim_feat"], _interaction_config(s["interaction"]))
     record.load_into(module, INJECTOR)
-    y = module(record.inputs["query"], _size(s["query_grid"]), record.inputs["feat"], _size(s["feat_grid"]))
+    features = module.feature_norm(record.inputs["feat"])  # in a pyramid, the message's affair
+    y = module(record.inputs["query"], _size(s["query_grid"]), features, _size(s["feat_grid"]))
     return {"y": y}
 
 
@@ -105,7 +105,7 @@ def _named(states: list[TokenMap]) -> dict[str, Tensor]:
 
 def _interaction_unit(record: Record) -> dict[str, Tensor]:
     s = record.settings
-    unit = InteractionUnit(s["dims"], [(1, 0), (0, 1)], **_message_arguments(s["interaction"]))
+    unit = InteractionUnit(s["dims"], [(1, 0), (0, 1)], _interaction_config(s["interaction"]))
     return _named(record.load_into(unit, UNIT)(_states(record)))
 
 
@@ -138,7 +138,7 @@ class _Block(nn.Module):
             encoder.class_token = None  # comes as an input
         self.branches = nn.ModuleList(encoders)
         self.interaction = Interaction(
-            [encoder.spec.dim for encoder in encoders], **_message_arguments(s["interaction"])
+            [encoder.spec.dim for encoder in encoders], _interaction_config(s["interaction"])
         )
 
     def rules(self) -> list[Rule]:
@@ -182,7 +182,7 @@ def _pyramid(s: dict[str, Any]) -> tuple[PyramidEncoder, list[list[Rule]]]:
     encoders, tables = _encoders(s)
     ranges = [[(first, last) for first, last in branch["interaction_indexes"]] for branch in s["branches"]]
     interactions = build_interactions(
-        [encoder.spec for encoder in encoders], ranges, **_message_arguments(s["interaction"])
+        [encoder.spec for encoder in encoders], ranges, _interaction_config(s["interaction"])
     )
     return PyramidEncoder(encoders, interactions, ranges), tables
 
@@ -216,6 +216,7 @@ def _backbone(record: Record) -> dict[str, Tensor]:
         neck,
         ratios=s["image_ratios"],
         strides=range(len(stages)),
+        dims=[dims[source][0] for source in sources],
         merge_after=earlier,
         sources=sources,
     )
@@ -259,9 +260,13 @@ def _llava_tower(record: Record) -> dict[str, Tensor]:
     geometry = _square_geometry(sides, "crop")
     model = PiipVision(encoder, _token_merge(s["projector"]), geometry)
     record.load_into(model, vision_rules(tables, len(encoder.interactions), norm=s["projector"]["norm"]))
-    views = [record.inputs["image"]]
-    maps = {f"branch{k}": x for k, x in enumerate(model.maps(views), start=1)}
-    return maps | {"tokens": model(views).tokens}
+    layout = geometry.layout((sides[-1], sides[-1]))
+    images = list(record.inputs["image"])
+    features = model.encode(images, [layout] * len(images))
+    maps = {
+        f"branch{k + 1}": torch.stack([image.maps[k].map for image in features]) for k in range(len(sides))
+    }
+    return maps | {"tokens": torch.stack([image.tokens for image in features])}
 
 
 def _llava_preprocess(record: Record) -> dict[str, Tensor]:
@@ -274,7 +279,7 @@ def _llava_preprocess(record: Record) -> dict[str, Tensor]:
         for i in range(s["num_images"]):
             image = Image.fromarray(record.inputs[f"image{i}"].numpy())
             layout = geometry.layout((image.height, image.width))
-            (outputs[f"{s[framing]['output_prefix']}{i}"],) = geometry.views(image, layout)
+            (outputs[f"{s[framing]['output_prefix']}{i}"],) = geometry.inputs(image, layout)
     return outputs
 
 

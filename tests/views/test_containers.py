@@ -13,7 +13,7 @@ import pytest
 from pictures import GREY_PICTURES, LOSSLESS, LOSSY, bmp, half_transparent, png, riff, saved, scene, tiff
 from PIL import Image
 
-from stepwell.views.decode import ImageError, open_image
+from stepwell.images.open import ImageError, open_image
 
 
 def many_scans() -> bytes:

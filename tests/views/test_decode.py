@@ -26,7 +26,7 @@ from pictures import (
 from PIL import Image, ImageOps
 
 from stepwell.views import decode
-from stepwell.views.decode import ImageError, ImageLimits, open_image, upright_rgb
+from stepwell.images.open import ImageError, ImageLimits, open_image, upright_rgb
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -304,7 +304,7 @@ def test_a_pillow_image_is_turned_as_pillow_turns_it_and_left_as_it_was(orientat
 def test_decoding_needs_neither_torch_nor_transformers() -> None:
     code = (
         "import sys; sys.modules['stepwell_command'] = sys\n"  # as the command line imports it
-        "import stepwell.views.decode\n"
+        "import stepwell.images.open\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from stepwell.images.open import ImageSource
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.processor import StepwellProcessor
 from stepwell.structures import FeatureMap, TokenLayout

@@ -5,7 +5,7 @@ Letters: P pixels of all inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,11 @@ class StepwellImageProcessor(BaseImageProcessor):
         """
         processor = super().from_pretrained(source, **kwargs)
         refuse_other_settings(Path(source), vision_config=processor.vision_config)
-        if vision:
-            processor.vision_config = settings_json(vision_settings(processor.vision_config).adjusted(vision))
-        return processor
+        return processor.adjusted(vision) if vision else processor
+
+    def adjusted(self, vision: Mapping[str, Any]) -> StepwellImageProcessor:
+        """The processor of the same system on another geometry (`VisionConfig.adjusted`)."""
+        return StepwellImageProcessor(vision_settings(self.vision_config).adjusted(vision))
 
     @cached_property
     def geometry(self) -> Geometry:

@@ -13,17 +13,13 @@ from typing import Any, Literal
 
 from stepwell.encoders.catalogue import ENCODERS
 from stepwell.encoders.convnext import ConvNeXt
-from stepwell.encoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Statistics
+from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD, Statistics
 from stepwell.models.runs import layer_runs
-from stepwell.models.settings import (
-    HALF,
-    SIMPLE,
-    BranchConfig,
-    ClassifierSettings,
-    DenseSettings,
-    InteractionConfig,
-    PiipConfig,
-)
+from stepwell.fuse.interaction import InteractionConfig
+from stepwell.models.dense import SIMPLE, ClassifierSettings, DenseSettings
+from stepwell.models.piip import PiipConfig
+from stepwell.models.pyramid import BranchConfig
+from stepwell.structures import HALF
 
 __all__ = ["PUBLISHED", "Published", "Task", "find_published"]
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance
 from stepwell.reader.page import Line, PageSample
 from stepwell.reader.questions import turns_about
 from stepwell.structures import Box
-from stepwell.views.decode import open_image
+from stepwell.images.open import open_image
 
 __all__ = ["TextLines"]
 

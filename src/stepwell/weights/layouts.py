@@ -33,7 +33,7 @@ from stepwell.models.perception import (
 )
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published import Published
-from stepwell.models.settings import ClassifierSettings
+from stepwell.models.dense import ClassifierSettings
 from stepwell.weights.text_config import llama_config
 
 __all__ = ["Layout", "build_layout"]

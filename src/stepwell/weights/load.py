@@ -6,6 +6,7 @@ random number, and pickled weights are not opened. Everything that can go wrong 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,15 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: Precision | None = None,
+    vision: Mapping[str, Any] | None = None,
 ) -> Any:
     """A model, ready to use: an Assistant (`.ask`, `.features`), or the backbone or classifier of a folder.
 
     model: None for the shipped one; a folder of ours; `owner/name` on the hub in our format; the name of
     a published release ("OpenGVLab/PIIP-LLaVA_CLIP-BL_512-256_7B", "OpenGVLab/PIIP:detection/<file>.pth"),
     which is downloaded and converted once. device: None takes a GPU where there is one. dtype: "float32",
-    "bfloat16", "float16"; None keeps the stored one. Raises ModelError and HubError, each one line.
+    "bfloat16", "float16"; None keeps the stored one. vision: changes to the geometry of an assistant, of which
+    no weight depends, such as {"sizes": [448, 896]}. Raises ModelError and HubError, each one line.
     """
     where, precision, folder = _device(device), _dtype(dtype), _folder(model)
     kind = model_type(folder)
@@ -72,9 +75,21 @@ def load(
             "official releases come in through stepwell convert"
         )
     register()
-    processor = _processor(folder) if kind == StepwellConfig.model_type else None
-    network: Any = _strict(CLASSES[kind], folder, precision).to(where)
-    return network if processor is None else Assistant(network, processor)
+    if kind != StepwellConfig.model_type:
+        if vision:
+            raise ModelError(f"{folder} holds a {kind!r} model; vision=... is for assistants")
+        return _strict(CLASSES[kind], folder, precision).to(where)
+    processor = _processor(folder)
+    options: dict[str, Any] = {}
+    if vision:
+        try:
+            processor.image_processor = processor.image_processor.adjusted(vision)
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+        options["config"] = StepwellConfig.from_pretrained(folder)
+        options["config"].vision_config = processor.image_processor.vision_config
+    network: Any = _strict(CLASSES[kind], folder, precision, **options).to(where)
+    return Assistant(network, processor)
 
 
 def _folder(model: str | Path | None) -> Path:
@@ -129,7 +144,9 @@ def _processor(folder: Path) -> Any:
         raise ModelError(f"{folder} has no processor that can be used: {one_line(error)}") from None
 
 
-def _strict(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None) -> Any:
+def _strict(
+    kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None, **options: Any
+) -> Any:
     """from_pretrained without its leniency: every tensor found, none left over, all of the right shape."""
     open_checkpoint(folder)  # says in one line what is damaged
     try:
@@ -140,6 +157,7 @@ def _strict(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded: {one_line(error)}") from None
