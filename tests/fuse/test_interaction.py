@@ -27,7 +27,7 @@ DIMS, SIZES = (24, 16, 8), ((2, 3), (4, 6), (5, 7))
 
 
 def small(**fields):
-    return InteractionConfig(num_heads=2, num_points=2, **fields)
+    return InteractionConfig(num_heads=2, num_points=2, drop_path=0.0, **fields)
 
 
 def make_states(dims=DIMS, sizes=SIZES, batch=2):
