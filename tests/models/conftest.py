@@ -12,7 +12,8 @@ from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast,
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
-from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
+from stepwell.models.image_processor import StepwellImageProcessor
+from stepwell.models.processor import StepwellProcessor
 from stepwell.models.settings import (
     BranchConfig,
     InteractionConfig,

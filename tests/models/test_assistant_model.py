@@ -153,7 +153,7 @@ def test_gradients_reach_every_part(build, vision, picture):
 @pytest.mark.parametrize(("text", "images"), [("<image> a", 0), ("a", 1), ("<image><image> a", 1)])
 def test_pictures_and_placeholders_must_match(assistant, picture, text, images):
     count = text.count("<image>")
-    with pytest.raises(ValueError, match=rf"{count} <image> placeholders but {images} pictures"):
+    with pytest.raises(ValueError, match=rf"{count} <image> placeholders but {images} images"):
         assistant.processor(images=[picture(9, 9)] * images or None, text=text)
 
 
