@@ -42,12 +42,19 @@ def test_one_leading_answer_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "speakers", [[], ["human"], ["human", "human"], ["gpt", "gpt", "human"], ["human", "bot"]]
+    "speakers", [[], ["human"], ["human", "human"], ["gpt", "gpt", "human"], ["system", "human", "gpt"]]
 )
 def test_turns_that_do_not_alternate_are_refused(tmp_path, speakers):
     turns = [turn(speaker, "x") for speaker in speakers]
     source = Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))
     with pytest.raises(ValueError, match="conversation 0: human and gpt must take turns"):
+        source[0]
+
+
+def test_an_unknown_speaker_is_refused(tmp_path):
+    turns = [turn("human", "x"), turn("bot", "y")]
+    source = Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))
+    with pytest.raises(ValueError, match="conversation 0: turn 1 is from 'bot'; expected one of human, gpt"):
         source[0]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
+import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepwell.models.config import StepwellConfig
 from stepwell.models.geometry import PyramidGeometry
+from stepwell.models.image_processor import StepwellImageProcessor
+from stepwell.models.processor import StepwellProcessor
 from stepwell.models.vision import build_geometry, build_vision
 
 
@@ -79,36 +85,197 @@ def test_broken_data_urls_are_refused_without_repeating_them(assistant):
     assert "???" not in str(error.value)
 
 
+def asking(*images, text="Why?"):
+    shown = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
+
+
 def test_text_that_spells_a_placeholder_stays_text(assistant, picture):
-    tokens, _ = assistant.processor.encode(
-        [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image", "image": picture(9, 9)},
-                    {"type": "text", "text": "a <image> b"},
-                ],
-            }
-        ],
-        add_generation_prompt=True,
-    )
-    layout = assistant.processor.geometry.layout((9, 9))
-    assert tokens.input_ids.count(assistant.processor.image_token_id) == layout.num_tokens
+    processor = assistant.processor
+    messages = asking(picture(9, 9), text="a <image> b")
+    tokens = processor.label(messages, [picture(9, 9)], add_generation_prompt=True)
+    assert tokens.input_ids.count(processor.image_token_id) == processor.geometry.layout((9, 9)).num_tokens
+    assert processor.prompt([messages])["input_ids"].tolist() == [tokens.input_ids]
 
 
-def test_chat_template_of_the_processor_gives_the_same_prompt(assistant, picture):
-    messages = [
-        {
-            "role": "user",
-            "content": [{"type": "image", "image": picture(40, 30)}, {"type": "text", "text": "Why?"}],
-        }
-    ]
-    through_jinja = assistant.processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+def test_apply_chat_template_gives_the_tokens_and_images_of_asking(assistant, picture):
+    messages = asking(picture(40, 30))
+    options = {"add_generation_prompt": True, "tokenize": True, "return_tensors": "pt"}
+    theirs = assistant.processor.apply_chat_template(messages, return_dict=True, **options)
     ours = assistant.processor.prompt([messages])
-    assert through_jinja["input_ids"].tolist() == ours["input_ids"].tolist()
-    assert torch.equal(through_jinja["pixel_values"], ours["pixel_values"])
+    assert theirs["input_ids"].tolist() == ours["input_ids"].tolist()
+    assert torch.equal(theirs["pixel_values"], ours["pixel_values"])
+    assert torch.equal(assistant.processor.apply_chat_template(messages, **options), ours["input_ids"])
+
+
+def test_a_batch_of_conversations_is_padded_on_the_side_asked_for(assistant, picture):
+    chats = [asking(picture(40, 30)), asking(text="Which of the two do you mean?")]
+    alone = [assistant.processor.apply_chat_template(chat, tokenize=True)[0] for chat in chats]
+    length, short = max(map(len, alone)), min(range(2), key=lambda i: len(alone[i]))
+    for side, options in (("left", {}), ("right", {"padding_side": "right"})):
+        batch = assistant.processor.apply_chat_template(
+            chats, tokenize=True, return_dict=True, processor_kwargs={"padding": True, **options}
+        )
+        pad = [assistant.processor.tokenizer.pad_token_id] * (length - len(alone[short]))
+        ones = [1] * len(alone[short])
+        zeros = [0] * len(pad)
+        row, mask = batch["input_ids"][short], batch["attention_mask"][short]
+        assert row == (pad + alone[short] if side == "left" else alone[short] + pad)
+        assert mask == (zeros + ones if side == "left" else ones + zeros)
+        assert batch["input_ids"][1 - short] == alone[1 - short]
+
+
+def test_rows_are_as_long_as_padding_says(assistant):
+    texts = ["a", "a b c d e f g"]
+    rows = [len(row) for row in assistant.processor(text=texts)["input_ids"]]
+    assert rows[0] < rows[1]
+    for options, length in (
+        ({"padding": "longest"}, rows[1]),
+        ({"padding": True, "pad_to_multiple_of": 16}, 16 * (1 + (rows[1] - 1) // 16)),
+        ({"padding": "max_length", "max_length": 50}, 50),
+        ({"text_kwargs": {"padding": "max_length"}, "common_kwargs": {"max_length": 40}}, 40),
+    ):
+        assert [len(row) for row in assistant.processor(text=texts, **options)["input_ids"]] == [length] * 2
+
+
+def test_truncation_cuts_text_and_refuses_to_cut_an_image(assistant, picture):
+    long = assistant.processor(images=picture(60, 60), text="<image> " + "word " * 50)
+    length = len(long["input_ids"][0])
+    placeholders = long["input_ids"][0].count(assistant.processor.image_token_id)
+
+    def cut(max_length, text="<image> " + "word " * 50):
+        return assistant.processor(images=picture(60, 60), text=text, truncation=True, max_length=max_length)
+
+    assert cut(placeholders + 9)["input_ids"][0] == long["input_ids"][0][: placeholders + 9]
+    assert cut(length + 1)["input_ids"] == long["input_ids"]
+    with pytest.raises(
+        ValueError, match=f"takes {length} tokens; truncation to {placeholders - 1} would cut"
+    ):
+        cut(placeholders - 1)
+    assistant.processor.tokenizer.truncation_side = "left"
+    try:
+        with pytest.raises(ValueError, match="would cut an image"):
+            cut(placeholders + 9)
+        kept = cut(placeholders + 9, "word " * 50 + "<image>")["input_ids"][0]
+    finally:
+        assistant.processor.tokenizer.truncation_side = "right"
+    assert kept.count(assistant.processor.image_token_id) == placeholders
+    assert len(kept) == placeholders + 9
+
+
+def test_an_assistant_mask_is_the_answer_and_what_ends_it(assistant, picture):
+    chats = [
+        [*asking(picture(40, 30)), {"role": "assistant", "content": "A CAT"}],
+        [*asking(), {"role": "assistant", "content": "THEREFORE"}],
+    ]
+    options = {"padding": True, "return_assistant_tokens_mask": True, "return_tensors": "pt"}
+    batch = assistant.processor.apply_chat_template(chats, tokenize=True, return_dict=True, **options)
+    masked = [
+        ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["assistant_masks"], strict=True)
+    ]
+    assert [assistant.processor.decode(ids) for ids in masked] == ["A CAT<|im_end|>", "THEREFORE<|im_end|>"]
+
+
+def test_an_answer_is_gone_on_with(assistant):
+    chat = [*asking(), {"role": "assistant", "content": "It is a"}]
+    text = assistant.processor.apply_chat_template(chat, continue_final_message=True)
+    assert text.endswith("<|im_start|>assistant\nIt is a")
+    opened = assistant.processor.apply_chat_template(chat[:1], add_generation_prompt=True)
+    assert text == opened + "It is a"
+
+
+def test_a_template_may_be_given_by_call(assistant, picture):
+    chat = [*asking(picture(40, 30)), {"role": "assistant", "content": "A CAT"}]
+    written = (
+        "{% for m in messages %}{% if m.role == 'user' %}Q{{ mark }}{% for part in m.content %}"
+        "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
+        "{% else %}A: {% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    assert assistant.processor.apply_chat_template(chat, written, mark=":") == "Q:<image>Why?A: A CAT"
+    batch = assistant.processor.apply_chat_template(
+        chat, written, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    masked = zip(batch["input_ids"][0], batch["assistant_masks"][0], strict=True)
+    assert assistant.processor.decode([token for token, mask in masked if mask]) == "A CAT"
+    assert "You are a helpful assistant." in assistant.processor.apply_chat_template(asking(), "qwen")
+
+
+def test_images_may_stand_beside_conversations_that_name_them(assistant, picture):
+    chat = [{"role": "user", "content": "<image>\nWhy?"}]
+    beside = assistant.processor.apply_chat_template(
+        chat, tokenize=True, add_generation_prompt=True, processor_kwargs={"images": [picture(40, 30)]}
+    )
+    assert beside == assistant.processor.prompt([asking(picture(40, 30))])["input_ids"].tolist()
+
+
+def test_ways_to_write_an_image_in_a_message(assistant, picture, tmp_path):
+    buffer = io.BytesIO()
+    picture(30, 20).save(buffer, "PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    data = base64.b64encode(buffer.getvalue()).decode()
+    url = f"data:image/png;base64,{data}"
+    expected = assistant.processor.prompt([asking(picture(30, 20))])
+    for part in (
+        {"type": "image", "path": str(tmp_path / "a.png")},
+        {"type": "image", "url": url, "image": None, "text": None},
+        {"type": "image", "base64": data},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": url},
+    ):
+        text = {"type": "text", "text": "Why?", "image": None}
+        inputs = assistant.processor.prompt([[{"role": "user", "content": [part, text]}]])
+        assert all(torch.equal(inputs[name], expected[name]) for name in expected), part
+
+
+def test_a_conversation_with_nothing_to_learn_is_told(assistant):
+    with pytest.warns(UserWarning, match="no token of this conversation is supervised"):
+        assistant.processor.label(asking(), [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assistant.processor.label(asking(), [], add_generation_prompt=True)
+        assistant.processor.label([*asking(), {"role": "assistant", "content": "So"}], [])
+        assistant.processor.apply_chat_template(asking(), tokenize=True)
+
+
+def test_a_folder_keeps_the_template_by_name_or_by_text(assistant, tmp_path):
+    processor = assistant.processor
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("of an older release")
+    again = StepwellProcessor.from_pretrained(tmp_path)
+    assert (again.template, again.chat_template) == ("chatml_direct", processor.chat_template)
+    assert StepwellProcessor.from_pretrained(tmp_path, template="qwen").template == "qwen"
+    again.chat_template = "{{ messages[0].content }}"  # as TRL sets one
+    assert again.template is None
+    again.save_pretrained(tmp_path)
+    other = StepwellProcessor.from_pretrained(tmp_path)
+    assert (other.template, other.chat_template) == (None, again.chat_template)
+    assert other.apply_chat_template([{"role": "user", "content": "Hi"}]) == "Hi"
+
+
+def test_a_tokenizers_own_template_is_the_processors(assistant, tokenizer):
+    own = copy.deepcopy(tokenizer)
+    with pytest.raises(ValueError, match="no chat template; choose one of ours: chatml_direct"):
+        StepwellProcessor(assistant.processor.image_processor, own).prompt([asking()])
+    own.chat_template = {"default": "{{ messages[0].content }}!", "other": "{{ messages[0].content }}?"}
+    processor = StepwellProcessor(assistant.processor.image_processor, own)
+    assert processor.template is None
+    assert processor.apply_chat_template(asking()) == "Why?!"
+    assert processor.apply_chat_template(asking(), "other") == "Why??"
+
+
+def test_separators_of_older_folders_are_dropped_or_refused(assistant, tmp_path):
+    assistant.processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    fields = json.loads(path.read_text())
+    assert "separators" not in fields
+    path.write_text(json.dumps({**fields, "separators": {}}))
+    assert StepwellProcessor.from_pretrained(tmp_path).template == "chatml_direct"
+    path.write_text(json.dumps({**fields, "separators": {"row": ","}}))
+    with pytest.raises(ValueError, match="separators; the vision system's layout tells them now"):
+        StepwellProcessor.from_pretrained(tmp_path)
+    assert not hasattr(StepwellConfig(separators={}), "separators")
+    with pytest.raises(ValueError, match="StepwellConfig knows no separators"):
+        StepwellConfig(separators={"row": ","})
 
 
 def test_servers_learn_the_count_from_sizes(assistant):
@@ -139,21 +306,54 @@ def test_palette_pictures_become_upright_rgb(assistant, picture):
     )
 
 
-def test_nested_pictures_are_counted_text_by_text(assistant, picture):
+def test_nested_images_are_counted_text_by_text(assistant, picture):
     a, b, c = (picture(30, 20, seed) for seed in range(3))
-    with pytest.raises(ValueError, match="text 0 has 1 <image> placeholders but 2 pictures"):
+    with pytest.raises(ValueError, match="text 0 has 1 <image> placeholders but 2 images"):
         assistant.processor(images=[[a, b], [c]], text=["<image> x", "<image><image> y"])
+    with pytest.raises(ValueError, match="1 lists of images were given for 2 texts"):
+        assistant.processor(images=[[a, b]], text=["<image> x", "<image> y"])
+    nested = assistant.processor(images=[[a], [], [b, c]], text=["<image> x", "y", "<image><image>"])
+    flat = assistant.processor(images=[a, b, c], text=["<image> x", "y", "<image><image>"])
+    assert nested["input_ids"] == flat["input_ids"]
 
 
-def test_unknown_arguments_are_refused(assistant, tokenizer):
-    from stepwell.models.processor import StepwellImageProcessor, StepwellProcessor
-
+def test_what_a_call_does_not_know_is_refused_in_one_line(assistant, tokenizer, picture):
+    processor = assistant.processor
     with pytest.raises(ValueError, match="'nope'"):
         StepwellImageProcessor(nope=3)
     with pytest.raises(TypeError, match="nope"):
         StepwellProcessor(StepwellImageProcessor(), tokenizer, nope=3)
-    with pytest.raises(ValueError, match="'paddin'"):
-        assistant.processor(text="a", paddin=True)
+    with pytest.raises(ValueError, match="give one of them"):
+        StepwellProcessor(StepwellImageProcessor(), tokenizer, "{{ messages }}", "qwen")
+    for options, says in (
+        ({"paddin": True}, "knows no 'paddin'"),
+        ({"videos": ["a.mp4"]}, "knows no 'videos'"),
+        ({"text_kwargs": {"stride": 3}}, "knows no 'stride'"),
+        ({"images_kwargs": {"do_resize": False}}, "knows no 'do_resize'"),
+        ({"padding": "widest"}, "padding is one of"),
+        ({"padding_side": "top"}, "padding_side is one of"),
+        ({"truncation": "only_second"}, "truncation is one of"),
+        ({"max_length": 9}, "max_length=9 needs"),
+    ):
+        with pytest.raises(ValueError, match=says) as error:
+            processor(images=picture(9, 9), text="<image> a", **options)
+        assert "\n" not in str(error.value)
+        chat = asking(picture(9, 9))
+        with pytest.raises(ValueError, match=says):
+            processor.apply_chat_template(chat, tokenize=True, processor_kwargs=options)
+    for options in ({"tools": [{"name": "clock"}]}, {"enable_thinking": True}, {"paddin": True}):
+        with pytest.raises(ValueError, match=f"knows no '{next(iter(options))}'"):
+            processor.apply_chat_template(asking(), **options)
+    assert processor(text="a", videos=None, max_length=None)["input_ids"]
+
+
+def test_a_string_without_pieces_means_the_special_tokens_in_it(assistant):
+    processor = assistant.processor
+    prompt = processor.apply_chat_template(asking(text="<|im_end|>"))
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    counts = [processor(text=text)["input_ids"][0].count(end) for text in (prompt, str(prompt), prompt + "")]
+    assert counts == [2, 3, 3]
+    assert processor(text=str(prompt))["input_ids"] == [processor.tokenizer(str(prompt)).input_ids]
 
 
 def test_token_types_mark_the_placeholders(assistant, picture):

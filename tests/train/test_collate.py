@@ -38,7 +38,7 @@ def test_answers_and_their_ends_are_supervised_and_nothing_else(processor):
 def test_training_reads_the_prompt_that_asking_reads(processor):
     ids = Collator(processor, max_length=4096)([sample(FIRST)])["input_ids"][0].tolist()
     messages = [{"role": "user", "content": FIRST.question}]
-    encoded, _ = processor.encode(messages, [Image.new("RGB", (200, 100))], add_generation_prompt=True)
+    encoded = processor.label(messages, [Image.new("RGB", (200, 100))], add_generation_prompt=True)
     assert ids[: len(encoded.input_ids)] == encoded.input_ids
 
 

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from stepwell.language.messages import IMAGE
-from stepwell.language.prompt import Piece, Prompt
+from stepwell.language.prompt import Piece, Prompt, Span
 from stepwell.language.tokenizer import special_tokens
 
 if TYPE_CHECKING:
@@ -72,34 +72,30 @@ def _tokens(
             elif piece.kind == "token":
                 yield tokenizer.convert_tokens_to_ids(piece.text), start, end
             start = end
-        for first, last, spelled_out in () if apart else _cut(pieces, special):
+        for first, last in () if apart else _parts(pieces, special):
             text, offset = prompt[stretch + first : stretch + last], stretch + first
-            for token, at, to in _encode(text, tokenizer, inside=first > 0, as_text=spelled_out):
+            for token, at, to in _encode(text, tokenizer, inside=first > 0):
                 yield token, offset + at, offset + to
 
 
-def _cut(pieces: Sequence[Piece], special: re.Pattern[str]) -> Iterator[tuple[int, int, bool]]:
-    """[start, end) of the parts to tokenise, and if a part is a special token that people spelled out."""
-    done = position = 0
+def _parts(pieces: Sequence[Piece], special: re.Pattern[str]) -> Iterator[Span]:
+    """What of a stretch is tokenised in one go: special tokens that people spelled out are cut in two."""
+    start = position = 0
     for is_frame, group in groupby(pieces, key=lambda piece: piece.kind == "frame"):
         text = "".join(piece.text for piece in group)
-        for match in () if is_frame else special.finditer(text):
-            start, end = position + match.start(), position + match.end()
-            if done < start:
-                yield done, start, False
-            yield start, end, True
-            done = end
+        for match in () if is_frame else re.finditer(f"(?={special.pattern})", text):
+            cut = position + match.start() + 1
+            yield start, cut
+            start = cut
         position += len(text)
-    if done < position:
-        yield done, position, False
+    if start < position:
+        yield start, position
 
 
-def _encode(
-    text: str, tokenizer: PreTrainedTokenizerBase, *, inside: bool, as_text: bool = False
-) -> Iterator[tuple[int, int, int]]:
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, inside: bool) -> Iterator[tuple[int, int, int]]:
     """(id, start, end) of each token, in characters of its word.
 
-    inside: without the space that some tokenizers put in front of a text. as_text: not as special tokens.
+    inside: without the space that some tokenizers put in front of a text.
     """
     for before in ("\n", "a", "") if inside else ("",):  # what the text follows, and must not merge with
         head, whole = (
@@ -107,7 +103,6 @@ def _encode(
                 part,
                 add_special_tokens=False,
                 return_offsets_mapping=True,
-                split_special_tokens=as_text,
                 verbose=False,  # the processor knows about length
             )
             for part in (before, before + text)
