@@ -164,6 +164,40 @@ def test_a_tensor_larger_than_what_is_stored_is_refused(tmp_path):
     assert "stored in fewer" in refusal(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda: {"w": torch.eye(3).to_sparse()}, "sparse or quantised"),
+        (lambda: {"w": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}, "sparse or quantised"),
+        (lambda: [torch.ones(3)], "holds a list"),
+        (lambda: {"epoch": 3}, "no tensors"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's, on sparse and quantised tensors
+def test_contents_that_are_not_named_dense_tensors(tmp_path, content, words):
+    torch.save(content(), tmp_path / "x.pth")
+    assert words in refusal(tmp_path / "x.pth")
+
+
+def test_a_name_in_two_shards_is_refused(tmp_path):
+    for shard in "ab":
+        save_file({"w": torch.ones(1), shard: torch.ones(1)}, tmp_path / f"{shard}.safetensors")
+    index = {"weight_map": {shard: f"{shard}.safetensors" for shard in "ab"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "'w' is in both a.safetensors and b.safetensors" in refusal(tmp_path)
+
+
+def test_what_is_read_is_a_private_dense_copy(tmp_path):
+    torch.save({"w": torch.arange(6.0).reshape(2, 3).t()}, tmp_path / "x.pth")
+    checkpoint = open_checkpoint(tmp_path / "x.pth")
+    read = checkpoint.read("w")
+    assert read.is_contiguous()
+    read.zero_()
+    assert checkpoint.read("w")[2, 1] == 5
+    meta = checkpoint.meta("w")
+    assert (meta.shape, meta.dtype, meta.device.type) == ((3, 2), torch.float32, "meta")
+
+
 def test_folders_without_one_clear_checkpoint(tmp_path):
     assert "found 0" in refusal(tmp_path)
     (tmp_path / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"x")
@@ -193,7 +227,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
 
 def test_written_shards_stay_under_the_limit_and_hold_everything(tmp_path):
     state = {f"t{i}": torch.randn(100) for i in range(10)} | {"big": torch.randn(1000)}
-    weight_map = write_safetensors(tmp_path, state, state.__getitem__, max_shard_bytes=1000)
+    written = []
+
+    def make(name):
+        written.append(len(os.listdir(tmp_path)))
+        return state[name]
+
+    weight_map = write_safetensors(tmp_path, state, make, max_shard_bytes=1000)
+    assert [written.count(i) for i in range(6)] == [2, 2, 2, 2, 1, 2]  # a shard's tensors at a time
     assert sorted(os.listdir(tmp_path)) == sorted({*weight_map.values(), "model.safetensors.index.json"})
     for file in set(weight_map.values()):
         loaded = load_file(tmp_path / file)
@@ -206,6 +247,18 @@ def test_a_small_model_is_one_file(tmp_path):
     write_safetensors(tmp_path, STATE, STATE.__getitem__)
     assert os.listdir(tmp_path) == ["model.safetensors"]
     check_equal(open_checkpoint(tmp_path), STATE)
+
+
+def test_shards_are_split_by_what_is_written_not_by_what_a_view_stands_on(tmp_path):
+    views = {f"t{i}": torch.zeros(1000, device="meta")[:100] for i in range(2)}
+    write_safetensors(tmp_path, views, lambda name: torch.zeros(1000)[:100], max_shard_bytes=1000)
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert (tmp_path / "model.safetensors").stat().st_size < 1200
+
+
+def test_a_shard_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(OSError, match="could not write a shard"):
+        write_safetensors(tmp_path / "nowhere" / "out", STATE, STATE.__getitem__)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

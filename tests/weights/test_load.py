@@ -202,6 +202,7 @@ def test_offline_advice_for_a_release_names_its_file_and_the_conversion(file, tm
         ("OpenGVLab/PIIP:classification/piip_3branch_tsb_368-192-128_cls_token_deit1.pth", {}),
         ("OpenGVLab/PIIP-LLaVA_ConvNeXt-B_CLIP-L_1024-336_7B", {}),
         ("OpenGVLab/PIIP-LLaVA_ConvNeXt-B_CLIP-L_1024-336_7B", {"config.json": "{}"}),
+        ("OpenGVLab/PIIP-LLaVA_ConvNeXt-B_CLIP-L_1024-336_7B", {"model.safetensors": ""}),
         (
             "OpenGVLab/PIIP-LLaVA_ConvNeXt-B_CLIP-L_1024-336_7B",
             {

@@ -7,14 +7,13 @@ memory, so a list of names and shapes is enough.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from stepwell.keys.engine import Plan
+from stepwell.keys.engine import Plan, Target
 
 __all__ = ["Report", "WrongShape", "compare"]
 
@@ -24,10 +23,13 @@ SHOWN = 8  # names listed per heading; the JSON form has all
 
 @dataclass(frozen=True, slots=True)
 class WrongShape:
-    """`found` is None where the source tensors do not even fit together."""
+    """`got` is None where the source tensors do not even fit together."""
 
     expected: Shape
-    found: Shape | None
+    got: Shape | None
+
+    def __str__(self) -> str:
+        return f"expected {_dims(self.expected)}, got {_dims(self.got)}"
 
 
 @dataclass(kw_only=True)
@@ -39,9 +41,7 @@ class Report:
     renamed: dict[str, str] = field(default_factory=dict)  # theirs -> ours; joined tensors share one of ours
     dropped: dict[str, str] = field(default_factory=dict)  # theirs -> why
     missing: list[str] = field(default_factory=list)  # ours, and nothing makes it
-    absent: dict[str, str] = field(
-        default_factory=dict
-    )  # ours, not in such a checkpoint -> what stands there
+    absent: dict[str, str] = field(default_factory=dict)  # ours, of another source -> what stands there
     unknown: list[str] = field(default_factory=list)  # theirs, and no rule takes it
     wrong_shape: dict[str, WrongShape] = field(default_factory=dict)  # ours
     notes: list[str] = field(default_factory=list)
@@ -50,36 +50,37 @@ class Report:
     def ok(self) -> bool:
         return not (self.missing or self.unknown or self.wrong_shape)
 
+    @property
+    def mismatches(self) -> list[str]:
+        return [f"{name}: {shapes}" for name, shapes in self.wrong_shape.items()]
+
     def json(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self)}
 
     def complaint(self) -> str:
         """One line: what stands in the way. Empty when nothing does."""
-        parts = []
-        if self.wrong_shape:
-            name, wrong = next(iter(self.wrong_shape.items()))
-            example = f"{name}: {_dims(wrong.found)} for {_dims(wrong.expected)}"
-            parts.append(f"{len(self.wrong_shape)} of another shape ({example})")
-        for names, what in ((self.missing, "missing"), (self.unknown, "unknown")):
-            if names:
-                parts.append(f"{len(names)} {what} ({names[0]})")
+        problems = {
+            "of another shape": self.mismatches,
+            "missing": self.missing,
+            "unknown": self.unknown,
+        }
+        parts = [f"{len(items)} {what} ({items[0]})" for what, items in problems.items() if items]
         return f"the tensors are not those of {self.name}: {', '.join(parts)}" if parts else ""
 
     def text(self) -> str:
         """Several lines: a count per heading, and the names where there is something to look at."""
-        lines = [
-            f"{self.name}: {'every tensor has its place' if self.ok else 'NOT this model'}",
-            f"  used         {len(self.used)}",
-            f"  renamed      {len(self.renamed)}",
-        ]
-        lines += _by_reason("dropped", self.dropped)
-        lines += _listed("missing", self.missing)
-        lines += _by_reason("absent", self.absent) if self.absent else []
-        lines += _listed("unknown", self.unknown)
-        lines += _listed(
-            "wrong shape",
-            [f"{n}: expected {_dims(w.expected)}, got {_dims(w.found)}" for n, w in self.wrong_shape.items()],
-        )
+        lines = [f"{self.name}: {'every tensor has its place' if self.ok else 'NOT this model'}"]
+        for heading, items, details in (
+            ("used", self.used, []),
+            ("renamed", self.renamed, []),
+            ("dropped", self.dropped, _by_reason(self.dropped)),
+            ("missing", self.missing, _first(self.missing)),
+            ("absent", self.absent, _by_reason(self.absent)),
+            ("unknown", self.unknown, _first(self.unknown)),
+            ("wrong shape", self.mismatches, _first(self.mismatches)),
+        ):
+            if items or heading != "absent":
+                lines += [f"  {heading:<12} {len(items)}", *(f"    {detail}" for detail in details)]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
@@ -90,7 +91,14 @@ def compare(
 
     absent: names of ours that such a checkpoint never holds -> what stands there instead.
     """
-    report = Report(name=name, dropped=dict(plan.dropped), unknown=sorted(plan.unknown))
+    unmade = [target for target in ours if target not in plan.targets]
+    report = Report(
+        name=name,
+        dropped=dict(plan.dropped),
+        unknown=sorted(plan.unknown),
+        missing=[target for target in unmade if target not in absent],
+        absent={target: absent[target] for target in unmade if target in absent},
+    )
     for target in plan.targets.values():
         if target.name not in ours:
             report.unknown.extend(target.sources)
@@ -100,43 +108,32 @@ def compare(
                 report.used.append(source)
             else:
                 report.renamed[source] = target.name
-        found = _shape_after(target.how, [theirs[source] for source in target.sources])
-        if found != ours[target.name]:
-            report.wrong_shape[target.name] = WrongShape(ours[target.name], found)
-    for target_name in ours:
-        if target_name not in plan.targets:
-            if target_name in absent:
-                report.absent[target_name] = absent[target_name]
-            else:
-                report.missing.append(target_name)
+        got = _shape(target, theirs)
+        if got != ours[target.name]:
+            report.wrong_shape[target.name] = WrongShape(ours[target.name], got)
     return report
 
 
-def _shape_after(how: Any, shapes: list[Shape]) -> Shape | None:
-    parts = [torch.empty(shape, device="meta") for shape in shapes]
+def _shape(target: Target, theirs: Mapping[str, Shape]) -> Shape | None:
     try:
-        made: Tensor = how(parts)
+        return tuple(target.make(lambda source: torch.empty(theirs[source], device="meta")).shape)
     except (RuntimeError, ValueError, IndexError):
         return None
-    return tuple(made.shape)
 
 
-def _listed(heading: str, items: list[str]) -> list[str]:
-    shown = [f"    {item}" for item in items[:SHOWN]]
-    rest = [f"    ... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
-    return [f"  {heading:<12} {len(items)}", *shown, *rest]
+def _first(items: Sequence[str]) -> list[str]:
+    more = [f"... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return [*items[:SHOWN], *more]
 
 
-def _by_reason(heading: str, items: Mapping[str, str]) -> list[str]:
-    reasons: dict[str, list[str]] = {}
+def _by_reason(items: Mapping[str, str]) -> list[str]:
+    names: dict[str, list[str]] = {}
     for name, reason in items.items():
-        reasons.setdefault(reason, []).append(name)
-    lines = [f"    {reason}: {_some(names)}" for reason, names in reasons.items()]
-    return [f"  {heading:<12} {len(items)}", *lines]
-
-
-def _some(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        names.setdefault(reason, []).append(name)
+    return [
+        f"{reason}: {first}" + (f" and {len(others)} more" if others else "")
+        for reason, (first, *others) in names.items()
+    ]
 
 
 def _dims(shape: Shape | None) -> str:
