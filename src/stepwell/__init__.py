@@ -15,14 +15,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stepwell.images.open import ImageError as ImageError
+    from stepwell.images.open import ImageLimits as ImageLimits
+    from stepwell.images.open import open_image as open_image
     from stepwell.models.ask import Assistant as Assistant
     from stepwell.models.assistant import StepwellForConditionalGeneration as StepwellForConditionalGeneration
     from stepwell.models.config import StepwellConfig as StepwellConfig
     from stepwell.models.processor import StepwellProcessor as StepwellProcessor
     from stepwell.ops.choose import prefer as prefer
-    from stepwell.images.open import ImageError as ImageError
-    from stepwell.images.open import ImageLimits as ImageLimits
-    from stepwell.images.open import open_image as open_image
     from stepwell.weights.load import load as load
 
 __version__ = "0.1.0"

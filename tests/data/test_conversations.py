@@ -47,7 +47,9 @@ def test_one_leading_answer_is_dropped(tmp_path):
 def test_turns_that_do_not_alternate_are_refused(tmp_path, speakers):
     turns = [turn(speaker, "x") for speaker in speakers]
     source = Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))
-    with pytest.raises(ValueError, match="conversation 0: (human and gpt must take turns|turn 1 is from 'bot')"):
+    with pytest.raises(
+        ValueError, match="conversation 0: (human and gpt must take turns|turn 1 is from 'bot')"
+    ):
         source[0]
 
 

@@ -6,12 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from stepwell.flops.cost import CONVENTIONS
-from stepwell.flops.count import BACKBONE, count, count_macs, count_operations, count_params, part_of
-from stepwell.flops.pyramid import PyramidCost
 from stepwell.models.settings import (
     BranchConfig,
     ClassifierSettings,
@@ -19,6 +13,12 @@ from stepwell.models.settings import (
     InteractionConfig,
     PiipConfig,
 )
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stepwell.flops.cost import CONVENTIONS
+from stepwell.flops.count import BACKBONE, count, count_macs, count_operations, count_params, part_of
+from stepwell.flops.pyramid import PyramidCost
 from stepwell.models.vision import build_classifier, build_features, build_pyramid_encoder
 from stepwell.views.pyramid import image_pyramid
 

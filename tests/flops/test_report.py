@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
+from stepwell.models.settings import BranchConfig, ClassifierSettings, DenseSettings, PiipConfig, PlainConfig
 
 from stepwell.flops.report import find_subject, report, report_as_json, report_as_table
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.perception import PyramidBackboneConfig
-from stepwell.models.settings import BranchConfig, ClassifierSettings, DenseSettings, PiipConfig, PlainConfig
 
 BRANCHES = (
     BranchConfig(encoder="vit_t", size=64, interactions=((0, 1), (2, 3)), arguments={"depth": 4}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pyramids import RATIOS, make_pyramid
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.fuse.interaction import InteractionConfig
@@ -12,7 +13,6 @@ from stepwell.heads.neck import SimplePyramid
 from stepwell.models.dense import PyramidFeatures
 from stepwell.models.pyramid import PyramidEncoder, build_interactions
 from stepwell.views.pyramid import image_pyramid
-from pyramids import RATIOS, make_pyramid
 
 
 def make_mixed_features():

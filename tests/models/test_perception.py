@@ -33,8 +33,8 @@ from stepwell.models.perception import (
     PyramidClassifierConfig,
     PyramidForImageClassification,
 )
-from stepwell.models.register import register
 from stepwell.models.pyramid import BranchConfig
+from stepwell.models.register import register
 
 IMAGE = (64, 96)
 ANSWERS = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")

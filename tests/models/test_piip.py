@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+from pyramids import make_pyramid
 
 from stepwell.fuse.merge import TokenMerge
 from stepwell.models.piip import PiipVision
 from stepwell.views.pyramid import PyramidGeometry
-from pyramids import make_pyramid
 
 
 def make_vision(framing="aspect", grid=None):

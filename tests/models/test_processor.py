@@ -7,24 +7,26 @@ import copy
 import io
 import json
 import warnings
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoProcessor
 
+from stepwell.models.ask import Assistant
 from stepwell.models.config import StepwellConfig
-from stepwell.models.geometry import PyramidGeometry
 from stepwell.models.image_processor import StepwellImageProcessor
+from stepwell.models.piip import PiipConfig
 from stepwell.models.processor import StepwellProcessor
-from stepwell.models.vision import build_geometry, build_vision
+from stepwell.models.pyramid import BranchConfig
+from stepwell.views.pyramid import PyramidGeometry
 
 
 def test_geometry_of_processor_and_model_agree(vision):
-    system, geometry = build_vision(vision, out_dim=16), build_geometry(vision)
-    for size in [(1, 1), (600, 90), (37, 1000), (224, 224)]:
-        assert system.layout(size) == geometry.layout(size)
+    assert vision.build(16).geometry == vision.geometry()
 
 
 @given(height=st.integers(1, 16_384), width=st.integers(1, 16_384))
@@ -34,7 +36,7 @@ def test_token_count_is_the_last_grid(height, width):
     )
     layout = geometry.layout((height, width))
     small, large = layout.views
-    assert layout.num_tokens == large.grid[0] * large.grid[1]
+    assert layout.num_visual == large.grid[0] * large.grid[1]
     assert max(large.size) == 128
     assert (2 * small.size[0], 2 * small.size[1]) == large.size
     assert all(side % 16 == 0 and side >= 16 for view in layout.views for side in view.size)
@@ -44,19 +46,22 @@ def test_visual_tokens_are_as_many_as_the_layout_says(build, vision, picture):
     assistant = build(vision)
     for width, height in [(90, 60), (10, 300), (1, 1)]:
         features = assistant.features(picture(width, height))
-        assert len(features.tokens) == features.layout.num_tokens
-        for stride, map in features.maps.items():
-            rows, cols = features.layout.views[-1].size
-            assert map.shape[-2:] == (rows // stride, cols // stride)
+        assert (
+            len(features.tokens)
+            == features.layout.num_visual
+            == assistant.processor.num_tokens(features.layout)
+        )
+        for feature_map in features.maps:
+            assert feature_map.map.shape[-2:] == feature_map.view.grid
 
 
-def test_pixels_of_a_batch_are_padded_at_the_right_and_bottom(assistant, picture):
-    wide, tall = picture(200, 50), picture(50, 200)
-    both = assistant.processor(images=[wide, tall])["pixel_values"]
-    alone = assistant.processor(images=wide)["pixel_values"]
-    height, width = alone.shape[-2:]
-    assert torch.equal(both[:1, :, :height, :width], alone)
-    assert not both[0, :, height:].any()
+def test_no_pixel_is_padding(assistant, picture):
+    strip, ordinary = picture(300, 50), picture(60, 50)
+    layouts = [assistant.layout(image) for image in (strip, ordinary)]
+    pixels = assistant.processor(images=[strip, ordinary])["pixel_values"]
+    assert pixels.shape == (sum(layout.num_pixels for layout in layouts), 3)
+    counts = assistant.processor._get_num_multimodal_tokens([(50, 300), (50, 60)])
+    assert counts.num_image_patches == [layout.num_pixels for layout in layouts]
 
 
 def test_every_way_to_hand_in_a_picture_gives_the_same_pixels(assistant, picture, tmp_path):
@@ -364,8 +369,55 @@ def test_token_types_mark_the_placeholders(assistant, picture):
 
 
 def test_views_hold_at_least_a_window():
-    from stepwell.models.settings import BranchConfig, PiipConfig
-
     branches = [BranchConfig(encoder="vit_nano", size=size, arguments={"windows": 2}) for size in (128, 256)]
-    layout = build_geometry(PiipConfig(branches=branches, framing="aspect")).layout((10, 2000))
+    layout = PiipConfig(branches=branches, framing="aspect").geometry().layout((10, 2000))
     assert all(min(view.grid) >= 2 for view in layout.views)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "complaint"),
+    [
+        (
+            "processor_config.json",
+            {"framing": "crop"},
+            "vision_config.framing is 'aspect' in .* 'crop' in the proc",
+        ),
+        ("config.json", {"mean": [0.5, 0.5, 0.5]}, "vision_config.mean is .*0.5"),
+    ],
+)
+def test_a_processor_that_differs_from_the_model_beside_it_is_refused(
+    assistant, tmp_path, file, change, complaint
+):
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / file).read_text())
+    fields.get("image_processor", fields)["vision_config"] |= change
+    (tmp_path / file).write_text(json.dumps(fields))
+    for load in (StepwellProcessor, StepwellImageProcessor, AutoProcessor):
+        with pytest.raises(ValueError, match=complaint) as refusal:
+            load.from_pretrained(tmp_path)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_processor_with_another_template_than_the_model_beside_it_is_refused(assistant, tmp_path):
+    assistant.model.save_pretrained(tmp_path)
+    StepwellProcessor(
+        assistant.processor.image_processor, assistant.processor.tokenizer, template="qwen"
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="template is 'chatml_direct' in the model's config.json and 'qwen'"):
+        AutoProcessor.from_pretrained(tmp_path)
+
+
+def test_an_assistant_is_not_made_of_a_model_and_another_models_processor(build, assistant):
+    other = build(PiipConfig(**{**asdict(assistant.model.config.vision), "framing": "pad"}))
+    with pytest.raises(ValueError, match="vision_config.framing"):
+        Assistant(assistant.model, other.processor)
+
+
+def test_the_geometry_of_an_image_processor_may_change_when_it_is_loaded(assistant, picture, tmp_path):
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    processor = StepwellImageProcessor.from_pretrained(tmp_path, vision={"sizes": [32, 64]})
+    assert processor.geometry.layout((50, 50)).inputs == ((64, 64),)
+    with pytest.raises(ValueError, match="vision.interaction of a 'piip' system cannot change"):
+        StepwellImageProcessor.from_pretrained(tmp_path, vision={"interaction": {}})

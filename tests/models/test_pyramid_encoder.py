@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pyramids import make_pyramid, make_views, vit
 
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.models.pyramid import PyramidEncoder, build_interactions
-from pyramids import make_pyramid, make_views, vit
 
 
 def test_without_interactions_every_branch_is_an_encoder_of_its_own():

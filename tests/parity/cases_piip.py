@@ -43,8 +43,8 @@ from stepwell.keys.piip import (
 from stepwell.models.dense import PyramidClassifier, PyramidFeatures
 from stepwell.models.piip import PiipVision
 from stepwell.models.pyramid import PyramidEncoder, build_interactions
-from stepwell.views.pyramid import PyramidGeometry
 from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD, Size, TokenMap
+from stepwell.views.pyramid import PyramidGeometry
 
 __all__ = ["CASES"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from stepwell.reader.page import Line
 from stepwell.reader.line_head import ALPHABET, Frames, LineHead, frame_loss, frames_along
+from stepwell.reader.page import Line
 
 
 def frames_of(points, heights, classes):

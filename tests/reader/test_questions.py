@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from stepwell.reader.questions import ANSWER_SHORTLY, BOX_FORMAT, box_text, turns_about
 from stepwell.reader.page import Line
+from stepwell.reader.questions import ANSWER_SHORTLY, BOX_FORMAT, box_text, turns_about
 
 TOTAL = Line(text="TOTAL 8.50", box=(10, 80, 110, 90), edges=tuple(range(10, 111, 10)))
 PRICE = Line(text="8.50", box=(10, 20, 50, 30), edges=(10, 20, 30, 40, 50))

@@ -25,8 +25,8 @@ from pictures import (
 )
 from PIL import Image, ImageOps
 
-from stepwell.views import decode
 from stepwell.images.open import ImageError, ImageLimits, open_image, upright_rgb
+from stepwell.views import decode
 
 
 def pixels(image: Image.Image) -> np.ndarray:

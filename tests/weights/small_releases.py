@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepwell.fuse.interaction import InteractionConfig
 from stepwell.models.published import PUBLISHED
-from stepwell.models.settings import BranchConfig, InteractionConfig
+from stepwell.models.pyramid import BranchConfig
 
 MANIFESTS = Path(__file__).parent / "manifests"
 KEPT = {196, 197, 37, 101, 401, 1000}  # rows of position tables, classes

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import stepwell
+from stepwell.fuse.interaction import InteractionConfig
+from stepwell.models.dense import ClassifierSettings
 from stepwell.models.perception import PyramidClassifierConfig, PyramidForImageClassification
 from stepwell.models.published import find_published
-from stepwell.models.settings import BranchConfig, ClassifierSettings, InteractionConfig
+from stepwell.models.pyramid import BranchConfig
 from stepwell.weights import load as module
 from stepwell.weights.hub import HubError, ModelError
 from stepwell.weights.load import load

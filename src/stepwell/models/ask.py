@@ -15,6 +15,7 @@ from transformers import TextStreamer
 
 from stepwell.images.open import ImageSource
 from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.models.config import refuse_other_settings
 from stepwell.models.processor import StepwellProcessor
 from stepwell.structures import FeatureMap, TokenLayout
 
@@ -39,6 +40,9 @@ class Assistant:
     """
 
     def __init__(self, model: StepwellForConditionalGeneration, processor: StepwellProcessor) -> None:
+        """Raises ValueError naming the first setting in which the two differ."""
+        image_processor, template = processor.image_processor, processor.template
+        refuse_other_settings(model.config, vision_config=image_processor.vision_config, template=template)
         self.model = model.eval()
         self.processor = processor
 

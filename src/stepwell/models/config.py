@@ -41,7 +41,9 @@ class StepwellConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         if kwargs.pop("separators", None):  # folders of 0.1 say that they have none
-            raise ValueError("StepwellConfig knows no separators; the layout of the vision system tells them now")
+            raise ValueError(
+                "StepwellConfig knows no separators; the layout of the vision system tells them now"
+            )
         refuse_unknown(kwargs, type(self).__name__)
         self.vision_config = settings_json(vision_settings(vision_config or PlainConfig()))
         self.text_config = _text_config(text_config)
@@ -93,21 +95,21 @@ def refuse_unknown(keys: Iterable[str], owner: str) -> None:
         raise ValueError(f"{owner} knows no {', '.join(map(repr, unknown))}; check the spelling")
 
 
-def refuse_other_settings(source: str | os.PathLike[str], **settings: Any) -> None:
-    """Raises ValueError naming the first of a processor's settings that the config.json of `source` has
-    otherwise.
+def refuse_other_settings(source: StepwellConfig | str | os.PathLike[str], **settings: Any) -> None:
+    """Raises ValueError naming the first setting of a processor that its model's configuration has otherwise.
 
-    source: a folder or a name on the hub; one without a config.json of ours owns nothing.
+    source: the configuration, or the folder or name on the hub where its config.json may be.
     """
-    try:
-        fields, _ = PreTrainedConfig.get_config_dict(source)
-    except OSError:
-        return
-    if fields.get("model_type") != StepwellConfig.model_type:
-        return
-    owner = StepwellConfig.from_dict(fields)
+    if not isinstance(source, StepwellConfig):
+        try:
+            fields, _ = PreTrainedConfig.get_config_dict(source)
+        except OSError:
+            return
+        if fields.get("model_type") != StepwellConfig.model_type:
+            return
+        source = StepwellConfig.from_dict(fields)
     for name, value in settings.items():
-        if difference := _first_difference(name, getattr(owner, name), value):
+        if difference := _first_difference(name, getattr(source, name), value):
             field, theirs, ours = difference
             raise ValueError(
                 f"{field} is {theirs!r} in the model's config.json and {ours!r} in the processor beside it, "

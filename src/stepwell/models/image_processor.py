@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +50,7 @@ class StepwellImageProcessor(BaseImageProcessor):
         setting in which the model's config.json and this processor differ.
         """
         processor = super().from_pretrained(source, **kwargs)
-        refuse_other_settings(Path(source), vision_config=processor.vision_config)
+        refuse_other_settings(source, vision_config=processor.vision_config)
         return processor.adjusted(vision) if vision else processor
 
     def adjusted(self, vision: Mapping[str, Any]) -> StepwellImageProcessor:

@@ -20,6 +20,7 @@ from stepwell.language.messages import IMAGE, Message, images_of
 from stepwell.language.prompt import MaskStyle, Prompt, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template, template_of
 from stepwell.models.batch import TextOptions, token_batch
+from stepwell.models.config import refuse_other_settings
 from stepwell.models.image_processor import StepwellImageProcessor, flat
 from stepwell.structures import Geometry, TokenLayout
 
@@ -53,6 +54,14 @@ class StepwellProcessor(ProcessorMixin):
         if template is not None:
             chat_template = find_template(template).jinja
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'. Raises ValueError naming the first setting that the model beside it has otherwise."""
+        processor = super().from_pretrained(source, *args, **kwargs)
+        if not kwargs.keys() & {"template", "chat_template"}:
+            refuse_other_settings(source, template=processor.template)
+        return processor
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:

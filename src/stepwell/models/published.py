@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 from stepwell.encoders.catalogue import ENCODERS
 from stepwell.encoders.convnext import ConvNeXt
-from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD, Statistics
-from stepwell.models.runs import layer_runs
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.models.dense import SIMPLE, ClassifierSettings, DenseSettings
 from stepwell.models.piip import PiipConfig
 from stepwell.models.pyramid import BranchConfig
-from stepwell.structures import HALF
+from stepwell.models.runs import layer_runs
+from stepwell.structures import HALF, IMAGENET_MEAN, IMAGENET_STD, Statistics
 
 __all__ = ["PUBLISHED", "Published", "Task", "find_published"]
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from PIL import Image, ImageEnhance
 
+from stepwell.images.open import open_image
 from stepwell.reader.page import Line, PageSample
 from stepwell.reader.questions import turns_about
 from stepwell.structures import Box
-from stepwell.images.open import open_image
 
 __all__ = ["TextLines"]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stepwell.data.sample import Source
-    from stepwell.train.recipe import Recipe, Stage
+    from stepwell.train.recipe import Recipe
 
 __all__ = ["TASKS", "Task", "find_task"]
 

@@ -24,6 +24,7 @@ from stepwell.keys.piip import classifier_rules, features_rules
 from stepwell.keys.released import assistant_rules, detector_rules, is_language_model
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
+from stepwell.models.dense import ClassifierSettings
 from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.perception import (
     PyramidBackbone,
@@ -33,7 +34,6 @@ from stepwell.models.perception import (
 )
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published import Published
-from stepwell.models.dense import ClassifierSettings
 from stepwell.weights.text_config import llama_config
 
 __all__ = ["Layout", "build_layout"]

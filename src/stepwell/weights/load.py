@@ -144,9 +144,7 @@ def _processor(folder: Path) -> Any:
         raise ModelError(f"{folder} has no processor that can be used: {one_line(error)}") from None
 
 
-def _strict(
-    kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None, **options: Any
-) -> Any:
+def _strict(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None, **options: Any) -> Any:
     """from_pretrained without its leniency: every tensor found, none left over, all of the right shape."""
     open_checkpoint(folder)  # says in one line what is damaged
     try:
