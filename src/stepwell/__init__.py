@@ -15,27 +15,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stepwell.images.open import ImageError as ImageError
+    from stepwell.images.open import ImageLimits as ImageLimits
+    from stepwell.images.open import open_image as open_image
     from stepwell.models.ask import Assistant as Assistant
     from stepwell.models.assistant import StepwellForConditionalGeneration as StepwellForConditionalGeneration
     from stepwell.models.config import StepwellConfig as StepwellConfig
     from stepwell.models.processor import StepwellProcessor as StepwellProcessor
     from stepwell.ops.choose import prefer as prefer
-    from stepwell.views.decode import ImageError as ImageError
-    from stepwell.views.decode import ImageLimits as ImageLimits
-    from stepwell.views.decode import open_image as open_image
     from stepwell.weights.load import load as load
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "Assistant": "models.ask",
-    "ImageError": "views.decode",
-    "ImageLimits": "views.decode",
+    "ImageError": "images.open",
+    "ImageLimits": "images.open",
     "StepwellConfig": "models.config",
     "StepwellForConditionalGeneration": "models.assistant",
     "StepwellProcessor": "models.processor",
     "load": "weights.load",
-    "open_image": "views.decode",
+    "open_image": "images.open",
     "prefer": "ops.choose",
 }
 

@@ -186,7 +186,7 @@ def _open_pictures(pictures: list[str], question: str) -> list[Image]:
             "- reads a picture from standard input, which is a terminal here: use '< picture.jpg'"
         )
 
-    from stepwell.views.decode import ImageError, open_image
+    from stepwell.images.open import ImageError, open_image
 
     images = []
     for name in pictures:

@@ -18,8 +18,8 @@ from PIL import Image, ImageEnhance
 
 from stepwell.data.questions import turns_about
 from stepwell.data.sample import Line, Sample
+from stepwell.images.open import open_image
 from stepwell.structures import Box
-from stepwell.views.decode import open_image
 
 __all__ = ["TextLines"]
 

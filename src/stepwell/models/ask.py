@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from stepwell.images.open import ImageSource
 from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.processor import Picture, StepwellProcessor
+from stepwell.models.processor import StepwellProcessor
 from stepwell.structures import FeatureMaps, TokenLayout
 
 __all__ = ["Assistant", "Features"]
@@ -43,7 +44,7 @@ class Assistant:
 
     def ask(
         self,
-        image: Picture | Sequence[Picture],
+        image: ImageSource | Sequence[ImageSource],
         question: str,
         *,
         max_new_tokens: int = 128,
@@ -54,13 +55,13 @@ class Assistant:
 
         Greedy decoding. Raises ValueError for an empty question and for pictures that cannot be read.
         """
-        pictures = image if isinstance(image, (list, tuple)) else [cast(Picture, image)]
+        pictures = image if isinstance(image, (list, tuple)) else [cast(ImageSource, image)]
         return self.ask_many([(pictures, question)], max_new_tokens=max_new_tokens, stream=stream)[0]
 
     @torch.inference_mode()
     def ask_many(
         self,
-        questions: Sequence[tuple[Sequence[Picture], str]],
+        questions: Sequence[tuple[Sequence[ImageSource], str]],
         *,
         max_new_tokens: int = 128,
         stream: Stream | None = None,
@@ -86,7 +87,7 @@ class Assistant:
         return [text.strip() for text in self.processor.batch_decode(answers, skip_special_tokens=True)]
 
     @torch.inference_mode()
-    def features(self, image: Picture) -> Features:
+    def features(self, image: ImageSource) -> Features:
         """Feature maps and visual tokens of one picture."""
         inputs = self.processor(images=[image]).to(self.model.device, self.model.dtype)
         vision = self.model.model.vision
@@ -98,13 +99,13 @@ class Assistant:
         ]
         return Features(vision.features(views), vision(views).tokens[0], layout)
 
-    def layout(self, image: Picture) -> TokenLayout:
+    def layout(self, image: ImageSource) -> TokenLayout:
         """The views and visual tokens that a picture will cost, without running the model."""
         picture = self.processor.image_processor.fetch_images(image)
         return self.processor.geometry.layout((picture.height, picture.width))
 
 
-def _conversation(pictures: Sequence[Picture], question: str) -> list[dict[str, Any]]:
+def _conversation(pictures: Sequence[ImageSource], question: str) -> list[dict[str, Any]]:
     if not isinstance(question, str) or not question.strip():
         raise ValueError("the question is empty")
     if not pictures:

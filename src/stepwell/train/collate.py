@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stepwell.data.sample import Sample, Turn
+from stepwell.images.open import open_image
 from stepwell.language.labels import IGNORE, LabelledTokens, label_tokens
 from stepwell.language.prompt import IMAGE, render
 from stepwell.models.processor import StepwellProcessor
 from stepwell.structures import TokenLayout
 from stepwell.train.line_head import frames_along
 from stepwell.train.pointer import Pointers
-from stepwell.views.decode import open_image
 
 __all__ = ["Collator", "Row"]
 

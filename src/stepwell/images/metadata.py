@@ -1,0 +1,57 @@
+"""PNG and TIFF files without their metadata: Pillow is shown the parts that describe pixels and no others.
+
+Pillow refuses a PNG with a colour profile or a text of over a megabyte, though photos have them. A TIFF may
+hold tags that take gigabytes to read, and tags that libtiff heeds and Pillow does not.
+PNG: ISO/IEC 15948. TIFF 6.0 and BigTIFF.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+__all__ = ["bare_png", "bare_tiff"]
+
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf")
+_TIFF_TAGS = frozenset((256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320))
+_TIFF_TAGS |= {322, 323, 324, 325, 338, 339, 347, 529, 530, 531, 532}
+_MAX_VALUES = 200_000  # of a tag: offsets of strips or tiles, colours of a palette of 65,536
+
+
+def bare_png(raw: bytes) -> bytes:
+    """The same PNG without text, profiles and later frames. Raises ValueError for a wrong checksum."""
+    parts, start = [raw[:8]], 8
+    while start + 8 <= len(raw):
+        length, name = struct.unpack_from(">L4s", raw, start)
+        chunk = raw[start : start + length + 12]
+        if name in _PNG_CHUNKS:
+            if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+                raise ValueError("a wrong checksum")
+            parts.append(chunk)
+        start += length + 12
+    return b"".join(parts)
+
+
+def bare_tiff(raw: bytes) -> tuple[bytes, set[int]]:
+    """The same TIFF with one directory, at its end: the first one's tags about pixels, each once; and which.
+
+    Raises ValueError for a tag of too many values, KeyError or struct.error for what is no TIFF.
+    """
+    order = {b"II": "<", b"MM": ">"}[raw[:2]]
+    big = raw[2:4] in (b"+\0", b"\0+")
+    offset, count, entry = (order + code for code in (("Q", "Q", "HHQ8s") if big else ("L", "H", "HHL4s")))
+    width = struct.calcsize(offset)  # of the first offset, which stands behind as many bytes of magic numbers
+    (start,) = struct.unpack_from(offset, raw, width)
+    (length,) = struct.unpack_from(count, raw, start)
+    start += struct.calcsize(count)
+    tags: dict[int, bytes] = {}
+    for tag, kind, values, field in struct.iter_unpack(
+        entry, raw[start : start + length * struct.calcsize(entry)]
+    ):
+        if tag in _TIFF_TAGS:
+            if values > _MAX_VALUES:
+                raise ValueError(f"a TIFF tag of {values:,} values")
+            tags.setdefault(tag, struct.pack(entry, tag, kind, values, field))
+    raw += bytes(len(raw) % 2)
+    directory = struct.pack(count, len(tags)) + b"".join(tags[tag] for tag in sorted(tags)) + bytes(width)
+    return raw[:width] + struct.pack(offset, len(raw)) + raw[2 * width :] + directory, set(tags)

@@ -1,0 +1,273 @@
+"""A path, bytes, a file, a data: URL or an array -> an upright RGB image, within limits on size and time.
+
+Everything in Stepwell that opens an image comes through here. Pillow decodes; the limits stand around it.
+Imports neither torch nor transformers, so that the command line can refuse a bad file at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import io
+import os
+import re
+import stat
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, _imaging
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from stepwell.images.metadata import bare_png, bare_tiff
+
+__all__ = ["ImageError", "ImageLimits", "ImageSource", "open_image", "upright_rgb"]
+
+_File = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+ImageSource = _File | Image.Image | np.ndarray[Any, Any]
+
+_READERS: dict[bytes, type[ImageFile]] = {  # Pillow's, by the first bytes of a file
+    rb"\x89PNG\r\n\x1a\n": PngImageFile,
+    rb"\xff\xd8\xff": JpegImageFile,
+    rb"RIFF....WEBP": WebPImageFile,
+    rb"GIF8[79]a": GifImageFile,
+    rb"BM": BmpImageFile,
+    rb"II[*+]\0|MM\0[*+]": TiffImageFile,
+}
+
+
+class ImageError(ValueError):
+    """An image that cannot or may not be read. One line, which never repeats what was in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageLimits:
+    """What `open_image` accepts. The defaults keep it within 1 GiB of memory, whatever the file holds."""
+
+    max_bytes: int = 32_000_000  # of the file
+    max_pixels: int = 36_000_000
+    max_side: int = 16_384  # pixels
+    max_aspect: float = 200.0  # long side over short side
+    max_seconds: float = 5.0  # of processor time; 36 million pixels take one or two
+
+    def __post_init__(self) -> None:
+        if min(self.max_bytes, self.max_pixels, self.max_side, self.max_aspect) < 1 or self.max_seconds <= 0:
+            raise ValueError(f"image limits must be at least 1, and the seconds above 0, got {self}")
+
+
+def open_image(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> Image.Image:
+    """An upright RGB image from a PNG, JPEG, MPO, WEBP, GIF, BMP or TIFF file, told apart by content.
+
+    The Exif orientation is applied, transparency is laid over white, 16 bits become 8, and of several frames
+    or pages the first is taken. source: a path, the file's bytes, a binary file, a data: URL, a PIL image or a
+    uint8 array (H, W), (H, W, 3) or (H, W, 4).
+
+    Raises FileNotFoundError for a missing path; ImageError, a ValueError of one line, for everything that is
+    not a whole image within the limits; TypeError for a source of another kind.
+    """
+    if isinstance(source, Image.Image):
+        return upright_rgb(source)
+    if isinstance(source, np.ndarray):
+        return upright_rgb(_from_array(source))
+    raw = _read(source, limits.max_bytes)
+    if not raw:
+        raise ImageError("the file is empty")
+    if len(raw) > limits.max_bytes:
+        raise ImageError(
+            f"the file is larger than {limits.max_bytes:,} bytes; ImageLimits(max_bytes=...) allows more"
+        )
+    reader = next((r for start, r in _READERS.items() if re.match(start, raw, re.DOTALL)), None)
+    if reader is None:
+        raise ImageError("not an image: only PNG, JPEG, WEBP, GIF, BMP and TIFF are read")
+    try:
+        return upright_rgb(_decode(raw, reader, limits))
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow and the libraries below it raise whatever they like on damaged files
+        raise ImageError(f"damaged or unsupported {reader.format} ({type(error).__name__})") from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image -> a new plain RGB one, upright by its Exif orientation, over white if transparent."""
+    image = image.copy()
+    if len(image.info.get("exif") or b"") > 2**17:  # Pillow would take each number in it apart
+        del image.info["exif"]
+    with suppress(Exception):  # a damaged Exif block does not spoil an image
+        ImageOps.exif_transpose(image, in_place=True)
+    rgb = _rgb(image)
+    rgb.info = {}  # what told of the turn would turn it once more
+    return rgb
+
+
+# Reading: never more than one byte past the limit, and no waiting for what never comes.
+
+
+def _read(source: _File, limit: int) -> bytes:
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return _from_data_url(source)
+    if isinstance(source, str) and "://" in source[:16]:
+        raise ImageError("images are not fetched from the network; download the file and pass its path")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    try:
+        if isinstance(source, str | os.PathLike):
+            mode = os.stat(source).st_mode
+            if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+                raise ImageError("not a file, but a pipe or a device")
+            with open(source, "rb") as file:
+                return file.read(limit + 1)
+        if hasattr(source, "read"):
+            return _read_parts(source, limit + 1)
+    except (FileNotFoundError, ImageError):
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ImageError(f"the file cannot be read: {reason}") from None
+    raise TypeError(
+        "an image is a path, bytes, a binary file, a data: URL, a PIL image or a uint8 array, "
+        f"got {type(source).__name__}"
+    )
+
+
+def _read_parts(file: IO[bytes], missing: int) -> bytes:
+    """Sockets and pipes give fewer bytes than they are asked for."""
+    parts: list[bytes] = []
+    while missing > 0 and (part := file.read(missing)):
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def _from_data_url(url: str) -> bytes:
+    head, _, payload = url.partition(",")
+    if not head.endswith(";base64"):
+        raise ImageError("a data: URL of an image must be base64-encoded")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except ValueError:
+        raise ImageError("the data: URL is not valid base64") from None
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim < 2 or array.shape[2:] not in ((), (3,), (4,)):
+        raise ImageError(f"an array image must be uint8 (H, W, 3), got {array.dtype} {array.shape}")
+    return Image.fromarray(array)
+
+
+# Decoding
+
+
+class _TimedFile(io.BytesIO):
+    """Pillow reads headers, scans and run lengths in loops that only the end of the file ends."""
+
+    def __init__(self, raw: bytes, seconds: float) -> None:
+        super().__init__(raw)
+        self._seconds = seconds
+        self._end = time.thread_time() + seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() > self._end:
+            raise ImageError(
+                f"decoding takes over {self._seconds:g} seconds; ImageLimits(max_seconds=...) allows more"
+            )
+        return super().read(size)
+
+
+def _decode(raw: bytes, reader: type[ImageFile], limits: ImageLimits) -> Image.Image:
+    tiff_tags: set[int] = set()
+    if reader is PngImageFile:
+        raw = bare_png(raw)
+    elif reader is TiffImageFile:
+        raw, tiff_tags = bare_tiff(raw)
+        _silence_libtiff()
+    elif reader is JpegImageFile and raw.count(b"Exif\0\0") > 32:  # Pillow joins them into one block
+        raise ImageError("JPEG of too many Exif blocks")
+    image = reader(_TimedFile(raw, limits.max_seconds))  # reads the header only
+    _check_size(*image.size, limits)
+    if isinstance(image, TiffImageFile):
+        _check_cells(image, tiff_tags, len(raw), limits)
+    elif isinstance(image, PngImageFile):
+        _scale_transparent(image)
+    image.decodermaxblock = 4096  # so that few scans of a progressive JPEG pass between two looks at the time
+    image.load()
+    return image
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    long, short = max(width, height), min(width, height)
+    for name, value in (("max_pixels", long * short), ("max_side", long), ("max_aspect", long / short)):
+        if value > (limit := getattr(limits, name)):
+            raise ImageError(
+                f"an image of {width} x {height} pixels is more than ImageLimits({name}={limit}) allows"
+            )
+
+
+def _check_cells(image: TiffImageFile, tags: set[int], size: int, limits: ImageLimits) -> None:
+    """Of strips or tiles, libtiff decodes each whole, though they reach past the image or into each other."""
+    values = image.tag_v2
+    width, height, across, down = values[256], values[257], values.get(322, 1), values.get(323, 1)
+    if -(-width // across) * across * -(-height // down) * down > 2 * limits.max_pixels:
+        raise ImageError(f"TIFF with tiles of {across} x {down} for {width} x {height} pixels")
+    lengths = sum(values.get(279, ())) + sum(values.get(325, ()))
+    if values.get(259, 1) != 1 and (lengths > size or tags != values.keys()):
+        raise ImageError("damaged TIFF: its strips or tiles are not all in the file")
+
+
+def _scale_transparent(image: PngImageFile) -> None:
+    """The transparent colour of a PNG in the 8 bits that Pillow compares it with (16 for grey of 16 bits)."""
+    colour, packing = image.info.get("transparency"), image.tile[0].args
+    if packing == "RGB;16B" and colour is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+    elif packing in ("L;2", "L;4") and colour is not None:
+        image.info["transparency"] = colour * (85 if packing == "L;2" else 17)
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Pillow switches off libtiff's warnings but leaves its errors, which it prints to standard error."""
+    with suppress(OSError, AttributeError):  # where libtiff is linked in such a way that it cannot be found
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+
+# Colours
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _eight_bits(image)
+    elif image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return white
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey over its full range; wider numbers over the first usual range that holds them all."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32)).astype(np.float64)
+    low, high = 0.0, 65535.0
+    if not image.mode.startswith("I;16"):
+        least, most = float(values.min()), float(values.max())
+        tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        fitting = [(0.0, top) for top in tops if least >= 0 and most <= top]
+        low, high = (*fitting, (least, max(most, least + 1)))[0]
+    if "transparency" in image.info:
+        values[values == image.info["transparency"]] = high  # white
+    values -= low  # in place: 36 million of them take 288 MB
+    values *= 255 / (high - low)
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
