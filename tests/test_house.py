@@ -22,6 +22,7 @@ GROUPS = [
     ["structures"],
     ["ops", "keys"],
     ["layers"],
+    ["images"],
     ["views", "encoders", "fuse", "heads", "language"],
     ["models"],
     ["data", "flops"],

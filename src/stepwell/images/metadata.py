@@ -1,85 +1,57 @@
-"""What stands beside the pixels of an image file: the orientation is read, the rest is cut off before decoding.
+"""PNG and TIFF files without their metadata: Pillow is shown the parts that describe pixels and no others.
 
-Pillow refuses a PNG with a colour profile or a text of over a megabyte, though photos have them. A TIFF may list
-tags that take gigabytes to read, or tags that libtiff heeds and Pillow does not. So of both formats the decoders
-see the parts that describe pixels, and nothing else.
-
-PNG: ISO/IEC 15948. TIFF 6.0, BigTIFF. Exif 2.3; an Exif block is a TIFF file without an image.
+Pillow refuses a PNG with a colour profile or a text of over a megabyte, though photos have them. A TIFF may
+hold tags that take gigabytes to read, and tags that libtiff heeds and Pillow does not.
+PNG: ISO/IEC 15948. TIFF 6.0 and BigTIFF.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import zlib
 
-__all__ = ["bare_png", "bare_tiff", "exif_orientation"]
+__all__ = ["bare_png", "bare_tiff"]
 
-_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
-_ORIENTATION = 274
-_TIFF_TAGS = frozenset(
-    (256, 257, 258, 259, 262, 266, 273, _ORIENTATION, 277, 278, 279, 284, 292, 293, 317, 320)
-    + (322, 323, 324, 325, 338, 339, 347, 529, 530, 531, 532)
-)
-_MAX_VALUES = 200_000  # of one tag: an offset for each strip or tile, or the three colours of 65,536 palette entries
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf")
+_TIFF_TAGS = frozenset((256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320))
+_TIFF_TAGS |= {322, 323, 324, 325, 338, 339, 347, 529, 530, 531, 532}
+_MAX_VALUES = 200_000  # of a tag: offsets of strips or tiles, colours of a palette of 65,536
 
 
 def bare_png(raw: bytes) -> bytes:
-    """The same PNG without text, profiles and later frames."""
+    """The same PNG without text, profiles and later frames. Raises ValueError for a wrong checksum."""
     parts, start = [raw[:8]], 8
     while start + 8 <= len(raw):
         length, name = struct.unpack_from(">L4s", raw, start)
-        end = start + length + 12
+        chunk = raw[start : start + length + 12]
         if name in _PNG_CHUNKS:
-            parts.append(raw[start:end])
-        start = end
+            if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+                raise ValueError("a wrong checksum")
+            parts.append(chunk)
+        start += length + 12
     return b"".join(parts)
 
 
 def bare_tiff(raw: bytes) -> tuple[bytes, set[int]]:
-    """The same TIFF with one directory, at its end: the tags of the first that describe pixels, each once; and
-    which they are.
+    """The same TIFF with one directory, at its end: the first one's tags about pixels, each once; and which.
 
     Raises ValueError for a tag of too many values, KeyError or struct.error for what is no TIFF.
     """
-    offset, count, entry = _formats(raw)
-    tags: dict[int, bytes] = {}
-    for tag, kind, length, field in _entries(raw):
-        if tag in _TIFF_TAGS:
-            if length > _MAX_VALUES:
-                raise ValueError(f"a TIFF tag of {length:,} values")
-            tags.setdefault(tag, struct.pack(entry, tag, kind, length, field))
-    raw += bytes(len(raw) % 2)
-    width = struct.calcsize(offset)  # the first offset stands behind as many bytes of magic numbers
-    head = raw[:width] + struct.pack(offset, len(raw)) + raw[2 * width :]
-    directory = b"".join(tags[tag] for tag in sorted(tags))
-    return head + struct.pack(count, len(tags)) + directory + bytes(width), set(tags)
-
-
-def exif_orientation(exif: bytes) -> int:
-    """1 (upright) to 8, from an Exif block with or without its prefix; 1 where it tells none or is damaged."""
-    block = exif.removeprefix(b"Exif\0\0")
-    try:
-        for tag, kind, _, field in _entries(block):
-            if tag == _ORIENTATION:
-                (value,) = struct.unpack_from(_formats(block)[0][0] + {3: "H", 4: "L"}[kind], field)
-                return int(value)
-    except (KeyError, struct.error):
-        pass
-    return 1
-
-
-def _formats(raw: bytes) -> tuple[str, str, str]:
-    """For struct: an offset, the number of tags in a directory, and a tag of it."""
     order = {b"II": "<", b"MM": ">"}[raw[:2]]
-    if raw[2:4] in (b"+\0", b"\0+"):  # BigTIFF
-        return order + "Q", order + "Q", order + "HHQ8s"
-    return order + "L", order + "H", order + "HHL4s"
-
-
-def _entries(raw: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The first directory: tag, type, number of values, and the field that holds them or points to them."""
-    offset, count, entry = _formats(raw)
-    (start,) = struct.unpack_from(offset, raw, struct.calcsize(offset))
-    (tags,) = struct.unpack_from(count, raw, start)
+    big = raw[2:4] in (b"+\0", b"\0+")
+    offset, count, entry = (order + code for code in (("Q", "Q", "HHQ8s") if big else ("L", "H", "HHL4s")))
+    width = struct.calcsize(offset)  # of the first offset, which stands behind as many bytes of magic numbers
+    (start,) = struct.unpack_from(offset, raw, width)
+    (length,) = struct.unpack_from(count, raw, start)
     start += struct.calcsize(count)
-    yield from struct.iter_unpack(entry, raw[start : start + tags * struct.calcsize(entry)])
+    tags: dict[int, bytes] = {}
+    for tag, kind, values, field in struct.iter_unpack(
+        entry, raw[start : start + length * struct.calcsize(entry)]
+    ):
+        if tag in _TIFF_TAGS:
+            if values > _MAX_VALUES:
+                raise ValueError(f"a TIFF tag of {values:,} values")
+            tags.setdefault(tag, struct.pack(entry, tag, kind, values, field))
+    raw += bytes(len(raw) % 2)
+    directory = struct.pack(count, len(tags)) + b"".join(tags[tag] for tag in sorted(tags)) + bytes(width)
+    return raw[:width] + struct.pack(offset, len(raw)) + raw[2 * width :] + directory, set(tags)

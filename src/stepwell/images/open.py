@@ -1,7 +1,7 @@
-"""A path, bytes, a file, a data: URL or an array -> an upright RGB image, within limits on bytes, pixels and time.
+"""A path, bytes, a file, a data: URL or an array -> an upright RGB image, within limits on size and time.
 
-Everything in Stepwell that opens an image comes through here. Pillow decodes; the limits stand around it. Imports
-neither torch nor transformers, so that the command line can refuse a bad file at once.
+Everything in Stepwell that opens an image comes through here. Pillow decodes; the limits stand around it.
+Imports neither torch nor transformers, so that the command line can refuse a bad file at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import cache
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageCms, _imaging
+from PIL import Image, ImageCms, ImageOps, _imaging
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -28,13 +28,12 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from stepwell.images.metadata import bare_png, bare_tiff, exif_orientation
+from stepwell.images.metadata import bare_png, bare_tiff
 
 __all__ = ["ImageError", "ImageLimits", "ImageSource", "open_image", "upright_rgb"]
 
-ImageSource = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray[Any, Any]
-)
+_File = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+ImageSource = _File | Image.Image | np.ndarray[Any, Any]
 
 _READERS: dict[bytes, type[ImageFile]] = {  # Pillow's, by the first bytes of a file
     rb"\x89PNG\r\n\x1a\n": PngImageFile,
@@ -43,15 +42,6 @@ _READERS: dict[bytes, type[ImageFile]] = {  # Pillow's, by the first bytes of a 
     rb"GIF8[79]a": GifImageFile,
     rb"BM": BmpImageFile,
     rb"II[*+]\0|MM\0[*+]": TiffImageFile,
-}
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
 }
 
 
@@ -77,12 +67,12 @@ class ImageLimits:
 def open_image(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> Image.Image:
     """An upright RGB image from a PNG, JPEG, MPO, WEBP, GIF, BMP or TIFF file, told apart by content.
 
-    The Exif orientation is applied, transparency is laid over white, 16 bits become 8, and of an animation or a
-    file of several pages the first is taken. source: a path, the file's bytes, a binary file or a data: URL; or
-    pixels, as a PIL image or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+    The Exif orientation is applied, transparency is laid over white, 16 bits become 8, and of several frames
+    or pages the first is taken. source: a path, the file's bytes, a binary file, a data: URL, a PIL image or a
+    uint8 array (H, W), (H, W, 3) or (H, W, 4).
 
-    Raises FileNotFoundError for a missing path; ImageError, a ValueError of one line, for everything that is not
-    a whole image within the limits; TypeError for a source of another kind.
+    Raises FileNotFoundError for a missing path; ImageError, a ValueError of one line, for everything that is
+    not a whole image within the limits; TypeError for a source of another kind.
     """
     if isinstance(source, Image.Image):
         return upright_rgb(source)
@@ -108,10 +98,12 @@ def open_image(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> I
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image -> a new plain RGB one, upright by its Exif orientation, over white if transparent."""
+    image = image.copy()
+    if len(image.info.get("exif") or b"") > 2**17:  # Pillow would take each number in it apart
+        del image.info["exif"]
+    with suppress(Exception):  # a damaged Exif block does not spoil an image
+        ImageOps.exif_transpose(image, in_place=True)
     rgb = _rgb(image)
-    exif = image.info.get("exif")
-    if isinstance(exif, bytes) and (turn := _TURNS.get(exif_orientation(exif))) is not None:
-        rgb = rgb.transpose(turn)
     rgb.info = {}  # what told of the turn would turn it once more
     return rgb
 
@@ -119,7 +111,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 # Reading: never more than one byte past the limit, and no waiting for what never comes.
 
 
-def _read(source: ImageSource, limit: int) -> bytes:
+def _read(source: _File, limit: int) -> bytes:
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _from_data_url(source)
     if isinstance(source, str) and "://" in source[:16]:
@@ -128,15 +120,14 @@ def _read(source: ImageSource, limit: int) -> bytes:
         return bytes(source)
     try:
         if isinstance(source, str | os.PathLike):
-            if not stat.S_ISREG(os.stat(source).st_mode):
-                raise ImageError("not a file, but a directory, a pipe or a device")
+            mode = os.stat(source).st_mode
+            if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+                raise ImageError("not a file, but a pipe or a device")
             with open(source, "rb") as file:
                 return file.read(limit + 1)
         if hasattr(source, "read"):
             return _read_parts(source, limit + 1)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, error.strerror, os.fspath(source)[:200]) from None
-    except ImageError:
+    except (FileNotFoundError, ImageError):
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
@@ -167,7 +158,7 @@ def _from_data_url(url: str) -> bytes:
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
+    if array.dtype != np.uint8 or array.ndim < 2 or array.shape[2:] not in ((), (3,), (4,)):
         raise ImageError(f"an array image must be uint8 (H, W, 3), got {array.dtype} {array.shape}")
     return Image.fromarray(array)
 
@@ -192,36 +183,36 @@ class _TimedFile(io.BytesIO):
 
 
 def _decode(raw: bytes, reader: type[ImageFile], limits: ImageLimits) -> Image.Image:
+    tiff_tags: set[int] = set()
     if reader is PngImageFile:
         raw = bare_png(raw)
     elif reader is TiffImageFile:
-        raw, tags = bare_tiff(raw)
+        raw, tiff_tags = bare_tiff(raw)
         _silence_libtiff()
+    elif reader is JpegImageFile and raw.count(b"Exif\0\0") > 32:  # Pillow joins them into one block
+        raise ImageError("JPEG of too many Exif blocks")
     image = reader(_TimedFile(raw, limits.max_seconds))  # reads the header only
-    _check_size(image.width, image.height, limits)
+    _check_size(*image.size, limits)
     if isinstance(image, TiffImageFile):
-        _check_cells(image, tags, len(raw), limits)
+        _check_cells(image, tiff_tags, len(raw), limits)
     elif isinstance(image, PngImageFile):
         _scale_transparent(image)
-    image.decodermaxblock = 4096  # so that the time is looked at between few scans of a progressive JPEG
+    image.decodermaxblock = 4096  # so that few scans of a progressive JPEG pass between two looks at the time
     image.load()
     return image
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
-    shown = f"an image of {width} x {height} pixels is"
-    if height * width > limits.max_pixels:
-        raise ImageError(f"{shown} more than {limits.max_pixels:,}; ImageLimits(max_pixels=...) allows more")
-    if max(height, width) > limits.max_side:
-        raise ImageError(f"{shown} longer than {limits.max_side:,}; ImageLimits(max_side=...) allows more")
-    if max(height, width) > limits.max_aspect * min(height, width):
-        raise ImageError(
-            f"{shown} narrower than 1:{limits.max_aspect:g}; ImageLimits(max_aspect=...) allows more"
-        )
+    long, short = max(width, height), min(width, height)
+    for name, value in (("max_pixels", long * short), ("max_side", long), ("max_aspect", long / short)):
+        if value > (limit := getattr(limits, name)):
+            raise ImageError(
+                f"an image of {width} x {height} pixels is more than ImageLimits({name}={limit}) allows"
+            )
 
 
 def _check_cells(image: TiffImageFile, tags: set[int], size: int, limits: ImageLimits) -> None:
-    """Strips and tiles: libtiff decodes each whole, however far it reaches past the image or into the others."""
+    """Of strips or tiles, libtiff decodes each whole, though they reach past the image or into each other."""
     values = image.tag_v2
     width, height, across, down = values[256], values[257], values.get(322, 1), values.get(323, 1)
     if -(-width // across) * across * -(-height // down) * down > 2 * limits.max_pixels:
@@ -247,11 +238,10 @@ def _silence_libtiff() -> None:
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
-# Look
+# Colours
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Always a new image."""
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)
     elif image.mode == "LAB":

@@ -1,4 +1,4 @@
-"""Picture files for the tests of decoding: Pillow's own, and some made byte by byte."""
+"""Image files for the tests of opening: Pillow's own, and some made byte by byte."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LOSSY = {
 
 
 GREY = np.arange(WIDTH * HEIGHT, dtype=np.uint8).reshape(HEIGHT, WIDTH)
-GREY_PICTURES = {
+GREY_IMAGES = {
     "8 bits": saved(Image.fromarray(GREY), "PNG"),
     "16 bits": saved(Image.fromarray(GREY.astype(np.uint16) * 257), "PNG"),
     "16 bits tiff": saved(Image.fromarray(GREY.astype(np.uint16) * 257), "TIFF"),
@@ -82,9 +82,20 @@ def bmp(width: int, height: int, compression: int, data: bytes) -> bytes:
     return b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + header + palette + data
 
 
-def tiff(tags: dict[int, int], data: bytes = b"", *, header: bytes = b"II*\0\x08\0\0\0") -> bytes:
-    entries = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in sorted(tags.items()))
-    return header + struct.pack("<H", len(tags)) + entries + bytes(4) + data
+Value = int | tuple[int, int, int]
+
+
+def tiff(tags: dict[int, Value], data: bytes = b"", *, header: bytes = b"II*\0\x08\0\0\0") -> bytes:
+    """A tag holds one number, or (type, how many, where in the file); `data` begins at `data_start(tags)`."""
+    entries = (value if isinstance(value, tuple) else (4, 1, value) for _, value in sorted(tags.items()))
+    packed = b"".join(
+        struct.pack("<HHLL", tag, *entry) for tag, entry in zip(sorted(tags), entries, strict=True)
+    )
+    return header + struct.pack("<H", len(tags)) + packed + bytes(4) + data
+
+
+def data_start(tags: dict[int, Value]) -> int:
+    return 14 + 12 * len(tags)
 
 
 def riff(*chunks: tuple[bytes, bytes]) -> bytes:
