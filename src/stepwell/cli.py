@@ -182,9 +182,7 @@ def _open_images(names: list[str], question: str) -> list[Image]:
     if names.count("-") > 1:
         raise ValueError("standard input (-) holds one image; it was named more than once")
     if "-" in names and sys.stdin.isatty():
-        raise ValueError(
-            "- reads an image from standard input, which is a terminal here: use '< image.jpg'"
-        )
+        raise ValueError("- reads an image from standard input, which is a terminal here: use '< image.jpg'")
 
     from stepwell.images.open import ImageError, open_image
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
-    "HALF",
+    "HALF_MEAN",
+    "HALF_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Box",
@@ -50,8 +51,8 @@ IMAGENET_MEAN: Statistics = (0.485, 0.456, 0.406)
 IMAGENET_STD: Statistics = (0.229, 0.224, 0.225)
 CLIP_MEAN: Statistics = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Statistics = (0.26862954, 0.26130258, 0.27577711)
-HALF: Statistics = (0.5, 0.5, 0.5)
-"""Mean and standard deviation of networks that take pixels in [-1, 1]."""
+HALF_MEAN: Statistics = (0.5, 0.5, 0.5)  # pixels in [-1, 1]
+HALF_STD: Statistics = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,9 +64,8 @@ class EncoderSpec:
 
     dims: tuple[int, ...]
     strides: tuple[int, ...]
-    stem_stride: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Statistics  # of the pretraining
+    std: Statistics
     window: int = 0  # side of the largest attention window, in cells; 0 where there is none
 
     def __post_init__(self) -> None:
@@ -138,7 +138,9 @@ class TokenLayout:
         then.
         """
         if any(run.text is not None for run in self.runs):
-            raise ValueError("how many tokens a separator's text takes, StepwellProcessor.num_tokens(layout) knows")
+            raise ValueError(
+                "how many tokens a separator's text takes, StepwellProcessor.num_tokens(layout) knows"
+            )
         return self.num_visual + sum(len(run.ids or ()) for run in self.runs)
 
     @property

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 from stepwell.encoders.catalogue import ENCODERS, build_encoder, encoder_spec
 from stepwell.encoders.convnext import ConvNeXt
 
-TIMM = {name: entry for name, entry in ENCODERS.items() if entry.source and entry.source.library == "timm"}
+TIMM = {
+    name: entry.source.removeprefix("timm/")
+    for name, entry in ENCODERS.items()
+    if (entry.source or "").startswith("timm/")
+}
 
 
 def on_meta(name: str, **overrides: object) -> torch.nn.Module:
@@ -25,13 +37,22 @@ def linear_weights(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("name", sorted(TIMM))
 def test_sizes_and_statistics_are_those_of_timms_model_of_that_name(name: str) -> None:
-    source = TIMM[name].source
-    theirs, ours = timm.get_pretrained_cfg(source.name), on_meta(name)
+    theirs, ours = timm.get_pretrained_cfg(TIMM[name]), on_meta(name)
     with torch.device("meta"):
-        model = timm.create_model(source.name, pretrained=False, num_classes=0)
+        model = timm.create_model(TIMM[name], pretrained=False, num_classes=0)
     assert (ours.spec.mean, ours.spec.std) == (theirs.mean, theirs.std)
     assert ours.spec.dim == model.num_features
     assert linear_weights(ours) == linear_weights(model)
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS.keys() - TIMM.keys()))
+def test_statistics_of_the_others_are_openais_for_clip_and_else_those_of_imagenet(name: str) -> None:
+    """As in the preprocessors of openai/clip-*, facebook/convnext-*-224, InternViT-6B and Uni-Perceiver."""
+    spec = encoder_spec(name)
+    if ENCODERS[name].family == "clip":
+        assert (list(spec.mean), list(spec.std)) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    else:
+        assert (list(spec.mean), list(spec.std)) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 @pytest.mark.parametrize(
@@ -68,26 +89,35 @@ def test_the_smallest_encoders_have_stride_16(name: str) -> None:
     assert encoder(torch.randn(1, 3, 64, 96)).size == (4, 6)
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_a_spec_from_arguments_is_that_of_the_network(name: str) -> None:
+    assert encoder_spec(name) == on_meta(name).spec
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("deit_t", {"windows": [7, 0], "depth": 2, "patch": 8, "mean": [0.1, 0.2, 0.3]}),
+        ("convnext_t", {"dims": [8, 16], "depths": [2, 1], "strides": [4, 3], "std": [0.1, 0.2, 0.3]}),
+    ],
+)
+def test_a_spec_follows_the_arguments_lists_of_json_included(name: str, arguments: dict) -> None:
+    spec = encoder_spec(name, arguments)
+    assert spec == on_meta(name, **arguments).spec
+    hash(spec)
+
+
+def test_a_spec_takes_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "__init__", None)
+    spec = encoder_spec("internvit_6b")
+    assert (spec.dim, spec.depth, spec.stride) == (3200, 48, 16)
+
+
+@pytest.mark.parametrize("build", [build_encoder, lambda name, **arguments: encoder_spec(name, arguments)])
+def test_an_unknown_name_or_argument_is_answered_with_the_known_ones(build: Callable) -> None:
     with pytest.raises(ValueError, match=r"unknown encoder 'vit_xxl'; choose from .*vit_b"):
-        build_encoder("vit_xxl")
-
-
-def test_an_unknown_argument_is_answered_with_the_known_ones() -> None:
+        build("vit_xxl")
     with pytest.raises(ValueError, match=r"'deit_t' has no argument 'window'; it has .*windows"):
-        build_encoder("deit_t", window=14)
-
-
-@pytest.mark.parametrize("name", sorted(set(ENCODERS) - {"internvit_6b"}))
-def test_what_arguments_say_of_an_encoder_is_true_of_the_built_one(name: str) -> None:
-    with torch.device("meta"):
-        assert encoder_spec(name) == build_encoder(name).spec
-
-
-def test_arguments_that_differ_change_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = encoder_spec("vit_t", {"dim": 8, "depth": 2, "patch": 14, "windows": [0, 7]})
-    assert (spec.dims, spec.strides, spec.window) == ((8, 8), (14, 14), 7)
-    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_: pytest.fail("an encoder was built"))
-    assert encoder_spec("internvit_6b").dim == 3200
-    with pytest.raises(ValueError, match="'depht'"):
-        encoder_spec("vit_t", {"depht": 2})
+        build("deit_t", window=14)
+    with pytest.raises(ValueError, match="12 blocks need one window each, got 2"):
+        build("deit_t", windows=[7, 7])

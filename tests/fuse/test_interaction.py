@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,14 +21,12 @@ from stepwell.fuse.interaction import (
     RegularCrossAttention,
     reference_points,
 )
+from stepwell.ops.choose import prefer
 from stepwell.ops.parts import MOST
 from stepwell.structures import TokenMap
 
 DIMS, SIZES = (24, 16, 8), ((2, 3), (4, 6), (5, 7))
-
-
-def small(**fields):
-    return InteractionConfig(num_heads=2, num_points=2, drop_path=0.0, **fields)
+SMALL = InteractionConfig(num_heads=2, num_points=2, drop_path=0.0)
 
 
 def make_states(dims=DIMS, sizes=SIZES, batch=2):
@@ -48,7 +47,7 @@ def open_gates(module):
 @pytest.mark.parametrize("directions", sorted(DIRECTIONS))
 def test_a_new_interaction_changes_nothing(attention, directions):
     states = make_states()
-    interaction = Interaction(DIMS, small(attention=attention, directions=directions))
+    interaction = Interaction(DIMS, replace(SMALL, attention=attention, directions=directions))
     for before, after in zip(states, interaction(states), strict=True):
         assert torch.equal(before.tokens, after.tokens)
 
@@ -60,7 +59,7 @@ def test_any_number_of_branches_keeps_grids_and_class_tokens(num_branches):
         [(i + 1, i + 2) for i in range(num_branches)],
     )
     states = make_states(dims, sizes)
-    updated = open_gates(Interaction(dims, small()))(states)
+    updated = open_gates(Interaction(dims, SMALL))(states)
     for before, after in zip(states, updated, strict=True):
         assert (after.tokens.shape, after.size) == (before.tokens.shape, before.size)
         assert after.class_token is before.class_token
@@ -69,7 +68,7 @@ def test_any_number_of_branches_keeps_grids_and_class_tokens(num_branches):
 
 def test_messages_of_a_unit_read_the_states_before_it():
     states = make_states()
-    unit = open_gates(InteractionUnit(DIMS, [(1, 0), (0, 1)], small()))
+    unit = open_gates(InteractionUnit(DIMS, [(1, 0), (0, 1)], SMALL))
     first, second = unit.messages
     updated = unit(states)
     assert torch.equal(updated[0].tokens, first(states).tokens)
@@ -78,7 +77,7 @@ def test_messages_of_a_unit_read_the_states_before_it():
 
 def test_units_read_what_the_unit_before_has_written_finest_pair_first():
     states = make_states()
-    interaction = open_gates(Interaction(DIMS, small()))
+    interaction = open_gates(Interaction(DIMS, SMALL))
     fine, coarse = interaction.units
     between = fine(states)
     assert torch.equal(between[0].tokens, states[0].tokens)
@@ -87,7 +86,7 @@ def test_units_read_what_the_unit_before_has_written_finest_pair_first():
 
 
 def test_largest_network_hears_of_the_smallest_within_one_interaction():
-    interaction = open_gates(Interaction(DIMS, small()))
+    interaction = open_gates(Interaction(DIMS, SMALL))
     for message in interaction.modules():
         if isinstance(message, DeformableCrossAttention):
             nn.init.normal_(message.out.weight)
@@ -109,6 +108,33 @@ def test_the_five_types_of_table_xvii():
     assert {direction for unit in directed["all_pairs"][0] for direction in unit} == {
         (a, b) for a in range(3) for b in range(3) if a != b
     }
+
+
+@pytest.mark.parametrize("directions", sorted(DIRECTIONS))
+@pytest.mark.parametrize("num_branches", [1, 2, 3, 5])
+def test_a_unit_reaches_every_branch_at_most_once_and_none_hears_itself(directions, num_branches):
+    for unit in DIRECTIONS[directions](num_branches, 1):
+        assert len({target for _, target in unit}) == len(unit)
+        for source, target in unit:
+            assert source != target
+            assert {source, target} <= set(range(num_branches))
+
+
+def test_alternating_interactions_go_down_and_up_by_turns():
+    config = replace(SMALL, directions="alternating")
+    for index, first in ((0, (0, 1)), (1, (2, 1)), (2, (0, 1))):
+        message = Interaction(DIMS, config, index=index).units[0].messages[0]
+        assert (message.source, message.target) == first
+
+
+def test_a_message_reads_normed_projections_and_equations_1_and_2_follow():
+    states, message = make_states(), open_gates(Message((1, 0), DIMS, SMALL))
+    source, target, injector = states[1], states[0], message.injector
+    features = nn.functional.layer_norm(message.project(source.tokens), (24,), eps=1e-6)
+    query = nn.functional.layer_norm(target.tokens, (24,), eps=1e-6)
+    x = target.tokens + injector.gate * injector.attn(query, target.size, features, source.size)
+    ffn = injector.ffn(nn.functional.layer_norm(x, (24,), eps=1e-6), target.size)
+    torch.testing.assert_close(message(states).tokens, x + injector.ffn_gate * ffn)
 
 
 def test_points_start_on_rays_around_the_query():
@@ -153,15 +179,21 @@ def test_offsets_are_counted_in_cells_of_the_map_that_is_read():
 
 @pytest.mark.parametrize("attention", ["deformable", "regular"])
 def test_a_branch_too_large_to_be_read_at_once_says_the_same(attention):
-    """More source tokens than a part holds: projection, norm and value go part by part."""
-    message = Message((1, 0), (8, 4), small(attention=attention))
+    """More source tokens than a part holds: they are projected and normed part by part."""
+    message = Message((1, 0), (8, 4), replace(SMALL, attention=attention))
     for parameter in message.parameters():
         nn.init.normal_(parameter, std=0.3)
     states = make_states(dims=(8, 4), sizes=((3, 4), (70, 67)))
     whole = message(states).tokens
     assert MOST < 2 * 70 * 67
+    sizes = []
+    message.project.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
     with torch.no_grad():
         torch.testing.assert_close(message(states).tokens, whole, rtol=1e-4, atol=1e-5)
+        assert max(sizes) < sum(sizes) == 70 * 67
+        with prefer("reference"):
+            torch.testing.assert_close(message(states).tokens, whole, rtol=1e-4, atol=1e-5)
+    assert sizes[-1] == 70 * 67
 
 
 def test_reference_points_are_columns_and_rows_of_the_other_grid():
@@ -193,7 +225,7 @@ def test_ffn_mixes_neighbours_on_the_querys_own_grid():
 
 
 def test_drop_path_acts_on_the_ffn_and_not_on_attention():
-    injector = open_gates(Injector(8, 8, InteractionConfig(num_heads=2, ffn_ratio=0.5, drop_path=0.999)))
+    injector = open_gates(Injector(8, 8, replace(SMALL, ffn_ratio=0.5, drop_path=0.999)))
     query, features = torch.randn(3, 6, 8), torch.randn(3, 6, 8)
     attended = query + injector.gate * injector.attn(injector.query_norm(query), (2, 3), features, (2, 3))
     torch.manual_seed(0)
@@ -201,15 +233,13 @@ def test_drop_path_acts_on_the_ffn_and_not_on_attention():
 
 
 def test_without_projections_and_norms_there_are_no_such_parameters():
-    names = [
-        name
-        for name, _ in Interaction(DIMS, small(project=False, norm=False, ffn_ratio=None)).named_parameters()
-    ]
+    interaction = Interaction(DIMS, replace(SMALL, project=False, norm=False, ffn_ratio=None))
+    names = [name for name, _ in interaction.named_parameters()]
     assert not [name for name in names if "norm" in name or "project" in name or "ffn" in name]
 
 
 def test_gradients_reach_every_parameter():
-    interaction = open_gates(Interaction(DIMS, small()))
+    interaction = open_gates(Interaction(DIMS, SMALL))
     for module in interaction.modules():
         if isinstance(module, DeformableCrossAttention):
             nn.init.normal_(module.weights.weight)
@@ -220,7 +250,7 @@ def test_gradients_reach_every_parameter():
 
 
 def test_autocast_stays_close_to_full_precision():
-    interaction, states = open_gates(Interaction(DIMS, small())), make_states()
+    interaction, states = open_gates(Interaction(DIMS, SMALL)), make_states()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = interaction(states)
     for ours, exact in zip(half, interaction(states), strict=True):
@@ -232,11 +262,7 @@ def test_what_cannot_be_built_is_refused_with_numbers():
         DeformableCrossAttention(24, 24, num_heads=16, ratio=0.5)
     with pytest.raises(ValueError, match="24 does not divide into 16 heads"):
         RegularCrossAttention(24, 24, num_heads=16)
-    with pytest.raises(ValueError, match="at most once"):
-        InteractionUnit(DIMS, [(0, 1), (2, 1)], small())
-    with pytest.raises(ValueError, match="2 -> 3 is no direction between 3 branches"):
-        InteractionUnit(DIMS, [(2, 3)], small())
-    with pytest.raises(ValueError, match="unknown directions 'up'"):
-        Interaction(DIMS, small(directions="up"))
     with pytest.raises(ValueError, match="'deformable' or 'regular'"):
-        small(attention="normal")
+        InteractionConfig(attention="normal")
+    with pytest.raises(ValueError, match="'adjacent', 'alternating'"):
+        InteractionConfig(directions="up")

@@ -10,6 +10,7 @@ from torch import nn
 from stepwell.fuse.merge import (
     BranchMerge,
     LastMap,
+    ProjectorConfig,
     TokenMerge,
     dense_stacks,
     linear_stacks,
@@ -86,7 +87,7 @@ def test_bilinear_resize_is_exact_in_half_precision_up_to_one_rounding():
 @pytest.mark.parametrize("norm", ["groupnorm", "layernorm"])
 @pytest.mark.parametrize("grid", [None, (3, 2)])
 def test_tokens_are_resized_first_and_summed_without_weights(norm, grid):
-    merge = TokenMerge(DIMS, 6, hidden_dim=8, norm=norm, num_groups=4, grid=grid)
+    merge = TokenMerge(DIMS, 6, ProjectorConfig(hidden_dim=8, norm=norm, num_groups=4, grid=grid))
     maps = make_maps()
     total = 0
     for stack, x in zip(merge.stacks, maps, strict=True):
@@ -105,11 +106,11 @@ def test_tokens_are_resized_first_and_summed_without_weights(norm, grid):
 
 def test_what_does_not_fit_is_refused_with_numbers():
     with pytest.raises(ValueError, match="width 6 does not divide into 32 groups"):
-        TokenMerge(DIMS, 6)
-    with pytest.raises(ValueError, match="choose 'groupnorm' or 'layernorm'"):
-        TokenMerge(DIMS, 32, norm="batchnorm")
+        TokenMerge(DIMS, 6, ProjectorConfig())
+    with pytest.raises(ValueError, match="'groupnorm' or 'layernorm'"):
+        ProjectorConfig(norm="batchnorm")
     with pytest.raises(ValueError, match="merges 3 branches and got 2 maps"):
-        TokenMerge(DIMS, 32)(make_maps()[:2])
+        TokenMerge(DIMS, 32, ProjectorConfig())(make_maps()[:2])
 
 
 def test_last_map_is_no_merge_at_all():

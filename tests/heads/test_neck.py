@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stepwell.heads.neck import ChannelLayerNorm, SimplePyramid
+from stepwell.heads.neck import SimplePyramid
 
 
 def test_four_maps_of_four_sizes_from_one():
@@ -37,9 +37,8 @@ def test_every_operation_may_have_a_map_and_a_width_of_its_own():
 
 
 def test_baselines_have_a_layer_norm_over_channels():
-    pyramid = SimplePyramid([8], operations=["up4"], norm="layernorm", norm_eps=1e-6)
+    pyramid = SimplePyramid([8], operations=["up4"], norm="layernorm")
     norm = pyramid.stages[0][1]
-    assert isinstance(norm, ChannelLayerNorm)
     x = torch.randn(2, 8, 3, 2)
     expected = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(norm(x), expected)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepwell.fuse.interaction import Interaction
-from stepwell.fuse.merge import BranchMerge, TokenMerge, dense_stacks, linear_stacks
+from stepwell.fuse.interaction import Interaction, InteractionConfig
+from stepwell.fuse.merge import BranchMerge, ProjectorConfig, TokenMerge, dense_stacks, linear_stacks
 from stepwell.heads.neck import SimplePyramid
 from stepwell.keys.engine import Rename, convert, plan
 from stepwell.keys.piip import (
@@ -51,7 +51,7 @@ def official_interaction(num_branches, gate):
 @pytest.mark.parametrize("num_branches", [2, 3, 4, 6])
 def test_every_name_of_an_interaction_fills_every_tensor_of_ours(num_branches, gate):
     made = plan(official_interaction(num_branches, gate), interaction_rules(num_branches))
-    ours = Interaction([16 * k for k in range(num_branches, 0, -1)], num_heads=2)
+    ours = Interaction([16 * k for k in range(num_branches, 0, -1)], InteractionConfig(num_heads=2))
     assert made.unknown == []
     assert made.targets.keys() == ours.state_dict().keys()
 
@@ -141,6 +141,6 @@ def test_projector_fills_ours(norm, layers):
         f"mm_projector.branch{k}.{i}.{kind}" for k in (1, 2, 3) for i in layers for kind in ("weight", "bias")
     ]
     made = plan(official, vision_rules([ANY_BRANCH] * 3, 0, norm=norm))
-    ours = TokenMerge((8, 8, 8), 32, norm=norm).state_dict()
+    ours = TokenMerge((8, 8, 8), 32, ProjectorConfig(norm=norm)).state_dict()
     assert made.targets.keys() == {f"projector.{name}" for name in ours}
     assert plan(["branch1.2.weight"], token_merge_rules(norm)).unknown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepwell.layers.drop_path import DropPath
+from stepwell.layers.drop_path import DropPath, drop_path_rates
 
 
 def test_whole_samples_are_dropped_and_the_mean_is_kept():
@@ -24,3 +24,10 @@ def test_evaluation_passes_everything():
 def test_a_rate_of_one_is_refused():
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         DropPath(1.0)
+
+
+@pytest.mark.parametrize(("schedule", "rates"), [("constant", [0.4, 0.4, 0.4]), ("linear", [0.0, 0.2, 0.4])])
+def test_rates_are_constant_or_grow_linearly(schedule, rates):
+    assert drop_path_rates(0.4, 3, schedule) == pytest.approx(rates)
+    with pytest.raises(ValueError, match="'cosine'"):
+        drop_path_rates(0.4, 3, "cosine")

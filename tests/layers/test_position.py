@@ -1,4 +1,4 @@
-"""Facts about tables, codes and biases of position on another grid."""
+"""Facts about position embeddings and biases, and about what becomes of them on another grid."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch.nn.functional as F
 
 from stepwell.layers.position import (
     cubic_spline_weights,
-    relative_bias,
-    resample_relative_table,
+    relative_position_bias,
     resize_patch_kernel,
-    resize_position_table,
-    sincos_embedding,
+    resize_position_embedding,
+    resize_relative_table,
+    sincos_position_embedding,
 )
 
 
 def test_a_table_is_resized_as_a_map_and_the_class_slot_is_not() -> None:
     table = torch.randn(1 + 3 * 4, 5)
-    resized = resize_position_table(table, (3, 4), (6, 5), class_slot=True)
+    resized = resize_position_embedding(table, (3, 4), (6, 5), class_slot=True)
     map = F.interpolate(table[1:].T.reshape(1, 5, 3, 4), (6, 5), mode="bicubic", align_corners=False)
     assert torch.equal(resized[0], table[0])
     torch.testing.assert_close(resized[1:], map[0].flatten(1).T)
@@ -26,18 +26,18 @@ def test_a_table_is_resized_as_a_map_and_the_class_slot_is_not() -> None:
 
 def test_a_table_on_its_own_grid_is_itself() -> None:
     table = torch.randn(12, 5, dtype=torch.bfloat16)
-    assert resize_position_table(table, (3, 4), (3, 4)) is table
+    assert resize_position_embedding(table, (3, 4), (3, 4)) is table
 
 
 def test_resizing_keeps_a_tables_dtype_and_constants() -> None:
-    resized = resize_position_table(torch.full((9, 2), 0.5, dtype=torch.bfloat16), (3, 3), (7, 4))
+    resized = resize_position_embedding(torch.full((9, 2), 0.5, dtype=torch.bfloat16), (3, 3), (7, 4))
     assert resized.dtype == torch.bfloat16
     assert torch.equal(resized, torch.full((28, 2), 0.5, dtype=torch.bfloat16))
 
 
 def test_a_table_with_the_wrong_number_of_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="has 9 rows, this one 10"):
-        resize_position_table(torch.zeros(10, 2), (3, 3), (4, 4))
+        resize_position_embedding(torch.zeros(10, 2), (3, 3), (4, 4))
 
 
 def test_a_patch_kernel_keeps_its_values_not_its_sum() -> None:
@@ -45,29 +45,29 @@ def test_a_patch_kernel_keeps_its_values_not_its_sum() -> None:
     torch.testing.assert_close(kernel, torch.full((2, 3, 16, 16), 0.25))
 
 
-def test_sincos_embeddings_of_the_same_place_agree_at_any_resolution() -> None:
+def test_sincos_position_embeddings_of_the_same_place_agree_at_any_resolution() -> None:
     """The centre of a cell of a 3 x 5 grid is the centre of the middle cell of its 3 x 3 split."""
-    coarse = sincos_embedding(16, (3, 5)).view(3, 5, 16)
-    fine = sincos_embedding(16, (9, 15)).view(9, 15, 16)
+    coarse = sincos_position_embedding(16, (3, 5)).view(3, 5, 16)
+    fine = sincos_position_embedding(16, (9, 15)).view(9, 15, 16)
     torch.testing.assert_close(fine[1::3, 1::3], coarse, atol=1e-4, rtol=0)
 
 
-def test_sincos_embeddings_split_into_rows_and_columns_and_tell_all_cells_apart() -> None:
-    code = sincos_embedding(32, (40, 64)).view(40, 64, 32)
-    assert torch.equal(code[3, 5, :16], code[3, 60, :16])
-    assert torch.equal(code[3, 5, 16:], code[30, 5, 16:])
-    assert torch.cdist(code.flatten(0, 1), code.flatten(0, 1)).fill_diagonal_(9).min() > 0.05
-    torch.testing.assert_close(code.square().sum(-1), torch.full((40, 64), 16.0))  # sin^2 + cos^2 each
+def test_sincos_position_embeddings_split_into_rows_and_columns_and_tell_all_cells_apart() -> None:
+    embedding = sincos_position_embedding(32, (40, 64)).view(40, 64, 32)
+    assert torch.equal(embedding[3, 5, :16], embedding[3, 60, :16])
+    assert torch.equal(embedding[3, 5, 16:], embedding[30, 5, 16:])
+    assert torch.cdist(embedding.flatten(0, 1), embedding.flatten(0, 1)).fill_diagonal_(9).min() > 0.05
+    torch.testing.assert_close(embedding.square().sum(-1), torch.full((40, 64), 16.0))  # sin^2 + cos^2 each
 
 
-def test_a_sincos_embedding_needs_a_width_of_four() -> None:
+def test_a_sincos_position_embedding_needs_a_width_of_four() -> None:
     with pytest.raises(ValueError, match="divisible by 4, got 10"):
-        sincos_embedding(10, (2, 2))
+        sincos_position_embedding(10, (2, 2))
 
 
-def test_a_relative_bias_depends_on_the_offset_alone() -> None:
+def test_a_relative_position_bias_depends_on_the_offset_alone() -> None:
     table = torch.arange(5 * 7.0)[:, None] * torch.tensor([1.0, -1.0])
-    bias = relative_bias(table, (3, 4))
+    bias = relative_position_bias(table, (3, 4))
     for query in range(12):
         for key in range(12):
             row = (query // 4 - key // 4 + 2) * 7 + query % 4 - key % 4 + 3
@@ -88,10 +88,10 @@ def test_the_spline_takes_the_border_value_outside() -> None:
     torch.testing.assert_close(outside, torch.eye(5, dtype=torch.float64)[[0, 4]])
 
 
-def test_a_resampled_relative_table_keeps_the_centre_and_stretches_the_rest() -> None:
+def test_a_resized_relative_table_keeps_the_centre_and_stretches_the_rest() -> None:
     """Offset 0 and 1 sit where they were; the outermost of the source becomes the outermost of the target."""
     table = torch.randn(13 * 13, 2)
-    source, target = table.view(13, 13, 2), resample_relative_table(table, (7, 7), (10, 10)).view(19, 19, 2)
+    source, target = table.view(13, 13, 2), resize_relative_table(table, (7, 7), (10, 10)).view(19, 19, 2)
     for theirs, ours in ((6, 9), (7, 10), (5, 8)):
         torch.testing.assert_close(target[ours, 9], source[theirs, 6])
         torch.testing.assert_close(target[9, ours], source[6, theirs])
@@ -100,6 +100,6 @@ def test_a_resampled_relative_table_keeps_the_centre_and_stretches_the_rest() ->
 
 def test_a_relative_table_for_the_same_window_is_itself() -> None:
     table = torch.randn(13 * 13, 2)
-    assert resample_relative_table(table, (7, 7), (7, 7)) is table
-    rows_only = resample_relative_table(table, (7, 7), (9, 7)).view(17, 13, 2)
+    assert resize_relative_table(table, (7, 7), (7, 7)) is table
+    rows_only = resize_relative_table(table, (7, 7), (9, 7)).view(17, 13, 2)
     torch.testing.assert_close(rows_only[8], table.view(13, 13, 2)[6])

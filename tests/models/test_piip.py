@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyramids import make_pyramid
 
-from stepwell.fuse.merge import TokenMerge
+from stepwell.fuse.merge import ProjectorConfig, TokenMerge
 from stepwell.models.piip import PiipVision
 from stepwell.views.pyramid import PyramidGeometry
 
@@ -23,7 +23,9 @@ def make_vision(framing="aspect", grid=None):
         std=(0.5,) * 3,
         grid=grid,
     )
-    return PiipVision(make_pyramid(), TokenMerge((16, 12, 8), 24, num_groups=4, grid=grid), geometry).eval()
+    return PiipVision(
+        make_pyramid(), TokenMerge((16, 12, 8), 24, ProjectorConfig(num_groups=4, grid=grid)), geometry
+    ).eval()
 
 
 def inputs_of(*layouts):

@@ -26,7 +26,14 @@ from stepwell.fuse.interaction import (
     InteractionConfig,
     InteractionUnit,
 )
-from stepwell.fuse.merge import BranchMerge, TokenMerge, dense_stacks, linear_stacks, stage_stacks
+from stepwell.fuse.merge import (
+    BranchMerge,
+    ProjectorConfig,
+    TokenMerge,
+    dense_stacks,
+    linear_stacks,
+    stage_stacks,
+)
 from stepwell.heads.classify import BranchHeads, MergedHead
 from stepwell.heads.neck import SimplePyramid
 from stepwell.keys.engine import Rule, with_prefix
@@ -65,7 +72,6 @@ def _interaction_config(interaction: dict[str, Any]) -> InteractionConfig:
         ffn_ratio=interaction["cffn_ratio"] if interaction["with_cffn"] else None,
         project=interaction.get("with_proj") is not False,
         norm=interaction["norm"] != "none",
-        norm_eps=interaction["norm_eps"] or 1e-6,
         **points,
     )
 
@@ -117,14 +123,9 @@ def _llava_projector(record: Record) -> dict[str, Tensor]:
 
 
 def _token_merge(s: dict[str, Any]) -> TokenMerge:
-    return TokenMerge(
-        s["in_dims"],
-        s["hidden_size"],
-        norm=s["norm"],
-        num_groups=s["norm_groups"] or 1,
-        norm_eps=s["norm_eps"],
-        grid=_size(s["out_grid"]) if s["out_grid"] else None,
-    )
+    grid = _size(s["out_grid"]) if s["out_grid"] else None
+    config = ProjectorConfig(norm=s["norm"], num_groups=s["norm_groups"] or 1, grid=grid)
+    return TokenMerge(s["in_dims"], s["hidden_size"], config)
 
 
 class _Block(nn.Module):
@@ -208,7 +209,6 @@ def _backbone(record: Record) -> dict[str, Tensor]:
         operations=operations,
         norm=s["pyramid"]["norm"],
         num_groups=s["pyramid"]["norm_groups"],
-        norm_eps=s["pyramid"]["norm_eps"],
     )
     model = PyramidFeatures(
         encoder,
@@ -226,12 +226,12 @@ def _backbone(record: Record) -> dict[str, Tensor]:
 
 
 def _conv_stacks(dims: list[int], merge: dict[str, Any]) -> list[nn.Module]:
-    norm = {"num_groups": merge["norm_groups"], "norm_eps": merge["norm_eps"]}
+    num_groups = merge["norm_groups"]
     if merge["branch1_has_conv"]:
-        return dense_stacks(dims, num_layers=merge["layers"], **norm)
+        return dense_stacks(dims, num_layers=merge["layers"], num_groups=num_groups)
     if merge["layers"] != 1:
         raise Unsupported(f"merge {merge}")
-    return stage_stacks(dims, **norm)
+    return stage_stacks(dims, num_groups=num_groups)
 
 
 def _classifier(record: Record) -> dict[str, Tensor]:
@@ -241,11 +241,10 @@ def _classifier(record: Record) -> dict[str, Tensor]:
     merged = s["head_rule"] == "merge"
     head: nn.Module
     if merged:
-        norm = {"num_groups": s["head"]["merge_norm_groups"], "norm_eps": s["head"]["merge_norm_eps"]}
-        merge = BranchMerge(linear_stacks(dims, **norm))
-        head = MergedHead(merge, dims[0], s["num_classes"], norm_eps=s["head_norm_eps"])
+        merge = BranchMerge(linear_stacks(dims, num_groups=s["head"]["merge_norm_groups"]))
+        head = MergedHead(merge, dims[0], s["num_classes"])
     else:
-        head = BranchHeads(dims, s["num_classes"], read=s["head_rule"], norm_eps=s["head_norm_eps"])
+        head = BranchHeads(dims, s["num_classes"], read=s["head_rule"])
     model = PyramidClassifier(encoder, head, ratios=s["image_ratios"])
     record.load_into(model, classifier_rules(tables, len(encoder.interactions), merged=merged))
     return {"logits": model(record.inputs["image"])}

@@ -9,7 +9,12 @@ from record import Required
 
 __all__ = ["REQUIRED"]
 
-INTERACTION: Required = {"n_levels": (1, None), "activation": ("gelu",), "norm": ("layernorm", "none")}
+INTERACTION: Required = {
+    "n_levels": (1, None),
+    "activation": ("gelu",),
+    "norm": ("layernorm", "none"),
+    "norm_eps": (1e-6, None),
+}
 RESIZE: Required = {
     "mode": ("bilinear",),
     "by": ("scale_factor",),
@@ -23,6 +28,7 @@ SUM: Required = {
 }
 PROJECTOR: Required = {
     "norm": ("groupnorm", "layernorm"),
+    "norm_eps": (1e-5,),
     "activation": ("gelu",),
     "resize": ("bilinear",),
     "resize_align_corners": (False,),
@@ -44,10 +50,11 @@ REQUIRED: dict[str, Required] = {
             "kernel_size": (3,),
             "conv_bias": (False,),
             "norm": ("groupnorm",),
+            "norm_eps": (1e-5,),
             "activation": ("relu",),
             "resize_after_stack": (True,),
         },
-        "pyramid": {"activation": ("gelu",)},
+        "pyramid": {"activation": ("gelu",), "norm": ("groupnorm",), "norm_eps": (1e-5,)},
     },
     "piip.classifier": {
         "interaction": INTERACTION,
@@ -55,6 +62,7 @@ REQUIRED: dict[str, Required] = {
         "image_resize": RESIZE,
         "grid_rule": ("ratio_truncate_then_ceil16",),
         "head_rule": ("first_patch", "cls", "merge"),
+        "head_norm_eps": (1e-6,),
         "class_token_gets_position": (False,),
         "class_token_in_exchange": (False,),
         "head": {
@@ -64,6 +72,7 @@ REQUIRED: dict[str, Required] = {
             "token_index": (0,),
             "sequence": ("patches_only",),
             "merge_norm": ("groupnorm",),
+            "merge_norm_eps": (1e-5,),
             "merge_projection": ("linear",),
             "branch1_projection": (False,),
             "pool": ("mean",),

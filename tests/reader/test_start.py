@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from stepwell.encoders.vit import PositionTable
-from stepwell.fuse.merge import TokenMerge
-from stepwell.layers.position import fraction_embedding, place_embedding
+from stepwell.encoders.vit import PositionEmbedding
+from stepwell.fuse.merge import ProjectorConfig, TokenMerge
+from stepwell.layers.position import fraction_embedding, fraction_position_embedding
 from stepwell.reader.pointer import Pointers, tap_attention
 from stepwell.reader.start import (
     start_carrying,
@@ -18,10 +18,6 @@ from stepwell.reader.start import (
     start_query_and_key,
 )
 from stepwell.reader.tokenizer import build_reader_tokenizer
-
-
-def pointers_of(positions, cells, visual):
-    return Pointers(positions=positions, cells=cells, visual=visual)
 
 
 def test_the_code_is_sine_and_cosine_of_the_wavelengths():
@@ -39,17 +35,21 @@ def test_the_code_of_a_fraction_is_most_like_itself(at):
 
 
 def test_cells_carry_their_column_then_their_row():
-    code = place_embedding(16, (2, 3)).unflatten(0, (2, 3))
+    code = fraction_position_embedding(16, (2, 3)).unflatten(0, (2, 3))
     torch.testing.assert_close(code[1, 2, :8], fraction_embedding(torch.tensor([2.5 / 3]), 8)[0])
     torch.testing.assert_close(code[1, 2, 8:], fraction_embedding(torch.tensor([0.75]), 8)[0])
 
 
 def test_merged_tokens_gain_the_code_and_nothing_else():
     maps = [torch.randn(2, 4, 2, 2), torch.randn(2, 6, 4, 3)]
-    plain, placed = (TokenMerge((4, 6), 16, num_groups=4, place=place) for place in (0.0, 0.5))
+    plain, placed = (
+        TokenMerge((4, 6), 16, ProjectorConfig(num_groups=4, place=place)) for place in (0.0, 0.5)
+    )
     placed.load_state_dict(plain.state_dict())
     gained = placed(maps).tokens - plain(maps).tokens
-    torch.testing.assert_close(gained, 0.5 * place_embedding(16, (4, 3)).expand(2, -1, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        gained, 0.5 * fraction_position_embedding(16, (4, 3)).expand(2, -1, -1), atol=1e-5, rtol=0
+    )
 
 
 def test_left_and_bottom_edges_begin_as_the_code_of_their_cells_column_and_row():
@@ -62,14 +62,14 @@ def test_left_and_bottom_edges_begin_as_the_code_of_their_cells_column_and_row()
         ids = tokenizer.convert_tokens_to_ids([first, second])
         return embedding.weight[ids[1]] - embedding.weight[ids[0]]
 
-    cells = place_embedding(32, (10, 10)).unflatten(0, (10, 10))  # centres at 0.05, 0.15 ...
+    cells = fraction_position_embedding(32, (10, 10)).unflatten(0, (10, 10))  # centres at 0.05, 0.15 ...
     ratio = step("[0.150", "[0.750").norm() / (cells[0, 7] - cells[0, 1]).norm()
     torch.testing.assert_close(step("[0.150", "[0.750"), ratio * (cells[0, 7] - cells[0, 1]))
     torch.testing.assert_close(step("0.250]", "0.950]"), ratio * (cells[9, 4] - cells[2, 4]))
 
 
 def test_tables_keep_the_class_tokens_row():
-    position = PositionTable(16, (4, 6), class_slot=True)
+    position = PositionEmbedding(16, (4, 6), class_slot=True)
     start_position_tables(position)
     assert not position.table[0].any()
     rows = position.table[1:].unflatten(0, (4, 6))
@@ -84,11 +84,11 @@ def test_the_started_head_looks_at_the_cell_whose_code_it_is_given():
     rope = {"rope_type": "default", "rope_theta": 1.0e7}
     model = LlamaModel(LlamaConfig(vocab_size=8, rope_parameters=rope, **sizes))
     start_query_and_key(model.layers[0].self_attn, head=1)
-    cells = place_embedding(128, (8, 8))
-    wanted = torch.tensor([3, 30, 60])
-    pointers = pointers_of(torch.arange(64, 67), wanted, torch.arange(64))
+    cells = fraction_position_embedding(128, (8, 8))
+    targets = torch.tensor([3, 30, 60])
+    pointers = Pointers(positions=torch.arange(64, 67), cells=targets, visual=torch.arange(64))
     with tap_attention([model.layers[0]]) as tap, torch.no_grad():
-        model(inputs_embeds=torch.cat([cells, cells[wanted]])[None])
+        model(inputs_embeds=torch.cat([cells, cells[targets]])[None])
     assert tap.loss([pointers], head=1) < 0.6 * tap.loss([pointers], head=0)
 
 
@@ -108,6 +108,6 @@ def test_the_token_before_the_answer_is_brought_the_code_of_the_box():
     attention.register_forward_hook(lambda module, args, output: brought.append(output[0]))
     question = "Read [0.650, 0.200, 0.900, 0.350] and 0.100<|im_end|><|im_start|>assistant\n"
     model(torch.tensor([tokenizer(question, add_special_tokens=False).input_ids]))
-    cells = place_embedding(128, (10, 10))
+    cells = fraction_position_embedding(128, (10, 10))
     (tokens,) = brought[0]
     assert int((cells @ tokens[-1]).argmax()) == 3 * 10 + 6

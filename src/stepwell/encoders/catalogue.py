@@ -1,24 +1,24 @@
-"""ENCODERS: the encoders that have a name, and build_encoder().
+"""ENCODERS: the encoders that have a name; encoder_spec() and build_encoder().
 
 An entry holds constructor arguments, the family (told, never guessed from a file name) and where pretrained
 weights come from. The arguments are those of a branch in PIIP's dense models (arXiv 2501.07783): patch 16, no
 class token, layer scale even where the weights have none. What a task changes, it overrides: class_token=True
 for classification, and class_slot=True, final_norm=True beside it for the network as it was pretrained.
-Mean and std are those of the pretraining, and the default of the systems an encoder serves.
+Mean and std are those of the pretraining.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.vit import VisionTransformer
-from stepwell.structures import CLIP_MEAN, CLIP_STD, HALF, EncoderSpec
+from stepwell.structures import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, EncoderSpec
 
-__all__ = ["ENCODERS", "Entry", "Family", "Source", "build_encoder", "check_encoder", "encoder_spec"]
+__all__ = ["ENCODERS", "Entry", "Family", "build_encoder", "check_encoder", "encoder_spec"]
 
 Family = Literal[
     "vit",
@@ -37,26 +37,15 @@ Family = Literal[
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Where pretrained weights come from: a library, and its name for them."""
-
-    library: Literal["timm", "transformers"]
-    name: str
-
-    @property
-    def repository(self) -> str:
-        """On the hub, as load_encoder_weights() takes it."""
-        return f"timm/{self.name}" if self.library == "timm" else self.name
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A named encoder."""
 
     family: Family
     build: type[VisionTransformer] | type[ConvNeXt]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    source: Source | None = None  # None: random weights, or a release that neither library knows
+    arguments: Mapping[str, Any]
+    source: str | None = (
+        None  # weights on the hub, of timm or transformers; None: random, or in neither's words
+    )
 
 
 def check_encoder(name: str, overrides: Iterable[str] = ()) -> None:
@@ -71,28 +60,30 @@ def check_encoder(name: str, overrides: Iterable[str] = ()) -> None:
         )
 
 
+def encoder_spec(name: str, arguments: Mapping[str, Any] = {}) -> EncoderSpec:
+    """`build_encoder(name, **arguments).spec` without building a network; the same errors."""
+    merged = _merged_arguments(name, arguments)
+    build = ENCODERS[name].build
+    call = inspect.signature(build).bind(**merged)
+    call.apply_defaults()
+    needed = inspect.signature(build.spec_of).parameters
+    return build.spec_of(**{key: call.arguments[key] for key in needed})
+
+
 def build_encoder(name: str, **overrides: Any) -> VisionTransformer | ConvNeXt:
     """An encoder of the catalogue with random weights; `overrides` are constructor arguments that differ.
 
     Raises ValueError for a name or an argument that does not exist.
     """
+    arguments = _merged_arguments(name, overrides)
+    return ENCODERS[name].build(**arguments)
+
+
+def _merged_arguments(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry's arguments and those that differ, the lists that JSON makes of tuples undone."""
     check_encoder(name, overrides)
-    entry = ENCODERS[name]
-    return entry.build(**{**entry.arguments, **overrides})
-
-
-def encoder_spec(name: str, arguments: Mapping[str, Any] = {}) -> EncoderSpec:
-    """Widths, strides and statistics of an encoder, from its arguments: nothing is built.
-
-    Raises ValueError for a name or an argument that does not exist.
-    """
-    check_encoder(name, arguments)
-    entry = ENCODERS[name]
-    bound = inspect.signature(entry.build).bind(**{**entry.arguments, **arguments})
-    bound.apply_defaults()
-    needed = inspect.signature(entry.build.spec_of).parameters
-    spec: EncoderSpec = entry.build.spec_of(**{field: bound.arguments[field] for field in needed})
-    return spec
+    merged = {**ENCODERS[name].arguments, **overrides}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in merged.items()}
 
 
 _TINY: dict[str, Any] = {"dim": 192, "depth": 12, "num_heads": 3}
@@ -102,20 +93,18 @@ _LARGE: dict[str, Any] = {"dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE: dict[str, Any] = {"dim": 1280, "depth": 32, "num_heads": 16}
 
 
-def _vit(family: Family, source: Source | None = None, **arguments: Any) -> Entry:
+def _vit(family: Family, source: str | None = None, **arguments: Any) -> Entry:
     return Entry(family=family, build=VisionTransformer, arguments=arguments, source=source)
 
 
 def _timm(family: Family, size: dict[str, Any], name: str, **arguments: Any) -> Entry:
     """A plain ViT of timm as PIIP takes it over: layer scale 1 where the weights bring none."""
-    source = Source(library="timm", name=name)
-    return _vit(family, source, **{**size, "layer_scale": 1.0, **arguments})
+    return _vit(family, f"timm/{name}", **{**size, "layer_scale": 1.0, **arguments})
 
 
 def _augreg(size: dict[str, Any], name: str, grid: int) -> Entry:
     name = f"{name}.augreg_in21k_ft_in1k"
-    arguments: dict[str, Any] = {"position_grid": (grid, grid), "mean": HALF, "std": HALF}
-    return _timm("augreg", size, name, **arguments)
+    return _timm("augreg", size, name, position_grid=(grid, grid), mean=HALF_MEAN, std=HALF_STD)
 
 
 def _dinov2(size: dict[str, Any], name: str) -> Entry:
@@ -124,46 +113,44 @@ def _dinov2(size: dict[str, Any], name: str) -> Entry:
 
 
 def _beitv2(size: dict[str, Any], name: str) -> Entry:
-    """Windows of 28 cells, as in PIIP; the weights' one table of 14 x 14 is resampled for every layer."""
-    arguments: dict[str, Any] = {"position": "relative", "layer_scale": 1e-6, "windows": 28}
-    return _timm("beitv2", size, f"{name}.in1k_ft_in22k", **arguments)
+    """Windows of 28 cells, as in PIIP; the weights' one table of 14 x 14 is resized for every layer."""
+    name = f"{name}.in1k_ft_in22k"
+    return _timm("beitv2", size, name, position="relative", layer_scale=1e-6, windows=28)
 
 
 def _uniperceiver(size: dict[str, Any]) -> Entry:
-    extra: dict[str, Any] = {"norm_eps": 1e-5, "layer_scale": 0.0, "temporal_rows": 8, "embed_norm": True}
-    return _vit("uniperceiver", **size, **extra)
+    return _vit("uniperceiver", **size, norm_eps=1e-5, layer_scale=0.0, temporal_rows=8, embed_norm=True)
 
 
 def _clip(size: dict[str, Any], name: str, grid: int, *, patch: int = 16) -> Entry:
-    source = Source(library="transformers", name=name)
-    extra: dict[str, Any] = {
-        "patch": patch,
-        "patch_bias": False,
-        "norm_eps": 1e-5,
-        "activation": "quick_gelu",
-        "position_grid": (grid, grid),
-        "class_token": True,
-        "class_slot": True,
-        "embed_norm": True,
-        "mean": CLIP_MEAN,
-        "std": CLIP_STD,
-    }
-    return _vit("clip", source, **size, **extra)
+    return _vit(
+        "clip",
+        name,
+        **size,
+        patch=patch,
+        patch_bias=False,
+        norm_eps=1e-5,
+        activation="quick_gelu",
+        position_grid=(grid, grid),
+        class_token=True,
+        class_slot=True,
+        embed_norm=True,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+    )
 
 
-def _convnext(width: int, depth: int, source: Source, **arguments: Any) -> Entry:
-    dims, depths = (width, 2 * width, 4 * width, 8 * width), (3, 3, depth, 3)
-    family: Family = "convnext" if source.library == "transformers" else "convnext_clip"
-    arguments = {"dims": dims, "depths": depths, **arguments}
-    return Entry(family=family, build=ConvNeXt, arguments=arguments, source=source)
+def _convnext(family: Family, source: str, width: int, depth: int, **arguments: Any) -> Entry:
+    sizes = {"dims": (width, 2 * width, 4 * width, 8 * width), "depths": (3, 3, depth, 3)}
+    return Entry(family=family, build=ConvNeXt, arguments={**sizes, **arguments}, source=source)
 
 
 def _facebook(width: int, depth: int, size: str) -> Entry:
-    return _convnext(width, depth, Source(library="transformers", name=f"facebook/convnext-{size}-224"))
+    return _convnext("convnext", f"facebook/convnext-{size}-224", width, depth)
 
 
 def _laion(width: int, depth: int, name: str) -> Entry:
-    return _convnext(width, depth, Source(library="timm", name=name), mean=CLIP_MEAN, std=CLIP_STD)
+    return _convnext("convnext_clip", f"timm/{name}", width, depth, mean=CLIP_MEAN, std=CLIP_STD)
 
 
 ENCODERS: dict[str, Entry] = {
@@ -178,12 +165,7 @@ ENCODERS: dict[str, Entry] = {
     "deit3_s": _timm("deit3", _SMALL, "deit3_small_patch16_224.fb_in22k_ft_in1k"),
     "deit3_b": _timm("deit3", _BASE, "deit3_base_patch16_224.fb_in22k_ft_in1k"),
     "deit3_l": _timm("deit3", _LARGE, "deit3_large_patch16_224.fb_in22k_ft_in1k"),
-    "deit3_l_384": _timm(
-        "deit3",
-        _LARGE,
-        "deit3_large_patch16_384.fb_in22k_ft_in1k",
-        position_grid=(24, 24),
-    ),
+    "deit3_l_384": _timm("deit3", _LARGE, "deit3_large_patch16_384.fb_in22k_ft_in1k", position_grid=(24, 24)),
     "augreg_s": _augreg(_SMALL, "vit_small_patch16_224", 14),
     "augreg_b": _augreg(_BASE, "vit_base_patch16_224", 14),
     "augreg_l": _augreg(_LARGE, "vit_large_patch16_224", 14),

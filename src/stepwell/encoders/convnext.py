@@ -15,15 +15,14 @@ from operator import mul
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from stepwell.encoders.encoder import drop_path_rates
-from stepwell.layers.drop_path import DropPath
+from stepwell.encoders.encoder import run_layers
+from stepwell.layers.drop_path import DropPath, drop_path_rates
 from stepwell.layers.mlp import Activation, LayerScale, Mlp
 from stepwell.ops.rearrange import tokens_to_map
 from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, Size, Statistics, TokenMap
 
-__all__ = ["ConvNeXt", "ConvNeXtBlock", "Downsampling", "Stem"]
+__all__ = ["ConvNeXt"]
 
 
 class ConvNeXt(nn.Module):
@@ -52,23 +51,22 @@ class ConvNeXt(nn.Module):
         std: Statistics = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        if not len(dims) == len(depths) == len(strides) > 0:
-            raise ValueError(
-                f"a stage needs width, depth and stride, got {list(dims)}, {list(depths)}, {list(strides)}"
-            )
+        self.spec = self.spec_of(dims=dims, depths=depths, strides=strides, mean=mean, std=std)
         if stem_kernel < strides[0]:
             raise ValueError(f"a stem of kernel {stem_kernel} and stride {strides[0]} would skip pixels")
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        self.embed = Stem(dims[0], kernel=stem_kernel, stride=strides[0], norm_eps=norm_eps)
+        self.embed = _Stem(dims[0], kernel=stem_kernel, stride=strides[0], norm_eps=norm_eps)
         rates = iter(drop_path_rates(drop_path, sum(depths), "linear"))
-        layers: list[nn.Module] = []
+        self.layers = nn.ModuleList()
         for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             if stage > 0:
-                layers.append(Downsampling(dims[stage - 1], dim, stride=strides[stage], norm_eps=norm_eps))
+                self.layers.append(
+                    _Downsampling(dims[stage - 1], dim, stride=strides[stage], norm_eps=norm_eps)
+                )
             for _ in range(depth):
-                layers.append(
-                    ConvNeXtBlock(
+                self.layers.append(
+                    _Block(
                         dim,
                         kernel_size=kernel_size,
                         hidden_dim=int(dim * mlp_ratio),
@@ -78,10 +76,8 @@ class ConvNeXt(nn.Module):
                         drop_path=next(rates),
                     )
                 )
-        self.layers = nn.ModuleList(layers)
         self.depths = tuple(depths)
         self.gradient_checkpointing = checkpointing  # as transformers looks for it
-        self.spec = self.spec_of(dims=dims, depths=depths, strides=strides, mean=mean, std=std)
         self.reset_parameters()
 
     @staticmethod
@@ -93,16 +89,19 @@ class ConvNeXt(nn.Module):
         mean: Statistics,
         std: Statistics,
     ) -> EncoderSpec:
-        """What the constructor's arguments say already."""
-        layers = [
-            (dim, stride)
-            for stage, (dim, depth, stride) in enumerate(
-                zip(dims, depths, accumulate(strides, mul), strict=True)
+        """The spec of a network with these constructor arguments."""
+        if not len(dims) == len(depths) == len(strides) > 0:
+            raise ValueError(
+                f"a stage needs width, depth and stride, got {list(dims)}, {list(depths)}, {list(strides)}"
             )
-            for _ in range(depth + (stage > 0))
-        ]
-        layer_dims, layer_strides = zip(*layers, strict=True)
-        return EncoderSpec(dims=layer_dims, strides=layer_strides, stem_stride=strides[0], mean=mean, std=std)
+        stage_of_layer = [stage for stage, depth in enumerate(depths) for _ in range(depth + (stage > 0))]
+        stage_strides = list(accumulate(strides, mul))
+        return EncoderSpec(
+            dims=tuple(dims[stage] for stage in stage_of_layer),
+            strides=tuple(stage_strides[stage] for stage in stage_of_layer),
+            mean=mean,
+            std=std,
+        )
 
     def reset_parameters(self) -> None:
         """Truncated normal of std 0.02 for linear and convolution weights, biases 0."""
@@ -113,26 +112,18 @@ class ConvNeXt(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def stem(self, image: Tensor) -> TokenMap:
-        """(B, 3, height, width) -> tokens; a rest smaller than a stride is dropped, here and later."""
+        """(B, 3, height, width) -> tokens; a remainder smaller than a stride is dropped, here and later."""
         return _to_tokens(self.embed(image))
 
     def run(self, state: TokenMap, first: int, last: int) -> TokenMap:
         """Layers first..last, both included; an empty range (last < first) returns `state` unchanged."""
         if last < first:
             return state
-        if first < 0 or last >= len(self.layers):
-            raise ValueError(
-                f"layers {first}..{last} asked of a network with layers 0..{len(self.layers) - 1}"
-            )
         if state.class_token is not None:
             raise ValueError("ConvNeXt has no class token, but the state carries one")
         grid = state.tokens.unflatten(1, state.size)
-        for i in range(first, last + 1):
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                grid = checkpoint(self.layers[i], grid, use_reentrant=False)
-            else:
-                grid = self.layers[i](grid)
-        return _to_tokens(grid)
+        checkpointing = self.gradient_checkpointing and self.training
+        return _to_tokens(run_layers(self.layers, grid, first, last, checkpointing=checkpointing))
 
     def to_map(self, state: TokenMap) -> Tensor:
         """-> (B, C, H, W), a view whose memory is channels-last."""
@@ -143,7 +134,7 @@ class ConvNeXt(nn.Module):
         return self.run(self.stem(image), 0, len(self.layers) - 1)
 
 
-class Stem(nn.Module):
+class _Stem(nn.Module):
     """Convolution and norm. Zeros around make the grid side // stride also for a kernel larger than it."""
 
     def __init__(self, dim: int, *, kernel: int, stride: int, norm_eps: float) -> None:
@@ -163,7 +154,7 @@ class Stem(nn.Module):
         return grid
 
 
-class Downsampling(nn.Module):
+class _Downsampling(nn.Module):
     """Norm, then a convolution whose kernel is its stride."""
 
     def __init__(self, dim: int, out_dim: int, *, stride: int, norm_eps: float) -> None:
@@ -178,7 +169,7 @@ class Downsampling(nn.Module):
         return map.permute(0, 2, 3, 1)
 
 
-class ConvNeXtBlock(nn.Module):
+class _Block(nn.Module):
     """Depthwise convolution, norm, perceptron, learned scale, on a residual stream."""
 
     def __init__(
@@ -186,11 +177,11 @@ class ConvNeXtBlock(nn.Module):
         dim: int,
         *,
         hidden_dim: int,
-        kernel_size: int = 7,
-        norm_eps: float = 1e-6,
-        activation: Activation = "gelu",
-        layer_scale: float | None = 1e-6,
-        drop_path: float = 0.0,
+        kernel_size: int,
+        norm_eps: float,
+        activation: Activation,
+        layer_scale: float | None,
+        drop_path: float,
     ) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
@@ -201,8 +192,9 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        mixed = self.dwconv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return grid + self.drop_path(self.scale(self.mlp(self.norm(mixed))))
+        x = self.dwconv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out: Tensor = grid + self.drop_path(self.scale(self.mlp(self.norm(x))))
+        return out
 
 
 def _to_tokens(grid: Tensor) -> TokenMap:

@@ -6,13 +6,15 @@ not a closed function: `stem`, then `run` over closed ranges of layers, then `to
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stepwell.structures import EncoderSpec, TokenMap
 
-__all__ = ["Encoder", "drop_path_rates"]
+__all__ = ["Encoder", "run_layers"]
 
 
 @runtime_checkable
@@ -20,7 +22,7 @@ class Encoder(Protocol):
     spec: EncoderSpec
 
     def stem(self, image: Tensor) -> TokenMap:
-        """(B, 3, H, W) normalised -> tokens after patch or stem embedding, positions added."""
+        """(B, 3, H, W) normalised -> tokens after patch or stem embedding, with their position embedding."""
         ...
 
     def run(self, state: TokenMap, first: int, last: int) -> TokenMap:
@@ -32,10 +34,18 @@ class Encoder(Protocol):
         ...
 
 
-def drop_path_rates(rate: float, depth: int, schedule: Literal["constant", "linear"]) -> list[float]:
-    """One rate per layer: the same everywhere, or growing linearly from 0 to `rate`."""
-    if schedule == "constant":
-        return [rate] * depth
-    if schedule == "linear":
-        return [rate * i / max(depth - 1, 1) for i in range(depth)]
-    raise ValueError(f"unknown drop path schedule {schedule!r}; choose 'constant' or 'linear'")
+def run_layers(
+    layers: nn.ModuleList, x: Tensor, first: int, last: int, *arguments: Any, checkpointing: bool
+) -> Tensor:
+    """x through layers first..last, both included; `arguments` go to each of them beside x.
+
+    checkpointing: recompute them in the backward pass. Raises ValueError for layers that do not exist.
+    """
+    if first < 0 or last >= len(layers):
+        raise ValueError(f"layers {first}..{last} asked of a network with layers 0..{len(layers) - 1}")
+    for i in range(first, last + 1):
+        if checkpointing and torch.is_grad_enabled():
+            x = checkpoint(layers[i], x, *arguments, use_reentrant=False)
+        else:
+            x = layers[i](x, *arguments)
+    return x

@@ -1,15 +1,14 @@
 """Pretrained weights into an encoder: a folder, a file, or a name on the hub, of timm or transformers.
 
 Only safetensors are opened. The config.json beside them says whose names the tensors have and for what image
-size the table of positions was made; tables and patch kernels are resized to what the encoder wants, which is
-how PIIP (arXiv 2501.07783) takes weights of patch 14 over at patch 16.
+size the position embedding was made; tables and patch kernels are resized to the encoder's, which is how PIIP
+(arXiv 2501.07783) takes weights of patch 14 over at patch 16.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,10 @@ from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.keys.backbones import Layout, backbone_rules
 from stepwell.keys.engine import Rule, convert, plan
-from stepwell.layers.position import resample_relative_table, resize_patch_kernel, resize_position_table
+from stepwell.layers.position import resize_patch_kernel, resize_position_embedding, resize_relative_table
 from stepwell.structures import Size
 
-__all__ = [
-    "Loaded",
-    "fit_tables",
-    "load_encoder_state",
-    "load_encoder_weights",
-    "rules_for",
-    "spread_shared_table",
-]
+__all__ = ["fit_tables", "load_encoder_state", "load_encoder_weights", "spread_shared_table"]
 
 VisionEncoder = VisionTransformer | ConvNeXt
 
@@ -47,24 +39,17 @@ TRANSFORMERS_LAYOUTS: dict[str, Layout] = {
 """`model_type` of a transformers config -> whose names its tensors have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What became of a source: tensors left out, with the reason; layer scales of ours that it lacks."""
-
-    dropped: Mapping[str, str]
-    kept_initial: tuple[str, ...]
-
-
 def load_encoder_weights(
     encoder: VisionEncoder,
     source: str | Path,
     *,
     layout: Layout | None = None,
     image_size: Size | None = None,
-) -> Loaded:
+) -> dict[str, str]:
     """Fill an encoder from a local folder or .safetensors file, or from a repository on the hub.
 
     `layout` and `image_size` (of the pretraining) say what config.json would; a file without one needs them.
+    -> what was not taken over, and why: tensors of the source, and layer scales of ours that it lacks.
     Raises FileNotFoundError, and ValueError for other formats, unknown layouts and weights that do not fit.
     """
     path = _local(str(source))
@@ -83,30 +68,28 @@ def load_encoder_state(
     *,
     layout: Layout,
     image_size: Size | None = None,
-) -> Loaded:
-    """The same for tensors in memory. Layer scales that the source lacks keep their initial value."""
-    rules = rules_for(encoder, layout)
+) -> dict[str, str]:
+    """The same for tensors in memory."""
+    rules = _rules(encoder, layout)
     if isinstance(encoder, ConvNeXt):
         ours = convert(state, rules)
     else:
         state = spread_shared_table(state, encoder.spec.depth)
         ours = _fit(encoder, convert(state, rules), image_size)
-    wanted = encoder.state_dict()
-    kept = tuple(sorted(n for n in wanted.keys() - ours.keys() if n.endswith(".gamma")))
-    if lacking := sorted(wanted.keys() - ours.keys() - set(kept)):
+    try:
+        missing, unexpected = encoder.load_state_dict(ours, strict=False)
+    except RuntimeError as error:  # a shape differs
+        raise ValueError(f"{error}; check the encoder's name and arguments") from None
+    scales = {name: "not in the source, left as it was" for name in missing if name.endswith(".gamma")}
+    if lacking := sorted(set(missing) - scales.keys()):
         raise ValueError(f"the source lacks {len(lacking)} tensors of this encoder: {', '.join(lacking[:4])}")
-    if extra := sorted(ours.keys() - wanted.keys()):
-        raise ValueError(f"this encoder has no place for {len(extra)} tensors: {', '.join(extra[:4])}")
-    for name, tensor in ours.items():
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{tuple(tensor.shape)}, this encoder wants {tuple(wanted[name].shape)}"
-            raise ValueError(f"{name} is {shapes}; check the encoder's name and arguments")
-    encoder.load_state_dict(ours, strict=False)  # all but layer scales was compared above
-    return Loaded(plan(state, rules).dropped, kept)
+    if unexpected:
+        some = ", ".join(sorted(unexpected)[:4])
+        raise ValueError(f"this encoder has no place for {len(unexpected)} tensors: {some}")
+    return plan(state, rules).dropped | scales
 
 
-def rules_for(encoder: VisionEncoder, layout: Layout) -> list[Rule]:
-    """The key table of a layout for this encoder."""
+def _rules(encoder: VisionEncoder, layout: Layout) -> list[Rule]:
     if isinstance(encoder, ConvNeXt):
         return backbone_rules(layout, depths=encoder.depths)
     return backbone_rules(
@@ -124,7 +107,7 @@ def _fit(encoder: VisionTransformer, state: dict[str, Tensor], image_size: Size 
         grid = (image_size[0] // kernel.shape[2], image_size[1] // kernel.shape[3])
     return fit_tables(
         state,
-        patch=encoder.spec.stem_stride,
+        patch=encoder.spec.stride,
         source_grid=grid,
         position_grid=encoder.position_grid,
         class_slot=encoder.class_slot,
@@ -151,11 +134,11 @@ def fit_tables(
     class_slot: bool = False,
     windows: Sequence[int] = (),
 ) -> dict[str, Tensor]:
-    """Our names -> our names, with the patch kernel and the tables of positions as an encoder wants them.
+    """Our names -> our names, patch kernel, position embedding and relative tables resized for an encoder.
 
     `source_grid` is the grid of the source's tables, None where it is the encoder's own; `position_grid`,
-    `class_slot` and `windows` are the encoder's. What already fits is left alone. Relative tables may end in
-    three rows for a class token, which are dropped.
+    `class_slot` and `windows` are the encoder's. Relative tables may end in three rows for a class token,
+    which are dropped.
     """
     fitted = dict(state)
     for name, tensor in state.items():
@@ -177,7 +160,7 @@ def _fit_position(table: Tensor, source: Size, target: Size, class_slot: bool) -
             f"no row for a class token among {table.shape[0]} for grid {source}; set class_slot=False"
         )
     table = table[1:] if has_slot and not class_slot else table
-    return resize_position_table(table, source, target, class_slot=class_slot)
+    return resize_position_embedding(table, source, target, class_slot=class_slot)
 
 
 def _fit_relative(table: Tensor, source: Size, target: Size) -> Tensor:
@@ -186,7 +169,7 @@ def _fit_relative(table: Tensor, source: Size, target: Size) -> Tensor:
         raise ValueError(
             f"a relative table for windows {source} has {rows} rows (and 3), not {table.shape[0]}"
         )
-    return resample_relative_table(table[:rows], source, target)
+    return resize_relative_table(table[:rows], source, target)
 
 
 def _local(source: str) -> Path:
@@ -221,9 +204,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.is_dir():  # timm's folders may hold a second copy under another library's names
         files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
     if not files or any(file.suffix != ".safetensors" for file in files):
-        found = sorted(p.name for p in path.iterdir())[:4] if path.is_dir() else [path.name]
+        names = sorted(p.name for p in path.iterdir())[:4] if path.is_dir() else [path.name]
         raise ValueError(
-            f"{path} holds no safetensors ({', '.join(found)}); other formats can run code: convert them"
+            f"{path} holds no safetensors ({', '.join(names)}); other formats can run code: convert them"
         )
     tensors: dict[str, Tensor] = {}
     for file in files:

@@ -12,29 +12,21 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from stepwell.encoders.encoder import drop_path_rates
+from stepwell.encoders.encoder import run_layers
 from stepwell.layers.attention import SelfAttention, WindowPadding
-from stepwell.layers.drop_path import DropPath
+from stepwell.layers.drop_path import DropPath, DropPathSchedule, drop_path_rates
 from stepwell.layers.mlp import Activation, LayerScale, Mlp
 from stepwell.layers.norm import NormKind, build_norm
-from stepwell.layers.position import resize_position_table, sincos_embedding
+from stepwell.layers.position import resize_position_embedding, sincos_position_embedding
 from stepwell.ops.rearrange import tokens_to_map
 from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, Size, Statistics, TokenMap
 
-__all__ = [
-    "PatchEmbed",
-    "Position",
-    "PositionTable",
-    "SincosPosition",
-    "TransformerBlock",
-    "VisionTransformer",
-]
+__all__ = ["Position", "PositionEmbedding", "TransformerBlock", "VisionTransformer"]
 
 Position = Literal["table", "sincos", "relative", "none"]
-"""A learned table resized to the grid; a fixed code of normalised coordinates; a learned bias per offset in
-every attention layer (BEiT); nothing.
+"""A learned position embedding resized to the grid; a fixed one of sines and cosines; a learned bias per
+offset in every attention layer (BEiT); nothing.
 """
 
 
@@ -42,10 +34,10 @@ class VisionTransformer(nn.Module):
     """Image -> patches -> blocks, as an Encoder: layer i is block i, every stride is the patch side.
 
     `windows` is one window side for all blocks or one per block, 0 for global attention. `position_grid` is
-    (rows, cols) of the stored table, or with position="relative" the grid of the global blocks. `class_slot`:
-    the table has a row for the class token in front. `temporal_rows`: Uni-Perceiver's second table, of which
-    row 0 is added. `embed_norm`: a norm after the embedding, as Uni-Perceiver and CLIP have (`pre_layrnorm`).
-    `final_norm` is applied by `forward` only: fusion wants the states before it.
+    (rows, cols) of the learned position embedding, or with position="relative" the grid of the global blocks.
+    `class_slot` and `temporal_rows` are those of `PositionEmbedding`. `embed_norm`: a norm after the
+    embedding, as Uni-Perceiver and CLIP have (`pre_layrnorm`). `final_norm` is applied by `forward` only:
+    fusion wants the states before it.
     """
 
     def __init__(
@@ -73,16 +65,14 @@ class VisionTransformer(nn.Module):
         embed_norm: bool = False,
         final_norm: bool = False,
         drop_path: float = 0.0,
-        drop_path_schedule: Literal["constant", "linear"] = "constant",
+        drop_path_schedule: DropPathSchedule = "constant",
         checkpointing: bool = False,
         mean: Statistics = IMAGENET_MEAN,
         std: Statistics = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        position_grid = (position_grid[0], position_grid[1])
-        windows = (windows,) * depth if isinstance(windows, int) else tuple(windows)
-        if len(windows) != depth:
-            raise ValueError(f"{depth} blocks need one window each, got {len(windows)}: {windows}")
+        self.spec = self.spec_of(dim=dim, depth=depth, patch=patch, windows=windows, mean=mean, std=std)
+        windows = _per_block(windows, depth)
         if class_token and any(windows):
             raise ValueError(
                 "windowed blocks have no place for a class token; set class_token=False or windows=0"
@@ -94,29 +84,32 @@ class VisionTransformer(nn.Module):
         if position == "relative" and class_token:
             raise ValueError("relative positions are defined between patches only; set class_token=False")
 
-        self.patch_embed = PatchEmbed(dim, patch=patch, bias=patch_bias)
+        self.patch_embed = _PatchEmbed(dim, patch=patch, bias=patch_bias)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
-        self.position: PositionTable | SincosPosition | None = None
+        self.position: PositionEmbedding | _SincosPositionEmbedding | None = None
         if position == "table":
-            self.position = PositionTable(
+            self.position = PositionEmbedding(
                 dim, position_grid, class_slot=class_slot, temporal_rows=temporal_rows
             )
         elif position == "sincos":
-            self.position = SincosPosition(dim)
+            self.position = _SincosPositionEmbedding(dim)
         self.embed_norm = build_norm(norm, dim, eps=norm_eps) if embed_norm else nn.Identity()
-        rates = drop_path_rates(drop_path, depth, drop_path_schedule)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                SelfAttention(
-                    dim,
-                    num_heads=num_heads,
-                    qkv_bias=qkv_bias,
-                    qk_norm=qk_norm,
-                    norm_eps=norm_eps,
-                    window=window,
-                    window_padding=window_padding,
-                    relative_grid=_relative_grid(position, window, position_grid),
-                ),
+        self.relative = position == "relative"
+        self.blocks = nn.ModuleList()
+        for window, rate in zip(windows, drop_path_rates(drop_path, depth, drop_path_schedule), strict=True):
+            grid = (window, window) if window else position_grid
+            attention = SelfAttention(
+                dim,
+                num_heads=num_heads,
+                qkv_bias=qkv_bias,
+                qk_norm=qk_norm,
+                norm_eps=norm_eps,
+                window=window,
+                window_padding=window_padding,
+                relative_grid=grid if self.relative else None,
+            )
+            block = TransformerBlock(
+                attention,
                 dim,
                 hidden_dim=int(dim * mlp_ratio),
                 activation=activation,
@@ -125,16 +118,13 @@ class VisionTransformer(nn.Module):
                 layer_scale=layer_scale,
                 drop_path=rate,
             )
-            for window, rate in zip(windows, rates, strict=True)
-        )
+            self.blocks.append(block)
         self.norm = build_norm(norm, dim, eps=norm_eps) if final_norm else nn.Identity()
         self.windows = windows
         self.position_grid = position_grid
-        self.relative = position == "relative"
         self.class_slot = class_slot
         self.final_norm = final_norm
         self.gradient_checkpointing = checkpointing  # as transformers looks for it
-        self.spec = self.spec_of(dim=dim, depth=depth, patch=patch, windows=windows, mean=mean, std=std)
         self.reset_parameters()
 
     @staticmethod
@@ -147,15 +137,9 @@ class VisionTransformer(nn.Module):
         mean: Statistics,
         std: Statistics,
     ) -> EncoderSpec:
-        """What the constructor's arguments say already."""
-        return EncoderSpec(
-            dims=(dim,) * depth,
-            strides=(patch,) * depth,
-            stem_stride=patch,
-            mean=mean,
-            std=std,
-            window=windows if isinstance(windows, int) else max(windows),
-        )
+        """The spec of a network with these constructor arguments."""
+        window = max(_per_block(windows, depth), default=0)
+        return EncoderSpec(dims=(dim,) * depth, strides=(patch,) * depth, mean=mean, std=std, window=window)
 
     def reset_parameters(self) -> None:
         """Truncated normal of std 0.02 for linear weights, tables and tokens; biases 0; norms 1 and 0."""
@@ -164,37 +148,30 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, PositionTable):
+            elif isinstance(module, PositionEmbedding):
                 module.reset_parameters()
         if self.class_token is not None:
             nn.init.trunc_normal_(self.class_token, std=0.02)
 
     def stem(self, image: Tensor) -> TokenMap:
-        """(B, 3, height, width) -> tokens with positions; a rest smaller than a patch is dropped."""
+        """(B, 3, height, width) -> tokens with positions; a remainder smaller than a patch is dropped."""
         tokens, size = self.patch_embed(image)
         class_token = None if self.class_token is None else self.class_token.expand(len(tokens), -1, -1)
         if self.position is not None:
-            code, slot = self.position(size, tokens)
-            tokens = tokens + code
+            cells, slot = self.position(size, tokens)
+            tokens = tokens + cells
             class_token = class_token if class_token is None or slot is None else class_token + slot
-        return _each(TokenMap(tokens, size, class_token), self.embed_norm)
+        return _on_all_tokens(self.embed_norm, TokenMap(tokens, size, class_token))
 
     def run(self, state: TokenMap, first: int, last: int) -> TokenMap:
         """Blocks first..last, both included; an empty range (last < first) returns `state` unchanged."""
         if last < first:
             return state
-        if first < 0 or last >= len(self.blocks):
-            raise ValueError(
-                f"layers {first}..{last} asked of a network with layers 0..{len(self.blocks) - 1}"
-            )
         tokens = state.tokens
         if state.class_token is not None:
             tokens = torch.cat([state.class_token, tokens], dim=1)
-        for i in range(first, last + 1):
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                tokens = checkpoint(self.blocks[i], tokens, state.size, use_reentrant=False)
-            else:
-                tokens = self.blocks[i](tokens, state.size)
+        checkpointing = self.gradient_checkpointing and self.training
+        tokens = run_layers(self.blocks, tokens, first, last, state.size, checkpointing=checkpointing)
         if state.class_token is None:
             return TokenMap(tokens, state.size)
         return TokenMap(tokens[:, 1:], state.size, tokens[:, :1])
@@ -205,11 +182,11 @@ class VisionTransformer(nn.Module):
 
     def forward(self, image: Tensor) -> TokenMap:
         """(B, 3, height, width) -> the last layer's tokens, after the final norm where there is one."""
-        return _each(self.run(self.stem(image), 0, len(self.blocks) - 1), self.norm)
+        return _on_all_tokens(self.norm, self.run(self.stem(image), 0, len(self.blocks) - 1))
 
 
 class TransformerBlock(nn.Module):
-    """x = x + drop_path(scale(attn(norm(x)))), then the same with mlp; `layer_scale` None: no scales."""
+    """Attention and perceptron on a residual stream; no scales if `layer_scale` is None."""
 
     def __init__(
         self,
@@ -232,22 +209,23 @@ class TransformerBlock(nn.Module):
         self.scale2 = LayerScale(dim, init=layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
+    def forward(self, x: Tensor, size: Size) -> Tensor:
         """(B, [1 +] H*W, C) -> the same, size = (H, W)."""
-        tokens = tokens + self.drop_path(self.scale1(self.attn(self.norm1(tokens), size)))
-        return tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
+        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), size)))
+        out: Tensor = x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        return out
 
 
-class PatchEmbed(nn.Module):
+class _PatchEmbed(nn.Module):
     """A convolution whose stride is its kernel."""
 
-    def __init__(self, dim: int, *, patch: int, bias: bool = True) -> None:
+    def __init__(self, dim: int, *, patch: int, bias: bool) -> None:
         super().__init__()
         self.patch = patch
         self.proj = nn.Conv2d(3, dim, patch, stride=patch, bias=bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Size]:
-        """(B, 3, height, width) -> tokens (B, H*W, C) and their grid (H, W), rests dropped."""
+        """(B, 3, height, width) -> tokens (B, H*W, C) and their grid (H, W), remainders dropped."""
         height, width = image.shape[-2:]
         if height < self.patch or width < self.patch:
             raise ValueError(f"an image of {height}x{width} is smaller than one patch of {self.patch}")
@@ -255,10 +233,10 @@ class PatchEmbed(nn.Module):
         return map.permute(0, 2, 3, 1).flatten(1, 2), (height // self.patch, width // self.patch)
 
 
-class PositionTable(nn.Module):
-    """A learned row per cell of a grid, resized to whatever grid is asked for.
+class PositionEmbedding(nn.Module):
+    """A learned vector per cell of a grid, resized to whatever grid is asked for.
 
-    `table` ([1 +] rows*cols, C) has the class token's row in front when `class_slot`; row 0 of `temporal`, if
+    `table` ([1 +] rows*cols, C) has the class token's row in front when `class_slot`. Row 0 of `temporal`, if
     there is one, is added to every cell (Uni-Perceiver, where the other rows are for video).
     """
 
@@ -275,32 +253,34 @@ class PositionTable(nn.Module):
 
     def forward(self, size: Size, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> what to add to the patches, (H*W, C), and to the class token, (1, C), in the dtype of `like`."""
-        table = resize_position_table(self.table, self.grid, size, class_slot=self.class_slot).to(like.dtype)
+        table = resize_position_embedding(self.table, self.grid, size, class_slot=self.class_slot)
+        table = table.to(like.dtype)
         slot, cells = (table[:1], table[1:]) if self.class_slot else (None, table)
         if self.temporal is not None:
             cells = cells + self.temporal[0].to(like.dtype)
         return cells, slot
 
 
-class SincosPosition(nn.Module):
-    """A fixed code of normalised coordinates, nothing to learn."""
+class _SincosPositionEmbedding(nn.Module):
+    """The same without parameters, and nothing for the class token."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
 
-    def forward(self, size: Size, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """-> what to add to the patches, (H*W, C), and to the class token: nothing."""
-        return sincos_embedding(self.dim, size, device=like.device).to(like.dtype), None
+    def forward(self, size: Size, like: Tensor) -> tuple[Tensor, None]:
+        """-> what to add to the patches, (H*W, C), in the dtype of `like`."""
+        return sincos_position_embedding(self.dim, size, device=like.device).to(like.dtype), None
 
 
-def _each(state: TokenMap, norm: nn.Module) -> TokenMap:
+def _on_all_tokens(norm: nn.Module, state: TokenMap) -> TokenMap:
     """A token-by-token module on patches and class token."""
     class_token = None if state.class_token is None else norm(state.class_token)
     return TokenMap(norm(state.tokens), state.size, class_token)
 
 
-def _relative_grid(position: Position, window: int, grid: Size) -> Size | None:
-    if position != "relative":
-        return None
-    return (window, window) if window else grid
+def _per_block(windows: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    windows = (windows,) * depth if isinstance(windows, int) else tuple(windows)
+    if len(windows) != depth:
+        raise ValueError(f"{depth} blocks need one window each, got {len(windows)}: {windows}")
+    return windows

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from stepwell.layers.attention import attention
 from stepwell.layers.drop_path import DropPath
-from stepwell.layers.mlp import gelu
 from stepwell.ops.deform_attn import deform_attn
 from stepwell.ops.parts import in_parts
 from stepwell.ops.rearrange import map_to_tokens, tokens_to_map
@@ -40,62 +41,146 @@ __all__ = [
     "Message",
     "RegularCrossAttention",
     "Schedule",
-    "adjacent",
-    "all_pairs",
-    "alternating",
-    "cycle_down",
-    "cycle_up",
     "reference_points",
 ]
 
 Direction = tuple[int, int]
-"""(source, target): positions in the list of branches."""
+"""(source, target): positions in the list of branches, largest network first."""
 Schedule = Sequence[Sequence[Direction]]
-"""Units in order; the directions inside a unit are simultaneous."""
+"""Units in order; the directions inside a unit are simultaneous, and reach every branch at most once."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class InteractionConfig:
-    """PIIP, arXiv 2501.07783, section III-C; the defaults are those of every released configuration."""
+    """PIIP, section III-C; the defaults are those of every released configuration.
+
+    ratio: width inside deformable attention by the width of the query. ffn_ratio: the same for the hidden
+    layer of the convolutional FFN; None leaves the FFN out. project: linear maps between the widths of two
+    branches. norm: False makes all norms identities. drop_path: of the FFN. directions: see `DIRECTIONS`.
+    """
 
     attention: Literal["deformable", "regular"] = "deformable"
     num_heads: Annotated[int, Field(gt=0)] = 16
     num_points: Annotated[int, Field(gt=0)] = 4
-    ratio: Annotated[float, Field(gt=0)] = 0.5  # width inside deformable attention / width of the query
-    ffn_ratio: Annotated[float, Field(gt=0)] | None = 0.25  # None: no convolutional FFN
-    project: bool = True  # linear maps between the widths of two branches
+    ratio: Annotated[float, Field(gt=0)] = 0.5
+    ffn_ratio: Annotated[float, Field(gt=0)] | None = 0.25
+    project: bool = True
     norm: bool = True
-    norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.4
-    directions: str = "adjacent"  # a name in DIRECTIONS (Table XVII)
-
-    def build_norm(self, dim: int) -> nn.Module:
-        """A LayerNorm, or nothing."""
-        return nn.LayerNorm(dim, eps=self.norm_eps) if self.norm else nn.Identity()
-
-    def build_attention(self, dim: int, feature_dim: int) -> DeformableCrossAttention | RegularCrossAttention:
-        if self.attention == "regular":
-            return RegularCrossAttention(dim, feature_dim, num_heads=self.num_heads)
-        return DeformableCrossAttention(
-            dim, feature_dim, num_heads=self.num_heads, num_points=self.num_points, ratio=self.ratio
-        )
+    directions: Literal["adjacent", "alternating", "cycle_down", "cycle_up", "all_pairs"] = "adjacent"
 
 
-def reference_points(
-    size: Size, other: Size, *, device: torch.device, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """Cell centres of a grid `size` on the grid `other`: columns and rows, (H*W,) each, counted in cells of
-    `other` from the centre of its first.
+class Interaction(nn.Module):
+    """Units one after the other, each reading what the one before has written.
+
+    dims: width of every branch. index: which interaction of the pyramid this is, from 0 on.
     """
-    y, x = (
-        (torch.arange(n, device=device, dtype=dtype) + 0.5) / n * m - 0.5
-        for n, m in zip(size, other, strict=True)
-    )
-    return x.expand(size).flatten(), y[:, None].expand(size).flatten()
+
+    def __init__(self, dims: Sequence[int], config: InteractionConfig, *, index: int = 0) -> None:
+        super().__init__()
+        schedule = DIRECTIONS[config.directions](len(dims), index)
+        self.units = nn.ModuleList(InteractionUnit(dims, unit, config) for unit in schedule)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As the official code: truncated normal of std 0.02, fan-out normal convolutions, gates 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.Conv2d):  # depthwise, so that the fan-out is the kernel's area
+                nn.init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()))
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for module in self.modules():  # after the linear layers inside them
+            if isinstance(module, DeformableCrossAttention):
+                module.reset_parameters()
+
+    def forward(self, states: Sequence[TokenMap]) -> list[TokenMap]:
+        """One state per branch -> one state per branch."""
+        updated = list(states)
+        for unit in self.units:
+            updated = unit(updated)
+        return updated
+
+
+class InteractionUnit(nn.Module):
+    """Messages sent at the same time: each reads what the branches held before any of them arrived."""
+
+    def __init__(
+        self, dims: Sequence[int], directions: Sequence[Direction], config: InteractionConfig
+    ) -> None:
+        super().__init__()
+        self.targets = [target for _, target in directions]
+        self.messages = nn.ModuleList(Message(direction, dims, config) for direction in directions)
+
+    def forward(self, states: Sequence[TokenMap]) -> list[TokenMap]:
+        """One state per branch -> one state per branch."""
+        updated = list(states)
+        for target, message in zip(self.targets, self.messages, strict=True):
+            updated[target] = message(states)
+        return updated
+
+
+class Message(nn.Module):
+    """What branch `source` tells branch `target`: its tokens, brought to the target's width and injected."""
+
+    def __init__(self, direction: Direction, dims: Sequence[int], config: InteractionConfig) -> None:
+        super().__init__()
+        self.source, self.target = direction
+        source_dim, dim = dims[self.source], dims[self.target]
+        self.project = nn.Linear(source_dim, dim) if config.project else nn.Identity()
+        self.injector = Injector(dim, dim if config.project else source_dim, config)
+
+    def forward(self, states: Sequence[TokenMap]) -> TokenMap:
+        """The states of all branches -> the target's new state."""
+        source, target = states[self.source], states[self.target]
+        features = in_parts(lambda tokens: self.injector.feature_norm(self.project(tokens)), source.tokens)
+        return target._replace(tokens=self.injector(target.tokens, target.size, features, source.size))
+
+    def extra_repr(self) -> str:
+        return f"{self.source} -> {self.target}"
+
+
+class Injector(nn.Module):
+    """Equations 1 and 2: tokens read features through attention, then pass an FFN, each behind a gate.
+
+    Its `feature_norm` is for whoever has the features: it is applied before they are handed over.
+    """
+
+    def __init__(self, dim: int, feature_dim: int, config: InteractionConfig) -> None:
+        super().__init__()
+        norm: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6) if config.norm else nn.Identity
+        self.attn: nn.Module
+        if config.attention == "deformable":
+            self.attn = DeformableCrossAttention(
+                dim,
+                feature_dim,
+                num_heads=config.num_heads,
+                num_points=config.num_points,
+                ratio=config.ratio,
+            )
+        else:
+            self.attn = RegularCrossAttention(dim, feature_dim, num_heads=config.num_heads)
+        self.query_norm = norm(dim)
+        self.feature_norm = norm(feature_dim)
+        self.gate = nn.Parameter(torch.zeros(dim))
+        self.ffn = None
+        if config.ffn_ratio is not None:
+            self.ffn = ConvFfn(dim, hidden_dim=int(dim * config.ffn_ratio))
+            self.ffn_norm = norm(dim)
+            self.ffn_gate = nn.Parameter(torch.zeros(dim))
+            self.drop_path = DropPath(config.drop_path)
+
+    def forward(self, x: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
+        """x (B, N, d) on grid `size`, normed features (B, M, d_f) on grid `feature_size` -> (B, N, d)."""
+        x = x + self.gate * self.attn(self.query_norm(x), size, features, feature_size)
+        if self.ffn is not None:
+            x = x + self.drop_path(self.ffn_gate * self.ffn(self.ffn_norm(x), size))
+        return x
 
 
 class DeformableCrossAttention(nn.Module):
-    """Every query reads `num_points` places per head, at offsets that it predicts in cells of the other map.
+    """Every query reads `num_points` points per head, at offsets that it predicts in cells of the other map.
 
     The width inside is int(dim * ratio), a multiple of `num_heads`.
     """
@@ -118,22 +203,18 @@ class DeformableCrossAttention(nn.Module):
         self.out = nn.Linear(inner, dim)
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Head h starts out looking in direction 2 pi h / num_heads, its k-th point k + 1 cells away."""
-        turn = torch.arange(self.num_heads, device=self.offsets.bias.device) * (2 * math.pi / self.num_heads)
-        ray = torch.stack([turn.cos(), turn.sin()], -1)
+        angle = torch.arange(self.num_heads, device=self.offsets.bias.device) * (2 * math.pi / self.num_heads)
+        ray = torch.stack([angle.cos(), angle.sin()], -1)
         ray = ray / ray.abs().amax(-1, keepdim=True)  # one cell away along the longer axis
         steps = torch.arange(1, self.num_points + 1, device=ray.device)
-        with torch.no_grad():
-            self.offsets.bias.copy_((ray[:, None] * steps[:, None]).flatten())
-        for zero in (
-            self.offsets.weight,
-            self.weights.weight,
-            self.weights.bias,
-            self.value.bias,
-            self.out.bias,
-        ):
-            nn.init.zeros_(zero)
+        for linear in (self.value, self.offsets, self.weights, self.out):
+            nn.init.zeros_(linear.bias)
+        self.offsets.bias.copy_((ray[:, None] * steps[:, None]).flatten())
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.weights.weight)
         nn.init.xavier_uniform_(self.value.weight)
         nn.init.xavier_uniform_(self.out.weight)
 
@@ -141,21 +222,26 @@ class DeformableCrossAttention(nn.Module):
         """query (B, N, d) on grid `size`, features (B, M, d_f) on grid `feature_size` -> (B, N, d)."""
         exact = torch.promote_types(query.dtype, torch.float32)  # points are lost, and softmax tails, in half
         heads = (self.num_heads, self.num_points)
-        value = in_parts(self.value, features).unflatten(2, (self.num_heads, -1))
+        value = self.value(features).unflatten(2, (self.num_heads, -1))
         offsets = self.offsets(query).unflatten(2, (*heads, 2)).to(exact)
         # The softmax is over the points; along an axis as short as theirs torch is ten times slower.
         weights = self.weights(query).unflatten(2, heads).transpose(2, 3).softmax(2, dtype=exact)
         x, y = reference_points(size, feature_size, device=query.device, dtype=exact)
-        answer: Tensor = self.out(
-            deform_attn(
-                value,
-                feature_size,
-                x[:, None, None] + offsets[..., 0],
-                y[:, None, None] + offsets[..., 1],
-                weights.transpose(2, 3),
-            )
-        )
+        x, y = x[:, None, None] + offsets[..., 0], y[:, None, None] + offsets[..., 1]
+        answer: Tensor = self.out(deform_attn(value, feature_size, x, y, weights.transpose(2, 3)))
         return answer
+
+
+def reference_points(
+    size: Size, other: Size, *, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Where the cell centres of a grid `size` lie on the grid `other`: columns and rows, (H*W,) each, counted
+    in cells of `other` from the centre of its first."""
+    y, x = (
+        (torch.arange(n, device=device, dtype=dtype) + 0.5) / n * m - 0.5
+        for n, m in zip(size, other, strict=True)
+    )
+    return x.expand(size).flatten(), y[:, None].expand(size).flatten()
 
 
 class RegularCrossAttention(nn.Module):
@@ -190,165 +276,37 @@ class ConvFfn(nn.Module):
         self.conv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
+    def forward(self, x: Tensor, size: Size) -> Tensor:
         """(B, H*W, d) -> (B, H*W, d), size = (H, W)."""
-        x = self.conv(tokens_to_map(self.fc1(tokens), size))
-        out: Tensor = self.fc2(gelu(map_to_tokens(x)))
+        x = self.conv(tokens_to_map(self.fc1(x), size))
+        out: Tensor = self.fc2(F.gelu(map_to_tokens(x)))
         return out
 
 
-class Injector(nn.Module):
-    """x += gate * attention(norm(x), features), then x += ffn_gate * drop_path(ffn(norm(x))): equations 1 and
-    2.
-
-    `config.ffn_ratio` None leaves the second line out.
-    """
-
-    def __init__(self, dim: int, feature_dim: int, config: InteractionConfig) -> None:
-        super().__init__()
-        self.attn = config.build_attention(dim, feature_dim)
-        self.query_norm = config.build_norm(dim)
-        self.feature_norm = config.build_norm(feature_dim)
-        self.gate = nn.Parameter(torch.zeros(dim))
-        self.ffn = None
-        if config.ffn_ratio is not None:
-            self.ffn = ConvFfn(dim, hidden_dim=int(dim * config.ffn_ratio))
-            self.ffn_norm = config.build_norm(dim)
-            self.ffn_gate = nn.Parameter(torch.zeros(dim))
-            self.drop_path = DropPath(config.drop_path)
-
-    def forward(self, query: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
-        """query (B, N, d) on grid `size`, normed features (B, M, d_f) on grid `feature_size` -> (B, N, d)."""
-        query = query + self.gate * self.attn(self.query_norm(query), size, features, feature_size)
-        if self.ffn is not None:
-            query = query + self.ffn_gate * self.drop_path(self.ffn(self.ffn_norm(query), size))
-        return query
-
-
-class Message(nn.Module):
-    """What branch `source` tells branch `target`: its tokens, brought to the target's width and injected."""
-
-    def __init__(self, direction: Direction, dims: Sequence[int], config: InteractionConfig) -> None:
-        super().__init__()
-        self.source, self.target = direction
-        source_dim, dim = dims[self.source], dims[self.target]
-        self.project = nn.Linear(source_dim, dim) if config.project else nn.Identity()
-        self.injector = Injector(dim, dim if config.project else source_dim, config)
-
-    def forward(self, states: Sequence[TokenMap]) -> TokenMap:
-        """The states of all branches -> the target's new state."""
-        source, target = states[self.source], states[self.target]
-        features = in_parts(lambda tokens: self.injector.feature_norm(self.project(tokens)), source.tokens)
-        tokens = self.injector(target.tokens, target.size, features, source.size)
-        return TokenMap(tokens, target.size, target.class_token)
-
-    def extra_repr(self) -> str:
-        return f"{self.source} -> {self.target}"
-
-
-class InteractionUnit(nn.Module):
-    """Messages sent at the same time: each reads what the branches held before any of them arrived.
-
-    dims: width of every branch; directions: (source, target) of each message, every target once.
-    """
-
-    def __init__(
-        self, dims: Sequence[int], directions: Sequence[Direction], config: InteractionConfig
-    ) -> None:
-        super().__init__()
-        for source, target in directions:
-            if source == target or not {source, target} <= set(range(len(dims))):
-                raise ValueError(f"{source} -> {target} is no direction between {len(dims)} branches")
-        targets = [target for _, target in directions]
-        if len(set(targets)) < len(targets):
-            raise ValueError(f"a unit reaches every branch at most once, got {directions}; use two units")
-        self.targets = targets
-        self.messages = nn.ModuleList(Message(d, dims, config) for d in directions)
-
-    def forward(self, states: Sequence[TokenMap]) -> list[TokenMap]:
-        """One state per branch -> one state per branch."""
-        updated = list(states)
-        for target, message in zip(self.targets, self.messages, strict=True):
-            updated[target] = message(states)
-        return updated
-
-
-class Interaction(nn.Module):
-    """Units one after the other, each reading what the one before has written.
-
-    dims: width of every branch, largest network first; index: of the interaction, for directions that
-    alternate.
-    """
-
-    def __init__(self, dims: Sequence[int], config: InteractionConfig, index: int = 0) -> None:
-        super().__init__()
-        if config.directions not in DIRECTIONS:
-            raise ValueError(f"unknown directions {config.directions!r}; choose from {sorted(DIRECTIONS)}")
-        schedule = DIRECTIONS[config.directions](len(dims), index)
-        self.units = nn.ModuleList(InteractionUnit(dims, unit, config) for unit in schedule)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """As the official code: truncated normal of std 0.02, fan-out normal convolutions, gates 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():  # after the linear layers inside them
-            if isinstance(module, DeformableCrossAttention):
-                module.reset_parameters()
-
-    def forward(self, states: Sequence[TokenMap]) -> list[TokenMap]:
-        """One state per branch -> one state per branch."""
-        updated = list(states)
-        for unit in self.units:
-            updated = unit(updated)
-        return updated
-
-
-def adjacent(num_branches: int, index: int = 0) -> Schedule:
+def _adjacent(num_branches: int, index: int) -> Schedule:
     """Type 4, the default: neighbours both ways, finest pair first: the largest network hears of all."""
     return [_both_ways(a, a + 1) for a in reversed(range(num_branches - 1))]
 
 
-def alternating(num_branches: int, index: int = 0) -> Schedule:
+def _alternating(num_branches: int, index: int) -> Schedule:
     """Type 1: neighbours, from the largest network to the smallest at even interactions, back at odd ones."""
-    chain = list(range(num_branches))
-    return [[step] for step in pairwise(chain if index % 2 == 0 else chain[::-1])]
+    chain = range(num_branches)
+    return [[step] for step in pairwise(chain if index % 2 == 0 else reversed(chain))]
 
 
-def cycle_down(num_branches: int, index: int = 0) -> Schedule:
+def _cycle_down(num_branches: int, index: int) -> Schedule:
     """Type 2: largest network -> ... -> smallest -> largest."""
     return _cycle(list(range(num_branches)))
 
 
-def cycle_up(num_branches: int, index: int = 0) -> Schedule:
+def _cycle_up(num_branches: int, index: int) -> Schedule:
     """Type 3: smallest network -> ... -> largest -> smallest."""
     return _cycle(list(reversed(range(num_branches))))
 
 
-def all_pairs(num_branches: int, index: int = 0) -> Schedule:
+def _all_pairs(num_branches: int, index: int) -> Schedule:
     """Type 5: every pair both ways, finest first."""
-    pairs = [(a, b) for b in range(num_branches) for a in range(b)]
-    return [_both_ways(a, b) for a, b in reversed(pairs)]
-
-
-DIRECTIONS: dict[str, Callable[[int, int], Schedule]] = {
-    "adjacent": adjacent,
-    "alternating": alternating,
-    "cycle_down": cycle_down,
-    "cycle_up": cycle_up,
-    "all_pairs": all_pairs,
-}
-"""Table XVII: (number of branches, index of the interaction) -> schedule. The paper draws the types without
-naming them; all but "adjacent" are inferred from their printed cost.
-"""
+    return [_both_ways(a, b) for b in reversed(range(num_branches)) for a in reversed(range(b))]
 
 
 def _both_ways(a: int, b: int) -> list[Direction]:
@@ -357,3 +315,15 @@ def _both_ways(a: int, b: int) -> list[Direction]:
 
 def _cycle(ring: list[int]) -> Schedule:
     return [[step] for step in pairwise([*ring, ring[0]])] if len(ring) > 1 else []
+
+
+DIRECTIONS: dict[str, Callable[[int, int], Schedule]] = {
+    "adjacent": _adjacent,
+    "alternating": _alternating,
+    "cycle_down": _cycle_down,
+    "cycle_up": _cycle_up,
+    "all_pairs": _all_pairs,
+}
+"""Table XVII: (number of branches, index of the interaction) -> schedule. The paper draws the types without
+naming them; all but "adjacent" are inferred from their printed cost.
+"""

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stepwell.ops.rearrange import tokens_to_map
+from stepwell.ops.rearrange import map_to_tokens, tokens_to_map
 from stepwell.structures import TokenMap
 
 __all__ = ["BranchHeads", "MergedHead", "ReadToken"]
@@ -27,19 +27,12 @@ the paper says.
 class BranchHeads(nn.Module):
     """A norm and a linear layer for every branch, and the mean of their logits."""
 
-    def __init__(
-        self,
-        dims: Sequence[int],
-        num_classes: int,
-        *,
-        read: ReadToken = "first_patch",
-        norm_eps: float = 1e-6,
-    ) -> None:
+    def __init__(self, dims: Sequence[int], num_classes: int, *, read: ReadToken = "first_patch") -> None:
         super().__init__()
         if read not in ("first_patch", "cls"):
             raise ValueError(f"unknown token to read {read!r}; choose 'first_patch' or 'cls'")
         self.read = read
-        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=norm_eps) for dim in dims)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for dim in dims)
         self.classifiers = nn.ModuleList(nn.Linear(dim, num_classes) for dim in dims)
 
     def forward(self, states: Sequence[TokenMap]) -> Tensor:
@@ -64,14 +57,14 @@ class MergedHead(nn.Module):
     merge: the maps of all branches -> (B, C, H, W).
     """
 
-    def __init__(self, merge: nn.Module, dim: int, num_classes: int, *, norm_eps: float = 1e-6) -> None:
+    def __init__(self, merge: nn.Module, dim: int, num_classes: int) -> None:
         super().__init__()
         self.merge = merge
-        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.classifier = nn.Linear(dim, num_classes)
 
     def forward(self, states: Sequence[TokenMap]) -> Tensor:
         """One state per branch -> (B, K)."""
         merged = self.merge([tokens_to_map(state.tokens, state.size) for state in states])
-        logits: Tensor = self.classifier(self.norm(merged.flatten(2).transpose(1, 2)).mean(1))
+        logits: Tensor = self.classifier(self.norm(map_to_tokens(merged)).mean(1))
         return logits

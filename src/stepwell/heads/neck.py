@@ -11,20 +11,21 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from stepwell.layers.mlp import gelu
 from stepwell.ops.double import double_map
 
-__all__ = ["ChannelLayerNorm", "Double", "Resampling", "SimplePyramid", "build_resampling"]
+__all__ = ["FACTORS", "NeckNorm", "Resampling", "SimplePyramid"]
 
 Resampling = Literal["up4", "up2", "same", "maxpool2"]
 FACTORS: dict[Resampling, float] = {"up4": 4, "up2": 2, "same": 1, "maxpool2": 0.5}
+"""Size of the map that leaves by the size of the one that comes in; "maxpool2" rounds an odd side down."""
+NeckNorm = Literal["groupnorm", "layernorm"]
+"""Between the two steps of "up4": GroupNorm as in PIIP, or a LayerNorm over channels as in ViTDet."""
 
 
 class SimplePyramid(nn.Module):
     """Maps of one stride, each resampled its own way: by default one map to 4x, 2x, 1x and half its size.
 
     dims: width of every map that comes in, one per operation; widths are kept.
-    norm: between the two steps of "up4", GroupNorm as in PIIP or a LayerNorm over channels as in ViTDet.
     """
 
     def __init__(
@@ -32,16 +33,15 @@ class SimplePyramid(nn.Module):
         dims: Sequence[int],
         *,
         operations: Sequence[Resampling] = ("up4", "up2", "same", "maxpool2"),
-        norm: Literal["groupnorm", "layernorm"] = "groupnorm",
+        norm: NeckNorm = "groupnorm",
         num_groups: int = 32,
-        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if len(dims) != len(operations):
             raise ValueError(f"{len(operations)} operations need one width each, got {len(dims)}: {dims}")
         self.operations = tuple(operations)
         self.stages = nn.ModuleList(
-            build_resampling(operation, dim, norm=norm, num_groups=num_groups, norm_eps=norm_eps)
+            _resampling(operation, dim, norm, num_groups)
             for operation, dim in zip(operations, dims, strict=True)
         )
 
@@ -51,24 +51,12 @@ class SimplePyramid(nn.Module):
         return [stage(x) for stage, x in zip(self.stages, maps, strict=True)]
 
 
-def build_resampling(
-    operation: Resampling,
-    dim: int,
-    *,
-    norm: Literal["groupnorm", "layernorm"] = "groupnorm",
-    num_groups: int = 32,
-    norm_eps: float = 1e-5,
-) -> nn.Module:
-    """(B, dim, H, W) -> (B, dim, f*H, f*W), f as in FACTORS; an odd side is rounded down by "maxpool2"."""
+def _resampling(operation: Resampling, dim: int, norm: NeckNorm, num_groups: int) -> nn.Module:
     if operation == "up4":
-        between = (
-            nn.GroupNorm(num_groups, dim, eps=norm_eps)
-            if norm == "groupnorm"
-            else ChannelLayerNorm(dim, eps=norm_eps)
-        )
-        return nn.Sequential(Double(dim), between, _Gelu(), Double(dim))
+        between = nn.GroupNorm(num_groups, dim) if norm == "groupnorm" else _ChannelLayerNorm(dim, eps=1e-6)
+        return nn.Sequential(_Double(dim), between, nn.GELU(), _Double(dim))
     if operation == "up2":
-        return nn.Sequential(Double(dim))
+        return nn.Sequential(_Double(dim))
     if operation == "same":
         return nn.Identity()
     if operation == "maxpool2":
@@ -76,7 +64,7 @@ def build_resampling(
     raise ValueError(f"unknown operation {operation!r}; choose from {sorted(FACTORS)}")
 
 
-class ChannelLayerNorm(nn.LayerNorm):
+class _ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of a map."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,15 +72,7 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class _Gelu(nn.Module):
-    """GELU of a map that nothing else reads."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return gelu(x)
-
-
-class Double(nn.ConvTranspose2d):
+class _Double(nn.ConvTranspose2d):
     """The transposed convolution of a 2x2 kernel at stride 2, as one matrix product where that is faster."""
 
     def __init__(self, dim: int) -> None:

@@ -15,17 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepwell.layers.norm import RMSNorm
-from stepwell.layers.position import relative_bias
+from stepwell.layers.position import relative_position_bias
 from stepwell.ops.choose import choose
 from stepwell.ops.rearrange import merge_windows, split_windows
 from stepwell.structures import Size
 
-__all__ = [
-    "SelfAttention",
-    "WindowPadding",
-    "attention",
-    "attention_reference",
-]
+__all__ = ["SelfAttention", "WindowPadding", "attention", "attention_reference"]
 
 WindowPadding = Literal["tokens", "qkv"]
 """What a padded cell holds: a zero token, so that its key and value are the biases of the qkv layer (every
@@ -35,7 +30,7 @@ released PIIP model was trained so); or zeros in place of query, key and value.
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v for q (B, h, N, d), k, v (B, h, M, d), bias (h, N, M) -> like q."""
-    if not choose(fast_ok=True, why_not=""):
+    if not choose():
         return attention_reference(q, k, v, bias)
     mask = None if bias is None else bias[None].to(q.dtype)
     out: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -107,8 +102,7 @@ class SelfAttention(nn.Module):
                 "resize the image, or give the layer a window"
             )
         if self.window:
-            mixed = self._attend(*self._project_windows(tokens, size))
-            mixed = merge_windows(mixed, size, self.window)
+            mixed = merge_windows(self._attend(*self._project_windows(tokens, size)), size, self.window)
         else:
             mixed = self._attend(*self._project(tokens))
         out: Tensor = self.proj(mixed)
@@ -119,31 +113,23 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
         return self.q_norm(q), self.k_norm(k), v
 
+    def _project_windows(self, tokens: Tensor, size: Size) -> tuple[Tensor, ...]:
+        """(B, H*W, C) -> q, k, v, each (B * windows, w*w, C)."""
+        if self.window_padding == "qkv":
+            return tuple(split_windows(x, size, self.window) for x in self._project(tokens))
+        ragged = size[0] % self.window or size[1] % self.window
+        if not ragged or not choose():
+            return self._project(split_windows(tokens, size, self.window))
+        padding = self._project(tokens.new_zeros(tokens.shape[-1]))  # padded cells are alike: project one
+        return tuple(
+            split_windows(x, size, self.window, padding=value)
+            for x, value in zip(self._project(tokens), padding, strict=True)
+        )
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, N, C) each -> (B, N, C)."""
         q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         bias = None
         if self.relative_table is not None and self.relative_grid is not None:
-            bias = relative_bias(self.relative_table, self.relative_grid)
+            bias = relative_position_bias(self.relative_table, self.relative_grid)
         return attention(q, k, v, bias).transpose(1, 2).flatten(2)
-
-    def _project_windows(self, tokens: Tensor, size: Size) -> tuple[Tensor, ...]:
-        """(B, H*W, C) -> q, k, v, each (B * windows, w*w, C)."""
-        window, ragged = self.window, size[0] % self.window or size[1] % self.window
-        if ragged and self.window_padding == "qkv":
-            return tuple(split_windows(x, size, window) for x in self._project(tokens))
-        if ragged and choose(fast_ok=True, why_not=""):
-            empty = self._project(tokens.new_zeros(tokens.shape[-1]))  # padded cells are alike: project one
-            projected = zip(self._project(tokens), empty, strict=True)
-            return tuple(split_windows(*_pad(x, size, window, value), window) for x, value in projected)
-        return self._project(split_windows(tokens, size, window))
-
-
-def _pad(tokens: Tensor, size: Size, window: int, value: Tensor) -> tuple[Tensor, Size]:
-    """(B, H*W, C) -> the same with cells of `value` (C,) at the right and bottom, and a size w divides."""
-    H, W = size
-    down, right = -H % window, -W % window
-    grid = tokens.unflatten(1, size)
-    grid = torch.cat([grid, value.expand(len(grid), H, right, -1)], dim=2)
-    grid = torch.cat([grid, value.expand(len(grid), down, W + right, -1)], dim=1)
-    return grid.flatten(1, 2), (H + down, W + right)

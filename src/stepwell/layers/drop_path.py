@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
-__all__ = ["DropPath"]
+__all__ = ["DropPath", "DropPathSchedule", "drop_path_rates"]
+
+DropPathSchedule = Literal["constant", "linear"]
 
 
 class DropPath(nn.Module):
-    """In training, zeroes a sample with probability `rate` and scales what is kept by 1 / (1 - rate)."""
+    """In training, zeroes a sample with probability `rate` and scales the others by 1 / (1 - rate)."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
@@ -25,3 +29,12 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
+
+
+def drop_path_rates(rate: float, depth: int, schedule: DropPathSchedule) -> list[float]:
+    """One rate per layer: the same everywhere, or growing linearly from 0 to `rate`."""
+    if schedule == "constant":
+        return [rate] * depth
+    if schedule == "linear":
+        return [rate * i / max(depth - 1, 1) for i in range(depth)]
+    raise ValueError(f"unknown drop path schedule {schedule!r}; choose 'constant' or 'linear'")

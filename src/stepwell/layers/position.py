@@ -1,4 +1,4 @@
-"""Position embeddings and relative position biases, and what happens to them on another grid.
+"""Position embeddings and position biases, and what happens to them on another grid.
 
 PIIP, arXiv 2501.07783, resizes everything bicubically without antialiasing and without rescaling magnitudes,
 also patch kernels. Letters: C width, (H, W) a grid in cells, h heads.
@@ -17,23 +17,27 @@ from stepwell.structures import Size
 __all__ = [
     "cubic_spline_weights",
     "fraction_embedding",
-    "place_embedding",
-    "relative_bias",
-    "resample_relative_table",
+    "fraction_position_embedding",
+    "relative_position_bias",
     "resize_patch_kernel",
-    "resize_position_table",
-    "sincos_embedding",
+    "resize_position_embedding",
+    "resize_relative_table",
+    "sincos_position_embedding",
 ]
 
 
-def resize_position_table(table: Tensor, source: Size, target: Size, *, class_slot: bool = False) -> Tensor:
+def resize_position_embedding(
+    table: Tensor, source: Size, target: Size, *, class_slot: bool = False
+) -> Tensor:
     """([1 +] h*w, C) on grid source = (h, w) -> ([1 +] H*W, C) on grid target = (H, W).
 
     Bicubic by target size, corners not aligned, in fp32. A class slot in row 0 is never interpolated.
     """
-    expected = source[0] * source[1] + class_slot
-    if table.shape[0] != expected:
-        raise ValueError(f"a position table for grid {source} has {expected} rows, this one {table.shape[0]}")
+    num_rows = source[0] * source[1] + class_slot
+    if table.shape[0] != num_rows:
+        raise ValueError(
+            f"a position embedding for grid {source} has {num_rows} rows, this one {table.shape[0]}"
+        )
     if source == target:
         return table
     slot, cells = table[:class_slot], table[class_slot:]
@@ -50,24 +54,22 @@ def resize_patch_kernel(kernel: Tensor, patch: int) -> Tensor:
     return resized.to(kernel.dtype)
 
 
-def sincos_embedding(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
-    """Sine-cosine position embedding of cell centres, (H*W, dim) in fp32, size = (H, W).
+def sincos_position_embedding(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
+    """Sines and cosines of cell centres, (H*W, dim) in fp32, size = (H, W).
 
-    Coordinates are normalised by the longer side, so that the embedding of a point does not depend on
+    Coordinates are divided by the longer side, so that a point of the image has one embedding at any
     resolution. A quarter of the channels each for sin and cos of the row and of the column, at frequencies
     that grow geometrically from half a turn across the longer side to one turn in four cells of a 128-cell
     side.
     """
     if dim % 4:
         raise ValueError(f"a two-dimensional sine-cosine embedding needs a width divisible by 4, got {dim}")
-    rows, cols = ((torch.arange(side, device=device) + 0.5) / max(size) for side in size)
     frequencies = math.pi * torch.logspace(0, math.log10(64), dim // 4, device=device)
-    codes = [
-        torch.cat([torch.sin(a), torch.cos(a)], 1)
-        for a in (rows[:, None] * frequencies, cols[:, None] * frequencies)
-    ]
-    code = torch.cat([codes[0][:, None].expand(*size, -1), codes[1][None].expand(*size, -1)], dim=2)
-    return code.flatten(0, 1)
+    rows, cols = (
+        (torch.arange(side, device=device)[:, None] + 0.5) / max(size) * frequencies for side in size
+    )
+    rows, cols = (torch.cat([angles.sin(), angles.cos()], dim=1) for angles in (rows, cols))
+    return torch.cat([rows[:, None].expand(*size, -1), cols.expand(*size, -1)], dim=2).flatten(0, 1)
 
 
 def fraction_embedding(
@@ -75,19 +77,18 @@ def fraction_embedding(
 ) -> Tensor:
     """(N,) fractions of an image's side -> (N, dim): sines, then cosines, of dim // 2 wavelengths.
 
-    The embedding of "Attention is all you need" (arXiv 1706.03762, section 3.5) for fractions; wavelengths
-    fall geometrically from `longest` to `shortest`.
+    As in "Attention is all you need" (arXiv 1706.03762, section 3.5), with wavelengths that fall
+    geometrically from `longest` to `shortest`.
     """
     steps = torch.linspace(0, 1, dim // 2, device=fractions.device)
     angles = fractions[:, None] * (2 * math.pi / (longest * (shortest / longest) ** steps))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def place_embedding(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
-    """(H*W, dim) in fp32: the fraction embeddings of a cell's column and of its row, half of the channels
-    each.
+def fraction_position_embedding(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
+    """(H*W, dim) in fp32: fraction embeddings of a cell's column and of its row, half of the channels each.
 
-    Unlike `sincos_embedding` it counts each side for itself, as boxes written as fractions do.
+    Unlike `sincos_position_embedding` it divides each side by itself, as boxes written as fractions do.
     """
     if dim % 4:
         raise ValueError(f"an embedding of columns and rows needs a width divisible by 4, got {dim}")
@@ -95,34 +96,30 @@ def place_embedding(dim: int, size: Size, *, device: torch.device | str | None =
     return torch.cat([cols.expand(*size, -1), rows[:, None].expand(*size, -1)], dim=2).flatten(0, 1)
 
 
-def relative_bias(table: Tensor, grid: Size) -> Tensor:
+def relative_position_bias(table: Tensor, grid: Size) -> Tensor:
     """((2H-1)*(2W-1), h) per offset -> (h, H*W, H*W) per query and key, grid = (H, W).
 
     Row (dr + H-1) * (2W-1) + (dc + W-1) is for a query dr rows below and dc columns right of its key (BEiT).
     """
     H, W = grid
     offsets = table.unflatten(0, (2 * H - 1, 2 * W - 1))
-    views: Tensor = offsets.unfold(0, H, 1).unfold(
-        1, W, 1
-    )  # (H, W, h, H, W): [r, c, :, a, b] = offsets[r + a, c + b]
-    return views.flip(3, 4).permute(2, 0, 1, 3, 4).reshape(table.shape[1], H * W, H * W)
+    shifted: Tensor = offsets.unfold(0, H, 1).unfold(1, W, 1)  # (H, W, h, H, W): offsets[r + a, c + b]
+    return shifted.flip(3, 4).permute(2, 0, 1, 3, 4).reshape(table.shape[1], H * W, H * W)
 
 
-def resample_relative_table(table: Tensor, source: Size, target: Size) -> Tensor:
+def resize_relative_table(table: Tensor, source: Size, target: Size) -> Tensor:
     """((2h-1)*(2w-1), heads) for windows of source = (h, w) -> ((2H-1)*(2W-1), heads) for target = (H, W).
 
     BEiT's way: known offsets are placed at 0, 1, 1 + q, 1 + q + q^2, ... with q such that the outermost falls
-    on the target's, and a cubic spline surface through them is read at whole offsets. So near offsets keep
-    their values, and far ones are stretched. A side that does not change is left as it is.
+    on the target's, and a cubic spline surface through them is read at whole offsets: near offsets keep their
+    values, far ones are stretched. A side that does not change is left as it is.
     """
     if source == target:
         return table
     rows, cols = (_offset_weights(a, b) for a, b in zip(source, target, strict=True))
-    offsets = table.unflatten(
-        0, (2 * source[0] - 1, 2 * source[1] - 1)
-    ).double()  # splines are solved in fp64
-    resampled = torch.einsum("ar,rch,bc->abh", rows.to(table.device), offsets, cols.to(table.device))
-    return resampled.flatten(0, 1).to(table.dtype)
+    offsets = table.double().unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))  # as the splines
+    resized = torch.einsum("ar,rch,bc->abh", rows.to(table.device), offsets, cols.to(table.device))
+    return resized.flatten(0, 1).to(table.dtype)
 
 
 def _offset_weights(source: int, target: int) -> Tensor:
@@ -135,8 +132,8 @@ def _offset_weights(source: int, target: int) -> Tensor:
         outermost = (1 - growth ** (source - 1)) / (1 - growth)
         low, high = (low, growth) if outermost > target - 1 else (growth, high)
     distances = torch.cumsum(growth ** torch.arange(source - 1, dtype=torch.float64), 0)
-    places = torch.cat([-distances.flip(0), distances.new_zeros(1), distances])
-    return cubic_spline_weights(places, torch.arange(1 - target, target, dtype=torch.float64))
+    known = torch.cat([-distances.flip(0), distances.new_zeros(1), distances])
+    return cubic_spline_weights(known, torch.arange(1 - target, target, dtype=torch.float64))
 
 
 def cubic_spline_weights(x: Tensor, at: Tensor) -> Tensor:
@@ -144,24 +141,12 @@ def cubic_spline_weights(x: Tensor, at: Tensor) -> Tensor:
 
     Outside [x_0, x_n-1] the border value is taken. n is at least 4.
     """
-    n, h = len(x), x.diff()
-    if n < 4:
-        raise ValueError(f"a not-a-knot cubic spline needs 4 points, got {n}")
-    # Second derivatives M solve `left @ M = right @ y`: first derivatives agree inside, third ones at the
-    # second point and the last but one.
-    left, right = x.new_zeros(n, n), x.new_zeros(n, n)
-    for i in range(1, n - 1):
-        left[i, i - 1 : i + 2] = torch.stack([h[i - 1], 2 * (h[i - 1] + h[i]), h[i]])
-        right[i, i - 1 : i + 2] = 6 * torch.stack([1 / h[i - 1], -1 / h[i - 1] - 1 / h[i], 1 / h[i]])
-    left[0, :3] = torch.stack([h[1], -h[0] - h[1], h[0]])
-    left[-1, -3:] = torch.stack([h[-1], -h[-1] - h[-2], h[-2]])
-    curvature = torch.linalg.solve(left, right)
-    at = at.clamp(x[0], x[-1])
-    left_of = torch.searchsorted(x, at, right=True).clamp(1, n - 1) - 1  # x[left_of] <= at <= x[left_of + 1]
-    width = h[left_of, None]
-    b = (at - x[left_of])[:, None] / width
-    a = 1 - b
-    unit = torch.eye(n, dtype=x.dtype)
-    bend = (a**3 - a) * curvature[left_of] + (b**3 - b) * curvature[left_of + 1]
-    weights: Tensor = a * unit[left_of] + b * unit[left_of + 1] + bend * width**2 / 6
+    scale = x.abs().max()  # cubes of large numbers would cost precision
+
+    def basis(t: Tensor) -> Tensor:
+        """A cubic, and from every knot on another one; the outer two points at either end are no knots."""
+        t = t[:, None] / scale
+        return torch.cat([t ** torch.arange(4), (t - x[2:-2] / scale).clamp(min=0) ** 3], dim=1)
+
+    weights: Tensor = torch.linalg.solve(basis(x), basis(at.clamp(x[0], x[-1])), left=False)
     return weights

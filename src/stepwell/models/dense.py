@@ -20,7 +20,7 @@ from stepwell.heads.classify import BranchHeads, MergedHead
 from stepwell.heads.neck import FACTORS, Resampling, SimplePyramid
 from stepwell.models.pyramid import BranchConfig, PyramidEncoder, build_pyramid
 from stepwell.models.vision import STRICT
-from stepwell.structures import HALF, FeatureMaps, Statistics
+from stepwell.structures import HALF_MEAN, HALF_STD, FeatureMaps, Statistics
 from stepwell.views.pyramid import image_pyramid
 
 __all__ = ["SIMPLE", "ClassifierSettings", "DenseSettings", "PyramidClassifier", "PyramidFeatures"]
@@ -48,8 +48,8 @@ class DenseSettings:
     merge_after: tuple[int, ...] = ()
     operations: tuple[Resampling, ...] = SIMPLE
     neck_norm: Literal["groupnorm", "layernorm"] = "groupnorm"
-    mean: Statistics = HALF
-    std: Statistics = HALF
+    mean: Statistics = HALF_MEAN
+    std: Statistics = HALF_STD
 
     def __post_init__(self) -> None:
         merges = len(self.merge_after) + 1
@@ -81,8 +81,7 @@ class DenseSettings:
             if len(steps) == 1:
                 strides, widths = strides * len(self.operations), widths * len(self.operations)
             strides = [stride / FACTORS[op] for stride, op in zip(strides, self.operations, strict=True)]
-            eps = 1e-5 if self.neck_norm == "groupnorm" else 1e-6
-            neck = SimplePyramid(widths, operations=self.operations, norm=self.neck_norm, norm_eps=eps)
+            neck = SimplePyramid(widths, operations=self.operations, norm=self.neck_norm)
         return PyramidFeatures(
             encoder,
             [self._merge(step) for step in dims],
@@ -112,8 +111,8 @@ class ClassifierSettings:
     branches: Annotated[tuple[BranchConfig, ...], Field(min_length=1)] = _TINY
     interaction: InteractionConfig = field(default_factory=InteractionConfig)
     head: Literal["first_patch", "cls", "merge"] = "first_patch"
-    mean: Statistics = HALF
-    std: Statistics = HALF
+    mean: Statistics = HALF_MEAN
+    std: Statistics = HALF_STD
 
     def build(self, num_classes: int) -> PyramidClassifier:
         """The classifier with random weights."""

@@ -76,7 +76,7 @@ class PiipConfig(VisionConfig):
 
     def build(self, out_dim: int) -> PiipVision:
         encoder = build_pyramid(self.branches, self.interaction)
-        projector = self.projector.build([branch.spec.dim for branch in encoder.encoders], out_dim)
+        projector = TokenMerge([branch.spec.dim for branch in encoder.encoders], out_dim, self.projector)
         return PiipVision(encoder, projector, self.geometry())
 
     def resized(self, sizes: Sequence[int]) -> PiipConfig:

@@ -18,7 +18,7 @@ from stepwell.models.dense import SIMPLE, ClassifierSettings, DenseSettings
 from stepwell.models.piip import PiipConfig
 from stepwell.models.pyramid import BranchConfig
 from stepwell.models.runs import layer_runs
-from stepwell.structures import HALF, IMAGENET_MEAN, IMAGENET_STD, Statistics
+from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, Statistics
 
 __all__ = ["PUBLISHED", "Published", "Task", "find_published"]
 
@@ -44,8 +44,8 @@ class Published:
     head: Literal["first_patch", "cls", "merge"] = "first_patch"  # of a classifier
     num_classes: int | None = None
     text_dim: int | None = None  # width of the language model
-    mean: Statistics = HALF
-    std: Statistics = HALF
+    mean: Statistics = HALF_MEAN
+    std: Statistics = HALF_STD
     repository: str | None = None
     file: str | None = None
     quirk: str = ""

@@ -134,7 +134,7 @@ def build_interactions(
     for spec, layers in zip(specs, ranges, strict=True):
         _check_ranges(layers, spec.depth, len(ranges[0]))
     return [
-        Interaction([spec.dims[last] for spec, (_, last) in zip(specs, step, strict=True)], config, i)
+        Interaction([spec.dims[last] for spec, (_, last) in zip(specs, step, strict=True)], config, index=i)
         for i, step in enumerate(zip(*ranges, strict=True))
     ]
 

@@ -28,7 +28,7 @@ def prefer(path: Path) -> Iterator[None]:
         _preferred = before
 
 
-def choose(*, fast_ok: bool, why_not: str) -> bool:
+def choose(*, fast_ok: bool = True, why_not: str = "") -> bool:
     """True when an op should take its fast twin; `why_not` says what stands in the way when it cannot."""
     if _preferred == "fast" and not fast_ok:
         raise RuntimeError(f"fast path requested but {why_not}")

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepwell.ops.choose import choose
+from stepwell.ops.parts import in_parts
 
 __all__ = ["double_map", "double_map_fast", "double_map_reference"]
 
-MAX_CELLS = 1024  # of one product; enough for a matrix product to run at its full rate
+MOST_CELLS = 1024  # of one matrix product: enough for its full rate
 
 
 def double_map(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -31,19 +32,13 @@ def double_map_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def double_map_fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As `double_map`, with the result in channels-last memory."""
-    B, C, H, W = x.shape
-    cells = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-    halves = weight.permute(2, 0, 3, 1).flatten(2)  # (2, C, 2*E): of the blocks, the upper and the lower
+    batch, _, height, width = x.shape
+    halves = weight.permute(2, 3, 1, 0).flatten(1, 2)  # (2, 2*E, C): the upper and the lower half of a block
     bias = bias.repeat(2)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # which would unroll the loop below
-        out = torch.stack([cells @ half + bias for half in halves], 2)
-    else:  # some lines at a time, so that next to nothing is held beside the result
-        out = x.new_empty(B, H, 2, W, len(bias))
-        lines = max(1, MAX_CELLS // W)
-        for b in range(B):
-            for top in range(0, H, lines):
-                some = cells[b, top : top + lines]
-                for i, half in enumerate(halves):
-                    product = torch.addmm(bias, some.reshape(-1, C), half)
-                    out[b, top : top + lines, i] = product.view(-1, W, len(bias))
-    return out.view(B, 2 * H, 2 * W, -1).permute(0, 3, 1, 2)
+
+    def double(lines: Tensor) -> Tensor:
+        """(B, h, W, C) -> (B, h, 2, W, 2*E)."""
+        return torch.stack([F.linear(lines, half, bias) for half in halves], dim=2)
+
+    out = in_parts(double, x.permute(0, 2, 3, 1), most=max(1, MOST_CELLS // width))
+    return out.view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)

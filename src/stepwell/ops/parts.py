@@ -1,7 +1,6 @@
 """Work on many tokens a part at a time, so that what lies between is never held whole.
 
-On the fast path, where no gradient is recorded: a backward pass would keep it anyway. A compiled graph has
-all at once, since a loop would be unrolled. Letters: B batch, N tokens.
+Letters: B batch, N tokens.
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ from stepwell.ops.choose import choose
 __all__ = ["MOST", "in_parts"]
 
 MOST = 8192
-"""Tokens of a part, all pictures together: few for a cache, enough for matrix products at their full rate."""
+"""Tokens of a part, of the whole batch: few for a cache, enough for matrix products at their full rate."""
 
 
 def in_parts(function: Callable[..., Tensor], *tokens: Tensor, most: int = MOST) -> Tensor:
     """function(*tokens) for a function that treats every token by itself.
 
-    tokens: (B, N, ...) each, and so is the result.
+    tokens: (B, N, ...) each, and so is the result. All at once on the reference path, where a gradient is
+    recorded (the backward pass needs everything anyway) and in a compiled graph (the loop would be unrolled).
     """
     batch, count = tokens[0].shape[:2]
-    whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    if whole or batch * count <= most or not choose(fast_ok=True, why_not=""):
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or not choose()
+    if whole or batch * count <= most:
         return function(*tokens)
     step = max(1, most // batch)
-    result: Tensor | None = None
-    for start in range(0, count, step):
-        part = function(*(x[:, start : start + step] for x in tokens))
-        if result is None:
-            result = part.new_empty(part.shape[0], count, *part.shape[2:])
-        result[:, start : start + step] = part
-    assert result is not None
+    parts = zip(*(x.split(step, dim=1) for x in tokens), strict=True)
+    first = function(*next(parts))
+    result = first.new_empty(batch, count, *first.shape[2:])
+    result[:, :step] = first
+    for start, part in zip(range(step, count, step), parts, strict=True):
+        result[:, start : start + step] = function(*part)
     return result

@@ -5,7 +5,6 @@ Letters: B batch, C width, (H, W) a grid in cells, w the side of a window. Token
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from stepwell.structures import Size
@@ -24,21 +23,29 @@ def map_to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def split_windows(tokens: Tensor, size: Size, window: int) -> Tensor:
-    """(B, H*W, C) -> (B*n, w*w, C): windows from the top left, a ragged grid padded with zeros."""
-    height, width = size
-    rows, cols = -(-height // window), -(-width // window)
+def split_windows(tokens: Tensor, size: Size, window: int, *, padding: Tensor | None = None) -> Tensor:
+    """(B, H*W, C) -> (B*n, w*w, C): windows from the top left.
+
+    Cells that a ragged grid lacks at its right and bottom hold `padding` (C,), by default zeros.
+    """
+    (height, width), (rows, cols) = size, _num_windows(size, window)
     x: Tensor = tokens.unflatten(1, size)
     if (rows * window, cols * window) != size:
-        x = F.pad(x, (0, 0, 0, cols * window - width, 0, rows * window - height))
+        padding = tokens.new_zeros(tokens.shape[-1]) if padding is None else padding
+        padded = padding.expand(len(tokens), rows * window, cols * window, -1).clone()
+        padded[:, :height, :width] = x
+        x = padded
     x = x.unflatten(2, (cols, window)).unflatten(1, (rows, window))  # (B, rows, w, cols, w, C)
     return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
 def merge_windows(windows: Tensor, size: Size, window: int) -> Tensor:
     """(B*n, w*w, C) -> (B, H*W, C): undoes `split_windows`, dropping what it had padded."""
-    height, width = size
-    rows, cols = -(-height // window), -(-width // window)
+    (height, width), (rows, cols) = size, _num_windows(size, window)
     x: Tensor = windows.unflatten(1, (window, window)).unflatten(0, (-1, rows, cols))
     x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, rows*w, cols*w, C)
     return x[:, :height, :width].flatten(1, 2)
+
+
+def _num_windows(size: Size, window: int) -> Size:
+    return -(-size[0] // window), -(-size[1] // window)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepwell.encoders.vit import PositionTable
+from stepwell.encoders.vit import PositionEmbedding
 from stepwell.layers.position import fraction_embedding
 from stepwell.reader.tokenizer import coordinate_tokens
 
@@ -36,7 +36,7 @@ def start_looking(model: Any, tokenizer: Any, *, layers: tuple[int, ...] = (1, 2
     embedding = model.get_input_embeddings()
     start_coordinates(embedding.weight, tokenizer)
     for module in model.modules():
-        if isinstance(module, PositionTable):
+        if isinstance(module, PositionEmbedding):
             start_position_tables(module)
     decoder = model.model.language_model.layers
     before_answer = tokenizer.convert_tokens_to_ids("\n")  # ends the assistant's header in the templates
@@ -60,7 +60,7 @@ def start_coordinates(embedding: Tensor, tokenizer: Any) -> None:
 
 
 @torch.no_grad()
-def start_position_tables(position: PositionTable) -> None:
+def start_position_tables(position: PositionEmbedding) -> None:
     """Cells of an encoder's table begin as codes of their column and row, as fine as the table can hold."""
     height, width = position.grid
     dim = position.table.shape[1] // 2
