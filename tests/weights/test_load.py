@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import stepwell
 from stepwell.models.perception import PyramidClassifierConfig, PyramidForImageClassification
-from stepwell.models.published import find_published
+from stepwell.models.published.papers import find_published
 from stepwell.models.settings import BranchConfig, ClassifierSettings, InteractionConfig
 from stepwell.weights import load as module
 from stepwell.weights.hub import HubError

@@ -100,7 +100,7 @@ def compare(
                 report.used.append(source)
             else:
                 report.renamed[source] = target.name
-        found = _shape_after(target.how, [theirs[source] for source in target.sources])
+        found = _shape_after(target.transform, [theirs[source] for source in target.sources])
         if found != ours[target.name]:
             report.wrong_shape[target.name] = WrongShape(ours[target.name], found)
     for target_name in ours:

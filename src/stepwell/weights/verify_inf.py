@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from stepwell.keys.inf import PROJECTOR
+from stepwell.keys.llava import PROJECTOR
 from stepwell.language.chat_template import chat_template
 from stepwell.language.conversation import PlaceholderRule, from_llava, move_placeholder
 from stepwell.language.projector import build_projector
