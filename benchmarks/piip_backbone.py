@@ -21,7 +21,7 @@ from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import convert
 from stepwell.keys.piip import encoder_rules, features_rules
 from stepwell.models.piip import PyramidEncoder, PyramidFeatures
-from stepwell.models.published import PUBLISHED
+from stepwell.models.published.papers import PUBLISHED
 from stepwell.models.vision import build_features, build_pyramid_encoder
 from stepwell.views.pyramid import image_pyramid
 
@@ -37,7 +37,7 @@ def detection_peer() -> PeerPiip:
 
 def detection(peer: PeerPiip | None = None) -> PyramidFeatures:
     """Our network; given a peer, with its weights taken over through the key tables."""
-    settings = DETECTION.dense_settings()
+    settings = DETECTION.settings
     model = build_features(settings).eval()
     if peer is not None:
         rules = features_rules([backbone_rules("deit")] * 3, 12, operations=settings.operations)
@@ -46,11 +46,11 @@ def detection(peer: PeerPiip | None = None) -> PyramidFeatures:
 
 
 def llava_peer() -> PeerLlava:
-    return PeerLlava([list(branch.interactions) for branch in LLAVA.branches]).eval()
+    return PeerLlava([list(branch.interactions) for branch in LLAVA.settings.branches]).eval()
 
 
 def llava(peer: PeerLlava | None = None) -> PyramidEncoder:
-    model = build_pyramid_encoder(LLAVA.vision_config()).eval()
+    model = build_pyramid_encoder(LLAVA.settings).eval()
     if peer is None:
         return model
     clip = backbone_rules("clip", class_token=True, class_slot=True)

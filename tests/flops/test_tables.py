@@ -8,7 +8,7 @@ import pytest
 
 from stepwell.flops.pyramid import PyramidCost
 from stepwell.flops.tables import Row, Setting, count_setting, read_settings, rows_as_json
-from stepwell.models.published import STAGE_MERGES
+from stepwell.models.runs import STAGE_MERGES
 
 SETTINGS = read_settings()
 WITHOUT_SETTING = {"gflops", "params_M", "reason", "part"}

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from stepwell.keys.engine import Drop, Join, Rename, convert, plan, with_prefix
+from stepwell.keys.engine import Drop, Join, Prefix, Rename, convert, plan
 
 QKV = Join((r"(\w+)\.q", r"(\w+)\.k", r"(\w+)\.v"), r"\1.qkv", torch.cat)
 
@@ -45,6 +45,19 @@ def test_two_sources_of_one_target_are_refused() -> None:
         plan(["a", "b"], [Rename("[ab]", "w")])
 
 
+def test_two_sources_of_one_part_of_a_join_are_refused() -> None:
+    both = Join((r"(?:old_)?q", "k"), "qk", torch.cat)
+    with pytest.raises(ValueError, match="'q' and 'old_q' would both be part 0 of 'qk'"):
+        plan(["q", "old_q", "k"], [both])
+
+
+def test_a_name_that_no_rule_under_its_prefix_takes_goes_to_the_next_rule() -> None:
+    rules = [Prefix(r"net\.", "ours.", [Prefix(r"a\.", "", [Rename("w", "w")])]), Drop("net.*", "not needed")]
+    made = plan(["net.a.w", "net.b.w"], rules)
+    assert made.targets["ours.w"].sources == ("net.a.w",)
+    assert made.dropped == {"net.b.w": "not needed"}
+
+
 def test_tensors_without_a_rule_are_named() -> None:
     with pytest.raises(ValueError, match="1 tensors have no place here: other"):
         convert({"other": torch.zeros(1)}, [])
@@ -55,7 +68,7 @@ def test_a_table_moves_under_a_prefix_with_its_groups() -> None:
         return match[1].upper()
 
     rules = [QKV, Rename("n_(.)", upper), Drop("index|count", "computed here")]
-    moved = with_prefix(rules, r"(?:net|module)\.", "ours.")
+    moved = [Prefix(r"(?:net|module)\.", "ours.", rules)]
     made = plan(["net.x.q", "net.x.k", "net.x.v", "module.n_a", "net.count", "n_b"], moved)
     assert made.targets["ours.x.qkv"].sources == ("net.x.q", "net.x.k", "net.x.v")
     assert made.targets["ours.A"].sources == ("module.n_a",)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stepwell.encoders.catalogue import build_encoder
-from stepwell.models.published import PUBLISHED, find_published
+from stepwell.models.published.papers import PUBLISHED, find_published
 from stepwell.models.vision import build_classifier, build_features
 
 
@@ -20,10 +20,10 @@ def depth(encoder: str) -> int:
 
 @pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
 def test_every_configuration_runs_all_layers_of_its_networks(published):
-    for branch in published.branches:
+    for branch in published.settings.branches:
         assert not branch.interactions or branch.interactions[-1][1] == depth(branch.encoder) - 1
         assert published.name.rpartition("piip_")[2].count(str(branch.size)) >= 1
-    sizes = [branch.size for branch in published.branches]
+    sizes = [branch.size for branch in published.settings.branches]
     assert sizes == sorted(sizes)
 
 
@@ -41,7 +41,7 @@ def test_every_configuration_runs_all_layers_of_its_networks(published):
 )
 def test_detectors_have_the_parameters_of_the_official_modules(name, millions):
     with torch.device("meta"):
-        model = build_features(PUBLISHED[name].dense_settings())
+        model = build_features(PUBLISHED[name].settings)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=1e-4)
 
 
@@ -58,7 +58,7 @@ def test_detectors_have_the_parameters_of_the_official_modules(name, millions):
 )
 def test_dense_configurations_give_maps_at_doubling_strides(name, dims, finest):
     with torch.device("meta"):
-        model = build_features(PUBLISHED[name].dense_settings()).eval()
+        model = build_features(PUBLISHED[name].settings).eval()
         maps = model(torch.empty(1, 3, 448, 672))
     strides = [finest * 2**i for i in range(len(dims))]
     assert list(maps) == strides
@@ -68,8 +68,8 @@ def test_dense_configurations_give_maps_at_doubling_strides(name, dims, finest):
 
 def test_the_convnext_baseline_drops_paths_as_convnext_does():
     published = PUBLISHED["convnext_b_1024"]
-    assert published.branches[0].arguments["drop_path"] == 0.4
-    assert published.dense_settings().mean == (0.5, 0.5, 0.5)
+    assert published.settings.branches[0].arguments["drop_path"] == 0.4
+    assert published.settings.mean == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,10 @@ def test_classifiers_have_the_parameters_of_the_paper_or_of_timm(name, millions)
     """PIIP-B's as counted for Table X; those of one network are timm's."""
     published = PUBLISHED[name]
     with torch.device("meta"):
-        model = build_classifier(published.classifier_settings(), published.num_classes).eval()
-        logits = model(torch.empty(1, 3, published.branches[-1].size, published.branches[-1].size))
+        model = build_classifier(published.settings, published.num_classes).eval()
+        logits = model(
+            torch.empty(1, 3, published.settings.branches[-1].size, published.settings.branches[-1].size)
+        )
     assert logits.shape == (1, 1000)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
 
@@ -119,6 +121,15 @@ def test_a_configuration_is_found_by_its_released_name(alias, name):
 @pytest.mark.parametrize("name", ["", "OpenGVLab/PIIP", "someone/else", "piip"])
 def test_other_names_are_not_published(name):
     assert find_published(name) is None
+
+
+@pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
+def test_every_configuration_has_a_key_table_and_what_its_task_needs(published):
+    assert published.rules(published.settings)
+    assert (published.num_classes is not None) == (published.task == "classification")
+    assert (
+        (published.text_config is not None) == (published.task == "chat") == (published.template is not None)
+    )
 
 
 def test_released_names_are_told_apart():

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from record import Case, Record, TableCheck
-from stepwell.keys.inf import PROJECTOR
+from stepwell.keys.llava import PROJECTOR
 from stepwell.language.conversation import PlaceholderRule, from_llava, move_placeholder
 from stepwell.language.messages import Message
 from stepwell.language.projector import build_projector

@@ -36,7 +36,7 @@ from stepwell.fuse.merge import (
 )
 from stepwell.heads.classify import BranchHeads, MergedHead
 from stepwell.heads.neck import SimplePyramid
-from stepwell.keys.engine import Rule, with_prefix
+from stepwell.keys.engine import Prefix, Rule
 from stepwell.keys.piip import (
     ATTENTION,
     INJECTOR,
@@ -143,9 +143,9 @@ class _Block(nn.Module):
         )
 
     def rules(self) -> list[Rule]:
-        rules = with_prefix(interaction_rules(len(self.branches)), r"interaction\.", "interaction.")
+        rules: list[Rule] = [Prefix(r"interaction\.", "interaction.", interaction_rules(len(self.branches)))]
         for k, table in enumerate(self.tables):
-            rules += with_prefix(table, f"branch{k + 1}_", f"branches.{k}.")
+            rules.append(Prefix(f"branch{k + 1}_", f"branches.{k}.", table))
         return rules
 
     def forward(self, states: list[TokenMap]) -> list[TokenMap]:

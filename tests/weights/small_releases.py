@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepwell.models.published.papers import PUBLISHED
 from stepwell.fuse.interaction import InteractionConfig
-from stepwell.models.published import PUBLISHED
 from stepwell.models.pyramid import BranchConfig
 
 MANIFESTS = Path(__file__).parent / "manifests"
 KEPT = {196, 197, 37, 101, 401, 1000}  # rows of position tables, classes
+LLAMA = {"hidden_size": 512, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8}
 HEADS = {128: 32, 64: 16}  # of the interactions, 16 -> 4: offsets and weights
 
 State = dict[str, Tensor]
@@ -57,26 +58,10 @@ def small_branch(branch: BranchConfig) -> BranchConfig:
 def shrink(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the published configuration of this name at the size of `small_state` while a test runs."""
     full = PUBLISHED[name]
-    made = replace(
-        full,
-        branches=tuple(small_branch(branch) for branch in full.branches),
+    settings = replace(
+        full.settings,
+        branches=tuple(small_branch(branch) for branch in full.settings.branches),
         interaction=InteractionConfig(num_heads=4),
-        text_dim=None if full.text_dim is None else full.text_dim // 8,
     )
-    monkeypatch.setitem(PUBLISHED, name, made)
-
-
-def llama_state(dim: int, vocab: int, num_layers: int = 2) -> State:
-    """A Llama under the names that LLaVA's checkpoints have beside the vision tower."""
-    state = {
-        "model.embed_tokens.weight": torch.randn(vocab, dim) * 0.1,
-        "model.norm.weight": torch.ones(dim),
-        "lm_head.weight": torch.randn(vocab, dim) * 0.1,
-    }
-    for i in range(num_layers):
-        layer = f"model.layers.{i}."
-        state |= {f"{layer}self_attn.{part}_proj.weight": torch.randn(dim, dim) * 0.02 for part in "qkvo"}
-        state |= {f"{layer}mlp.{part}_proj.weight": torch.randn(96, dim) * 0.02 for part in ("gate", "up")}
-        state[f"{layer}mlp.down_proj.weight"] = torch.randn(dim, 96) * 0.02
-        state |= {f"{layer}{norm}_layernorm.weight": torch.ones(dim) for norm in ("input", "post_attention")}
-    return state
+    text_config = None if full.text_config is None else full.text_config | LLAMA
+    monkeypatch.setitem(PUBLISHED, name, replace(full, settings=settings, text_config=text_config))

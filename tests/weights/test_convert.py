@@ -10,20 +10,28 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from small_releases import MANIFESTS, llama_state, shrink, small_state
+from small_releases import LLAMA, MANIFESTS, shrink, small_state
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import ConvNextConfig, ConvNextModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    ConvNextConfig,
+    ConvNextModel,
+    PreTrainedTokenizerFast,
+)
 
 import stepwell
 from stepwell.models.assistant import StepwellForConditionalGeneration
-from stepwell.models.published import PUBLISHED
+from stepwell.models.published.papers import PUBLISHED
 from stepwell.weights.checkpoint import open_checkpoint
 from stepwell.weights.convert import ConversionError, convert, dry_run, read_manifest
+from stepwell.weights.layouts import text_config
 
 DETECTOR = "piip_det_ct_vs_vb_1024_672_448"
 FOUR = "piip_det_tsbl_1568_1120_672_448_as_released_code"
 CLASSIFIER = "piip_cls_sbl_320_160_96"
 CHAT = "piip_llava_clip_bl_512_256_7b"
+LLAVA = {"model_type": "llava_llama", "mm_hidden_size": 1024, "use_cache": False}
 
 
 @pytest.mark.parametrize("name", [DETECTOR, FOUR, CLASSIFIER, CHAT])
@@ -162,21 +170,30 @@ def tokenizer_folder(tmp_path):
     return folder
 
 
-def chat_source(folder, vocab, **config):
-    """A sharded folder as transformers writes it, in half precision."""
+def chat_source(folder, kind="llama", config=lambda fields: fields | LLAVA, **fields):
+    """A sharded folder as transformers writes it, in half precision. Returns its tensors and language model.
+
+    config: what is written to config.json, of the language model's fields; nothing for None.
+    """
+    language_model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, vocab_size=10, **{**LLAMA, **fields}), dtype=torch.bfloat16
+    )
+    tied = language_model.all_tied_weights_keys
+    tensors = small_state(CHAT) | {k: v for k, v in language_model.state_dict().items() if k not in tied}
+    state = {k: v.bfloat16() for k, v in tensors.items()}
     folder.mkdir()
-    state = {k: v.bfloat16() for k, v in (small_state(CHAT) | llama_state(512, vocab)).items()}
     weight_map = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(state)}
     for part in set(weight_map.values()):
         save_file({name: t for name, t in state.items() if weight_map[name] == part}, folder / part)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps({"num_attention_heads": 8, **config}))
-    return state
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config(language_model.config.to_dict())))
+    return state, language_model.eval()
 
 
 def test_an_assistant_is_converted_loaded_and_asked(tmp_path, monkeypatch, tokenizer_folder):
     shrink(CHAT, monkeypatch)
-    state = chat_source(tmp_path / "source", vocab=10, rms_norm_eps=0.125)
+    state, _ = chat_source(tmp_path / "source", rms_norm_eps=0.125, num_attention_heads=4)
     report = convert(
         tmp_path / "source", tmp_path / "out", as_=CHAT, tokenizer=tokenizer_folder, max_shard_bytes=1_000_000
     )
@@ -185,7 +202,7 @@ def test_an_assistant_is_converted_loaded_and_asked(tmp_path, monkeypatch, token
     assistant = stepwell.load(tmp_path / "out")
     assert assistant.model.dtype == torch.bfloat16
     assert assistant.model.config.text_config.rms_norm_eps == 0.125
-    assert assistant.model.config.text_config.num_attention_heads == 8
+    assert assistant.model.config.text_config.num_attention_heads == 4
     assert assistant.model.config.image_token_id == 10  # behind the last word
     ours = assistant.model.state_dict()
     layer = "model.vision_tower.vision_tower.branch2.clip_model.encoder.layers.1.self_attn."
@@ -202,9 +219,67 @@ def test_an_assistant_is_converted_loaded_and_asked(tmp_path, monkeypatch, token
     assert isinstance(answer, str)
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "fields"),
+    [
+        (
+            "llama",
+            lambda fields: fields | LLAVA,
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
+        ),
+        ("qwen2", lambda fields: fields, {"num_key_value_heads": 2}),
+        (
+            "qwen2",
+            lambda fields: {"text_config": fields, "model_type": "llava"},
+            {"num_key_value_heads": 8, "tie_word_embeddings": True},
+        ),
+        ("llama", None, {"rms_norm_eps": 1e-5}),  # what is published
+    ],
+)
+def test_any_language_model_answers_as_in_transformers(tmp_path, monkeypatch, kind, config, fields):
+    shrink(CHAT, monkeypatch)
+    _, language_model = chat_source(tmp_path / "source", kind, config, **fields)
+    convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
+    model = StepwellForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    ids = torch.tensor([[1, 5, 3, 9]])
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=ids).logits, language_model(input_ids=ids).logits)
+    assert model.config.text_config.use_cache
+    assert not hasattr(model.config.text_config, "mm_hidden_size")
+
+
+def test_sizes_that_contradict_the_tensors_are_one_line(tmp_path, monkeypatch):
+    shrink(CHAT, monkeypatch)
+    chat_source(tmp_path / "source", config=lambda fields: fields | {"vocab_size": 11})
+    with pytest.raises(ConversionError, match=r"2 of another shape \(.*: 10x512 for 11x512\)$"):
+        convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
+
+
+def test_another_language_model_needs_its_config(tmp_path, monkeypatch):
+    shrink(CHAT, monkeypatch)
+    chat_source(tmp_path / "source", config=None, num_hidden_layers=3)
+    with pytest.raises(ConversionError, match=r"unknown \(.*; its config.json has to lie beside it$"):
+        convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_attention_heads": 7}, "not a multiple"),
+        ({"num_attention_heads": 0}, "zero"),
+        ({"hidden_size": "wide"}, "expected int"),
+        ({"text_config": 3}, "no attribute"),
+    ],
+)
+def test_a_config_that_describes_no_language_model_is_one_line(fields, words):
+    with pytest.raises(ValueError, match=f"^config.json describes no language model: .*{words}") as caught:
+        text_config(PUBLISHED[CHAT].text_config, fields)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_assistant_without_tokenizer_says_so(tmp_path, monkeypatch):
     shrink(CHAT, monkeypatch)
-    chat_source(tmp_path / "source", vocab=10)
+    chat_source(tmp_path / "source")
     report = convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
     assert any("no tokenizer" in note for note in report.notes)
     assert StepwellForConditionalGeneration.from_pretrained(tmp_path / "out").config.image_token_id == 10
@@ -214,7 +289,7 @@ def test_an_assistant_without_tokenizer_says_so(tmp_path, monkeypatch):
 
 def test_a_tokenizer_that_cannot_be_read_stops_the_conversion(tmp_path, monkeypatch):
     shrink(CHAT, monkeypatch)
-    chat_source(tmp_path / "source", vocab=10)
+    chat_source(tmp_path / "source")
     (tmp_path / "source" / "tokenizer.model").write_bytes(b"no sentencepiece")
     with pytest.raises(ValueError, match=r"cannot be read: .* pip install sentencepiece") as caught:
         convert(tmp_path / "source", tmp_path / "out", as_=CHAT)

@@ -14,7 +14,7 @@ import stepwell
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.models.dense import ClassifierSettings
 from stepwell.models.perception import PyramidClassifierConfig, PyramidForImageClassification
-from stepwell.models.published import find_published
+from stepwell.models.published.papers import find_published
 from stepwell.models.pyramid import BranchConfig
 from stepwell.weights import load as module
 from stepwell.weights.hub import HubError, ModelError

@@ -22,8 +22,7 @@ from stepwell.flops.cost import CONVENTIONS
 from stepwell.flops.pyramid import Merge, PyramidCost, as_counted
 from stepwell.flops.shapes import VitShape, shape_of
 from stepwell.flops.text import aligned
-from stepwell.models.published import STAGE_MERGES
-from stepwell.models.runs import layer_runs
+from stepwell.models.runs import STAGE_MERGES, layer_runs
 from stepwell.models.settings import BranchConfig, InteractionConfig
 from stepwell.structures import Size
 from stepwell.views.pyramid import pyramid_sizes

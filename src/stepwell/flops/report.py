@@ -24,7 +24,7 @@ from stepwell.flops.pyramid import PyramidCost, as_counted
 from stepwell.flops.shapes import shape_of
 from stepwell.flops.text import aligned
 from stepwell.models.piip import PyramidClassifier, PyramidFeatures
-from stepwell.models.published import PUBLISHED, find_published
+from stepwell.models.published.papers import PUBLISHED, find_published
 from stepwell.models.settings import ClassifierSettings, DenseSettings, PiipConfig, PlainConfig, VisionConfig
 from stepwell.models.vision import build_classifier, build_features, build_vision
 from stepwell.structures import Size, TokenLayout
@@ -71,7 +71,7 @@ class Report:
 
 
 def find_subject(name: str) -> Subject:
-    """A folder with a config.json of ours, or a name of models/published.py. Raises ValueError otherwise."""
+    """A folder with a config.json of ours, or a name of models/published. Raises ValueError otherwise."""
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return _subject_in(folder)
@@ -81,11 +81,7 @@ def find_subject(name: str) -> Subject:
             f"unknown model {name!r}: no folder with a config.json, no recipe, and none of the published "
             f"configurations, such as {next(iter(PUBLISHED))}"
         )
-    if published.task == "chat":
-        return published.vision_config()
-    return (
-        published.classifier_settings() if published.task == "classification" else published.dense_settings()
-    )
+    return published.settings
 
 
 def _subject_in(folder: Path) -> Subject:

@@ -23,7 +23,7 @@ from stepwell.flops.count import BACKBONE, count_macs, count_params
 from stepwell.flops.outlines import outlines
 from stepwell.flops.shapes import VitShape, shape_of
 from stepwell.flops.text import aligned
-from stepwell.models.published import Published
+from stepwell.models.published.piip import dense_settings
 from stepwell.models.runs import layer_runs
 from stepwell.models.settings import BranchConfig, ClassifierSettings, InteractionConfig, PiipConfig
 from stepwell.models.vision import build_classifier, build_features, build_pyramid_encoder
@@ -190,8 +190,7 @@ def _build(setting: Setting, branches: tuple[BranchConfig, ...]) -> tuple[nn.Mod
             return encoder, partial(encoder, image_pyramid(image, [b.size / side for b in branches]))
         model: nn.Module
         if setting.counter == "D":
-            published = Published(name="", task="detection", merge="stages", **common)
-            model = build_features(published.dense_settings())
+            model = build_features(dense_settings(merge="stages", **common))
         else:
             heads = setting.class_token and len(branches) > 1
             settings = ClassifierSettings(head="first_patch" if heads else "merge", **common)

@@ -9,9 +9,10 @@ tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ __all__ = [
     "Drop",
     "Join",
     "Plan",
+    "Prefix",
     "Rename",
     "Replacement",
     "Rule",
@@ -26,7 +28,6 @@ __all__ = [
     "Transform",
     "convert",
     "plan",
-    "with_prefix",
 ]
 
 Replacement = str | Callable[[re.Match[str]], str]
@@ -35,20 +36,20 @@ Transform = Callable[[list[Tensor]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """Source names that match `pattern` (re.fullmatch) become `to`; `how` may change the tensor."""
+    """Source names that match `pattern` (re.fullmatch) become `to`; `transform` may change the tensor."""
 
     pattern: str
     to: Replacement
-    how: Callable[[Tensor], Tensor] | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Several source tensors make one of ours: `how` gets the parts in the order of `patterns`."""
+    """Several source tensors make one of ours: `transform` gets the parts in the order of `patterns`."""
 
     patterns: tuple[str, ...]
     to: Replacement
-    how: Transform
+    transform: Transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,16 @@ class Drop:
     reason: str
 
 
-Rule = Rename | Join | Drop
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Rules for tensors under `source` (a regex) there and under `target` (plain text) here."""
+
+    source: str
+    target: str
+    rules: Sequence[Rule]
+
+
+Rule = Rename | Join | Drop | Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +78,10 @@ class Target:
 
     name: str
     sources: tuple[str, ...]
-    how: Transform
+    transform: Transform
 
     def make(self, read: Callable[[str], Tensor]) -> Tensor:
-        return self.how([read(source) for source in self.sources])
+        return self.transform([read(source) for source in self.sources])
 
 
 @dataclass(slots=True)
@@ -84,50 +94,57 @@ class Plan:
 _compiled = cache(re.compile)  # a pyramid has more patterns than re keeps by itself
 
 
-def _only(tensors: list[Tensor]) -> Tensor:
-    return tensors[0]
+def plan(names: Iterable[str], rules: Iterable[Rule]) -> Plan:
+    """Source names -> what becomes of each. Raises ValueError when two sources claim one target."""
+    result, rules = Plan(), tuple(rules)
+    joins: dict[str, tuple[Join, dict[int, str]]] = {}
+    for name in names:
+        match _match(name, rules):
+            case None:
+                result.unknown.append(name)
+            case Drop() as rule, _, _:
+                result.dropped[name] = rule.reason
+            case Join() as rule, to, part:
+                sources = joins.setdefault(to, (rule, {}))[1]
+                if part in sources:
+                    raise ValueError(f"{sources[part]!r} and {name!r} would both be part {part} of {to!r}")
+                sources[part] = name
+            case rule, to, _:
+                _add(result, Target(to, (name,), _of_one(rule.transform)))
+    for to, (join, sources) in joins.items():
+        if len(sources) == len(join.patterns):
+            _add(result, Target(to, tuple(sources[part] for part in sorted(sources)), join.transform))
+        else:
+            result.unknown.extend(sources.values())
+    return result
+
+
+class _Match(NamedTuple):
+    rule: Rename | Join | Drop
+    to: str  # empty for Drop
+    part: int  # which pattern of a Join
+
+
+def _match(name: str, rules: Sequence[Rule]) -> _Match | None:
+    """The first rule that takes a name."""
+    for rule in rules:
+        if isinstance(rule, Prefix):
+            prefix = _compiled(rule.source).match(name)
+            if prefix and (inner := _match(name[prefix.end() :], rule.rules)):
+                return inner._replace(to=rule.target + inner.to)
+            continue
+        for part, pattern in enumerate(rule.patterns if isinstance(rule, Join) else (rule.pattern,)):
+            if match := _compiled(pattern).fullmatch(name):
+                return _Match(rule, "" if isinstance(rule, Drop) else _substitute(match, rule.to), part)
+    return None
 
 
 def _substitute(match: re.Match[str], to: Replacement) -> str:
     return match.expand(to) if isinstance(to, str) else to(match)
 
 
-def plan(names: Iterable[str], rules: Iterable[Rule]) -> Plan:
-    """Source names -> what becomes of each. Raises ValueError when two sources claim one target."""
-    result, rules = Plan(), list(rules)
-    parts: dict[str, tuple[Join, dict[int, str]]] = {}
-    for name in names:
-        for rule in rules:
-            if _take(name, rule, result, parts):
-                break
-        else:
-            result.unknown.append(name)
-    for target, (join, found) in parts.items():
-        if len(found) == len(join.patterns):
-            sources = tuple(found[i] for i in range(len(join.patterns)))
-            _add(result, Target(target, sources, join.how))
-        else:
-            result.unknown.extend(found.values())
-    return result
-
-
-def _take(name: str, rule: Rule, result: Plan, parts: dict[str, tuple[Join, dict[int, str]]]) -> bool:
-    if isinstance(rule, Join):
-        for i, pattern in enumerate(rule.patterns):
-            if match := _compiled(pattern).fullmatch(name):
-                parts.setdefault(_substitute(match, rule.to), (rule, {}))[1][i] = name
-                return True
-        return False
-    match = _compiled(rule.pattern).fullmatch(name)
-    if match is None:
-        return False
-    if isinstance(rule, Drop):
-        result.dropped[name] = rule.reason
-    else:
-        how = rule.how
-        transform = _only if how is None else lambda tensors: how(tensors[0])
-        _add(result, Target(_substitute(match, rule.to), (name,), transform))
-    return True
+def _of_one(transform: Callable[[Tensor], Tensor] | None) -> Transform:
+    return lambda tensors: tensors[0] if transform is None else transform(tensors[0])
 
 
 def _add(result: Plan, target: Target) -> None:
@@ -139,34 +156,8 @@ def _add(result: Plan, target: Target) -> None:
 
 def convert(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
     """Their state dict -> ours. Raises ValueError naming tensors that no rule takes."""
-    made = plan(state, rules)
-    if made.unknown:
-        some = ", ".join(sorted(made.unknown)[:8])
-        raise ValueError(f"{len(made.unknown)} tensors have no place here: {some}")
-    return {name: target.make(state.__getitem__) for name, target in made.targets.items()}
-
-
-def with_prefix(rules: Iterable[Rule], source: str, target: str) -> list[Rule]:
-    """The same rules for tensors under `source` (a regex) there and under `target` (plain text) here."""
-    return [_prefixed(rule, source, target) for rule in rules]
-
-
-def _prefixed(rule: Rule, source: str, target: str) -> Rule:
-    if isinstance(rule, Drop):
-        return Drop(f"{source}(?:{rule.pattern})", rule.reason)
-
-    def to(match: re.Match[str], rule: Rename | Join = rule) -> str:
-        inner = match.string[_prefix_length(source, match.string) :]
-        patterns = (rule.pattern,) if isinstance(rule, Rename) else rule.patterns
-        found = next(m for p in patterns if (m := _compiled(p).fullmatch(inner)))
-        return target + _substitute(found, rule.to)
-
-    if isinstance(rule, Rename):
-        return Rename(f"{source}(?:{rule.pattern})", to, rule.how)
-    return Join(tuple(f"{source}(?:{pattern})" for pattern in rule.patterns), to, rule.how)
-
-
-def _prefix_length(source: str, name: str) -> int:
-    match = _compiled(source).match(name)
-    assert match is not None
-    return match.end()
+    result = plan(state, rules)
+    if result.unknown:
+        some = ", ".join(sorted(result.unknown)[:8])
+        raise ValueError(f"{len(result.unknown)} tensors have no place here: {some}")
+    return {name: target.make(state.__getitem__) for name, target in result.targets.items()}

@@ -1,4 +1,4 @@
-"""The names of the official PIIP code, detection, classification and LLaVA, in the words of this package.
+"""The names of the official PIIP code (arXiv 2501.07783): detection, segmentation, classification and LLaVA.
 
 Theirs count branches from 1, write one module per pair of branches, and call a unit's larger network
 "branch 1" whatever the pair; ours are lists. Tables are made for any number of branches.
@@ -11,13 +11,16 @@ from collections.abc import Sequence
 
 import torch
 
-from stepwell.keys.engine import Drop, Join, Rename, Rule, with_prefix
+from stepwell.keys.backbones import Layout
+from stepwell.keys.engine import Drop, Join, Prefix, Rename, Rule
 
 __all__ = [
     "ATTENTION",
+    "BLOCKS",
     "INJECTOR",
     "UNIT",
     "classifier_rules",
+    "detector_rules",
     "encoder_rules",
     "features_rules",
     "interaction_rules",
@@ -28,25 +31,39 @@ __all__ = [
     "vision_rules",
 ]
 
-_RENAMED_ATTENTION = {
-    "value_proj": "value",
-    "sampling_offsets": "offsets",
-    "attention_weights": "weights",
-    "output_proj": "out",
-    "wq": "query",
-    "wk": "key",
-    "wv": "value",
-    "proj": "out",
+BLOCKS: dict[str, Layout] = {
+    "vit": "deit",
+    "deit": "deit",
+    "deit3": "deit",
+    "augreg": "internvit",
+    "mae": "internvit",
+    "dinov2": "internvit",
+    "internvit": "internvit",
+    "beitv2": "beit",
+    "uniperceiver": "uniperceiver",
+    "clip": "clip",
+    "convnext": "convnext_hf",
+    "convnext_clip": "convnext_timm",
 }
+"""The block class, hence names, that the released code has for a family of networks."""
+
 ATTENTION: list[Rule] = [
-    Rename(
-        rf"({'|'.join(_RENAMED_ATTENTION)})\.(weight|bias)", lambda m: f"{_RENAMED_ATTENTION[m[1]]}.{m[2]}"
+    Rename(rf"{theirs}\.(weight|bias)", rf"{ours}.\1")
+    for theirs, ours in (
+        ("value_proj", "value"),
+        ("sampling_offsets", "offsets"),
+        ("attention_weights", "weights"),
+        ("output_proj", "out"),
+        ("wq", "query"),
+        ("wk", "key"),
+        ("wv", "value"),
+        ("proj", "out"),
     )
 ]
 """Deformable and regular cross-attention; they share no name."""
 
 INJECTOR: list[Rule] = [
-    *with_prefix(ATTENTION, r"attn\.", "attn."),
+    Prefix(r"attn\.", "attn.", ATTENTION),
     Rename(r"feat_norm\.(weight|bias)", r"feature_norm.\1"),
     Rename(r"((?:query|ffn)_norm|ffn\.fc[12])\.(weight|bias)", r"\1.\2"),
     Rename(r"ffn\.dwconv\.dwconv\.(weight|bias)", r"ffn.conv.\1"),
@@ -54,75 +71,63 @@ INJECTOR: list[Rule] = [
     Rename(r"cffn_(?:gamma|weight)", "ffn_gate"),
 ]
 
+_MESSAGE: list[Rule] = [
+    Rename(r"proj\.(weight|bias)", r"project.\1"),
+    Prefix(r"injector\.", "injector.", INJECTOR),
+]
 UNIT: list[Rule] = [
-    rule
-    for i, direction in enumerate(
-        ("branch2to1", "branch1to2")
-    )  # the order of `Schedule` in fuse/interaction.py
-    for rule in (
-        Rename(rf"{direction}_proj\.(weight|bias)", rf"messages.{i}.project.\1"),
-        *with_prefix(INJECTOR, rf"{direction}_injector\.", f"messages.{i}.injector."),
-    )
+    Prefix(r"branch2to1_", "messages.0.", _MESSAGE),
+    Prefix(r"branch1to2_", "messages.1.", _MESSAGE),
 ]
 
 
 def interaction_rules(num_branches: int) -> list[Rule]:
     """One interaction between neighbours, finest pair first."""
     pairs = [(a, a + 1) for a in reversed(range(1, num_branches))]
-    return [
-        rule
-        for i, (a, b) in enumerate(pairs)
-        for rule in with_prefix(UNIT, rf"interaction_units_{a}{b}\.", f"units.{i}.")
-    ]
+    return [Prefix(rf"interaction_units_{a}{b}\.", f"units.{i}.", UNIT) for i, (a, b) in enumerate(pairs)]
 
 
 def encoder_rules(branches: Sequence[Sequence[Rule]], num_interactions: int) -> list[Rule]:
-    """`branch{k}.` and `interactions.{i}.` -> PyramidEncoder, as `encoder`. branches: their tables.
+    """`branch{k}.` and `interactions.{i}.` -> PyramidEncoder, as `encoder`. branches: their tables."""
+    interaction = interaction_rules(len(branches))
+    return [
+        *_of_branches([Prefix("", f"encoder.branches.{k}.", table) for k, table in enumerate(branches)]),
+        *(
+            Prefix(rf"interactions\.{i}\.", f"encoder.interactions.{i}.", interaction)
+            for i in range(num_interactions)
+        ),
+    ]
 
-    A network that is alone has its names without a prefix.
-    """
-    rules: list[Rule] = []
-    for k, branch in enumerate(branches):
-        source = rf"branch{k + 1}\." if len(branches) > 1 else ""
-        rules += with_prefix(branch, source, f"encoder.branches.{k}.")
-    for i in range(num_interactions):
-        rules += with_prefix(
-            interaction_rules(len(branches)), rf"interactions\.{i}\.", f"encoder.interactions.{i}."
-        )
-    return rules
+
+def _of_branches(tables: Sequence[Rule]) -> list[Rule]:
+    """A rule for the tensors of every branch; a network that is alone has its names without a prefix."""
+    return [
+        Prefix(rf"branch{k}\." if len(tables) > 1 else "", "", [table])
+        for k, table in enumerate(tables, start=1)
+    ]
 
 
 def merge_rules(num_branches: int, target: str, interaction: int | None = None) -> list[Rule]:
     """The last merge of a dense model, or the one after an interaction that is not the last."""
-    name = "merge_branch" if interaction is None else f"intermediate_merging_{interaction}_branch"
-    weight = "w" if interaction is None else f"intermediate_merging_{interaction}_w"
-
-    def layer(match: re.Match[str]) -> str:
-        return f"{target}stacks.{int(match[1]) - 1}.{match[2]}"
-
-    return [
-        Rename(rf"{name}(\d+)\.(\d+\.(?:weight|bias))", layer),
-        _sum_weights(weight, num_branches, target),
-    ]
+    layers = [Rename(r"\d+\.(?:weight|bias)", r"\g<0>")]
+    if interaction is None:
+        return _merge("merge_branch", "w", num_branches, target, layers)
+    prefix = f"intermediate_merging_{interaction}_"
+    return _merge(f"{prefix}branch", f"{prefix}w", num_branches, target, layers)
 
 
 def linear_merge_rules(num_branches: int, target: str) -> list[Rule]:
     """The merge of a classifier: a norm alone in branch 1; elsewhere our three layers have other numbers."""
-    layers = {"0": 0, "2": 1, "4": 2}
-
-    def layer(match: re.Match[str]) -> str:
-        return f"{target}stacks.{int(match[1]) - 1}.{layers[match[2]]}.{match[3]}"
-
-    return [
-        Rename(r"merge_branch1\.(weight|bias)", rf"{target}stacks.0.\1"),
-        Rename(r"merge_branch(\d+)\.([024])\.(weight|bias)", layer),
-        _sum_weights("w", num_branches, target),
-    ]
+    layers = [Rename(rf"{2 * i}\.(weight|bias)", rf"{i}.\1") for i in range(3)]
+    norm = Rename(r"weight|bias", r"\g<0>")
+    return _merge("merge_branch", "w", num_branches, target, [*layers, norm])
 
 
-def _sum_weights(name: str, num_branches: int, target: str) -> Join:
-    scalars = tuple(f"{name}{k}" for k in range(1, num_branches + 1))
-    return Join(scalars, f"{target}weights", torch.stack)
+def _merge(stack: str, weight: str, num_branches: int, target: str, layers: Sequence[Rule]) -> list[Rule]:
+    """stack, weight: their names for the layers and the scalar of a branch, before its number."""
+    scalars = tuple(f"{weight}{k + 1}" for k in range(num_branches))
+    stacks = [Prefix(rf"{stack}{k + 1}\.", f"{target}stacks.{k}.", layers) for k in range(num_branches)]
+    return [*stacks, Join(scalars, f"{target}weights", torch.stack)]
 
 
 def features_rules(
@@ -145,36 +150,40 @@ def features_rules(
     return [*encoder_rules(branches, num_interactions), *merges, *pyramid_rules(operations)]
 
 
+def detector_rules(features: Sequence[Rule]) -> list[Rule]:
+    """The checkpoint of a detector or segmenter -> PyramidBackbone; features: the table of its backbone."""
+    return [
+        Prefix(r"backbone\.", "pyramid.", features),
+        Drop(r"(?:neck|rpn_head|roi_head|bbox_head|query_head)\..*", "detection head, not taken over"),
+        Drop(r"(?:decode_head|auxiliary_head)\..*", "segmentation head, not taken over"),
+    ]
+
+
 def classifier_rules(
     branches: Sequence[Sequence[Rule]], num_interactions: int, *, merged: bool
 ) -> list[Rule]:
     """A classifier -> PyramidClassifier, with a head for every branch or one behind a merge."""
-    head: list[Rule]
     if merged:
-        head = [
+        head: list[Rule] = [
             *linear_merge_rules(len(branches), "head.merge."),
             Rename(r"cls_norm\.(weight|bias)", r"head.norm.\1"),
             Rename(r"cls_head\.(weight|bias)", r"head.classifier.\1"),
         ]
     else:
-
-        def part(match: re.Match[str]) -> str:
-            return f"head.{_HEADS[match['part']]}.{int(match['k'] or 1) - 1}.{match['kind']}"
-
-        source = r"(?:branch(?P<k>\d+)\.)?"  # none where one network is alone
-        head = [Rename(rf"{source}(?P<part>norm|head)\.(?P<kind>weight|bias)", part)]
+        norms = [Rename(r"norm\.(weight|bias)", rf"head.norms.{k}.\1") for k in range(len(branches))]
+        heads = [Rename(r"head\.(weight|bias)", rf"head.classifiers.{k}.\1") for k in range(len(branches))]
+        head = [*_of_branches(norms), *_of_branches(heads)]
     return [*head, *encoder_rules(branches, num_interactions)]  # before the encoders, which drop final norms
-
-
-_HEADS = {"norm": "norms", "head": "classifiers"}
 
 
 def vision_rules(
     branches: Sequence[Sequence[Rule]], num_interactions: int, *, norm: str = "groupnorm"
 ) -> list[Rule]:
-    """Tower and projector of PIIP-LLaVA, without their prefix in the released model -> PiipVision."""
-    tower = with_prefix(encoder_rules(branches, num_interactions), r"vision_tower\.", "")
-    return [*tower, *with_prefix(token_merge_rules(norm), r"mm_projector\.", "projector.")]
+    """Tower and projector of PIIP-LLaVA, with or without their prefix in the whole model -> PiipVision."""
+    return [
+        Prefix(r"(?:model\.vision_tower\.)?vision_tower\.", "", encoder_rules(branches, num_interactions)),
+        Prefix(r"(?:model\.)?mm_projector\.", "projector.", token_merge_rules(norm)),
+    ]
 
 
 def pyramid_rules(operations: Sequence[str], target: str = "neck.") -> list[Rule]:

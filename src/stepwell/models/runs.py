@@ -6,7 +6,10 @@ those of an encoder's list, so ConvNeXt's downsampling layers count: depths 3, 3
 
 from __future__ import annotations
 
-__all__ = ["layer_runs"]
+__all__ = ["STAGE_MERGES", "layer_runs"]
+
+STAGE_MERGES = (0, 1, 10)
+"""Of 12 interactions, those that end a stage of ConvNeXt, beside the last."""
 
 # Last layer of each run where a network was published with other than equal runs, by (layers, interactions).
 RUN_ENDS = {

@@ -11,15 +11,17 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from stepwell.keys.engine import Plan, plan
-from stepwell.models.published import PUBLISHED, Published, find_published
+from stepwell.models.published.papers import PUBLISHED, find_published
+from stepwell.models.published.published import Published
 from stepwell.weights.checkpoint import new_folder, open_checkpoint, write_safetensors
-from stepwell.weights.layouts import Layout, build_layout
+from stepwell.weights.layouts import build_model, write_processor
 from stepwell.weights.report import Report, compare
-from stepwell.weights.text_config import read_config
 
 __all__ = ["ConversionError", "convert", "dry_run", "read_manifest"]
 
@@ -52,27 +54,29 @@ def convert(
     published = _published(as_)
     checkpoint = open_checkpoint(source, window=max_shard_bytes // 4)
     beside = Path(source) if Path(source).is_dir() else Path(source).parent
-    layout, made, report = _prepare(published, checkpoint.shapes, read_config(beside))
+    fields = _read_config(beside)
+    config, renaming, report = _prepare(published, checkpoint.shapes, fields)
     report.notes += checkpoint.notes
     if not report.ok:
-        raise ConversionError(report.complaint(), report)
+        hint = "; its config.json has to lie beside it" if published.text_config and not fields else ""
+        raise ConversionError(report.complaint() + hint, report)
     if report.absent:
         name, why = next(iter(report.absent.items()))
         raise ConversionError(f"{len(report.absent)} tensors cannot be made ({name}): {why}", report)
-    metas = {name: target.make(checkpoint.meta) for name, target in made.targets.items()}
+    metas = {name: target.make(checkpoint.meta) for name, target in renaming.targets.items()}
     elements: Counter[torch.dtype] = Counter()
     for meta in metas.values():
         elements[meta.dtype] += meta.numel()
-    layout.config.dtype = elements.most_common(1)[0][0]
+    config.dtype = elements.most_common(1)[0][0]
     with new_folder(out, overwrite=overwrite) as folder:
-        report.notes += layout.write_processor(folder, Path(tokenizer) if tokenizer else beside)
+        report.notes += write_processor(folder, config, Path(tokenizer) if tokenizer else beside)
         write_safetensors(
             folder,
             metas,
-            lambda name: made.targets[name].make(checkpoint.read),
+            lambda name: renaming.targets[name].make(checkpoint.read),
             max_shard_bytes=max_shard_bytes,
         )
-        layout.config.save_pretrained(folder)
+        config.save_pretrained(folder)
         (folder / "conversion.json").write_text(json.dumps(report.json(), indent=1), "utf-8")
     return report
 
@@ -107,12 +111,37 @@ def _published(name: str) -> Published:
     return published
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json beside a checkpoint, empty where there is none. Raises ValueError where it is no JSON."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({type(error).__name__})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}, not settings")
+    return config
+
+
 def _prepare(
-    published: Published, shapes: Mapping[str, Shape], settings: Mapping[str, object]
-) -> tuple[Layout, Plan, Report]:
-    layout = build_layout(published, shapes, settings)
-    made = plan(shapes, layout.rules)
-    report = compare(published.name, made, shapes, layout.ours, layout.absent)
+    published: Published, shapes: Mapping[str, Shape], fields: Mapping[str, Any]
+) -> tuple[PreTrainedConfig, Plan, Report]:
+    """The configuration of our model, what becomes of every source tensor, and whether that is right."""
+    renaming = plan(shapes, published.rules(published.settings))
+    embedding = renaming.targets.get("model.language_model.embed_tokens.weight")
+    model = build_model(published, fields, shapes[embedding.sources[0]][0] if embedding else None)
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    absent = {}
+    if not any(name.startswith("model.language_model.") for name in renaming.targets):
+        language_model = ("model.language_model.", "lm_head.")
+        absent = {
+            name: "no language model in this source" for name in ours if name.startswith(language_model)
+        }
+    for name in model.all_tied_weights_keys.keys() - renaming.targets.keys():
+        ours.pop(name)  # it is another tensor
+    report = compare(published.name, renaming, shapes, ours, absent)
     if published.quirk:
         report.notes.append(published.quirk)
-    return layout, made, report
+    return model.config, renaming, report

@@ -1,164 +1,100 @@
-"""What a published checkpoint becomes: the key table, our names and shapes, and the files beside the weights.
-
-The model is built on the meta device, so that even 13 billion parameters cost no memory.
-"""
+"""What a published checkpoint becomes: our model, its language model's configuration, its processor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoTokenizer, BitImageProcessor, PreTrainedConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoTokenizer, BitImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import PILImageResampling
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from stepwell.encoders.catalogue import ENCODERS
-from stepwell.encoders.convnext import ConvNeXt
-from stepwell.keys.backbones import Layout as Names
-from stepwell.keys.backbones import backbone_rules
-from stepwell.keys.engine import Rule, with_prefix
-from stepwell.keys.piip import classifier_rules, features_rules
-from stepwell.keys.released import assistant_rules, detector_rules, is_language_model
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
-from stepwell.models.dense import ClassifierSettings
-from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.perception import (
     PyramidBackbone,
     PyramidBackboneConfig,
     PyramidClassifierConfig,
     PyramidForImageClassification,
 )
+from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.processor import StepwellProcessor
-from stepwell.models.published import Published
-from stepwell.weights.text_config import llama_config
+from stepwell.models.published.published import Published
+from stepwell.models.dense import ClassifierSettings, DenseSettings
 
-__all__ = ["Layout", "build_layout"]
+__all__ = ["build_model", "text_config", "write_processor"]
 
-Shape = tuple[int, ...]
-
-NAMES: dict[str, Names] = {
-    "deit": "deit",
-    "deit3": "deit",
-    "augreg": "internvit",
-    "mae": "internvit",
-    "dinov2": "internvit",
-    "internvit": "internvit",
-    "beitv2": "beit",
-    "uniperceiver": "uniperceiver",
-    "clip": "clip",
-    "convnext": "convnext_hf",
-    "convnext_clip": "convnext_timm",
-}
-"""The released code's block class, hence names, of a family of the catalogue."""
+# What transformers raises for fields that no configuration can have.
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """One published configuration, ready to take tensors.
+def build_model(
+    published: Published, fields: Mapping[str, Any], vocab_size: int | None = None
+) -> PreTrainedModel:
+    """Our model of this name on the meta device, where even 13 billion parameters cost no memory.
 
-    `ours` has every name and shape of our model; `absent` those that the source legitimately lacks, and why.
+    fields, vocab_size: as for `text_config`, of an assistant.
     """
-
-    rules: list[Rule]
     config: PreTrainedConfig
-    ours: Mapping[str, Shape]
-    absent: Mapping[str, str] = field(default_factory=dict)
-
-    def write_processor(self, folder: Path, tokenizer: Path) -> list[str]:
-        """What `from_pretrained` wants beside the weights but config.json. Returns notes for the report.
-
-        Raises ValueError where the tokenizer in the folder `tokenizer` cannot be read.
-        """
-        if isinstance(self.config, StepwellConfig):
-            return _write_processor(folder, self.config, tokenizer)
-        if isinstance(self.config, PyramidClassifierConfig):
-            _classification_processor(self.config.settings).save_pretrained(folder)
-        return []
-
-
-def build_layout(published: Published, shapes: Mapping[str, Shape], settings: Mapping[str, Any]) -> Layout:
-    """shapes: names and shapes of the source; settings: the config.json beside it, or nothing."""
-    if published.task == "chat":
-        return _chat(published, shapes, settings)
-    return _classifier(published) if published.task == "classification" else _dense(published)
-
-
-def _dense(published: Published) -> Layout:
-    settings = published.dense_settings()
-    config = PyramidBackboneConfig(pyramid=settings, architectures=[PyramidBackbone.__name__])
-    with torch.device("meta"):
-        ours = _shapes(PyramidBackbone(config))
-    features = features_rules(
-        _tables(published),
-        len(published.branches[0].interactions),
-        merge_after=settings.merge_after,
-        operations=settings.operations,
-    )
-    return Layout(rules=detector_rules(features, "pyramid."), config=config, ours=ours)
-
-
-def _classifier(published: Published) -> Layout:
-    config = PyramidClassifierConfig(
-        pyramid=published.classifier_settings(),
-        num_labels=published.num_classes,
-        architectures=[PyramidForImageClassification.__name__],
-    )
-    with torch.device("meta"):
-        ours = _shapes(PyramidForImageClassification(config))
-    merged = published.head == "merge"
-    rules = classifier_rules(_tables(published), len(published.branches[0].interactions), merged=merged)
-    return Layout(rules=with_prefix(rules, "", "pyramid."), config=config, ours=ours)
-
-
-def _chat(published: Published, shapes: Mapping[str, Shape], settings: Mapping[str, Any]) -> Layout:
-    assert published.text_dim is not None
-    text_config = llama_config(shapes, settings, dim=published.text_dim)
-    config = StepwellConfig(
-        vision_config=published.vision_config(),
-        text_config=text_config,
-        image_token_id=text_config.vocab_size,  # the first that is no word
-        template="vicuna_v1",
-        architectures=[StepwellForConditionalGeneration.__name__],
-    )
-    with torch.device("meta"):
-        ours = _shapes(StepwellForConditionalGeneration(config))
-    absent = {}
-    if not any(name.startswith(("model.layers.", "model.embed_tokens.")) for name in shapes):
-        why = "no language model in this source"
-        absent = {name: why for name in ours if is_language_model(name)}
-    rules = assistant_rules(_tables(published), len(published.branches[0].interactions))
-    return Layout(rules=rules, config=config, ours=ours, absent=absent)
-
-
-def _tables(published: Published) -> list[list[Rule]]:
-    """The key table of every branch."""
-    tables: list[list[Rule]] = []
-    for branch in published.branches:
-        entry = ENCODERS[branch.encoder]
-        arguments = {**entry.arguments, **branch.arguments}
-        if entry.build is ConvNeXt:
-            tables.append(backbone_rules(NAMES[entry.family], depths=arguments["depths"]))
-        else:
-            tables.append(
-                backbone_rules(
-                    NAMES[entry.family],
-                    class_token=arguments.get("class_token", False),
-                    class_slot=arguments.get("class_slot", False),
-                )
+    model: type[PreTrainedModel]
+    match published.settings:
+        case DenseSettings() as settings:
+            model, config = PyramidBackbone, PyramidBackboneConfig(pyramid=settings)
+        case ClassifierSettings() as settings:
+            model = PyramidForImageClassification
+            config = PyramidClassifierConfig(pyramid=settings, num_labels=published.num_classes)
+        case settings:
+            language = text_config(published.text_config or {}, fields, vocab_size)
+            model = StepwellForConditionalGeneration
+            config = StepwellConfig(
+                vision_config=settings,
+                text_config=language,
+                image_token_id=language.vocab_size,  # the first that is no word
+                template=published.template,
             )
-    return tables
+    config.architectures = [model.__name__]
+    with torch.device("meta"):
+        return model(config)
 
 
-def _shapes(model: nn.Module) -> dict[str, Shape]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def text_config(
+    published: Mapping[str, Any], fields: Mapping[str, Any], vocab_size: int | None = None
+) -> PreTrainedConfig:
+    """The configuration of the language model inside a checkpoint.
+
+    fields: the config.json beside it, where those of the language model lie at the top or under text_config;
+    `published` says what is not there, and the architecture where model_type names none of transformers'
+    language models. vocab_size: of the embedding, where config.json does not say. Raises ValueError.
+    """
+    try:
+        fields = fields.get("text_config") or fields
+        model_type = fields.get("model_type")
+        if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            model_type = published.get("model_type")
+        known = {*AutoConfig.for_model(model_type).to_dict(), "rope_theta", "rope_scaling"}
+        known -= {*PreTrainedConfig().to_dict(), "use_cache"}  # not the language model's, how it was trained
+        values = dict(published) if model_type == published.get("model_type") else {}
+        values |= {"vocab_size": vocab_size} if vocab_size else {}
+        values |= {key: value for key, value in fields.items() if key in known}
+        return AutoConfig.for_model(**values | {"model_type": model_type})
+    except UNFIT as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"config.json describes no language model: {reason}") from None
 
 
-def _write_processor(folder: Path, config: StepwellConfig, source: Path) -> list[str]:
-    """The tokenizer of the source, with a token for a picture's place; without one, the image side alone."""
+def write_processor(folder: Path, config: PreTrainedConfig, source: Path) -> list[str]:
+    """What `from_pretrained` wants beside the weights but config.json. Returns notes for the report.
+
+    The tokenizer in the folder `source` gets a token for an image's place, which goes into `config`; without
+    a tokenizer only the image side is written. Raises ValueError for a tokenizer that cannot be read.
+    """
+    if isinstance(config, PyramidClassifierConfig):
+        _classification_processor(config.settings).save_pretrained(folder)
+    if not isinstance(config, StepwellConfig):
+        return []
     image_processor = StepwellImageProcessor(vision_config=config.vision_config)
     if not any(source.glob("tokenizer*")):
         image_processor.save_pretrained(folder)

@@ -23,7 +23,8 @@ from stepwell.models.perception import (
     PyramidForImageClassification,
 )
 from stepwell.models.processor import StepwellProcessor
-from stepwell.models.published import Published, find_published
+from stepwell.models.published.papers import find_published
+from stepwell.models.published.published import Published
 from stepwell.models.register import register
 from stepwell.weights.checkpoint import CheckpointError, one_line, open_checkpoint, weight_files
 from stepwell.weights.convert import convert

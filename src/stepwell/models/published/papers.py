@@ -1,0 +1,26 @@
+"""PUBLISHED: all published configurations by name; a paper is a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from stepwell.models.published.piip import PIIP
+from stepwell.models.published.published import Published
+
+__all__ = ["PUBLISHED", "find_published"]
+
+PUBLISHED: dict[str, Published] = {
+    published.name: published
+    for published in [
+        *PIIP,
+    ]
+}
+
+
+def find_published(name: str) -> Published | None:
+    """By our name, by the released one (`repository`, `repository:file`), or by the last part of that."""
+    sought = name.removesuffix(".pth").casefold()
+    for published in PUBLISHED.values():
+        last_part = (published.file or published.repository or "").rpartition("/")[2]
+        names = [published.name, published.released or "", last_part]
+        if sought and sought in [name.removesuffix(".pth").casefold() for name in names]:
+            return published
+    return None

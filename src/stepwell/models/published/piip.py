@@ -1,0 +1,370 @@
+"""PIIP, arXiv 2501.07783: the configurations of section IV and of the release, and the baselines.
+
+What a checkpoint file does not hold is here: which family a branch is, window sizes, the layers between two
+interactions, the ratio of the views, head rules, statistics, as the paper and the configuration files of the
+official repository say them. Branch 1 (the largest network, the smallest view) comes first in every list,
+while names give the largest view first, as the paper does: `piip_<task>_<networks>_<sizes>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from stepwell.encoders.catalogue import ENCODERS
+from stepwell.encoders.convnext import ConvNeXt
+from stepwell.keys.backbones import backbone_rules
+from stepwell.keys.engine import Prefix, Rule
+from stepwell.keys.llava import LANGUAGE_MODEL
+from stepwell.keys.piip import BLOCKS, classifier_rules, detector_rules, features_rules, vision_rules
+from stepwell.models.published.published import VICUNA_7B, VICUNA_13B, Published
+from stepwell.models.runs import STAGE_MERGES, layer_runs
+from stepwell.fuse.interaction import InteractionConfig
+from stepwell.models.dense import SIMPLE, ClassifierSettings, DenseSettings
+from stepwell.models.piip import PiipConfig
+from stepwell.models.pyramid import BranchConfig
+from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, Statistics
+
+__all__ = ["PIIP", "dense_settings"]
+
+REPOSITORY = "OpenGVLab/PIIP"
+IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+Branches = tuple[BranchConfig, ...]
+FAST = InteractionConfig(project=False, norm=False)  # the variant without projections and norms
+TSB = "deit3_b deit3_s deit_t"
+SBL = "deit3_l deit3_b deit3_s"
+DROP_PATH = {"t": 0.05, "s": 0.05, "b": 0.15, "l": 0.4, "h": 0.4, "6b": 0.4}  # detection, by size of a ViT
+CONVNEXT_DROP_PATH = {"t": 0.3, "s": 0.3, "b": 0.4}
+LINEAR = ("augreg", "mae", "dinov2", "beitv2", "uniperceiver", "internvit")  # drop path grows with the layer
+
+
+def dense_settings(
+    branches: Branches,
+    *,
+    interaction: InteractionConfig | None = None,
+    merge: Literal["dense", "stages", "none"] = "dense",
+    dino: bool = False,
+    mean: Statistics = HALF_MEAN,
+    std: Statistics = HALF_STD,
+) -> DenseSettings:
+    """Of a detector or segmenter. dino: the finest map is not returned."""
+    has_strides = ENCODERS[branches[-1].encoder].build is ConvNeXt
+    return DenseSettings(
+        branches=branches,
+        interaction=interaction or InteractionConfig(),
+        merge=merge,
+        merge_after=STAGE_MERGES if has_strides or merge == "stages" else (),
+        operations=() if has_strides else SIMPLE[dino:],
+        neck_norm="layernorm" if merge == "none" else "groupnorm",
+        mean=mean,
+        std=std,
+    )
+
+
+def _tables(branches: Sequence[BranchConfig]) -> list[list[Rule]]:
+    """The key table of every network."""
+    tables = []
+    for branch in branches:
+        entry = ENCODERS[branch.encoder]
+        arguments = {**entry.arguments, **branch.arguments}
+        names = {key: arguments[key] for key in ("class_token", "class_slot", "depths") if key in arguments}
+        tables.append(backbone_rules(BLOCKS[entry.family], **names))
+    return tables
+
+
+def _dense_rules(settings: DenseSettings) -> list[Rule]:
+    features = features_rules(
+        _tables(settings.branches),
+        len(settings.branches[0].interactions),
+        merge_after=settings.merge_after,
+        operations=settings.operations,
+    )
+    return detector_rules(features)
+
+
+def _classifier_rules(settings: ClassifierSettings) -> list[Rule]:
+    num_interactions, merged = len(settings.branches[0].interactions), settings.head == "merge"
+    rules = classifier_rules(_tables(settings.branches), num_interactions, merged=merged)
+    return [Prefix("", "pyramid.", rules)]
+
+
+def _chat_rules(settings: PiipConfig) -> list[Rule]:
+    num_interactions, norm = len(settings.branches[0].interactions), settings.projector.norm
+    vision = vision_rules(_tables(settings.branches), num_interactions, norm=norm)
+    return [Prefix("", "model.vision.", vision), *LANGUAGE_MODEL]
+
+
+def _branches(encoders: str, sizes: Sequence[int], interactions: int = 12, **arguments: Any) -> Branches:
+    """encoders: names of the catalogue, branch 1 first; a list among `arguments` has a value per branch."""
+    return tuple(
+        _branch(encoder, size, interactions, own) for encoder, size, own in _each(encoders, sizes, arguments)
+    )
+
+
+def _dense(encoders: str, sizes: Sequence[int], interactions: int = 12, **arguments: Any) -> Branches:
+    """The same for a detector or segmenter, whose networks drop paths by their family and size.
+
+    windows: one for all layers, or a tuple that is repeated over them. ConvNeXt takes no argument.
+    """
+    branches = []
+    for encoder, size, own in _each(encoders, sizes, arguments):
+        family, network_size = ENCODERS[encoder].family, encoder.removesuffix("_384").rpartition("_")[2]
+        if family == "convnext":
+            own = {"drop_path": CONVNEXT_DROP_PATH[network_size]}
+        else:
+            own.setdefault("drop_path", DROP_PATH[network_size])
+            if family in LINEAR:
+                own["drop_path_schedule"] = "linear"
+            if isinstance(windows := own.get("windows"), tuple):
+                own["windows"] = [*windows] * (_depth(encoder) // len(windows))
+        branches.append(_branch(encoder, size, interactions, own))
+    return tuple(branches)
+
+
+def _each(
+    encoders: str, sizes: Sequence[int], arguments: dict[str, Any]
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    for k, (encoder, size) in enumerate(zip(encoders.split(), sizes, strict=True)):
+        own = {key: value[k] if isinstance(value, list) else value for key, value in arguments.items()}
+        yield encoder, size, own
+
+
+def _branch(encoder: str, size: int, interactions: int, arguments: dict[str, Any]) -> BranchConfig:
+    runs = layer_runs(_depth(encoder), interactions)
+    return BranchConfig(encoder=encoder, size=size, interactions=runs, arguments=arguments)
+
+
+def _depth(encoder: str) -> int:
+    arguments = ENCODERS[encoder].arguments
+    depths = arguments.get("depths")
+    return int(arguments["depth"]) if depths is None else sum(depths) + len(depths) - 1
+
+
+def _grids(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Of position tables that are stored at the size of every branch's own view."""
+    return [(size // 16, size // 16) for size in sizes]
+
+
+def _joined(sizes: Sequence[int], separator: str = "_") -> str:
+    return separator.join(map(str, reversed(sizes)))
+
+
+def _published(
+    task: Literal["detection", "segmentation", "classification"],
+    name: str,
+    settings: DenseSettings | ClassifierSettings,
+    file: str | None = None,
+    quirk: str = "",
+) -> Published:
+    """file: in the repository's folder of this task, without its ending."""
+    return Published(
+        name=name,
+        task=task,
+        settings=settings,
+        rules=_classifier_rules if task == "classification" else _dense_rules,
+        num_classes=1000 if task == "classification" else None,
+        repository=REPOSITORY if file else None,
+        file=f"{task}/{file}.pth" if file else None,
+        quirk=quirk,
+    )
+
+
+def _deit_detectors() -> Iterator[Published]:
+    for networks, encoders, windows, sizes in (
+        ("tsb", TSB, 14, (448, 896, 1120)),
+        ("tsb", TSB, 14, (448, 896, 1568)),
+        ("tsb", TSB, 14, (672, 1120, 1568)),
+        ("sbl", SBL, 28, (448, 672, 1120)),
+        ("sbl", SBL, 28, (448, 896, 1344)),
+        ("sbl", SBL, 28, (672, 896, 1568)),
+        ("sbl", SBL, 28, (672, 1120, 1568)),
+    ):
+        name = f"{networks}_{_joined(sizes)}"
+        settings = dense_settings(_dense(encoders, sizes, windows=windows))
+        yield _published("detection", f"piip_det_{name}", settings, f"mask_rcnn_deit_{name}_fpn_1x_coco_bs16")
+    for large in ((448, 672, 896, 1344), (448, 672, 1120, 1568), (448, 1120, 1568, 1792)):
+        name = f"tsbl_{_joined(large)}"
+        yield _published(
+            "detection",
+            f"piip_det_{name}_as_released_code",
+            dense_settings(_dense(f"{SBL} deit3_s", large, windows=28)),
+            f"mask_rcnn_deit_{name}_fpn_1x_coco_bs16",
+            "branch 4 is built from the settings of branch 3: a second ViT-S",
+        )
+        yield _published(
+            "detection",
+            f"piip_det_{name}_as_config",
+            dense_settings(_dense(f"{SBL} deit_t", large, windows=28)),
+            quirk="branch 4 is ViT-T, as the paper says; the released code does not build this",
+        )
+
+
+def _pretrained_detectors() -> Iterator[Published]:
+    """PIIP-SBL 1568/1120/672 from other pretrainings (Table V)."""
+    steep: dict[str, Any] = {"drop_path": [0.4, 0.3, 0.2]}
+    for pretraining, encoders, arguments in (
+        ("augreg", "augreg_l_384 augreg_b_384 augreg_s_384", steep),
+        ("mae", "mae_l mae_b deit3_s", {}),
+        ("dinov2", "dinov2_l dinov2_b dinov2_s", steep),
+        ("beit", "beitv2_l beitv2_b deit3_s", {}),
+        ("uniperceiver", "uniperceiver_l uniperceiver_b deit3_s", {}),
+    ):
+        name = f"{pretraining}_sbl_1568_1120_672"
+        settings = dense_settings(_dense(encoders, (672, 1120, 1568), windows=28, **arguments))
+        yield _published("detection", f"piip_det_{name}", settings, f"mask_rcnn_{name}_fpn_1x_coco_bs16")
+
+
+def _large_detectors() -> Iterator[Published]:
+    """With InternViT-6B, and under DINO. The released ones attend globally; the paper used windows."""
+    encoders, sizes = "deit3_l_384 deit3_b deit3_s", (672, 1120, 1792)
+    sbl = _dense(encoders, sizes, windows=(24, 24, 0), position_grid=(24, 24))
+    h6b, h6b_dino = (_dense("internvit_6b mae_h", (small, 1024)) for small in (512, 768))
+    lh6b = _dense("internvit_6b mae_h deit3_l_384", (512, 1024, 1536), 4, activation="gelu_tanh")
+    for name, settings, file in (
+        (
+            "dino_sbl_1792_1120_672",
+            dense_settings(sbl, dino=True, **IMAGENET),
+            "dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms",
+        ),
+        ("h6b_1024_512", dense_settings(h6b), "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms"),
+        (
+            "dino_h6b_1024_768",
+            dense_settings(h6b_dino, dino=True),
+            "dino_4scale_internvit_h6b_1024_768_fpn_1x_coco_bs32_ms",
+        ),
+        ("lh6b_1536_1024_512", dense_settings(lh6b, interaction=FAST), None),
+        ("dino_lh6b_1536_1024_512", dense_settings(lh6b, interaction=FAST, dino=True), None),
+    ):
+        yield _published("detection", f"piip_det_{name}", settings, file)
+
+
+def _convnext_detectors() -> Iterator[Published]:
+    """Table II: ConvNeXt and ViT in every mixture, merged at four depths."""
+    networks = {"ct": "convnext_t", "cs": "convnext_s", "cb": "convnext_b"}
+    networks |= {"vt": "deit_t", "vs": "deit3_s", "vb": "deit3_b"}
+    for mixture in ("ct_cs_cb", "ct_vs_vb", "ct_cs_vb", "ct_vs_cb", "vt_cs_vb", "vt_cs_cb", "vt_vs_cb"):
+        encoders = " ".join(networks[network] for network in reversed(mixture.split("_")))
+        settings = dense_settings(_dense(encoders, (448, 672, 1024), windows=14), merge="stages", **IMAGENET)
+        name, file = mixture, None
+        if mixture == "ct_cs_cb":
+            name, file = "convnext_tsb", "mask_rcnn_convnext-tsb_1024_672_448_regular-fpn"
+        yield _published("detection", f"piip_det_{name}_1024_672_448", settings, file)
+
+
+def _baselines() -> Iterator[Published]:
+    """One network on one image: Tables I, II and IV for detection, VIII for classification.
+
+    ConvNeXt's twelve runs exchange nothing with anybody: they are where its maps of four strides leave.
+    Its configuration normalises by halves, unlike the pyramids with ConvNeXt.
+    """
+    every_third: dict[str, Any] = {"windows": (14, 14, 0)}  # layer attends globally
+    for name, encoder, interactions, arguments, file in (
+        ("vitdet_b", "deit3_b", 0, every_third, "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16"),
+        ("vitdet_l", "deit3_l", 0, every_third, "mask_rcnn_deit_vit_l_fpn_1x_coco_bs16"),
+        ("internvit_6b", "internvit_6b", 0, {}, "mask_rcnn_internvit_6b_fpn_1x_coco_bs16_ms"),
+        ("convnext_b", "convnext_b", 12, {}, None),
+    ):
+        settings = dense_settings(_dense(encoder, [1024], interactions, **arguments), merge="none")
+        yield _published("detection", f"{name}_1024", settings, file)
+    for name, encoder in (("deit_b_224", "deit_b"), ("vit_l_224", "augreg_l")):
+        branches = _branches(encoder, [224], 0, class_token=True, class_slot=True, layer_scale=None)
+        classifier = ClassifierSettings(branches=branches, head="cls", **IMAGENET)
+        yield _published("classification", name, classifier)
+
+
+def _segmenters() -> Iterator[Published]:
+    """Table VI, and the released ones, with InternViT-6B, whose FFN approximates GELU by tanh."""
+    for name, encoders, sizes in (("tsb", TSB, (336, 448, 896)), ("sbl", SBL, (336, 448, 1120))):
+        yield _published(
+            "segmentation",
+            f"piip_seg_{name}_{_joined(sizes)}",
+            dense_settings(_dense(encoders, sizes, windows=[0, 28, 28]), **IMAGENET),
+            quirk="no configuration was released: windows are inferred from the printed cost",
+        )
+    released: dict[str, Any] = {"drop_path": 0.4, "activation": "gelu_tanh"}
+    training = "80k_ade20k_bs16_lr4e-5"
+    alone = _dense("internvit_6b", [512], 0, position_grid=(32, 32), **released)
+    settings = dense_settings(alone, merge="none", **IMAGENET)
+    yield _published("segmentation", "internvit_6b_512", settings, f"upernet_internvit_6b_512_{training}")
+    for small in (192, 256, 384, 512):
+        branches = _dense("internvit_6b mae_h", (small, 512), position_grid=_grids((small, 512)), **released)
+        settings = dense_settings(branches, interaction=FAST, **IMAGENET)
+        file = f"upernet_internvit_h6b_{small}_512_{training}"
+        yield _published("segmentation", f"piip_seg_h6b_512_{small}", settings, file)
+
+
+def _classifiers() -> Iterator[Published]:
+    """Heads read the first patch token, as the released code does; drop path is constant over depth."""
+    tsb = ("tsb", "deit_b deit_s deit_t", [0.2, 0.05, 0.05], "deit1", 1.0)
+    sbl = ("sbl", "augreg_l augreg_b augreg_s", [0.4, 0.2, 0.05], "augreg", None)
+    for (networks, encoders, drop_path, pretraining, layer_scale), sizes in (
+        (tsb, (128, 192, 368)),
+        (sbl, (96, 160, 320)),
+        (sbl, (128, 192, 384)),
+    ):
+        branches = _branches(
+            encoders,
+            sizes,
+            drop_path=drop_path,
+            class_token=True,
+            position_grid=_grids(sizes),
+            layer_scale=layer_scale,
+        )
+        yield _published(
+            "classification",
+            f"piip_cls_{networks}_{_joined(sizes)}",
+            ClassifierSettings(branches=branches, head="first_patch", **IMAGENET),
+            f"piip_3branch_{networks}_{_joined(sizes, '-')}_cls_token_{pretraining}",
+            "the heads read the first patch token, not the class token",
+        )
+    sizes = (128, 256, 512)
+    narrow = _branches(
+        "vit_b vit_b vit_b",
+        sizes,
+        dim=[640, 320, 160],
+        num_heads=[8, 4, 2],
+        windows=[0, 0, 16],
+        position_grid=_grids(sizes),
+    )
+    yield _published(  # PIIP-B, Table X, trained from scratch; the window of branch 3 is inferred
+        "classification",
+        "piip_cls_b_512_256_128",
+        ClassifierSettings(branches=narrow, head="merge", **IMAGENET),
+    )
+
+
+def _chats() -> Iterator[Published]:
+    """PIIP-LLaVA. ImageNet statistics although one branch or both are CLIP's."""
+    for release, encoders, sizes, interactions in (
+        ("CLIP-BL_512-256_7B", "clip_l clip_b", (256, 512), 2),
+        ("ConvNeXt-B_CLIP-L_640-224_7B", "clip_l convnext_b_clip", (224, 640), 2),
+        ("CLIP-BL_512-448_7B", "clip_l_336 clip_b", (448, 512), 12),
+        ("CLIP-BL_512-448_13B", "clip_l_336 clip_b", (448, 512), 12),
+        ("ConvNeXt-B_CLIP-L_1024-336_7B", "clip_l_336 convnext_b_clip", (336, 1024), 12),
+        ("ConvNeXt-B_CLIP-L_1024-336_13B", "clip_l_336 convnext_b_clip", (336, 1024), 24),
+        ("ConvNeXt-L_CLIP-L_1024-336_7B", "clip_l_336 convnext_l_clip", (336, 1024), 12),
+        ("ConvNeXt-L_CLIP-L_1024-336_13B", "clip_l_336 convnext_l_clip", (336, 1024), 24),
+        ("Plus_ConvNeXt-L_CLIP-L_1024-336_7B", "clip_l_336 convnext_l_clip", (336, 1024), 12),
+    ):
+        joint = "-" if release.startswith("Plus") else "_"
+        yield Published(
+            name="piip_llava_" + release.lower().replace("-", "_"),
+            task="chat",
+            settings=PiipConfig(branches=_branches(encoders, sizes, interactions), framing="pad", **IMAGENET),
+            rules=_chat_rules,
+            text_config=VICUNA_13B if release.endswith("13B") else VICUNA_7B,
+            template="vicuna_v1",
+            repository=f"OpenGVLab/PIIP-LLaVA{joint}{release}",
+        )
+
+
+PIIP: tuple[Published, ...] = (
+    *_deit_detectors(),
+    *_pretrained_detectors(),
+    *_large_detectors(),
+    *_convnext_detectors(),
+    *_baselines(),
+    *_segmenters(),
+    *_classifiers(),
+    *_chats(),
+)

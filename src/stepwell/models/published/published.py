@@ -1,0 +1,61 @@
+"""Published: one configuration of a paper or of its release, as a paper's file describes it.
+
+A file of this room holds one paper, with what its checkpoints do not: the settings, the names of the tensors,
+the place of the weights, and where the released code does something else than it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stepwell.keys.engine import Rule
+from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.vision import VisionConfig
+
+__all__ = ["VICUNA_7B", "VICUNA_13B", "Published", "Task"]
+
+Task = Literal["detection", "segmentation", "classification", "chat"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One configuration. `file`: its weights in `repository`, None where that holds nothing else."""
+
+    name: str
+    task: Task
+    settings: DenseSettings | ClassifierSettings | VisionConfig
+    rules: Callable[[Any], list[Rule]]  # `settings` -> the key table of the whole checkpoint
+    num_classes: int | None = None
+    text_config: Mapping[str, Any] | None = None  # of transformers, for weights without a config.json
+    template: str | None = None  # of a chat, in language/templates
+    repository: str | None = None
+    file: str | None = None
+    quirk: str = ""  # where the released code builds something else than its configuration
+
+    @property
+    def released(self) -> str | None:
+        """What `stepwell.load` takes: `repository`, or `repository:file`."""
+        if self.repository is None or self.file is None:
+            return self.repository
+        return f"{self.repository}:{self.file}"
+
+
+VICUNA_7B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
+"""Vicuna 1.5, arXiv 2306.05685, the language model of several papers."""
+VICUNA_13B: dict[str, Any] = VICUNA_7B | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+}
