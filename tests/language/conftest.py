@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stepwell.reader.tokenizer import build_reader_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from stepwell.reader.tokenizer import build_reader_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "inf" / "conversations.json"
 OURS = {"chatml_direct_official_mpt": "chatml_direct", "qwen_next": "qwen"}  # where names differ

@@ -9,7 +9,6 @@ import torch
 
 from stepwell.encoders.catalogue import build_encoder
 from stepwell.models.published.papers import PUBLISHED, find_published
-from stepwell.models.vision import build_classifier, build_features
 
 
 @cache
@@ -41,7 +40,7 @@ def test_every_configuration_runs_all_layers_of_its_networks(published):
 )
 def test_detectors_have_the_parameters_of_the_official_modules(name, millions):
     with torch.device("meta"):
-        model = build_features(PUBLISHED[name].settings)
+        model = PUBLISHED[name].settings.build()
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=1e-4)
 
 
@@ -58,7 +57,7 @@ def test_detectors_have_the_parameters_of_the_official_modules(name, millions):
 )
 def test_dense_configurations_give_maps_at_doubling_strides(name, dims, finest):
     with torch.device("meta"):
-        model = build_features(PUBLISHED[name].settings).eval()
+        model = PUBLISHED[name].settings.build().eval()
         maps = model(torch.empty(1, 3, 448, 672))
     strides = [finest * 2**i for i in range(len(dims))]
     assert list(maps) == strides
@@ -79,7 +78,7 @@ def test_classifiers_have_the_parameters_of_the_paper_or_of_timm(name, millions)
     """PIIP-B's as counted for Table X; those of one network are timm's."""
     published = PUBLISHED[name]
     with torch.device("meta"):
-        model = build_classifier(published.settings, published.num_classes).eval()
+        model = published.settings.build(published.num_classes).eval()
         logits = model(
             torch.empty(1, 3, published.settings.branches[-1].size, published.settings.branches[-1].size)
         )

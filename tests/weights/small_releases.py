@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepwell.models.published.papers import PUBLISHED
 from stepwell.fuse.interaction import InteractionConfig
+from stepwell.models.published.papers import PUBLISHED
 from stepwell.models.pyramid import BranchConfig
 
 MANIFESTS = Path(__file__).parent / "manifests"

@@ -251,7 +251,7 @@ def test_any_language_model_answers_as_in_transformers(tmp_path, monkeypatch, ki
 def test_sizes_that_contradict_the_tensors_are_one_line(tmp_path, monkeypatch):
     shrink(CHAT, monkeypatch)
     chat_source(tmp_path / "source", config=lambda fields: fields | {"vocab_size": 11})
-    with pytest.raises(ConversionError, match=r"2 of another shape \(.*: 10x512 for 11x512\)$"):
+    with pytest.raises(ConversionError, match=r"2 of another shape \(.*: expected 11x512, got 10x512\)$"):
         convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
 
 

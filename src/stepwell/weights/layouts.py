@@ -14,16 +14,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
+from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.perception import (
     PyramidBackbone,
     PyramidBackboneConfig,
     PyramidClassifierConfig,
     PyramidForImageClassification,
 )
-from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published.published import Published
-from stepwell.models.dense import ClassifierSettings, DenseSettings
 
 __all__ = ["build_model", "text_config", "write_processor"]
 

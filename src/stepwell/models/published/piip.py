@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 from stepwell.encoders.catalogue import ENCODERS
 from stepwell.encoders.convnext import ConvNeXt
+from stepwell.fuse.interaction import InteractionConfig
 from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import Prefix, Rule
 from stepwell.keys.llava import LANGUAGE_MODEL
 from stepwell.keys.piip import BLOCKS, classifier_rules, detector_rules, features_rules, vision_rules
-from stepwell.models.published.published import VICUNA_7B, VICUNA_13B, Published
-from stepwell.models.runs import STAGE_MERGES, layer_runs
-from stepwell.fuse.interaction import InteractionConfig
 from stepwell.models.dense import SIMPLE, ClassifierSettings, DenseSettings
 from stepwell.models.piip import PiipConfig
+from stepwell.models.published.published import VICUNA_7B, VICUNA_13B, Published
 from stepwell.models.pyramid import BranchConfig
+from stepwell.models.runs import STAGE_MERGES, layer_runs
 from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, Statistics
 
 __all__ = ["PIIP", "dense_settings"]
