@@ -13,32 +13,54 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from math import prod
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from stepwell.encoders.convnext import ConvNeXt
-from stepwell.flops.cost import Convention, area
 from stepwell.flops.outlines import Outlines
 from stepwell.fuse.interaction import DeformableCrossAttention, Interaction, Message, RegularCrossAttention
 from stepwell.layers.attention import SelfAttention
 from stepwell.ops.choose import prefer
 from stepwell.structures import Size
 
-__all__ = ["Part", "count", "count_macs", "count_operations", "count_params", "operations", "part_of"]
+__all__ = [
+    "Convention",
+    "Part",
+    "count",
+    "count_macs",
+    "count_operations",
+    "count_params",
+    "operations",
+    "paper_macs",
+    "part_of",
+]
 
 BACKBONE = re.compile(r"branches\.\d+|interactions|merges|head")
 """Parts that the papers count; necks, projectors and language models they do not."""
+
+Convention = Literal["A", "D", "L"]
+"""The counters behind the printed figures. A: a classifier, in place of the model where that is another one
+(Tables I, IV, VI, VIII, X, XIV to XVII, README); D: the model as it is (Table II); L: the branches and their
+interactions, with deformable sampling charged on the grid of a branch's first interaction (XI, XIII).
+
+All of them count linear layers without and convolutions with their bias, torch's LayerNorm and GroupNorm at 2
+an element, ReLU modules at 1, attention products at 2 n m D (in windows n w^2 D, the padding left out),
+deformable sampling at 5 n P D; nothing else. They count no norm of ConvNeXt.
+"""
+
+PADS_TOKENS = ("augreg", "mae", "dinov2", "internvit")
+"""Families of plain transformers whose windows counter A pads before the qkv layer; others, after it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """One part of a model: multiply-accumulates as the papers count (None: they do not), operations in truth.
 
-    The part "other" is what happens between modules: resizing the picture, adding positions.
+    The part "other" is what happens between modules: resizing the image, adding positions.
     """
 
     name: str
@@ -48,18 +70,13 @@ class Part:
 
 
 def count(model: nn.Module, run: Callable[[], object], convention: Convention) -> list[Part]:
-    """The parts of `model`, and what each costs in `run`, which calls it once on one picture."""
-    macs = count_macs(model, run, convention)
+    """The parts of `model`, and what each costs in `run`, which calls it once on one image."""
+    macs = paper_macs(model, run, convention)
     flops = count_operations(model, run)
     params = count_params(model)
     names = [*dict.fromkeys(name for name in [*flops, *params] if name != "other"), "other"]
     return [
-        Part(
-            name=name,
-            macs=macs[name] if BACKBONE.fullmatch(name) else None,
-            flops=flops[name],
-            params=params[name],
-        )
+        Part(name=name, macs=macs.get(name), flops=flops[name], params=params[name])
         for name in names
         if flops[name] or params[name]
     ]
@@ -77,10 +94,10 @@ def part_of(path: str) -> str:
 
 def count_params(model: nn.Module) -> Counter[str]:
     """Parameters of every part; shared ones belong to the first."""
-    found: Counter[str] = Counter()
+    params: Counter[str] = Counter()
     for path, parameter in model.named_parameters():
-        found[part_of(path)] += parameter.numel()
-    return found
+        params[part_of(path)] += parameter.numel()
+    return params
 
 
 _aten = torch.ops.aten
@@ -88,9 +105,21 @@ _aten = torch.ops.aten
 # ---- as the papers count --------------------------------------------------------------------------------
 
 
-def count_macs(model: nn.Module, run: Callable[[], object], convention: Convention) -> Counter[str]:
-    """Multiply-accumulates of every part under a convention."""
-    found: Counter[str] = Counter()
+def paper_macs(
+    model: nn.Module, run: Callable[[], object], convention: Convention, *, rms_norm: int = 0
+) -> dict[str, int]:
+    """Multiply-accumulates of the parts that the papers count. rms_norm: charged an element of an RMSNorm."""
+    macs: Counter[str] = Counter()
+    for path, charge in count_macs(model, run, convention, rms_norm=rms_norm).items():
+        macs[part_of(path)] += charge
+    return {part: charge for part, charge in macs.items() if BACKBONE.fullmatch(part)}
+
+
+def count_macs(
+    model: nn.Module, run: Callable[[], object], convention: Convention, *, rms_norm: int = 0
+) -> Counter[str]:
+    """Multiply-accumulates charged to every module by its path, those of the modules inside it left out."""
+    macs: Counter[str] = Counter()
     skipped = {m for net in model.modules() if isinstance(net, ConvNeXt) for m in net.modules()}
     skipped = {m for m in skipped if isinstance(m, nn.LayerNorm)}
     skipped |= {
@@ -106,19 +135,21 @@ def count_macs(model: nn.Module, run: Callable[[], object], convention: Conventi
     def add(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if module in skipped:
             return
-        macs = _macs(module, args, output, convention)
-        if isinstance(module, DeformableCrossAttention):
+        if isinstance(module, nn.RMSNorm):
+            macs[path] += rms_norm * int(output.numel())
+        elif isinstance(module, DeformableCrossAttention):
             query, size = args[:2]
-            charged = first_grids[readers[module]] if convention.first_stride else size
-            macs = 5 * area(charged) * module.num_points * query.shape[-1]
-        found[part_of(path)] += macs
+            charged = first_grids[readers[module]] if convention == "L" else size
+            macs[path] += 5 * prod(charged) * module.num_points * int(query.shape[-1])
+        else:
+            macs[path] += _macs(module, args, output)
 
     with torch.no_grad(), prefer("reference"), _hooks(model, remember, add), Outlines():
         run()
-    return found
+    return macs
 
 
-def _macs(module: nn.Module, args: tuple[Any, ...], output: Any, convention: Convention) -> int:
+def _macs(module: nn.Module, args: tuple[Any, ...], output: Any) -> int:
     if isinstance(module, nn.Linear):
         return int(output.numel()) * module.in_features
     if isinstance(module, nn.Conv2d):
@@ -129,15 +160,13 @@ def _macs(module: nn.Module, args: tuple[Any, ...], output: Any, convention: Con
         return 2 * int(output.numel()) * affine
     if isinstance(module, nn.ReLU):
         return int(output.numel())
-    if isinstance(module, nn.RMSNorm):
-        return convention.rms_norm * int(output.numel())
     if isinstance(module, SelfAttention):
         tokens, size = args
-        cells = area(size)
+        cells = prod(size)
         return 2 * cells * (module.window**2 or cells) * int(tokens.shape[-1])
     if isinstance(module, RegularCrossAttention):
         query, size, _, feature_size = args
-        return 2 * area(size) * area(feature_size) * int(query.shape[-1])
+        return 2 * prod(size) * prod(feature_size) * int(query.shape[-1])
     return 0
 
 
@@ -192,19 +221,19 @@ def operations(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output:
     return 0
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(Outlines):
     """Charges every op to the innermost module that is running."""
 
     def __init__(self) -> None:
         super().__init__()
         self.running: list[str] = [""]
-        self.found: Counter[str] = Counter()
+        self.flops: Counter[str] = Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        self.found[part_of(self.running[-1])] += operations(func, args, kwargs or {}, output)
+        output = super().__torch_dispatch__(func, types, args, kwargs)
+        self.flops[part_of(self.running[-1])] += operations(func, args, kwargs or {}, output)
         return output
 
 
@@ -218,9 +247,9 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> Counter[str
     def leave(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         counter.running.pop()
 
-    with torch.no_grad(), _hooks(model, enter, leave), Outlines(), counter:
+    with torch.no_grad(), _hooks(model, enter, leave), counter:
         run()
-    return counter.found
+    return counter.flops
 
 
 @contextmanager

@@ -1,15 +1,15 @@
 """What a model of ours costs, part by part: built on the meta device and counted twice (flops/count.py).
 
 As the papers count: `Part.macs`, in the convention of the tables that such a model would stand in. In truth:
-`Part.flops`. A language model is charged for reading the visual tokens of one picture, its attention whole,
-as if it were not causal.
+`Part.flops`. A language model is charged for reading the visual tokens of one image, its attention whole, as
+if it were not causal.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from stepwell.flops.cost import CONVENTIONS
-from stepwell.flops.count import Part, count
+from stepwell.encoders.catalogue import ENCODERS
+from stepwell.encoders.vit import VisionTransformer
+from stepwell.flops.count import PADS_TOKENS, Convention, Part, count, paper_macs
 from stepwell.flops.outlines import outlines
-from stepwell.flops.pyramid import PyramidCost, as_counted
-from stepwell.flops.shapes import shape_of
 from stepwell.flops.text import aligned
-from stepwell.models.piip import PyramidClassifier, PyramidFeatures
+from stepwell.models.dense import ClassifierSettings, DenseSettings, PyramidClassifier, PyramidFeatures
 from stepwell.models.published.papers import PUBLISHED, find_published
-from stepwell.models.settings import ClassifierSettings, DenseSettings, PiipConfig, PlainConfig, VisionConfig
-from stepwell.models.vision import build_classifier, build_features, build_vision
+from stepwell.models.pyramid import BranchConfig
+from stepwell.models.vision import VisionConfig, VisionSystem
 from stepwell.structures import Size, TokenLayout
 from stepwell.views.pyramid import scaled_size
 
@@ -41,7 +40,7 @@ Subject: TypeAlias = "StepwellConfig | VisionConfig | DenseSettings | Classifier
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Sizes are (height, width): of the picture, and of the views, branch 1 first.
+    """Sizes are (height, width): of the image, and of the views, branch 1 first.
 
     tokens: visual tokens, None where no text follows. printed_gflops: what PIIP's tables print for such a
     model, and `printed_why` it is not `gmacs`; None where it is.
@@ -49,7 +48,7 @@ class Report:
 
     size: Size
     views: tuple[Size, ...]
-    convention: str
+    convention: Convention
     tokens: int | None
     parts: tuple[Part, ...]
     printed_gflops: float | None = None
@@ -101,105 +100,112 @@ def _subject_in(folder: Path) -> Subject:
 
 
 def report(subject: Subject, *, size: Size | None = None, out_dim: int = 4096) -> Report:
-    """Counts one picture of `size` (height, width), by default a square as large as the largest view.
+    """Counts one image of `size` (height, width), by default a square as large as the largest view.
 
     out_dim: width of the language model, for a vision system alone. Raises ValueError for a size that the
     model cannot take.
     """
     if size is not None and min(size) < 1:
-        raise ValueError(f"a picture needs at least one pixel each way, got {size[0]}x{size[1]}")
+        raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
     if isinstance(subject, DenseSettings | ClassifierSettings):
-        return _pyramid(subject, size)
-    if isinstance(subject, PlainConfig | PiipConfig):
-        return _vision(subject, size, out_dim)
-    return _assistant(subject, size)
+        return _count_pyramid(subject, size)
+    if isinstance(subject, VisionConfig):
+        with outlines():
+            vision = subject.build(out_dim)
+        layout, see = _sight(vision, subject, size)
+        return _count_reader(vision, see, layout, subject)
+    return _count_assistant(subject, size)
 
 
-def _pyramid(settings: DenseSettings | ClassifierSettings, size: Size | None) -> Report:
+def _count_pyramid(settings: DenseSettings | ClassifierSettings, size: Size | None) -> Report:
     side = settings.branches[-1].size
     size = size or (side, side)
-    with outlines():
-        image = torch.empty(1, 3, *size)
-        if isinstance(settings, ClassifierSettings):
-            model: PyramidClassifier | PyramidFeatures = build_classifier(settings, num_classes=1000)
-        else:
-            model = build_features(settings)
-    sizes = tuple(scaled_size(size, ratio) for ratio in model.ratios)
+    model, run = _pyramid(settings, size)
+    printed = None
+    if isinstance(settings, DenseSettings) and settings.merge == "dense" and not settings.merge_branches:
+        branches = tuple(map(_as_classified, settings.branches))
+        classifier = ClassifierSettings(branches=branches, interaction=settings.interaction, head="merge")
+        printed = sum(paper_macs(*_pyramid(classifier, size), "A").values()) / 1e9
     return Report(
         size=size,
-        views=sizes,
+        views=tuple(scaled_size(size, ratio) for ratio in model.ratios),
         convention="A" if isinstance(settings, ClassifierSettings) else "D",
         tokens=None,
-        parts=tuple(count(model.eval(), partial(model, image), CONVENTIONS["D"])),
-        printed_gflops=_as_printed(settings, sizes),
-        printed_why="they count a classifier's merging and head in place of the detector's",
+        parts=tuple(count(model, run, "D")),
+        printed_gflops=printed,
+        printed_why="with a classifier's merging and head in place of the detector's",
     )
 
 
-def _as_printed(settings: DenseSettings | ClassifierSettings, sizes: tuple[Size, ...]) -> float | None:
-    """What Tables I, IV, VI and XIV to XVII print for a dense pyramid: its classifier's cost, not its own."""
-    if not isinstance(settings, DenseSettings) or settings.merge != "dense" or settings.merge_branches:
-        return None
-    branches = [as_counted(branch, "A") for branch in settings.branches]
-    cost = PyramidCost(branches, settings.interaction, CONVENTIONS["A"], merge="linear", num_classes=1000)
-    return cost.cost(sizes).macs / 1e9
+def _as_classified(branch: BranchConfig) -> BranchConfig:
+    """The branch as the classifier had it that was counted in the detector's place."""
+    entry = ENCODERS[branch.encoder]
+    if entry.build is not VisionTransformer or entry.family in PADS_TOKENS:
+        return branch
+    return replace(branch, arguments={**branch.arguments, "window_padding": "qkv"})
 
 
-def _vision(config: PlainConfig | PiipConfig, size: Size | None, out_dim: int) -> Report:
+def _pyramid(
+    settings: DenseSettings | ClassifierSettings, size: Size
+) -> tuple[PyramidFeatures | PyramidClassifier, Callable[[], object]]:
     with outlines():
-        vision = build_vision(config, out_dim=out_dim)
-    layout = vision.layout(size or _square(config))
-    return _read(vision, partial(vision, _inputs(layout)), layout, config)
+        image = torch.empty(1, 3, *size)
+        if isinstance(settings, ClassifierSettings):
+            model: PyramidFeatures | PyramidClassifier = settings.build(num_classes=1000)
+        else:
+            model = settings.build()
+    return model.eval(), partial(model, image)
 
 
-def _assistant(config: StepwellConfig, size: Size | None) -> Report:
+def _count_assistant(config: StepwellConfig, size: Size | None) -> Report:
     from stepwell.models.assistant import StepwellForConditionalGeneration
 
     with outlines():
         model = StepwellForConditionalGeneration(config)
-    vision, language = model.model.vision, model.model.language_model
-    layout = vision.layout(size or _square(config.vision))
-
+    layout, see = _sight(model.model.vision, config.vision, size)
     # A mask of four dimensions is taken as it is; any other is looked into, which the meta device cannot.
-    mask = torch.ones(1, 1, layout.num_tokens, layout.num_tokens, dtype=torch.bool, device="meta")
+    mask = torch.ones(1, 1, layout.num_visual, layout.num_visual, dtype=torch.bool, device="meta")
 
     def read() -> None:
-        tokens = vision(_inputs(layout)).tokens
-        hidden = language(inputs_embeds=tokens, attention_mask=mask, use_cache=False).last_hidden_state
-        model.lm_head(hidden[:, -1:])
+        text = model.model.language_model(inputs_embeds=see(), attention_mask=mask, use_cache=False)
+        model.lm_head(text.last_hidden_state[:, -1:])
 
-    return _read(model, read, layout, config.vision)
-
-
-def _square(config: VisionConfig) -> Size:
-    side = config.size if isinstance(config, PlainConfig) else config.sizes[-1]
-    return side, side
+    return _count_reader(model, read, layout, config.vision)
 
 
-def _inputs(layout: TokenLayout) -> list[Tensor]:
-    return [torch.empty(1, 3, *size, device="meta") for size in layout.inputs]
+def _sight(
+    vision: VisionSystem, config: VisionConfig, size: Size | None
+) -> tuple[TokenLayout, Callable[[], Tensor]]:
+    """The layout of one image of `size`, and what turns it into visual tokens (1, N, D)."""
+    layout = vision.geometry.layout(size or (config.largest, config.largest))
+    inputs = [torch.empty(3, *shape, device="meta") for shape in layout.inputs]
+    return layout, lambda: vision(inputs, [layout])[0][None]
 
 
-def _read(model: nn.Module, run: Callable[[], object], layout: TokenLayout, config: VisionConfig) -> Report:
+def _count_reader(
+    model: nn.Module, run: Callable[[], object], layout: TokenLayout, config: VisionConfig
+) -> Report:
     printed = None
-    if isinstance(config, PlainConfig) and config.select_layer != -1:
-        shape = shape_of(config.encoder, config.arguments)
-        printed = shape.cost(layout.inputs[0], CONVENTIONS["L"]).macs / 1e9
+    whole = config.as_papers_count()
+    if whole != config:
+        with outlines():
+            vision = whole.build(out_dim=1)
+        printed = sum(paper_macs(vision, _sight(vision, whole, layout.image_size)[1], "L").values()) / 1e9
     return Report(
         size=layout.image_size,
         views=tuple(view.size for view in layout.views),
         convention="L",
-        tokens=layout.num_tokens,
-        parts=tuple(count(model.eval(), run, CONVENTIONS["L"])),
+        tokens=layout.num_visual,
+        parts=tuple(count(model.eval(), run, "L")),
         printed_gflops=printed,
-        printed_why="they count all layers, also those behind the one that is read",
+        printed_why="with all layers, also those behind the one that is read",
     )
 
 
 # ---- how reports are shown --------------------------------------------------------------------------------
 
 
-def report_as_table(found: Report) -> str:
+def report_as_table(report: Report) -> str:
     rows = [
         [
             part.name,
@@ -207,33 +213,31 @@ def report_as_table(found: Report) -> str:
             f"{part.flops / 1e9:.2f}",
             f"{part.params / 1e6:.2f}",
         ]
-        for part in found.parts
+        for part in report.parts
     ]
-    rows.append(["total", f"{found.gmacs:.2f}", f"{found.gflops:.2f}", f"{found.params / 1e6:.2f}"])
-    heads = ["part", f"GFLOPs as papers count ({found.convention})", "GFLOPs in truth", "params M"]
-    views = ", ".join(f"{height}x{width}" for height, width in found.views)
-    lines = [f"picture {found.size[0]}x{found.size[1]}, views {views} (height x width)"]
+    rows.append(["total", f"{report.gmacs:.2f}", f"{report.gflops:.2f}", f"{report.params / 1e6:.2f}"])
+    heads = ["part", f"GFLOPs as papers count ({report.convention})", "GFLOPs in truth", "params M"]
+    views = ", ".join(f"{height}x{width}" for height, width in report.views)
+    lines = [f"image {report.size[0]}x{report.size[1]}, views {views} (height x width)"]
     lines += ["", aligned(heads, rows), ""]
-    if found.tokens is not None:
-        lines.append(f"{found.tokens} visual tokens, read once by the language model where there is one")
-    if found.printed_gflops is not None:
-        lines.append(
-            f"{found.printed_gflops:.2f} GFLOPs as PIIP's tables print it: with a classifier's merging"
-        )
+    if report.tokens is not None:
+        lines.append(f"{report.tokens} visual tokens, read once by the language model where there is one")
+    if report.printed_gflops is not None:
+        lines.append(f"{report.printed_gflops:.2f} GFLOPs as PIIP's tables print it: {report.printed_why}")
     return "\n".join(lines).rstrip()
 
 
-def report_as_json(found: Report) -> str:
+def report_as_json(report: Report) -> str:
     """One object; sizes are [height, width]; paper_gflops are 1e9 multiply-accumulates."""
     entry = {
-        "size": found.size,
-        "views": found.views,
-        "convention": found.convention,
-        "visual_tokens": found.tokens,
-        "paper_gflops": found.gmacs,
-        "printed_gflops": found.printed_gflops,
-        "true_gflops": found.gflops,
-        "params_M": found.params / 1e6,
+        "size": report.size,
+        "views": report.views,
+        "convention": report.convention,
+        "visual_tokens": report.tokens,
+        "paper_gflops": report.gmacs,
+        "printed_gflops": report.printed_gflops,
+        "true_gflops": report.gflops,
+        "params_M": report.params / 1e6,
         "parts": [
             {
                 "name": part.name,
@@ -241,7 +245,7 @@ def report_as_json(found: Report) -> str:
                 "true_gflops": part.flops / 1e9,
                 "params_M": part.params / 1e6,
             }
-            for part in found.parts
+            for part in report.parts
         ],
     }
     return json.dumps(entry, indent=2)
