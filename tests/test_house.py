@@ -26,7 +26,8 @@ GROUPS = [
     ["views", "encoders", "fuse", "heads", "language"],
     ["models"],
     ["data", "flops"],
-    ["train", "evaluate"],
+    ["train"],
+    ["reader"],
     ["weights", "serve"],
     ["cli", "__init__"],  # the command line, and the list of public names
 ]

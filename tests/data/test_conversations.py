@@ -48,7 +48,7 @@ def test_turns_that_do_not_alternate_are_refused(tmp_path, speakers):
     turns = [turn(speaker, "x") for speaker in speakers]
     source = Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))
     with pytest.raises(
-        ValueError, match="conversation 0: (human and gpt must take turns|turn 1 is from 'bot')"
+        ValueError, match=r"conversation 0: (human and gpt must take turns|turn 1 is from 'bot')"
     ):
         source[0]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stepwell.flops.cost import CONVENTIONS, Cost, head_cost, injector_cost
+from stepwell.flops.shapes import VitShape, shape_of
 from stepwell.models.settings import InteractionConfig
 from torchvision import models
 
 from stepwell.encoders.catalogue import ENCODERS, build_encoder
-from stepwell.flops.cost import CONVENTIONS, Cost, head_cost, injector_cost
-from stepwell.flops.shapes import VitShape, shape_of
 
 PLAIN = CONVENTIONS["D"]
 

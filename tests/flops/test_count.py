@@ -6,6 +6,8 @@ from functools import partial
 
 import pytest
 import torch
+from stepwell.flops.cost import CONVENTIONS
+from stepwell.flops.pyramid import PyramidCost
 from stepwell.models.settings import (
     BranchConfig,
     ClassifierSettings,
@@ -16,9 +18,7 @@ from stepwell.models.settings import (
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepwell.flops.cost import CONVENTIONS
 from stepwell.flops.count import BACKBONE, count, count_macs, count_operations, count_params, part_of
-from stepwell.flops.pyramid import PyramidCost
 from stepwell.models.vision import build_classifier, build_features, build_pyramid_encoder
 from stepwell.views.pyramid import image_pyramid
 

@@ -7,11 +7,11 @@ import json
 
 import pytest
 import yaml
+from stepwell.flops.branches import parse_branches
+from stepwell.flops.pyramid import PyramidCost
 from stepwell.models.settings import BranchConfig, PiipConfig
 
-from stepwell.flops.branches import parse_branches
 from stepwell.flops.plan import plan, plans_as_json, plans_as_table, plans_as_yaml
-from stepwell.flops.pyramid import PyramidCost
 from stepwell.flops.tables import Setting
 from stepwell.flops.text import aligned
 from stepwell.train.recipe import Model

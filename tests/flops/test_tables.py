@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from stepwell.flops.pyramid import PyramidCost
+
 from stepwell.flops.tables import Row, Setting, count_setting, read_settings, rows_as_json
 from stepwell.models.runs import STAGE_MERGES
 

@@ -35,7 +35,7 @@ CHATS = sorted(set(TEMPLATES) - {"plain"})
 class Images(BaseImageProcessor):
     """Two stretches of visual tokens an image, separators of every kind; counts its calls."""
 
-    model_input_names = ["image_sizes"]  # noqa: RUF012
+    model_input_names = ["image_sizes"]
     runs = (
         TokenRun(count=3),
         TokenRun(text=","),

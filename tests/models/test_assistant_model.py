@@ -158,7 +158,7 @@ def test_a_cut_batch_of_pixels_is_refused_with_the_count(assistant, picture):
 def test_data_parallel_is_refused_in_words(assistant, picture):
     inputs = assistant.processor(images=picture(90, 60))
     replica = assistant.model.model._replicate_for_data_parallel()
-    with pytest.raises(ValueError, match="DataParallel cuts pixel_values.*torchrun"):
+    with pytest.raises(ValueError, match=r"DataParallel cuts pixel_values.*torchrun"):
         replica.get_image_features(**inputs)
 
 

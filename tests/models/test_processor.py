@@ -404,13 +404,13 @@ def test_a_processor_with_another_template_than_the_model_beside_it_is_refused(a
     StepwellProcessor(
         assistant.processor.image_processor, assistant.processor.tokenizer, template="qwen"
     ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="template is 'chatml_direct' in the model's config.json and 'qwen'"):
+    with pytest.raises(ValueError, match=r"template is 'chatml_direct' in the model's config\.json and 'qwen'"):
         AutoProcessor.from_pretrained(tmp_path)
 
 
 def test_an_assistant_is_not_made_of_a_model_and_another_models_processor(build, assistant):
     other = build(PiipConfig(**{**asdict(assistant.model.config.vision), "framing": "pad"}))
-    with pytest.raises(ValueError, match="vision_config.framing"):
+    with pytest.raises(ValueError, match=r"vision_config\.framing"):
         Assistant(assistant.model, other.processor)
 
 
@@ -419,5 +419,5 @@ def test_the_geometry_of_an_image_processor_may_change_when_it_is_loaded(assista
     assistant.processor.save_pretrained(tmp_path)
     processor = StepwellImageProcessor.from_pretrained(tmp_path, vision={"sizes": [32, 64]})
     assert processor.geometry.layout((50, 50)).inputs == ((64, 64),)
-    with pytest.raises(ValueError, match="vision.interaction of a 'piip' system cannot change"):
+    with pytest.raises(ValueError, match=r"vision\.interaction of a 'piip' system cannot change"):
         StepwellImageProcessor.from_pretrained(tmp_path, vision={"interaction": {}})

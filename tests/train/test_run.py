@@ -99,7 +99,9 @@ def test_optimiser_schedule_and_trainer_arguments_are_the_stages(tmp_path):
     trainer = stage_trainer(
         tmp_path,
         "stages.answer.optimiser={name: sgd, lr: 0.5, part_lrs: {vision: 0.25}, weight_decay: 0.0}",
-        "stages.answer.schedule={name: warmup_stable_decay, warmup_steps: 2, arguments: {num_decay_steps: 4}}",
+        "stages.answer.schedule.name=warmup_stable_decay",
+        "stages.answer.schedule.warmup_steps=2",
+        "stages.answer.schedule.arguments={num_decay_steps: 4}",
         "stages.answer.trainer={save_total_limit: 2}",
         "stages.answer.steps=10",
     )

@@ -24,8 +24,8 @@ from stepwell.encoders.vit import VisionTransformer
 from stepwell.flops.count import PADS_TOKENS, Convention
 from stepwell.flops.prices import branch_prices, parameters, quantities
 from stepwell.flops.text import aligned
-from stepwell.models.runs import layer_runs
 from stepwell.models.pyramid import BranchConfig
+from stepwell.models.runs import layer_runs
 from stepwell.structures import Size
 from stepwell.views.pyramid import pyramid_sizes
 

@@ -1,7 +1,7 @@
 """The planner's prices: what each part of a pyramid costs a cell, counted on built parts.
 
-Counting a built model is the truth (flops/count.py), but to plan is to price thousands of pyramids. Every part
-of the pyramids that are planned (PIIP, arXiv 2501.07783, released interactions) costs a sum of a few
+Counting a built model is the truth (flops/count.py), but to plan is to price thousands of pyramids. Every
+part of the pyramids that are planned (PIIP, arXiv 2501.07783, released interactions) costs a sum of a few
 quantities of one view: its cells at a stride, the cells that windows add to them, the products of attention,
 and 1. So a few counts at small sizes tell what the part costs at every size. prices.json holds the results,
 in multiply-accumulates; `python -m stepwell.flops.prices` counts them anew and writes them, after any change
@@ -158,8 +158,8 @@ def _count_width(dim: int, widths: Sequence[int]) -> dict[str, Any]:
 
 
 def _count_message(dim: int, other: int) -> list[int]:
-    """Branch 0, `dim` wide, reads branch 1: the charge of one of its cells, of one that samples, of one that is
-    read.
+    """Branch 0, `dim` wide, reads branch 1: the charge of one of its cells, of one that samples, of one that
+    is read.
     """
     branches = [
         BranchConfig(

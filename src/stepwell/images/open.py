@@ -68,8 +68,8 @@ def open_image(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> I
     """An upright RGB image from a PNG, JPEG, MPO, WEBP, GIF, BMP or TIFF file, told apart by content.
 
     The Exif orientation is applied, transparency is laid over white, 16 bits become 8, and of several frames
-    or pages the first is taken. source: a path, the file's bytes, a binary file, a data: URL, a PIL image or a
-    uint8 array (H, W), (H, W, 3) or (H, W, 4).
+    or pages the first is taken. source: a path, the file's bytes, a binary file, a data: URL, a PIL image or
+    a uint8 array (H, W), (H, W, 3) or (H, W, 4).
 
     Raises FileNotFoundError for a missing path; ImageError, a ValueError of one line, for everything that is
     not a whole image within the limits; TypeError for a source of another kind.

@@ -28,7 +28,7 @@ class StepwellConfig(PreTrainedConfig):
     """
 
     model_type = "stepwell"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+    sub_configs = {"text_config": AutoConfig}
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class StepwellImageProcessor(BaseImageProcessor):
     by `cat`.
     """
 
-    model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
+    model_input_names = ["pixel_values", "image_sizes"]
 
     def __init__(self, vision_config: VisionConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
         if unknown := sorted(kwargs.keys() - _SAVED_BESIDE):

@@ -57,7 +57,9 @@ class StepwellProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers'. Raises ValueError naming the first setting that the model beside it has otherwise."""
+        """As transformers'. Raises ValueError naming the first setting that the model beside it has
+        otherwise.
+        """
         processor = super().from_pretrained(source, *args, **kwargs)
         if not kwargs.keys() & {"template", "chat_template"}:
             refuse_other_settings(source, template=processor.template)
@@ -228,7 +230,9 @@ class StepwellProcessor(ProcessorMixin):
         return jinja if "{" in jinja else find_template(jinja).jinja
 
     def _get_num_multimodal_tokens(self, image_sizes: Iterable[Sequence[int]] | None = None, **_: Any) -> Any:
-        """Placeholders and rows of pixels of images of the given (H, W) sizes, asked for by inference servers."""
+        """Placeholders and rows of pixels of images of the given (H, W) sizes, asked for by inference
+        servers.
+        """
         if image_sizes is None:
             return MultiModalData()
         layouts = [self.geometry.layout((int(height), int(width))) for height, width in image_sizes]

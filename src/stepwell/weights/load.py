@@ -62,11 +62,11 @@ def load(
 ) -> Any:
     """A model, ready to use: an Assistant (`.ask`, `.features`), or the backbone or classifier of a folder.
 
-    model: None for the shipped one; a folder of ours; `owner/name` on the hub in our format; the name of
-    a published release ("OpenGVLab/PIIP-LLaVA_CLIP-BL_512-256_7B", "OpenGVLab/PIIP:detection/<file>.pth"),
+    model: None for the shipped one; a folder of ours; `owner/name` on the hub in our format; the name of a
+    published release ("OpenGVLab/PIIP-LLaVA_CLIP-BL_512-256_7B", "OpenGVLab/PIIP:detection/<file>.pth"),
     which is downloaded and converted once. device: None takes a GPU where there is one. dtype: "float32",
-    "bfloat16", "float16"; None keeps the stored one. vision: changes to the geometry of an assistant, of which
-    no weight depends, such as {"sizes": [448, 896]}. Raises ModelError and HubError, each one line.
+    "bfloat16", "float16"; None keeps the stored one. vision: changes to the geometry of an assistant, of
+    which no weight depends, such as {"sizes": [448, 896]}. Raises ModelError and HubError, each one line.
     """
     where, precision, folder = _device(device), _dtype(dtype), _folder(model)
     kind = model_type(folder)
