@@ -404,7 +404,7 @@ def test_a_processor_with_another_template_than_the_model_beside_it_is_refused(a
     StepwellProcessor(
         assistant.processor.image_processor, assistant.processor.tokenizer, template="qwen"
     ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"template is 'chatml_direct' in the model's config\.json and 'qwen'"):
+    with pytest.raises(ValueError, match=r"template is 'chatml_direct' in the model's .* and 'qwen'"):
         AutoProcessor.from_pretrained(tmp_path)
 
 

@@ -242,8 +242,8 @@ def _check_grid(geometry: Geometry) -> None:
     one_grid = len(layout.runs) == 1 and layout.num_visual == rows * cols
     if not one_grid or layout.views[-1].box != (0.0, 0.0, 100.0, 60.0):
         raise ValueError(
-            "the losses frames and pointer need visual tokens that are one grid over the whole image; take a pyramid "
-            "with framing aspect, or leave these losses out"
+            "the losses frames and pointer need visual tokens that are one grid over the whole image; "
+            "take a pyramid with framing aspect, or leave these losses out"
         )
 
 
