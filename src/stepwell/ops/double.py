@@ -7,7 +7,6 @@ Letters: B batch, C and E widths, (H, W) the map that comes in.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,12 +32,12 @@ def double_map_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def double_map_fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As `double_map`, with the result in channels-last memory."""
     batch, _, height, width = x.shape
-    halves = weight.permute(2, 3, 1, 0).flatten(1, 2)  # (2, 2*E, C): the upper and the lower half of a block
-    bias = bias.repeat(2)
+    blocks, bias = weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4)  # (4*E, C), (4*E,)
 
     def double(lines: Tensor) -> Tensor:
         """(B, h, W, C) -> (B, h, 2, W, 2*E)."""
-        return torch.stack([F.linear(lines, half, bias) for half in halves], dim=2)
+        products: Tensor = F.linear(lines, blocks, bias).unflatten(3, (2, -1))
+        return products.transpose(2, 3)
 
     out = in_parts(double, x.permute(0, 2, 3, 1), most=max(1, MOST_CELLS // width))
-    return out.view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+    return out.reshape(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
