@@ -70,7 +70,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeAssistant]:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
+def image_path(tmp_path: Path) -> str:
     path = tmp_path / "picture.png"
     Image.new("RGB", (64, 32), "white").save(path)
     return str(path)
@@ -88,9 +88,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_prints_the_answer_and_nothing_else(
-    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], picture: str
+    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], image_path: str
 ) -> None:
-    assert cli.main(["ask", picture, "How much?", "--max-new-tokens", "7", "--device", "cpu"]) == 0
+    assert cli.main(["ask", image_path, "How much?", "--max-new-tokens", "7", "--device", "cpu"]) == 0
     assert capsys.readouterr() == ("27.30\n", "")
     assert loaded[0].settings == {"model": None, "device": "cpu", "dtype": None}
     assert (loaded[0].question, loaded[0].max_new_tokens) == ("How much?", 7)
@@ -98,41 +98,41 @@ def test_prints_the_answer_and_nothing_else(
 
 
 def test_streams_the_pieces_of_the_answer_once(
-    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], picture: str
+    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], image_path: str
 ) -> None:
-    assert cli.main(["ask", picture, "How much?", "--stream"]) == 0
+    assert cli.main(["ask", image_path, "How much?", "--stream"]) == 0
     assert capsys.readouterr().out == "27.30\n"
 
 
-def test_several_pictures_come_in_the_order_given_and_one_from_standard_input(
-    loaded: list[FakeAssistant], picture: str, monkeypatch: pytest.MonkeyPatch
+def test_several_images_come_in_the_order_given_and_one_from_standard_input(
+    loaded: list[FakeAssistant], image_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     piped = io.BytesIO()
     Image.new("RGB", (20, 10)).save(piped, "PNG")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped.getvalue())))
-    assert cli.main(["ask", picture, "-", RECEIPT, "Which is the receipt?"]) == 0
+    assert cli.main(["ask", image_path, "-", RECEIPT, "Which is the receipt?"]) == 0
     assert [image.size for image in loaded[0].images] == [(64, 32), (20, 10), (884, 1838)]
 
 
 def test_json_holds_answer_seconds_tokens_and_views(
-    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], picture: str
+    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], image_path: str
 ) -> None:
-    assert cli.main(["ask", picture, picture, "How much?", "--json"]) == 0
+    assert cli.main(["ask", image_path, image_path, "How much?", "--json"]) == 0
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert report["answer"] == "27.30"
     assert report["seconds"] >= 0
     assert report["visual_tokens"] == 16
     assert report["views"] == 2 * [
-        {"picture": picture, "name": "only", "size": [32, 64], "grid": [2, 4], "box": [0, 0, 64, 32]}
+        {"picture": image_path, "name": "only", "size": [32, 64], "grid": [2, 4], "box": [0, 0, 64, 32]}
     ]
 
 
-def test_show_writes_the_picture_of_the_views_and_leaves_no_draft(
-    loaded: list[FakeAssistant], picture: str, tmp_path: Path
+def test_show_writes_the_image_of_the_views_and_leaves_no_draft(
+    loaded: list[FakeAssistant], image_path: str, tmp_path: Path
 ) -> None:
     target = tmp_path / "drawn" / "views.png"
     target.parent.mkdir()
-    assert cli.main(["ask", picture, "How much?", "--show", str(target)]) == 0
+    assert cli.main(["ask", image_path, "How much?", "--show", str(target)]) == 0
     assert [path.name for path in target.parent.iterdir()] == ["views.png"]
     with Image.open(target) as drawn:
         assert drawn.width > 2 * 64
@@ -141,7 +141,7 @@ def test_show_writes_the_picture_of_the_views_and_leaves_no_draft(
 def test_show_leaves_the_old_file_alone_when_drawing_fails(
     capsys: pytest.CaptureFixture[str],
     loaded: list[FakeAssistant],
-    picture: str,
+    image_path: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -154,7 +154,7 @@ def test_show_leaves_the_old_file_alone_when_drawing_fails(
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
-    assert "no space left" in refusal(capsys, "ask", picture, "How much?", "--show", str(target))
+    assert "no space left" in refusal(capsys, "ask", image_path, "How much?", "--show", str(target))
     assert [path.read_bytes() for path in target.parent.iterdir()] == [b"old"]
 
 
@@ -261,10 +261,10 @@ def test_a_dry_run_that_does_not_fit_prints_the_report_and_refuses(
 
 
 def test_a_model_that_cannot_answer_is_refused(
-    capsys: pytest.CaptureFixture[str], picture: str, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], image_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(vars(stepwell), "load", lambda *args, **kwargs: object())
-    assert "answers no questions" in refusal(capsys, "ask", picture, "What?")
+    assert "answers no questions" in refusal(capsys, "ask", image_path, "What?")
 
 
 @pytest.mark.parametrize(("arguments", "reason"), REFUSALS, ids=[reason for _, reason in REFUSALS])
@@ -273,33 +273,33 @@ def test_refuses_in_one_line_before_a_model_is_loaded(
     reason: str,
     capsys: pytest.CaptureFixture[str],
     loaded: list[FakeAssistant],
-    picture: str,
+    image_path: str,
     tmp_path: Path,
 ) -> None:
     places = {name: tmp_path / name.lower() for name in ("FOLDER", "WEIGHTLESS")}
     for folder in places.values():
         folder.mkdir()
     (places["WEIGHTLESS"] / "config.json").write_text("{}")
-    places["PICTURE"] = Path(picture)
+    places["PICTURE"] = Path(image_path)
     places["TEXT"] = tmp_path / "text.jpg"
     places["TEXT"].write_text("<html>not a picture</html>")
     places["CUT"] = tmp_path / "cut.png"
-    places["CUT"].write_bytes(Path(picture).read_bytes()[:60])
+    places["CUT"].write_bytes(Path(image_path).read_bytes()[:60])
     assert reason in refusal(capsys, "ask", *(str(places.get(word, word)) for word in arguments))
     assert loaded == []
 
 
 def test_an_error_of_several_lines_is_told_in_one(
-    capsys: pytest.CaptureFixture[str], picture: str, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], image_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*args: object, **kwargs: object) -> None:
         raise ValueError("weights do not fit:\n  a.weight (2, 3)\n  b.weight (4,)")
 
     monkeypatch.setitem(vars(stepwell), "load", load)  # not setattr, which would first import the real one
-    line = refusal(capsys, "ask", picture, "What?")
+    line = refusal(capsys, "ask", image_path, "What?")
     assert line == "stepwell: weights do not fit: a.weight (2, 3) b.weight (4,)\n"
     with pytest.raises(ValueError, match="do not fit"):
-        cli.main(["--traceback", "ask", picture, "What?"])
+        cli.main(["--traceback", "ask", image_path, "What?"])
 
 
 def test_an_unknown_command_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

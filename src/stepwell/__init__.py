@@ -1,4 +1,4 @@
-"""Stepwell reads big pictures well and cheaply.
+"""Stepwell reads big images well and cheaply.
 
     import stepwell
     model = stepwell.load()

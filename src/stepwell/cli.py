@@ -94,7 +94,7 @@ def _root(
     ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where a refusal came from.")] = False,
 ) -> None:
-    """Read big pictures well and cheaply."""
+    """Read big images well and cheaply."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -332,8 +332,8 @@ def flops(
     if config is None:
         print(tables.paper_table(as_json=as_json))
         return
-    found = report.report(_subject(config), size=pixels)
-    print(report.report_as_json(found) if as_json else report.report_as_table(found))
+    costs = report.report(_subject(config), size=pixels)
+    print(report.report_as_json(costs) if as_json else report.report_as_table(costs))
 
 
 def _subject(config: str) -> Any:
@@ -356,7 +356,7 @@ def plan(
     branches: Annotated[str, typer.Option(metavar="FAMILY:SIZES", help="As clip:L+convnext_clip:B.")],
     budget_gflops: Annotated[float, typer.Option(help="In 1e9 multiply-accumulates, as the papers count.")],
     step: Annotated[int | None, typer.Option(min=1, help="Sizes are its multiples. [default: 112]")] = None,
-    aspect: Annotated[str, typer.Option(metavar="WIDTH:HEIGHT", help="Of the pictures.")] = "1:1",
+    aspect: Annotated[str, typer.Option(metavar="WIDTH:HEIGHT", help="Of the images.")] = "1:1",
     slack: Annotated[float, typer.Option(min=0, help="Share of the budget that may be exceeded.")] = 0.01,
     interactions: Annotated[int, typer.Option(min=0, help="Between neighbouring branches.")] = 12,
     smallest: Annotated[int | None, typer.Option(min=1, help="Of branch 1. [default: one step]")] = None,
@@ -364,7 +364,7 @@ def plan(
     as_json: AsJson = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print as YAML, ready for a recipe.")] = False,
 ) -> None:
-    """List the best picture sizes for several encoders in a budget."""
+    """List the best image sizes for several encoders in a budget."""
     if as_json and as_yaml:
         raise ValueError("--json and --yaml exclude each other")
 

@@ -23,9 +23,9 @@ def test_placeholders_move_to_the_front_and_paths_start_at_the_folder(tmp_path):
         "image": "a/b.jpg",
         "conversations": [turn("human", "What is it? <image>"), turn("gpt", "A cat")],
     }
-    source = Conversations(write(tmp_path / "x.json", [entry]), images=tmp_path / "pictures")
+    source = Conversations(write(tmp_path / "x.json", [entry]), images=tmp_path / "images")
     assert len(source) == 1
-    assert source[0].image == tmp_path / "pictures" / "a" / "b.jpg"
+    assert source[0].image == tmp_path / "images" / "a" / "b.jpg"
     assert (source[0].turns[0].question, source[0].turns[0].answer) == ("<image>\nWhat is it?", "A cat")
 
 

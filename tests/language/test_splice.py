@@ -39,9 +39,9 @@ def test_numbers_that_differ_are_both_named(count: int) -> None:
         place_visual_tokens(IDS, torch.zeros(2, 4, 3), torch.ones(count, 3), IMAGE)
 
 
-def test_placeholders_without_a_picture_are_refused_and_text_alone_is_left_alone() -> None:
+def test_placeholders_without_a_image_are_refused_and_text_alone_is_left_alone() -> None:
     embeds = torch.randn(2, 4, 3)
-    with pytest.raises(ValueError, match="3 image placeholder tokens, the pictures give 0 visual tokens"):
+    with pytest.raises(ValueError, match="3 image placeholder tokens, the images give 0 visual tokens"):
         place_visual_tokens(IDS, embeds, None, IMAGE)
     assert place_visual_tokens(torch.ones(2, 4, dtype=torch.long), embeds, None, IMAGE) is embeds
 

@@ -59,6 +59,6 @@ def test_answers_are_grouped_by_the_height_of_what_is_read():
     assert scores["all"].exact == pytest.approx(1 / 3)
 
 
-def test_text_without_a_picture_cannot_be_read():
-    with pytest.raises(ValueError, match="measured on pictures"):
+def test_text_without_a_image_cannot_be_read():
+    with pytest.raises(ValueError, match="measured on images"):
         read_samples(Parrot(), [PageSample(image=None, turns=())])

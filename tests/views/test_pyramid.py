@@ -1,4 +1,4 @@
-"""All branches see the picture at one shape, and published pyramids have torch's own sizes and pixels."""
+"""All branches see the image at one shape, and published pyramids have torch's own sizes and pixels."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def test_sizes_worked_out_by_hand(size, sides, strides, expected) -> None:
     assert pyramid_sizes(size, sides=sides, strides=strides) == expected
 
 
-pictures = st.tuples(st.integers(1, 16_384), st.integers(1, 16_384))
+images = st.tuples(st.integers(1, 16_384), st.integers(1, 16_384))
 
 
-@given(pictures, st.sampled_from(PYRAMIDS), st.integers(1, 3))
+@given(images, st.sampled_from(PYRAMIDS), st.integers(1, 3))
 def test_branches_share_the_shape_and_divide_by_their_strides(size, pyramid, min_cells) -> None:
     sides, strides = pyramid
     sizes = pyramid_sizes(size, sides=sides, strides=strides, min_cells=min_cells)
@@ -61,7 +61,7 @@ def short_sides(sides: tuple[int, ...], strides: tuple[int, ...]) -> set[int]:
     return {branches[-1][0] for branches in sizes}
 
 
-@given(pictures, st.sampled_from(PYRAMIDS))
+@given(images, st.sampled_from(PYRAMIDS))
 def test_no_other_short_side_is_nearer_to_the_aspect(size, pyramid) -> None:
     sides, strides = pyramid
     height, width = pyramid_sizes(size, sides=sides, strides=strides)[-1]
@@ -70,7 +70,7 @@ def test_no_other_short_side_is_nearer_to_the_aspect(size, pyramid) -> None:
     assert abs(min(height, width) - wanted) == nearest
 
 
-@given(pictures, st.sampled_from(PYRAMIDS))
+@given(images, st.sampled_from(PYRAMIDS))
 def test_exact_ratios_make_exactly_these_sizes(size, pyramid) -> None:
     sides, strides = pyramid
     sizes = pyramid_sizes(size, sides=sides, strides=strides)
@@ -98,7 +98,7 @@ def test_impossible_pyramids_say_why(arguments, match) -> None:
         pyramid_sizes((300, 400), **arguments)
 
 
-def test_a_picture_without_pixels_is_refused() -> None:
+def test_a_image_without_pixels_is_refused() -> None:
     with pytest.raises(ValueError, match="0x5"):
         pyramid_sizes((0, 5), sides=(336,), strides=(14,))
 

@@ -1,4 +1,4 @@
-"""LLaVA training files: a JSON list of pictures and conversations about them.
+"""LLaVA training files: a JSON list of images and conversations about them.
 
 Format of LLaVA-1.5 (arXiv 2310.03744): `image`, a path (or none), and `conversations`, turns that are "from"
 a "human" or "gpt" with a "value" each. The placeholder is moved to the front of its turn, as the official
@@ -25,7 +25,7 @@ class Conversations:
     """
 
     def __init__(self, path: Path, *, images: Path | None = None) -> None:
-        """images: the folder that picture paths start from, by default the one of `path`."""
+        """images: the folder that image paths start from, by default the one of `path`."""
         entries = json.loads(path.read_text("utf-8"))
         if not isinstance(entries, list):
             raise ValueError(f"{path} must hold a JSON list of conversations, got {type(entries).__name__}")
@@ -39,7 +39,7 @@ class Conversations:
         entry = self.entries[index]
         image = entry.get("image")
         if not isinstance(image, str | None):
-            raise ValueError(f"conversation {index} has {len(image)} pictures; this source takes one")
+            raise ValueError(f"conversation {index} has {len(image)} images; this source takes one")
         try:
             messages = from_llava(entry["conversations"], has_image=bool(image))
             roles = [message["role"] for message in messages]

@@ -19,16 +19,16 @@ def place_visual_tokens(
     """Embeddings (B, L, D) with visual_tokens (N, D) in place of the embedded placeholders, in reading
     order.
 
-    input_ids (B, L) says where `image_token_id` stands. `visual_tokens` is None where there is no picture.
+    input_ids (B, L) says where `image_token_id` stands. `visual_tokens` is None where there is no image.
     Raises ValueError naming both counts where placeholders and visual tokens differ in number; a compiled
     graph, which cannot read counts, leaves that to its caller.
     """
     placeholders = input_ids == image_token_id
     if not torch.compiler.is_compiling():
-        wanted, given = int(placeholders.sum()), 0 if visual_tokens is None else len(visual_tokens)
-        if wanted != given:
+        expected, actual = int(placeholders.sum()), 0 if visual_tokens is None else len(visual_tokens)
+        if expected != actual:
             raise ValueError(
-                f"the text has {wanted} image placeholder tokens, the pictures give {given} visual tokens; "
+                f"the text has {expected} image placeholder tokens, the images give {actual} visual tokens; "
                 "make both with the same processor"
             )
     if visual_tokens is None:

@@ -49,14 +49,14 @@ class Face:
         self.line_height = sum(self._font.getmetrics())
 
     def glyph(self, character: str) -> Glyph:
-        found = self._glyphs.get(character)
-        if found is None:
+        glyph = self._glyphs.get(character)
+        if glyph is None:
             mask, (left, top) = self._font.getmask2(character, mode="L")
             width, height = mask.size
             ink = np.array(mask, dtype=np.uint8).reshape(height, width)
-            found = Glyph(ink, int(left), int(top), max(1, round(self._font.getlength(character))))
-            self._glyphs[character] = found
-        return found
+            glyph = Glyph(ink, int(left), int(top), max(1, round(self._font.getlength(character))))
+            self._glyphs[character] = glyph
+        return glyph
 
     def width(self, text: str, spacing: int = 0) -> int:
         """Pixels from the first pen position to the last, `spacing` more after every character."""

@@ -94,8 +94,8 @@ def turns_about(
 def _place(lines: Sequence[Line], field: str, value: str) -> Line | None:
     """The stretch of a line that spells a field; amounts and dates by preference where their label stands."""
     label = field.upper()
-    found = [(line.part(value), line) for line in lines]
-    places = [(part, line) for part, line in found if part is not None]
+    parts = [(line.part(value), line) for line in lines]
+    places = [(part, line) for part, line in parts if part is not None]
     rows = [line.box for line in lines if label in line.text and "SUB" not in line.text]
     for part, line in places:
         middle = (line.box[1] + line.box[3]) / 2

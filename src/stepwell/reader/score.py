@@ -17,7 +17,7 @@ from stepwell.reader.page import PageSample
 __all__ = ["HEIGHTS", "ReadingScore", "character_accuracy", "height_band", "read_samples"]
 
 HEIGHTS = (8, 11, 14, 19, 25)
-"""Where the bands of text height begin, in pixels of the source picture."""
+"""Where the bands of text height begin, in pixels of the source image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +53,22 @@ def read_samples(
     results: dict[str, list[tuple[bool, float]]] = defaultdict(list)
     for sample in samples:
         if sample.image is None:
-            raise ValueError("reading is measured on pictures; a sample has none")
+            raise ValueError("reading is measured on images; a sample has none")
         for turn in sample.turns:
             question = turn.question.replace("<image>", "").strip()
             answer = assistant.ask(sample.image, question, max_new_tokens=max_new_tokens)
             reads = turn.line is not None and "[" in question
             group = height_band(turn.line.height) if reads and turn.line is not None else "fields"
-            found = (_plain(answer) == _plain(turn.answer), character_accuracy(answer, turn.answer))
-            results[group].append(found)
-            results["all"].append(found)
-    return {group: _score(found) for group, found in sorted(results.items())}
+            score = (_plain(answer) == _plain(turn.answer), character_accuracy(answer, turn.answer))
+            results[group].append(score)
+            results["all"].append(score)
+    return {group: _score(scores) for group, scores in sorted(results.items())}
 
 
-def _score(found: Sequence[tuple[bool, float]]) -> ReadingScore:
-    count = len(found)
+def _score(scores: Sequence[tuple[bool, float]]) -> ReadingScore:
+    count = len(scores)
     return ReadingScore(
-        count, sum(exact for exact, _ in found) / count, sum(share for _, share in found) / count
+        count, sum(exact for exact, _ in scores) / count, sum(share for _, share in scores) / count
     )
 
 

@@ -1,7 +1,7 @@
 """Starting values that let a small decoder look where a question points.
 
 Not a paper's part. Left to chance, a decoder takes very long to find out that "[0.037, 0.376, 0.223, 0.405]"
-names cells of a picture. Here coordinates and cells begin with one code (layers/position.py); a head of the
+names cells of an image. Here coordinates and cells begin with one code (layers/position.py); a head of the
 first layer begins by carrying the code of a box to the token before the answer; and heads of later layers
 begin by comparing it with the cells'. Everything is trained afterwards.
 Letters: D the language model's width, d width of a head.
