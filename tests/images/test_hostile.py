@@ -198,6 +198,17 @@ def test_a_truncated_file_is_refused(format: str, options: dict[str, object]) ->
         open_image(raw[: len(raw) * 4 // 10])
 
 
+@pytest.mark.parametrize(
+    ("compression", "data"), [(1, bytes(256)), (8, zlib.compress(bytes(256))), (32773, b"\x81\0" * 2)]
+)
+def test_a_tiff_that_lacks_its_last_byte_is_refused(compression: int, data: bytes) -> None:
+    tags = GREY_TIFF | {259: compression, 273: data_start(GREY_TIFF) + 36, 279: len(data)}
+    raw = tiff(tags, data)
+    assert open_image(raw).getextrema() == ((0, 0),) * 3
+    with pytest.raises(ImageError):
+        open_image(raw[:-1])
+
+
 def test_a_png_with_a_wrong_checksum_is_refused() -> None:
     whole, changed = (png(1, 1, 8, 0, bytes((0, grey))) for grey in (3, 4))
     with pytest.raises(ImageError, match="damaged"):

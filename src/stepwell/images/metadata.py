@@ -33,25 +33,23 @@ def bare_png(raw: bytes) -> bytes:
 
 
 def bare_tiff(raw: bytes) -> tuple[bytes, set[int]]:
-    """The same TIFF with one directory, at its end: the first one's tags about pixels, each once; and which.
+    """The same TIFF, whose first directory holds only the tags about pixels, each once, and is the last; and
+    which tags these are.
 
     Raises ValueError for a tag of too many values, KeyError or struct.error for what is no TIFF.
     """
     order = {b"II": "<", b"MM": ">"}[raw[:2]]
     big = raw[2:4] in (b"+\0", b"\0+")
     offset, count, entry = (order + code for code in (("Q", "Q", "HHQ8s") if big else ("L", "H", "HHL4s")))
-    width = struct.calcsize(offset)  # of the first offset, which stands behind as many bytes of magic numbers
-    (start,) = struct.unpack_from(offset, raw, width)
+    (start,) = struct.unpack_from(offset, raw, struct.calcsize(offset))
     (length,) = struct.unpack_from(count, raw, start)
-    start += struct.calcsize(count)
+    start_of_tags = start + struct.calcsize(count)
+    listed = raw[start_of_tags : start_of_tags + length * struct.calcsize(entry)]
     tags: dict[int, bytes] = {}
-    for tag, kind, values, field in struct.iter_unpack(
-        entry, raw[start : start + length * struct.calcsize(entry)]
-    ):
+    for tag, kind, values, field in struct.iter_unpack(entry, listed):
         if tag in _TIFF_TAGS:
             if values > _MAX_VALUES:
                 raise ValueError(f"a TIFF tag of {values:,} values")
             tags.setdefault(tag, struct.pack(entry, tag, kind, values, field))
-    raw += bytes(len(raw) % 2)
-    directory = struct.pack(count, len(tags)) + b"".join(tags[tag] for tag in sorted(tags)) + bytes(width)
-    return raw[:width] + struct.pack(offset, len(raw)) + raw[2 * width :] + directory, set(tags)
+    directory = struct.pack(count, len(tags)) + b"".join(tags.values()) + bytes(struct.calcsize(offset))
+    return raw[:start] + directory + raw[start + len(directory) :], set(tags)

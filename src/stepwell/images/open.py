@@ -99,7 +99,7 @@ def open_image(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> I
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image -> a new plain RGB one, upright by its Exif orientation, over white if transparent."""
     image = image.copy()
-    if len(image.info.get("exif") or b"") > 2**17:  # Pillow would take each number in it apart
+    if len(image.info.get("exif") or b"") > 2**17:  # and Pillow would read every number
         del image.info["exif"]
     with suppress(Exception):  # a damaged Exif block does not spoil an image
         ImageOps.exif_transpose(image, in_place=True)
@@ -189,7 +189,7 @@ def _decode(raw: bytes, reader: type[ImageFile], limits: ImageLimits) -> Image.I
     elif reader is TiffImageFile:
         raw, tiff_tags = bare_tiff(raw)
         _silence_libtiff()
-    elif reader is JpegImageFile and raw.count(b"Exif\0\0") > 32:  # Pillow joins them into one block
+    elif reader is JpegImageFile and raw.count(b"Exif\0\0") > 32:  # of which Pillow reads every number
         raise ImageError("JPEG of too many Exif blocks")
     image = reader(_TimedFile(raw, limits.max_seconds))  # reads the header only
     _check_size(*image.size, limits)
@@ -213,7 +213,9 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
 
 def _check_cells(image: TiffImageFile, tags: set[int], size: int, limits: ImageLimits) -> None:
     """Of strips or tiles, libtiff decodes each whole, though they reach past the image or into each other."""
-    values = image.tag_v2
+    values = (
+        image.tag_v2
+    )  # 256, 257 size; 259 compression; 279, 325 bytes of strips and tiles; 322, 323 tiles
     width, height, across, down = values[256], values[257], values.get(322, 1), values.get(323, 1)
     if -(-width // across) * across * -(-height // down) * down > 2 * limits.max_pixels:
         raise ImageError(f"TIFF with tiles of {across} x {down} for {width} x {height} pixels")
