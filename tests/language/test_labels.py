@@ -69,6 +69,13 @@ def test_a_token_that_starts_in_the_space_before_an_answer_is_supervised(tokeniz
         assert tokenizers[family].convert_ids_to_tokens(labels) == [first]
 
 
+def test_a_space_of_the_frame_that_is_a_token_is_not_supervised(tokenizers: Tokenizers) -> None:
+    prompt = Prompt((Piece("Say: ", "frame"), Piece("抹", "answer")), [(5, 6)])
+    tokens = label_tokens(prompt, tokenizers["qwen"], [])
+    assert "Ġ" in tokenizers["qwen"].convert_ids_to_tokens(tokens.input_ids)  # its offsets are (5, 5)
+    assert learned(tokenizers["qwen"], tokens) == ["抹"]
+
+
 @pytest.mark.parametrize("template", ["vicuna_v1", "qwen", "llama3_inf"])
 @pytest.mark.parametrize("answer", ["  A\n \n  dog ", " 抹茶 ", "\n\nNo"])
 def test_white_space_of_an_answer_is_supervised_and_none_around_it(

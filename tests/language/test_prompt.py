@@ -140,7 +140,8 @@ def test_images_in_a_list_stand_where_models_were_trained_to_see_them(content: A
 def test_openais_word_for_an_image_is_known() -> None:
     address = {"type": "image_url", "image_url": {"url": "x.png"}}
     messages = [{"role": "user", "content": [address, {"type": "text", "text": "What?"}]}]
-    assert render(messages, "qwen") == render(user(None, "What?"), "qwen")
+    for template in ("qwen", PARTS, QWEN):
+        assert render(messages, template) == render(user(None, "What?"), template)
 
 
 def test_placeholder_is_an_image_in_a_string_and_text_in_a_text_part() -> None:

@@ -109,9 +109,9 @@ def test_all_roads_give_the_same_tokens(build: Any, family: str, template: str) 
     for name, messages in CONVERSATIONS.items() if template != "plain" else [("caption", CAPTION)]:
         images = [IMAGE] * num_images(messages)
         tokens = processor.label(messages, images)
-        options = {"processor_kwargs": {"images": images}}
+        beside = {"images": images} if name == "placeholder in a string" else {}
         road = processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **options
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **beside
         )
         assert road["input_ids"] == [tokens.input_ids], name
         assert road["assistant_masks"] == [[int(label != IGNORE) for label in tokens.labels]], name
@@ -125,7 +125,7 @@ def test_all_roads_give_the_same_tokens(build: Any, family: str, template: str) 
                 messages[:-1],
                 add_generation_prompt=True,
                 tokenize=True,
-                processor_kwargs={"images": images[: num_images(messages[:-1])]},
+                processor_kwargs=beside,
             )
             assert opened == [asked.input_ids], name
 

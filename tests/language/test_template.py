@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import _get_template_variables
 
 from stepwell.language.conversation import from_llava
 from stepwell.language.labels import IGNORE, label_tokens
@@ -124,3 +125,10 @@ def test_plain_leaves_out_what_stands_beside_the_image() -> None:
 def test_a_template_is_known_by_its_text() -> None:
     assert {template_of(template.jinja) for template in TEMPLATES.values()} == set(TEMPLATES.values())
     assert template_of("{{ messages }}") is template_of(None) is None
+
+
+def test_a_template_reads_the_conversation_and_nothing_else() -> None:
+    """What transformers takes for a variable of the template never reaches the processor."""
+    variables = {"messages", "add_generation_prompt", "bos_token"}
+    for template in TEMPLATES.values():
+        assert _get_template_variables(template.jinja) <= variables, template.name

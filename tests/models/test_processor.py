@@ -211,6 +211,8 @@ def test_images_may_stand_beside_conversations_that_name_them(assistant, make_im
         chat, tokenize=True, add_generation_prompt=True, processor_kwargs={"images": [make_image(40, 30)]}
     )
     assert beside == assistant.processor.prompt([asking(make_image(40, 30))])["input_ids"].tolist()
+    with pytest.raises(ValueError, match="in the messages and beside them; give them once"):
+        assistant.processor.apply_chat_template(asking(make_image(9, 9)), tokenize=True, images=[make_image(9, 9)])
 
 
 def test_ways_to_write_an_image_in_a_message(assistant, make_image, tmp_path):

@@ -89,14 +89,14 @@ def render(
     the tokenizer lacks, a mask that the template has not, and a template that changes what people wrote.
     """
     ours = template_of(template) if "{" in template else find_template(template)
-    lent = {} if tokenizer is None else _lent_tokens(tokenizer, ours)
+    special = {} if tokenizer is None else _special_variables(tokenizer, ours)
     if add_generation_prompt and continue_final_message:
         raise ValueError(
             "a generation prompt asks for an answer, continue_final_message goes on with one; give one"
         )
     jinja = template if ours is None else ours.jinja
     variables = {
-        **lent,
+        **special,
         **variables,
         "add_generation_prompt": add_generation_prompt,
         "continue_final_message": continue_final_message,
@@ -123,7 +123,7 @@ def render(
         supervised = [(start, end) for start, end in lengths]
     if mask_style == "llava_next":
         supervised += _next_spans(ours, pieces, text)
-    bos = lent.get("bos_token")
+    bos = special.get("bos_token")
     if ours is not None and bos and text.startswith(bos):
         pieces[:1] = [Piece(bos, "token"), Piece(pieces[0].text.removeprefix(bos), "frame")]
     return Prompt(pieces, _joined(supervised))
@@ -141,9 +141,9 @@ def plain_prompt(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_t
     return Prompt([*(Piece(t, "token") for t in before), *parts, *(Piece(t, "token") for t in after)])
 
 
-def _lent_tokens(tokenizer: PreTrainedTokenizerBase, template: Template | None) -> dict[str, Any]:
+def _special_variables(tokenizer: PreTrainedTokenizerBase, template: Template | None) -> dict[str, Any]:
     """The tokenizer's special tokens as variables of a template."""
-    lent: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    special: dict[str, Any] = dict(tokenizer.special_tokens_map)
     if template is not None:
         lacking = {token for token in template.special if not special_tokens(tokenizer).fullmatch(token)}
         if lacking and (lacking := lacking - tokenizer.get_added_vocab().keys()):
@@ -151,9 +151,9 @@ def _lent_tokens(tokenizer: PreTrainedTokenizerBase, template: Template | None) 
                 f"the tokenizer has no {', '.join(sorted(lacking))}; add them, or choose the chat template "
                 "of this model"
             )
-        if lent.get("bos_token") not in added_tokens(tokenizer)[0]:
-            lent.pop("bos_token", None)
-    return lent
+        if special.get("bos_token") not in added_tokens(tokenizer)[0]:
+            special.pop("bos_token", None)
+    return special
 
 
 def _write(messages: Sequence[Message], jinja: str, **variables: Any) -> tuple[str, Sequence[Span] | None]:
@@ -188,12 +188,12 @@ def _mark(start: str, end: str, text: str) -> str:
 
 def _unmark(marked: str, kinds: Mapping[str, PieceKind], end: str) -> Iterator[Piece]:
     """The pieces between, and in, the marks."""
-    done = 0
+    position = 0
     for match in re.finditer(f"[{''.join(kinds)}](.*?){end}|{IMAGE}", marked, re.DOTALL):
-        yield Piece(marked[done : match.start()], "frame")
+        yield Piece(marked[position : match.start()], "frame")
         yield Piece(IMAGE, "image") if match[0] == IMAGE else Piece(match[1], kinds[match[0][0]])
-        done = match.end()
-    yield Piece(marked[done:], "frame")
+        position = match.end()
+    yield Piece(marked[position:], "frame")
 
 
 def _answers(pieces: Sequence[Piece], text: str, special: re.Pattern[str]) -> Iterator[Span]:

@@ -13,6 +13,7 @@ from stepwell.language.labels import IGNORE, LabelledTokens
 
 __all__ = ["TextOptions", "token_batch"]
 
+_ENDLESS = 1 << 32  # a tokenizer of no model_max_length has a huge one
 _GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs")  # the last are the image processor's
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "padding": (True, False, "longest", "max_length", "do_not_pad"),
@@ -55,14 +56,14 @@ class TextOptions:
     def read(cls, keywords: Mapping[str, Any]) -> TextOptions:
         """Keywords of a call, flat or in transformers' groups; what is None counts as left out."""
         groups = [keywords.get(group) or {} for group in ("common_kwargs", "text_kwargs")]
-        given = {name: value for name, value in keywords.items() if name not in _GROUPS}
-        given |= groups[0] | groups[1]
-        given = {name: value for name, value in given.items() if value is not None}
-        if unknown := sorted(given.keys() - {field.name for field in fields(cls)}):
+        options = {name: value for name, value in keywords.items() if name not in _GROUPS}
+        options |= groups[0] | groups[1]
+        options = {name: value for name, value in options.items() if value is not None}
+        if unknown := sorted(options.keys() - {field.name for field in fields(cls)}):
             raise ValueError(
                 f"StepwellProcessor knows no {', '.join(map(repr, unknown))}; check the spelling"
             )
-        return cls(**given)
+        return cls(**options)
 
 
 def token_batch(
@@ -74,10 +75,12 @@ def token_batch(
     """
     max_length = options.max_length or tokenizer.model_max_length
     if options.truncates:
-        kept = slice(-max_length, None) if tokenizer.truncation_side == "left" else slice(max_length)
-        rows = [_cut(row, kept, max_length, image_token_id) for row in rows]
+        window = slice(-max_length, None) if tokenizer.truncation_side == "left" else slice(max_length)
+        rows = [_cut(row, window, max_length, image_token_id) for row in rows]
     width = max((len(row.input_ids) for row in rows), default=0) if options.pads else 0
     if options.padding == "max_length":
+        if max_length > _ENDLESS:
+            raise ValueError("padding='max_length' needs a max_length: the tokenizer has none")
         width = max(width, max_length)
     if options.pads and options.pad_to_multiple_of:
         width += -width % options.pad_to_multiple_of
@@ -98,10 +101,10 @@ def token_batch(
     return batch
 
 
-def _cut(row: LabelledTokens, kept: slice, max_length: int, image_token_id: int) -> LabelledTokens:
-    if row.input_ids[kept].count(image_token_id) != row.input_ids.count(image_token_id):
+def _cut(row: LabelledTokens, window: slice, max_length: int, image_token_id: int) -> LabelledTokens:
+    if row.input_ids[window].count(image_token_id) != row.input_ids.count(image_token_id):
         raise ValueError(
             f"a text takes {len(row.input_ids)} tokens; truncation to {max_length} would cut an image: "
             "raise max_length, or show smaller or fewer images"
         )
-    return LabelledTokens(row.input_ids[kept], row.labels[kept])
+    return LabelledTokens(row.input_ids[window], row.labels[window])

@@ -181,11 +181,13 @@ class StepwellProcessor(ProcessorMixin):
             )
             for messages in conversations
         ]
-        images = options.pop("images", None) or [images_of(messages) for messages in conversations]
+        images = [images_of(messages) for messages in conversations]
+        if (beside := options.pop("images", None)) and any(images):
+            raise ValueError("images stand in the messages and beside them; give them once")
         if not tokenize:
             TextOptions.read(options)
             return prompts if is_batch else prompts[0]
-        batch = self(text=prompts, images=images, **options)
+        batch = self(text=prompts, images=beside or images, **options)
         return batch if return_dict else batch["input_ids"]
 
     def __call__(
@@ -242,11 +244,6 @@ class StepwellProcessor(ProcessorMixin):
         )
 
     @property
-    def image_token_ids(self) -> list[int]:
-        """The tokens that stand for an image, asked for by inference servers."""
-        return [self.image_token_id]
-
-    @property
     def model_input_names(self) -> list[str]:
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
@@ -258,8 +255,10 @@ def _check_counts(prompts: Sequence[Prompt], images: Any, total: int) -> None:
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} lists of images were given for {len(prompts)} texts")
         for i, (count, row) in enumerate(zip(placeholders, images, strict=True)):
-            if count != (given := len(list(flat(row)))):
-                raise ValueError(f"text {i} has {count} {IMAGE} placeholders but {given} images")
+            if count != len(list(flat(row))):
+                raise ValueError(
+                    f"text {i} has {count} {IMAGE} placeholders but {len(list(flat(row)))} images"
+                )
     if sum(placeholders) != total:
         raise ValueError(
             f"the text has {sum(placeholders)} {IMAGE} placeholders but {total} images were given"
