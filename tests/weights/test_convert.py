@@ -262,6 +262,17 @@ def test_another_language_model_needs_its_config(tmp_path, monkeypatch):
         convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
 
 
+def test_a_config_says_all_where_nothing_is_published():
+    fields = {"model_type": "mistral", "hidden_size": 64, "rope_theta": 5.0, "architectures": ["Assistant"]}
+    config = text_config({}, fields, vocab_size=7)
+    assert (config.model_type, config.hidden_size, config.vocab_size) == ("mistral", 64, 7)
+    assert config.rope_parameters["rope_theta"] == 5.0
+    assert config.architectures is None
+    assert text_config({}, {**fields, "vocab_size": 8}, vocab_size=7).vocab_size == 8
+    with pytest.raises(ValueError, match="describes no language model"):
+        text_config({}, {"hidden_size": 64})
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

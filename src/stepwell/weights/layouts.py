@@ -26,6 +26,9 @@ from stepwell.models.settings import ClassifierSettings, DenseSettings
 
 __all__ = ["build_model", "text_config", "write_processor"]
 
+# What transformers raises for fields that no configuration can have.
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
+
 
 def build_model(
     published: Published, fields: Mapping[str, Any], vocab_size: int | None = None
@@ -69,24 +72,14 @@ def text_config(
         fields = fields.get("text_config") or fields
         model_type = fields.get("model_type")
         if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            model_type = published["model_type"]
+            model_type = published.get("model_type")
         known = {*AutoConfig.for_model(model_type).to_dict(), "rope_theta", "rope_scaling"}
-        known -= {
-            *PreTrainedConfig().to_dict(),
-            "use_cache",
-        }  # the class it was saved from, how it was trained
-        values = dict(published) if model_type == published["model_type"] else {}
+        known -= {*PreTrainedConfig().to_dict(), "use_cache"}  # not the language model's, how it was trained
+        values = dict(published) if model_type == published.get("model_type") else {}
         values |= {"vocab_size": vocab_size} if vocab_size else {}
         values |= {key: value for key, value in fields.items() if key in known}
         return AutoConfig.for_model(**values | {"model_type": model_type})
-    except (
-        ArithmeticError,
-        AttributeError,
-        KeyError,
-        StrictDataclassError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except UNFIT as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"config.json describes no language model: {reason}") from None
 

@@ -89,9 +89,8 @@ def _dense_rules(settings: DenseSettings) -> list[Rule]:
 
 def _classifier_rules(settings: ClassifierSettings) -> list[Rule]:
     num_interactions, merged = len(settings.branches[0].interactions), settings.head == "merge"
-    return [
-        Prefix("", "pyramid.", classifier_rules(_tables(settings.branches), num_interactions, merged=merged))
-    ]
+    rules = classifier_rules(_tables(settings.branches), num_interactions, merged=merged)
+    return [Prefix("", "pyramid.", rules)]
 
 
 def _chat_rules(settings: PiipConfig) -> list[Rule]:
@@ -258,31 +257,24 @@ def _convnext_detectors() -> Iterator[Published]:
 
 
 def _baselines() -> Iterator[Published]:
-    """One network on one image: Tables I, II and IV for detection, VI for segmentation, VIII.
+    """One network on one image: Tables I, II and IV for detection, VIII for classification.
 
     ConvNeXt's twelve runs exchange nothing with anybody: they are where its maps of four strides leave.
     Its configuration normalises by halves, unlike the pyramids with ConvNeXt.
     """
-    for name, branches, file in (
-        (
-            "vitdet_b",
-            _dense("deit3_b", [1024], 0, windows=(14, 14, 0)),
-            "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16",
-        ),
-        (
-            "vitdet_l",
-            _dense("deit3_l", [1024], 0, windows=(14, 14, 0)),
-            "mask_rcnn_deit_vit_l_fpn_1x_coco_bs16",
-        ),
-        ("internvit_6b", _dense("internvit_6b", [1024], 0), "mask_rcnn_internvit_6b_fpn_1x_coco_bs16_ms"),
-        ("convnext_b", _dense("convnext_b", [1024], 12), None),
+    every_third: dict[str, Any] = {"windows": (14, 14, 0)}  # layer attends globally
+    for name, encoder, interactions, arguments, file in (
+        ("vitdet_b", "deit3_b", 0, every_third, "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16"),
+        ("vitdet_l", "deit3_l", 0, every_third, "mask_rcnn_deit_vit_l_fpn_1x_coco_bs16"),
+        ("internvit_6b", "internvit_6b", 0, {}, "mask_rcnn_internvit_6b_fpn_1x_coco_bs16_ms"),
+        ("convnext_b", "convnext_b", 12, {}, None),
     ):
-        yield _published("detection", f"{name}_1024", dense_settings(branches, merge="none"), file)
+        settings = dense_settings(_dense(encoder, [1024], interactions, **arguments), merge="none")
+        yield _published("detection", f"{name}_1024", settings, file)
     for name, encoder in (("deit_b_224", "deit_b"), ("vit_l_224", "augreg_l")):
         branches = _branches(encoder, [224], 0, class_token=True, class_slot=True, layer_scale=None)
-        yield _published(
-            "classification", name, ClassifierSettings(branches=branches, head="cls", **IMAGENET)
-        )
+        classifier = ClassifierSettings(branches=branches, head="cls", **IMAGENET)
+        yield _published("classification", name, classifier)
 
 
 def _segmenters() -> Iterator[Published]:
@@ -326,7 +318,7 @@ def _classifiers() -> Iterator[Published]:
         yield _published(
             "classification",
             f"piip_cls_{networks}_{_joined(sizes)}",
-            ClassifierSettings(branches=branches, **IMAGENET),
+            ClassifierSettings(branches=branches, head="first_patch", **IMAGENET),
             f"piip_3branch_{networks}_{_joined(sizes, '-')}_cls_token_{pretraining}",
             "the heads read the first patch token, not the class token",
         )
@@ -363,7 +355,7 @@ def _chats() -> Iterator[Published]:
         yield Published(
             name="piip_llava_" + release.lower().replace("-", "_"),
             task="chat",
-            settings=PiipConfig(branches=_branches(encoders, sizes, interactions), **IMAGENET),
+            settings=PiipConfig(branches=_branches(encoders, sizes, interactions), framing="pad", **IMAGENET),
             rules=_chat_rules,
             text_config=VICUNA_13B if release.endswith("13B") else VICUNA_7B,
             template="vicuna_v1",

@@ -20,7 +20,7 @@ Task = Literal["detection", "segmentation", "classification", "chat"]
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One published configuration. `file`: its weights in `repository`, None where that holds nothing else."""
+    """One configuration. `file`: its weights in `repository`, None where that holds nothing else."""
 
     name: str
     task: Task
