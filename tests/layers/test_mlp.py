@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN
 
 from stepwell.layers.mlp import LayerScale, Mlp
 from stepwell.layers.norm import build_norm
+from stepwell.ops.parts import MOST
 
 
 @pytest.mark.parametrize(
@@ -20,12 +21,22 @@ def test_activations_are_what_transformers_calls_so(ours: str, theirs: str) -> N
     torch.testing.assert_close(mlp(x), mlp.fc2(ACT2FN[theirs](mlp.fc1(x))))
 
 
-def test_what_a_hook_on_the_hidden_layer_sees_stays_as_it_is() -> None:
+def test_what_hooks_on_the_hidden_layer_have_seen_is_not_overwritten() -> None:
     mlp, x, hidden = Mlp(6, hidden_dim=11), torch.randn(4, 6), []
-    mlp.fc1.register_forward_hook(lambda module, inputs, output: hidden.append(output))
+    mlp.fc1.register_forward_hook(lambda module, inputs, output: hidden.append(output[0]))
     with torch.inference_mode():
         mlp(x)
         torch.testing.assert_close(hidden[0], nn.functional.linear(x, mlp.fc1.weight, mlp.fc1.bias))
+
+
+@pytest.mark.parametrize("shape", [(2, 5000, 4), (2, 50, 100, 4)])
+def test_many_tokens_pass_in_parts_to_the_same_result(shape: tuple[int, ...]) -> None:
+    mlp, x, sizes = Mlp(4, hidden_dim=6), torch.randn(shape), []
+    mlp.fc1.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[:-1].numel()))
+    whole = mlp(x)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), whole)
+    assert sizes == [10000, MOST, 10000 - MOST]
 
 
 def test_an_unknown_activation_or_norm_is_refused() -> None:

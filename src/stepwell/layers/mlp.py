@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepwell.ops.parts import in_parts
+
 __all__ = ["Activation", "LayerScale", "Mlp"]
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
@@ -29,7 +31,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Mlp(nn.Module):
-    """fc2(activation(fc1(x))), token by token."""
+    """fc2(activation(fc1(x))), token by token; the hidden layer of many tokens is not held whole."""
 
     def __init__(self, dim: int, *, hidden_dim: int, activation: Activation = "gelu") -> None:
         super().__init__()
@@ -41,8 +43,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        out: Tensor = self.fc2(_ACTIVATIONS[self.activation](self.fc1(x)))
-        return out
+        activation = _ACTIVATIONS[self.activation]
+        tokens = x.flatten(0, -2)[None]
+        return in_parts(lambda part: self.fc2(activation(self.fc1(part))), tokens).view_as(x)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"
