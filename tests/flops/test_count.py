@@ -1,4 +1,4 @@
-"""Built networks, counted: against the closed form, torch's own counter, and sums done by hand."""
+"""Built networks, counted: against torchvision's figures, torch's own counter, and sums done by hand."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ from functools import partial
 
 import pytest
 import torch
-from stepwell.flops.cost import CONVENTIONS
-from stepwell.flops.pyramid import PyramidCost
-from stepwell.models.settings import (
-    BranchConfig,
-    ClassifierSettings,
-    DenseSettings,
-    InteractionConfig,
-    PiipConfig,
-)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
 
-from stepwell.flops.count import BACKBONE, count, count_macs, count_operations, count_params, part_of
-from stepwell.models.vision import build_classifier, build_features, build_pyramid_encoder
+from stepwell.encoders.catalogue import build_encoder
+from stepwell.flops.count import count, count_macs, count_operations, count_params, paper_macs, part_of
+from stepwell.flops.outlines import outlines
+from stepwell.fuse.interaction import InteractionConfig, Message
+from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.pyramid import BranchConfig, build_pyramid
 from stepwell.views.pyramid import image_pyramid
 
 
@@ -37,7 +33,6 @@ MIXED = (
     BranchConfig(encoder="vit_nano", size=96, interactions=((0, 1), (2, 3))),
     BranchConfig(encoder="convnext_t", size=128, interactions=((0, 4), (5, 20))),
 )
-CLASS_TOKENS = tuple(_branch(e, s, depth=4, class_token=True) for e, s in (("vit_s", 32), ("vit_t", 80)))
 
 
 def _image(branches):
@@ -45,71 +40,128 @@ def _image(branches):
 
 
 def _features():
-    with torch.device("meta"):
-        return build_features(DenseSettings(branches=VITS))
+    with outlines():
+        return DenseSettings(branches=VITS).build()
 
 
-def _counted(model, run, convention):
-    macs = count_macs(model, run, convention)
-    return {
-        part: (macs[part], params) for part, params in count_params(model).items() if BACKBONE.fullmatch(part)
-    }
-
-
-def _in_closed_form(cost, branches):
-    parts = cost.parts([(branch.size, branch.size) for branch in branches])
-    return {name: (part.macs, part.params) for name, part in parts.items() if part.params}
+def _count(encoder, size=(224, 224)):
+    image = torch.empty(1, 3, *size, device="meta")
+    return count_macs(encoder, partial(encoder, image), "D").total()
 
 
 @pytest.mark.parametrize(
-    "interaction",
+    ("name", "dim", "weights"),
     [
-        InteractionConfig(),
-        InteractionConfig(project=False, norm=False, directions="all_pairs"),
-        InteractionConfig(attention="regular", ffn_ratio=None, directions="cycle_up"),
-        InteractionConfig(num_heads=8, num_points=2, ratio=1.0, directions="alternating"),
+        ("vit_b", 768, models.ViT_B_16_Weights.IMAGENET1K_V1),
+        ("vit_l", 1024, models.ViT_L_16_Weights.IMAGENET1K_V1),
     ],
-    ids=["released", "fast", "regular", "other"],
 )
-@pytest.mark.parametrize("branches", [VITS, MIXED], ids=["vits", "mixed"])
-def test_a_tower_costs_what_the_closed_form_says(branches, interaction):
-    convention = CONVENTIONS["L"]
-    with torch.device("meta"):
-        encoder = build_pyramid_encoder(PiipConfig(branches=branches, interaction=interaction))
-    views = image_pyramid(_image(branches), [branch.size / branches[-1].size for branch in branches])
-    counted = _counted(encoder, partial(encoder, views), convention)
-    assert counted == _in_closed_form(PyramidCost(branches, interaction, convention), branches)
+def test_a_vit_with_its_head_costs_what_torchvision_publishes(name, dim, weights):
+    with outlines():
+        encoder = build_encoder(name, class_token=True, class_slot=True, final_norm=True)
+    assert (_count(encoder) + 1000 * dim) / 1e9 == pytest.approx(weights.meta["_ops"], abs=5e-4)
+    assert count_params(encoder).total() + 1000 * (dim + 1) == weights.meta["num_params"]
 
 
-@pytest.mark.parametrize("branches", [VITS, CLASS_TOKENS, VITS[-1:]], ids=["three", "class tokens", "one"])
-@pytest.mark.parametrize("head", ["merge", "first_patch"])
-def test_a_classifier_costs_what_the_closed_form_says(branches, head):
-    convention = CONVENTIONS["A"]
-    with torch.device("meta"):
-        model = build_classifier(ClassifierSettings(branches=branches, head=head), num_classes=10)
-    counted = _counted(model, partial(model, _image(branches)), convention)
-    merge = "linear" if head == "merge" else "none"
-    cost = PyramidCost(branches, InteractionConfig(), convention, merge=merge, num_classes=10)
-    assert counted == _in_closed_form(cost, branches)
+@pytest.mark.parametrize(
+    ("name", "dim", "weights"),
+    [
+        ("convnext_t", 768, models.ConvNeXt_Tiny_Weights.IMAGENET1K_V1),
+        ("convnext_s", 768, models.ConvNeXt_Small_Weights.IMAGENET1K_V1),
+        ("convnext_b", 1024, models.ConvNeXt_Base_Weights.IMAGENET1K_V1),
+        ("convnext_l", 1536, models.ConvNeXt_Large_Weights.IMAGENET1K_V1),
+    ],
+)
+def test_a_convnext_costs_what_torchvision_publishes(name, dim, weights):
+    with outlines():
+        encoder = build_encoder(name)
+    macs = _count(encoder) + 1000 * dim
+    assert macs / 1e9 == pytest.approx(weights.meta["_ops"], rel=6e-4)  # they leave conv biases out
+    assert count_params(encoder).total() + 2 * dim + 1000 * (dim + 1) == weights.meta["num_params"]
 
 
-def test_a_detection_backbone_costs_what_the_closed_form_says_and_its_pyramid_is_not_counted():
-    convention = CONVENTIONS["D"]
-    model = _features()
-    counted = _counted(model, partial(model, _image(VITS)), convention)
-    assert counted == _in_closed_form(PyramidCost(VITS, InteractionConfig(), convention, merge="dense"), VITS)
-    assert count_params(model)["neck"] > 0
+def _tiny(**arguments):
+    with outlines():
+        return build_encoder("vit_t", dim=8, depth=1, num_heads=1, **arguments)
+
+
+def test_a_window_is_charged_whole_even_where_it_is_larger_than_the_grid():
+    wide, narrow = (_count(_tiny(windows=w, window_padding="qkv"), (32, 48)) for w in (5, 0))
+    cells = 2 * 3
+    assert wide - narrow == 2 * cells * (25 - cells) * 8
+
+
+def test_padded_tokens_pass_the_qkv_layer_only():
+    padded, bare = (_count(_tiny(windows=2, window_padding=p), (48, 16)) for p in ("tokens", "qkv"))
+    assert padded - bare == (8 - 3) * 8 * 24  # a 3x1 grid becomes 4x2
+
+
+def test_an_rms_norm_costs_what_a_row_says_and_those_of_queries_and_keys_nothing():
+    encoder = _tiny(norm="rmsnorm", qk_norm=True)
+    run = partial(encoder, torch.empty(1, 3, 32, 48, device="meta"))
+    bare, charged = (count_macs(encoder, run, "A", rms_norm=n).total() for n in (0, 2))
+    assert charged - bare == 2 * 2 * 6 * 8  # norm1 and norm2
+
+
+def _message(**interaction):
+    """Macs and parameters of 2x3 cells of width 8 that read 4x5 cells of width 12."""
+    branches = tuple(_branch("vit_t", 16, dim=dim, depth=4, num_heads=1) for dim in (8, 12))
+    with outlines():
+        config = InteractionConfig(**interaction)
+        encoder = build_pyramid(branches, config)
+    views = [torch.empty(1, 3, 16 * rows, 16 * cols, device="meta") for rows, cols in ((2, 3), (4, 5))]
+    macs = count_macs(encoder, partial(encoder, views), "D")
+    path, message = next(
+        (p, m) for p, m in encoder.named_modules() if isinstance(m, Message) and m.target == 0
+    )
+    return sum(charge for name, charge in macs.items() if name.startswith(path)), count_params(
+        message
+    ).total()
+
+
+def test_a_deformable_message_by_hand():
+    macs, params = _message(num_heads=2, num_points=3)
+    projection, value, offsets_and_weights, out = 20 * 12 * 8, 20 * 8 * 4, 6 * 8 * 18, 6 * 4 * 8
+    norms, sampling = 2 * (6 + 20 + 6) * 8, 5 * 6 * 3 * 8
+    ffn = 6 * 8 * 2 * 2 + 6 * (9 * 2 + 2)
+    assert macs == projection + value + offsets_and_weights + out + norms + sampling + ffn
+    linears = (12 * 8 + 8) + (8 * 4 + 4) + (8 * 18 + 18) + (4 * 8 + 8) + (8 * 2 + 2) + (2 * 8 + 8)
+    assert params == linears + (9 * 2 + 2) + 3 * 16 + 2 * 8
+
+
+def test_a_regular_message_by_hand():
+    macs, _ = _message(attention="regular", num_heads=2, norm=False, ffn_ratio=None)
+    assert macs == 20 * 12 * 8 + 6 * 8 * 8 + 2 * 20 * 8 * 8 + 6 * 8 * 8 + 2 * 6 * 20 * 8
+
+
+def test_without_projection_the_value_layer_bridges_the_widths():
+    slow, fast = (
+        _message(num_heads=2, project=project, norm=False, ffn_ratio=None)[0] for project in (True, False)
+    )
+    assert slow - fast == 20 * 12 * 8 + 20 * 8 * 4 - 20 * 12 * 4
 
 
 def test_sampling_is_charged_on_the_first_interactions_grid_under_convention_l_only():
-    costs = {
-        name: PyramidCost(MIXED, InteractionConfig(), CONVENTIONS[name]).parts(
-            [(64,) * 2, (96,) * 2, (128,) * 2]
-        )
-        for name in "DL"
-    }
-    assert costs["L"]["interactions"].macs > costs["D"]["interactions"].macs
-    assert costs["L"]["branches.2"] == costs["D"]["branches.2"]
+    with outlines():
+        encoder = build_pyramid(MIXED, InteractionConfig())
+        views = image_pyramid(_image(MIXED), [branch.size / 128 for branch in MIXED])
+    first, own = (paper_macs(encoder, partial(encoder, views), convention) for convention in ("L", "D"))
+    extra = 5 * 4 * (16 * 16 - 4 * 4) * (96 + 768)  # both ConvNeXts have 16x16 cells, then 4x4
+    assert first == {**own, "interactions": own["interactions"] + extra}
+
+
+def test_heads_and_merges_by_hand():
+    """A norm and a linear layer a branch; or GroupNorms and a linear layer to the width of branch 1."""
+    macs = {}
+    for head in ("cls", "first_patch", "merge"):
+        branches = tuple(_branch(e, s, depth=4, class_token=True) for e, s in (("vit_s", 32), ("vit_t", 80)))
+        with outlines():
+            model = ClassifierSettings(branches=branches, head=head).build(num_classes=10)
+        macs[head] = paper_macs(model, partial(model, _image(branches)), "A")
+    for head in ("cls", "first_patch"):
+        assert macs[head]["head"] == (384 + 192) * (2 + 10)
+    assert macs["merge"]["merges"] == 2 * 2 * 2 * 384 + 5 * 5 * (2 * 192 + 192 * 384 + 2 * 384)
+    assert macs["merge"]["head"] == 5 * 5 * 2 * 384 + 384 * 10
 
 
 def test_matrix_products_agree_with_torchs_counter_and_the_rest_adds_little():
@@ -150,7 +202,7 @@ def test_deformable_sampling_is_two_operations_an_element_read():
 
 def test_parts_cover_the_whole_model():
     model = _features()
-    parts = count(model, partial(model, _image(VITS)), CONVENTIONS["D"])
+    parts = count(model, partial(model, _image(VITS)), "D")
     names = ["branches.0", "branches.1", "branches.2", "interactions", "merges", "neck", "other"]
     assert [part.name for part in parts] == names
     assert sum(part.params for part in parts) == sum(p.numel() for p in model.parameters())

@@ -7,13 +7,13 @@ import json
 
 import pytest
 import yaml
-from stepwell.flops.branches import parse_branches
-from stepwell.flops.pyramid import PyramidCost
-from stepwell.models.settings import BranchConfig, PiipConfig
 
-from stepwell.flops.plan import plan, plans_as_json, plans_as_table, plans_as_yaml
-from stepwell.flops.tables import Setting
+from stepwell.encoders.catalogue import encoder_spec
+from stepwell.flops.plan import parse_branches, plan, plans_as_json, plans_as_table, plans_as_yaml
+from stepwell.flops.prices import branch_prices, quantities
 from stepwell.flops.text import aligned
+from stepwell.models.piip import PiipConfig
+from stepwell.models.pyramid import BranchConfig
 from stepwell.train.recipe import Model
 
 
@@ -40,16 +40,21 @@ def test_the_papers_choice_costs_what_the_paper_prints():
 
 def _unbeaten(branches, budget, sizes):
     """By definition: every tuple is priced, every pair compared."""
-    encoders = parse_branches(branches)
-    fits = []
-    for chosen in itertools.combinations(sizes, len(encoders)):
-        setting = Setting(
-            branches=" ".join(f"{e}@{s}" for e, s in zip(encoders, chosen, strict=True)),
-            windows=14,
-            interactions=12,
-        )
-        if _price(setting) <= budget:
-            fits.append(chosen)
+    runs = tuple((i, i) for i in range(12))
+    configs = [
+        BranchConfig(encoder=name, size=1, interactions=runs, arguments={"windows": 14})
+        for name in parse_branches(branches)
+    ]
+    costs = []
+    for config, prices in zip(configs, branch_prices(configs, "A"), strict=True):
+        spec = encoder_spec(config.encoder, config.arguments)
+        amounts = {size: quantities(spec, (size, size), padded=False) for size in sizes}
+        costs.append({size: sum(prices[n] * amounts[size][n] for n in prices) for size in sizes})
+    fits = [
+        chosen
+        for chosen in itertools.combinations(sizes, len(configs))
+        if sum(cost[size] for cost, size in zip(costs, chosen, strict=True)) <= budget * 1e9
+    ]
 
     def beats(a, b):
         return a != b and all(x >= y for x, y in zip(a, b, strict=True))
@@ -57,19 +62,12 @@ def _unbeaten(branches, budget, sizes):
     return {b for b in fits if not any(beats(a, b) for a in fits)}
 
 
-def _price(setting):
-    cost = PyramidCost(
-        setting.branch_configs(), setting.interaction, setting.convention, merge="linear", num_classes=1000
-    )
-    return cost.cost([(b.size, b.size) for b in setting.branch_configs()]).macs / 1e9
-
-
 def test_plans_are_those_that_brute_force_finds():
     found = {p.sizes for p in plan("deit:B,S,T", 60, slack=0)}
     assert found == _unbeaten("deit:B,S,T", 60, range(112, 1400, 112))
 
 
-def test_plans_begin_with_the_largest_picture_and_are_strictly_ordered():
+def test_plans_begin_with_the_largest_image_and_are_strictly_ordered():
     plans = plan("deit:B,S,T", 100, step=64)
     reversed_sizes = [p.sizes[::-1] for p in plans]
     assert reversed_sizes == sorted(reversed_sizes, reverse=True)
@@ -77,7 +75,7 @@ def test_plans_begin_with_the_largest_picture_and_are_strictly_ordered():
     assert all(size % 64 == 0 for p in plans for size in p.sizes)
 
 
-def test_pictures_of_another_aspect_have_views_of_one_shape_and_cost_less():
+def test_images_of_another_aspect_have_views_of_one_shape_and_cost_less():
     plans = plan("deit:B,S,T", 243, aspect="4:3")
     for p in plans:
         assert all(width == size for (_, width), size in zip(p.views, p.sizes, strict=True))
@@ -98,7 +96,7 @@ def test_no_view_is_bent_by_more_than_a_twentieth():
 
 
 @pytest.mark.parametrize("aspect", ["1:10", "100:1", "4:3"])
-def test_long_pictures_are_planned_after_few_candidates(aspect, monkeypatch):
+def test_long_images_are_planned_after_few_candidates(aspect, monkeypatch):
     monkeypatch.setattr("stepwell.flops.plan.MOST_CANDIDATES", 30_000)
     assert plan("deit:B,S,T", 243, aspect=aspect)
 

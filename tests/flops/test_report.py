@@ -6,12 +6,15 @@ import json
 
 import pytest
 import torch
-from stepwell.models.settings import BranchConfig, ClassifierSettings, DenseSettings, PiipConfig, PlainConfig
 
 from stepwell.flops.report import find_subject, report, report_as_json, report_as_table
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
+from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.perception import PyramidBackboneConfig
+from stepwell.models.piip import PiipConfig
+from stepwell.models.plain import PlainConfig
+from stepwell.models.pyramid import BranchConfig
 
 BRANCHES = (
     BranchConfig(encoder="vit_t", size=64, interactions=((0, 1), (2, 3)), arguments={"depth": 4}),
@@ -46,8 +49,8 @@ def test_an_assistant_reports_its_tokens_and_all_its_parameters():
     found = report(config, size=(300, 200))
     with torch.device("meta"):
         model = StepwellForConditionalGeneration(config)
-    layout = model.model.vision.layout((300, 200))
-    assert found.tokens == layout.num_tokens
+    layout = model.model.vision.geometry.layout((300, 200))
+    assert found.tokens == layout.num_visual
     assert found.views == tuple(view.size for view in layout.views)
     assert found.params == sum(p.numel() for p in model.parameters())
     names = [part.name for part in found.parts]
@@ -108,6 +111,6 @@ def test_what_is_not_ours_is_refused(tmp_path):
         find_subject(str(tmp_path))
 
 
-def test_a_picture_without_pixels_is_refused():
+def test_an_image_without_pixels_is_refused():
     with pytest.raises(ValueError, match="at least one pixel each way, got 0x5"):
         report(DenseSettings(branches=BRANCHES), size=(0, 5))

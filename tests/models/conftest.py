@@ -89,8 +89,8 @@ def assistant(build: Build) -> Assistant:
 
 
 @pytest.fixture(scope="session")
-def make_image() -> Callable[..., Image.Image]:
-    """make_image(width, height, seed) -> a random picture, coarse enough to survive resizing."""
+def draw() -> Callable[..., Image.Image]:
+    """draw(width, height, seed) -> a random picture, coarse enough to survive resizing."""
 
     def drawn(width: int, height: int, seed: int = 0) -> Image.Image:
         generator = torch.Generator().manual_seed(seed)

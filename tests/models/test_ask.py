@@ -5,26 +5,26 @@ from __future__ import annotations
 import pytest
 
 
-def test_batch_gives_the_answers_of_single_questions(assistant, make_image):
-    pairs = [([make_image(90, 60)], "What is it?"), ([make_image(30, 90)], "And this one here?")]
+def test_batch_gives_the_answers_of_single_questions(assistant, draw):
+    pairs = [([draw(90, 60)], "What is it?"), ([draw(30, 90)], "And this one here?")]
     together = assistant.ask_many(pairs, max_new_tokens=8)
     assert together == [assistant.ask(images, question, max_new_tokens=8) for images, question in pairs]
 
 
-def test_streamed_pieces_join_to_the_answer(assistant, make_image):
+def test_streamed_pieces_join_to_the_answer(assistant, draw):
     pieces = []
-    answer = assistant.ask(make_image(90, 60), "What is it?", max_new_tokens=8, stream=pieces.append)
+    answer = assistant.ask(draw(90, 60), "What is it?", max_new_tokens=8, stream=pieces.append)
     assert "".join(pieces).strip() == answer
 
 
 @pytest.mark.parametrize("question", ["", "   ", "\n"])
-def test_an_empty_question_is_refused(assistant, make_image, question):
+def test_an_empty_question_is_refused(assistant, draw, question):
     with pytest.raises(ValueError, match="question is empty"):
-        assistant.ask(make_image(9, 9), question)
+        assistant.ask(draw(9, 9), question)
 
 
-def test_several_images_in_one_question_are_all_seen(assistant, make_image):
-    a, b = make_image(60, 60, 1), make_image(60, 60, 2)
+def test_several_images_in_one_question_are_all_seen(assistant, draw):
+    a, b = draw(60, 60, 1), draw(60, 60, 2)
     layout = assistant.layout(a)
     inputs = assistant.processor.prompt(
         [
@@ -45,11 +45,11 @@ def test_several_images_in_one_question_are_all_seen(assistant, make_image):
     assert isinstance(assistant.ask([a, b], "Which?", max_new_tokens=2), str)
 
 
-def test_the_placeholder_is_never_an_answer(assistant, make_image):
+def test_the_placeholder_is_never_an_answer(assistant, draw):
     bias = assistant.model.lm_head.weight.detach().clone()
     try:
         assistant.model.lm_head.weight.data[assistant.processor.image_token_id] = 100 * bias.abs().max()
-        answer = assistant.ask(make_image(60, 60), "What?", max_new_tokens=4)
+        answer = assistant.ask(draw(60, 60), "What?", max_new_tokens=4)
     finally:
         assistant.model.lm_head.weight.data.copy_(bias)
     assert "<image>" not in answer

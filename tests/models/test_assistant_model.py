@@ -37,40 +37,45 @@ def ask_ids(assistant, pictures, texts, **arguments):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_batch_of_different_sizes_equals_single(build, vision, make_image, family):
+def test_batch_of_different_sizes_equals_single(build, vision, draw, family):
     assistant = build(vision, family)
-    rows = [[make_image(90, 60, 1)], [make_image(40, 200, 2), make_image(64, 64, 3)], [], [make_image(300, 30, 4)]]
+    rows = [
+        [draw(90, 60, 1)],
+        [draw(40, 200, 2), draw(64, 64, 3)],
+        [],
+        [draw(300, 30, 4)],
+    ]
     texts = ["What is it?", "Compare the two pictures, please.", "No picture here?", "And this?"]
     together = ask_ids(assistant, rows, texts)
     for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
         assert together[i].tolist() == ask_ids(assistant, [row], [text])[0].tolist()
 
 
-def test_answers_depend_on_the_image(assistant, make_image):
+def test_answers_depend_on_the_image(assistant, draw):
     def logits(image):
         inputs = assistant.processor(images=image, text="<image> what?", return_tensors="pt")
         return assistant.model(**inputs).logits[:, -1]
 
-    assert (logits(make_image(90, 60, 1)) - logits(make_image(90, 60, 2))).abs().max() > 1e-3
+    assert (logits(draw(90, 60, 1)) - logits(draw(90, 60, 2))).abs().max() > 1e-3
 
 
-def test_static_cache_gives_the_same_answer(assistant, make_image):
-    rows, texts = [[make_image(90, 60)]], ["What is it?"]
+def test_static_cache_gives_the_same_answer(assistant, draw):
+    rows, texts = [[draw(90, 60)]], ["What is it?"]
     dynamic = ask_ids(assistant, rows, texts)
     static = ask_ids(assistant, rows, texts, cache_implementation="static", disable_compile=True)
     assert static.tolist() == dynamic.tolist()
 
 
-def test_no_cache_gives_the_same_answer(assistant, make_image):
-    rows, texts = [[make_image(90, 60)]], ["What is it?"]
+def test_no_cache_gives_the_same_answer(assistant, draw):
+    rows, texts = [[draw(90, 60)]], ["What is it?"]
     assert (
         ask_ids(assistant, rows, texts, use_cache=False).tolist() == ask_ids(assistant, rows, texts).tolist()
     )
 
 
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
-def test_a_cache_is_taken_by_either_name_and_goes_on_where_it_stood(assistant, make_image, name):
-    inputs = assistant.processor(images=make_image(90, 60), text="<image> what is it?", return_tensors="pt")
+def test_a_cache_is_taken_by_either_name_and_goes_on_where_it_stood(assistant, draw, name):
+    inputs = assistant.processor(images=draw(90, 60), text="<image> what is it?", return_tensors="pt")
     whole = assistant.model(**inputs, use_cache=False).logits[:, -1]
     last = inputs["input_ids"][:, -1:]
     for kind in ("input_ids", "attention_mask"):
@@ -81,9 +86,9 @@ def test_a_cache_is_taken_by_either_name_and_goes_on_where_it_stood(assistant, m
     torch.testing.assert_close(assistant.model(last, **{name: cache}).logits[:, -1], whole)
 
 
-def test_beams_keep_the_images_of_their_row(assistant, make_image):
+def test_beams_keep_the_images_of_their_row(assistant, draw):
     rows, texts = (
-        [[make_image(90, 60, 1)], [make_image(40, 80, 2), make_image(64, 64, 3)]],
+        [[draw(90, 60, 1)], [draw(40, 80, 2), draw(64, 64, 3)]],
         ["What?", "Which of the two?"],
     )
     together = ask_ids(assistant, rows, texts, num_beams=3)
@@ -94,9 +99,9 @@ def test_beams_keep_the_images_of_their_row(assistant, make_image):
         )
 
 
-def test_vision_compiles_without_graph_breaks(build, vision, make_image):
+def test_vision_compiles_without_graph_breaks(build, vision, draw):
     assistant = build(vision)
-    inputs = assistant.processor(images=[make_image(90, 60), make_image(60, 90), make_image(90, 60, 1)])
+    inputs = assistant.processor(images=[draw(90, 60), draw(60, 90), draw(90, 60, 1)])
     layouts = assistant.model.model.layouts(inputs["image_sizes"])
     tensors = unpack(inputs["pixel_values"], [size for layout in layouts for size in layout.inputs])
     system = assistant.model.model.vision
@@ -105,7 +110,7 @@ def test_vision_compiles_without_graph_breaks(build, vision, make_image):
         torch.testing.assert_close(compiled, system(tensors, layouts))
 
 
-def test_saved_and_loaded_through_auto_classes(build, vision, make_image, tmp_path: Path):
+def test_saved_and_loaded_through_auto_classes(build, vision, draw, tmp_path: Path):
     assistant = build(vision)
     assistant.model.save_pretrained(tmp_path)
     assistant.processor.save_pretrained(tmp_path)
@@ -118,63 +123,66 @@ def test_saved_and_loaded_through_auto_classes(build, vision, make_image, tmp_pa
     assert again.model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
     for (name, a), b in zip(assistant.model.state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    row = [[make_image(90, 60)]]
+    row = [[draw(90, 60)]]
     assert ask_ids(again, row, ["What is it?"]).tolist() == ask_ids(assistant, row, ["What is it?"]).tolist()
 
 
-def test_pipeline_answers_from_a_folder(assistant, make_image, tmp_path: Path):
+def test_pipeline_answers_from_a_folder(assistant, draw, tmp_path: Path):
     assistant.model.save_pretrained(tmp_path)
     assistant.processor.save_pretrained(tmp_path)
     pipe = pipeline("image-text-to-text", model=str(tmp_path))
-    content = [{"type": "image", "image": make_image(90, 60)}, {"type": "text", "text": "What is it?"}]
+    content = [{"type": "image", "image": draw(90, 60)}, {"type": "text", "text": "What is it?"}]
     out = pipe(
         text=[{"role": "user", "content": content}], generate_kwargs={"max_new_tokens": 6, "do_sample": False}
     )
-    expected = assistant.ask(make_image(90, 60), "What is it?", max_new_tokens=6)
+    expected = assistant.ask(draw(90, 60), "What is it?", max_new_tokens=6)
     assert out[0]["generated_text"][-1]["content"].strip() == expected
 
 
-def test_several_returned_sequences_keep_the_images_of_their_row(assistant, make_image):
-    rows, texts = [[make_image(90, 60, 1)], [make_image(40, 80, 2), make_image(64, 64, 3)]], ["What?", "Which?"]
+def test_several_returned_sequences_keep_the_images_of_their_row(assistant, draw):
+    rows, texts = (
+        [[draw(90, 60, 1)], [draw(40, 80, 2), draw(64, 64, 3)]],
+        ["What?", "Which?"],
+    )
     greedy = ask_ids(assistant, rows, texts).tolist()
     sampled = ask_ids(assistant, rows, texts, do_sample=True, top_k=1, num_return_sequences=2).tolist()
     assert sampled == [greedy[0], greedy[0], greedy[1], greedy[1]]
 
 
-def test_batches_made_apart_join_by_concatenation(assistant, make_image):
-    apart = [assistant.processor(images=image) for image in (make_image(90, 60, 1), make_image(40, 200, 2))]
-    together = assistant.processor(images=[make_image(90, 60, 1), make_image(40, 200, 2)])
+def test_batches_made_apart_join_by_concatenation(assistant, draw):
+    apart = [assistant.processor(images=image) for image in (draw(90, 60, 1), draw(40, 200, 2))]
+    together = assistant.processor(images=[draw(90, 60, 1), draw(40, 200, 2)])
     for name in ("pixel_values", "image_sizes"):
         assert torch.equal(torch.cat([features[name] for features in apart]), together[name])
 
 
-def test_a_cut_batch_of_pixels_is_refused_with_the_count(assistant, make_image):
-    inputs = assistant.processor(images=make_image(90, 60))
+def test_a_cut_batch_of_pixels_is_refused_with_the_count(assistant, draw):
+    inputs = assistant.processor(images=draw(90, 60))
     rows = len(inputs["pixel_values"])
     with pytest.raises(ValueError, match=rf"have {rows} pixels, but pixel_values is \({rows // 2}, 3\)"):
         assistant.model.get_image_features(inputs["pixel_values"][: rows // 2], inputs["image_sizes"])
 
 
-def test_data_parallel_is_refused_in_words(assistant, make_image):
-    inputs = assistant.processor(images=make_image(90, 60))
+def test_data_parallel_is_refused_in_words(assistant, draw):
+    inputs = assistant.processor(images=draw(90, 60))
     replica = assistant.model.model._replicate_for_data_parallel()
     with pytest.raises(ValueError, match=r"DataParallel cuts pixel_values.*torchrun"):
         replica.get_image_features(**inputs)
 
 
-def test_features_take_one_pass_and_know_the_layout(assistant, make_image):
+def test_features_take_one_pass_and_know_the_layout(assistant, draw):
     passes = []
     branch = assistant.model.model.vision.encoder.branches[0]
     handle = branch.blocks[0].register_forward_hook(lambda *_: passes.append(1))
-    features = assistant.features(make_image(90, 60))
+    features = assistant.features(draw(90, 60))
     handle.remove()
     assert len(passes) == 1
     assert len(features.tokens) == features.layout.num_visual
     assert [m.view for m in features.maps] == list(features.layout.views)
 
 
-def test_labels_give_the_loss_of_a_causal_language_model(assistant, make_image):
-    inputs = assistant.processor(images=make_image(90, 60), text="<image> abc", return_tensors="pt")
+def test_labels_give_the_loss_of_a_causal_language_model(assistant, draw):
+    inputs = assistant.processor(images=draw(90, 60), text="<image> abc", return_tensors="pt")
     labels = inputs["input_ids"].clone()
     labels[labels == assistant.processor.image_token_id] = -100
     out = assistant.model(**inputs, labels=labels)
@@ -182,9 +190,9 @@ def test_labels_give_the_loss_of_a_causal_language_model(assistant, make_image):
     torch.testing.assert_close(out.loss, shifted)
 
 
-def test_gradients_reach_every_part(build, vision, make_image):
+def test_gradients_reach_every_part(build, vision, draw):
     assistant = build(vision)
-    inputs = assistant.processor(images=make_image(90, 60), text="<image> abc", return_tensors="pt")
+    inputs = assistant.processor(images=draw(90, 60), text="<image> abc", return_tensors="pt")
     assistant.model(**inputs, labels=inputs["input_ids"]).loss.backward()
     reached = [name for name, parameter in assistant.model.named_parameters() if parameter.grad is not None]
     for part in (".branches.", ".projector.", "language_model.", "lm_head."):
@@ -192,14 +200,14 @@ def test_gradients_reach_every_part(build, vision, make_image):
 
 
 @pytest.mark.parametrize(("text", "images"), [("<image> a", 0), ("a", 1), ("<image><image> a", 1)])
-def test_images_and_placeholders_must_match(assistant, make_image, text, images):
+def test_images_and_placeholders_must_match(assistant, draw, text, images):
     count = text.count("<image>")
     with pytest.raises(ValueError, match=rf"{count} <image> placeholders but {images} images"):
-        assistant.processor(images=[make_image(9, 9)] * images or None, text=text)
+        assistant.processor(images=[draw(9, 9)] * images or None, text=text)
 
 
-def test_model_refuses_placeholders_that_differ_from_visual_tokens(assistant, make_image):
-    inputs = assistant.processor(images=make_image(90, 60), text="<image> a", return_tensors="pt")
+def test_model_refuses_placeholders_that_differ_from_visual_tokens(assistant, draw):
+    inputs = assistant.processor(images=draw(90, 60), text="<image> a", return_tensors="pt")
     given = int((inputs["input_ids"] == assistant.processor.image_token_id).sum())
     with pytest.raises(ValueError, match=f"{given - 1} image placeholder tokens.* {given} visual tokens"):
         assistant.model(**{**inputs, "input_ids": inputs["input_ids"][:, 1:], "attention_mask": None})
@@ -207,7 +215,7 @@ def test_model_refuses_placeholders_that_differ_from_visual_tokens(assistant, ma
         assistant.model(input_ids=inputs["input_ids"])
 
 
-def test_tied_embeddings_are_saved_once_and_stay_tied(build, make_image, tmp_path: Path):
+def test_tied_embeddings_are_saved_once_and_stay_tied(build, draw, tmp_path: Path):
     assistant = build()
     assistant.model.config.tie_word_embeddings = True
     assert assistant.model.config.text_config.tie_word_embeddings
@@ -217,9 +225,12 @@ def test_tied_embeddings_are_saved_once_and_stay_tied(build, make_image, tmp_pat
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-def test_a_padded_batch_of_the_processor_equals_single(build, vision, make_image):
+def test_a_padded_batch_of_the_processor_equals_single(build, vision, draw):
     assistant = build(vision)
-    images, texts = [make_image(90, 60, 1), make_image(40, 200, 2)], ["<image> short", "<image> a longer question?"]
+    images, texts = (
+        [draw(90, 60, 1), draw(40, 200, 2)],
+        ["<image> short", "<image> a longer question?"],
+    )
 
     def answers(images, texts):
         inputs = assistant.processor(images=images, text=texts, padding=True, return_tensors="pt")
@@ -229,11 +240,11 @@ def test_a_padded_batch_of_the_processor_equals_single(build, vision, make_image
     assert answers(images, texts) == [answers([i], [t])[0] for i, t in zip(images, texts, strict=True)]
 
 
-def test_a_pipeline_batches_images_of_different_sizes(assistant, make_image, tmp_path: Path):
+def test_a_pipeline_batches_images_of_different_sizes(assistant, draw, tmp_path: Path):
     assistant.model.save_pretrained(tmp_path)
     assistant.processor.save_pretrained(tmp_path)
     pipe = pipeline("image-text-to-text", model=str(tmp_path))
-    images = [make_image(90, 60, 1), make_image(40, 200, 2)]
+    images = [draw(90, 60, 1), draw(40, 200, 2)]
     chats = [
         [{"role": "user", "content": [{"type": "image", "image": i}, {"type": "text", "text": "What?"}]}]
         for i in images
@@ -245,8 +256,8 @@ def test_a_pipeline_batches_images_of_different_sizes(assistant, make_image, tmp
         )
 
 
-def test_tuples_embeddings_and_half_precision_are_taken(assistant, make_image):
-    inputs = assistant.processor(images=make_image(90, 60), text="<image> a", return_tensors="pt")
+def test_tuples_embeddings_and_half_precision_are_taken(assistant, draw):
+    inputs = assistant.processor(images=draw(90, 60), text="<image> a", return_tensors="pt")
     model = assistant.model
     expected = model(**inputs).logits
     assert torch.equal(model(**inputs, return_dict=True).logits, expected)
@@ -255,10 +266,10 @@ def test_tuples_embeddings_and_half_precision_are_taken(assistant, make_image):
 
 
 @pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing")
-def test_gradient_checkpointing_recomputes_vision_and_language(build, vision, make_image):
+def test_gradient_checkpointing_recomputes_vision_and_language(build, vision, draw):
     assistant = build(vision)
     model = assistant.model.train()
-    inputs = assistant.processor(images=make_image(90, 60), text="<image> what?", return_tensors="pt")
+    inputs = assistant.processor(images=draw(90, 60), text="<image> what?", return_tensors="pt")
     layers = [m for m in model.modules() if isinstance(m, TransformerBlock | Interaction)]
     layers += [m.mlp for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 

@@ -42,10 +42,10 @@ def test_token_count_is_the_last_grid(height, width):
     assert all(side % 16 == 0 and side >= 16 for view in layout.views for side in view.size)
 
 
-def test_visual_tokens_are_as_many_as_the_layout_says(build, vision, make_image):
+def test_visual_tokens_are_as_many_as_the_layout_says(build, vision, draw):
     assistant = build(vision)
     for width, height in [(90, 60), (10, 300), (1, 1)]:
-        features = assistant.features(make_image(width, height))
+        features = assistant.features(draw(width, height))
         assert (
             len(features.tokens)
             == features.layout.num_visual
@@ -55,8 +55,8 @@ def test_visual_tokens_are_as_many_as_the_layout_says(build, vision, make_image)
             assert feature_map.map.shape[-2:] == feature_map.view.grid
 
 
-def test_no_pixel_is_padding(assistant, make_image):
-    strip, ordinary = make_image(300, 50), make_image(60, 50)
+def test_no_pixel_is_padding(assistant, draw):
+    strip, ordinary = draw(300, 50), draw(60, 50)
     layouts = [assistant.layout(image) for image in (strip, ordinary)]
     pixels = assistant.processor(images=[strip, ordinary])["pixel_values"]
     assert pixels.shape == (sum(layout.num_pixels for layout in layouts), 3)
@@ -64,8 +64,8 @@ def test_no_pixel_is_padding(assistant, make_image):
     assert counts.num_image_patches == [layout.num_pixels for layout in layouts]
 
 
-def test_every_way_to_hand_in_an_image_gives_the_same_pixels(assistant, make_image, tmp_path):
-    image = make_image(30, 20)
+def test_every_way_to_hand_in_an_image_gives_the_same_pixels(assistant, draw, tmp_path):
+    image = draw(30, 20)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     path = tmp_path / "picture.png"
@@ -95,16 +95,16 @@ def asking(*images, text="Why?"):
     return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
 
 
-def test_text_that_spells_a_placeholder_stays_text(assistant, make_image):
+def test_text_that_spells_a_placeholder_stays_text(assistant, draw):
     processor = assistant.processor
-    messages = asking(make_image(9, 9), text="a <image> b")
-    tokens = processor.label(messages, [make_image(9, 9)], add_generation_prompt=True)
+    messages = asking(draw(9, 9), text="a <image> b")
+    tokens = processor.label(messages, [draw(9, 9)], add_generation_prompt=True)
     assert tokens.input_ids.count(processor.image_token_id) == processor.geometry.layout((9, 9)).num_tokens
     assert processor.prompt([messages])["input_ids"].tolist() == [tokens.input_ids]
 
 
-def test_apply_chat_template_gives_the_tokens_and_images_of_asking(assistant, make_image):
-    messages = asking(make_image(40, 30))
+def test_apply_chat_template_gives_the_tokens_and_images_of_asking(assistant, draw):
+    messages = asking(draw(40, 30))
     options = {"add_generation_prompt": True, "tokenize": True, "return_tensors": "pt"}
     theirs = assistant.processor.apply_chat_template(messages, return_dict=True, **options)
     ours = assistant.processor.prompt([messages])
@@ -113,8 +113,8 @@ def test_apply_chat_template_gives_the_tokens_and_images_of_asking(assistant, ma
     assert torch.equal(assistant.processor.apply_chat_template(messages, **options), ours["input_ids"])
 
 
-def test_a_batch_of_conversations_is_padded_on_the_side_asked_for(assistant, make_image):
-    chats = [asking(make_image(40, 30)), asking(text="Which of the two do you mean?")]
+def test_a_batch_of_conversations_is_padded_on_the_side_asked_for(assistant, draw):
+    chats = [asking(draw(40, 30)), asking(text="Which of the two do you mean?")]
     alone = [assistant.processor.apply_chat_template(chat, tokenize=True)[0] for chat in chats]
     length, short = max(map(len, alone)), min(range(2), key=lambda i: len(alone[i]))
     for side, options in (("left", {}), ("right", {"padding_side": "right"})):
@@ -143,13 +143,13 @@ def test_rows_are_as_long_as_padding_says(assistant):
         assert [len(row) for row in assistant.processor(text=texts, **options)["input_ids"]] == [length] * 2
 
 
-def test_truncation_cuts_text_and_refuses_to_cut_an_image(assistant, make_image):
-    long = assistant.processor(images=make_image(60, 60), text="<image> " + "word " * 50)
+def test_truncation_cuts_text_and_refuses_to_cut_an_image(assistant, draw):
+    long = assistant.processor(images=draw(60, 60), text="<image> " + "word " * 50)
     length = len(long["input_ids"][0])
     placeholders = long["input_ids"][0].count(assistant.processor.image_token_id)
 
     def cut(max_length, text="<image> " + "word " * 50):
-        return assistant.processor(images=make_image(60, 60), text=text, truncation=True, max_length=max_length)
+        return assistant.processor(images=draw(60, 60), text=text, truncation=True, max_length=max_length)
 
     assert cut(placeholders + 9)["input_ids"][0] == long["input_ids"][0][: placeholders + 9]
     assert cut(length + 1)["input_ids"] == long["input_ids"]
@@ -168,9 +168,9 @@ def test_truncation_cuts_text_and_refuses_to_cut_an_image(assistant, make_image)
     assert len(kept) == placeholders + 9
 
 
-def test_an_assistant_mask_is_the_answer_and_what_ends_it(assistant, make_image):
+def test_an_assistant_mask_is_the_answer_and_what_ends_it(assistant, draw):
     chats = [
-        [*asking(make_image(40, 30)), {"role": "assistant", "content": "A CAT"}],
+        [*asking(draw(40, 30)), {"role": "assistant", "content": "A CAT"}],
         [*asking(), {"role": "assistant", "content": "THEREFORE"}],
     ]
     options = {"padding": True, "return_assistant_tokens_mask": True, "return_tensors": "pt"}
@@ -189,8 +189,8 @@ def test_an_answer_is_gone_on_with(assistant):
     assert text == opened + "It is a"
 
 
-def test_a_template_may_be_given_by_call(assistant, make_image):
-    chat = [*asking(make_image(40, 30)), {"role": "assistant", "content": "A CAT"}]
+def test_a_template_may_be_given_by_call(assistant, draw):
+    chat = [*asking(draw(40, 30)), {"role": "assistant", "content": "A CAT"}]
     written = (
         "{% for m in messages %}{% if m.role == 'user' %}Q{{ mark }}{% for part in m.content %}"
         "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
@@ -205,23 +205,23 @@ def test_a_template_may_be_given_by_call(assistant, make_image):
     assert "You are a helpful assistant." in assistant.processor.apply_chat_template(asking(), "qwen")
 
 
-def test_images_may_stand_beside_conversations_that_name_them(assistant, make_image):
+def test_images_may_stand_beside_conversations_that_name_them(assistant, draw):
     chat = [{"role": "user", "content": "<image>\nWhy?"}]
     beside = assistant.processor.apply_chat_template(
-        chat, tokenize=True, add_generation_prompt=True, processor_kwargs={"images": [make_image(40, 30)]}
+        chat, tokenize=True, add_generation_prompt=True, processor_kwargs={"images": [draw(40, 30)]}
     )
-    assert beside == assistant.processor.prompt([asking(make_image(40, 30))])["input_ids"].tolist()
+    assert beside == assistant.processor.prompt([asking(draw(40, 30))])["input_ids"].tolist()
     with pytest.raises(ValueError, match="in the messages and beside them; give them once"):
-        assistant.processor.apply_chat_template(asking(make_image(9, 9)), tokenize=True, images=[make_image(9, 9)])
+        assistant.processor.apply_chat_template(asking(draw(9, 9)), tokenize=True, images=[draw(9, 9)])
 
 
-def test_ways_to_write_an_image_in_a_message(assistant, make_image, tmp_path):
+def test_ways_to_write_an_image_in_a_message(assistant, draw, tmp_path):
     buffer = io.BytesIO()
-    make_image(30, 20).save(buffer, "PNG")
+    draw(30, 20).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     data = base64.b64encode(buffer.getvalue()).decode()
     url = f"data:image/png;base64,{data}"
-    expected = assistant.processor.prompt([asking(make_image(30, 20))])
+    expected = assistant.processor.prompt([asking(draw(30, 20))])
     for part in (
         {"type": "image", "path": str(tmp_path / "a.png")},
         {"type": "image", "url": url, "image": None, "text": None},
@@ -305,16 +305,16 @@ def test_grey_arrays_of_floats_are_refused(assistant):
         assistant.processor(images=np.zeros((4, 4, 3), dtype=np.float32))
 
 
-def test_palette_images_become_upright_rgb(assistant, make_image):
-    image = make_image(30, 20)
+def test_palette_images_become_upright_rgb(assistant, draw):
+    image = draw(30, 20)
     assert torch.equal(
         assistant.processor(images=image.convert("P"))["pixel_values"],
         assistant.processor(images=image.convert("P").convert("RGB"))["pixel_values"],
     )
 
 
-def test_nested_images_are_counted_text_by_text(assistant, make_image):
-    a, b, c = (make_image(30, 20, seed) for seed in range(3))
+def test_nested_images_are_counted_text_by_text(assistant, draw):
+    a, b, c = (draw(30, 20, seed) for seed in range(3))
     with pytest.raises(ValueError, match="text 0 has 1 <image> placeholders but 2 images"):
         assistant.processor(images=[[a, b], [c]], text=["<image> x", "<image><image> y"])
     with pytest.raises(ValueError, match="1 lists of images were given for 2 texts"):
@@ -324,7 +324,7 @@ def test_nested_images_are_counted_text_by_text(assistant, make_image):
     assert nested["input_ids"] == flat["input_ids"]
 
 
-def test_what_a_call_does_not_know_is_refused_in_one_line(assistant, tokenizer, make_image):
+def test_what_a_call_does_not_know_is_refused_in_one_line(assistant, tokenizer, draw):
     processor = assistant.processor
     with pytest.raises(ValueError, match="'nope'"):
         StepwellImageProcessor(nope=3)
@@ -343,9 +343,9 @@ def test_what_a_call_does_not_know_is_refused_in_one_line(assistant, tokenizer, 
         ({"max_length": 9}, "max_length=9 needs"),
     ):
         with pytest.raises(ValueError, match=says) as error:
-            processor(images=make_image(9, 9), text="<image> a", **options)
+            processor(images=draw(9, 9), text="<image> a", **options)
         assert "\n" not in str(error.value)
-        chat = asking(make_image(9, 9))
+        chat = asking(draw(9, 9))
         with pytest.raises(ValueError, match=says):
             processor.apply_chat_template(chat, tokenize=True, processor_kwargs=options)
     for options in ({"tools": [{"name": "clock"}]}, {"enable_thinking": True}, {"paddin": True}):
@@ -363,8 +363,8 @@ def test_a_string_without_pieces_means_the_special_tokens_in_it(assistant):
     assert processor(text=str(prompt))["input_ids"] == [processor.tokenizer(str(prompt)).input_ids]
 
 
-def test_token_types_mark_the_placeholders(assistant, make_image):
-    inputs = assistant.processor(images=make_image(9, 9), text="<image> a", return_mm_token_type_ids=True)
+def test_token_types_mark_the_placeholders(assistant, draw):
+    inputs = assistant.processor(images=draw(9, 9), text="<image> a", return_mm_token_type_ids=True)
     marked = [bool(kind) for kind in inputs["mm_token_type_ids"][0]]
     assert marked == [i == assistant.processor.image_token_id for i in inputs["input_ids"][0]]
     assert assistant.processor.image_token_ids == [assistant.processor.image_token_id]
@@ -416,7 +416,7 @@ def test_an_assistant_is_not_made_of_a_model_and_another_models_processor(build,
         Assistant(assistant.model, other.processor)
 
 
-def test_the_geometry_of_an_image_processor_may_change_when_it_is_loaded(assistant, make_image, tmp_path):
+def test_the_geometry_of_an_image_processor_may_change_when_it_is_loaded(assistant, draw, tmp_path):
     assistant.model.save_pretrained(tmp_path)
     assistant.processor.save_pretrained(tmp_path)
     processor = StepwellImageProcessor.from_pretrained(tmp_path, vision={"sizes": [32, 64]})

@@ -140,46 +140,44 @@ def assistant(build: Any) -> stepwell.Assistant:
     return build(ToyConfig())
 
 
-def test_it_answers_alone_and_in_a_batch(assistant, make_image):
-    pairs = [([make_image(90, 30)], "What?"), ([make_image(40, 40), make_image(30, 99)], "And these two?")]
+def test_it_answers_alone_and_in_a_batch(assistant, draw):
+    pairs = [([draw(90, 30)], "What?"), ([draw(40, 40), draw(30, 99)], "And these two?")]
     together = assistant.ask_many(pairs, max_new_tokens=6)
     assert together == [assistant.ask(images, question, max_new_tokens=6) for images, question in pairs]
 
 
-def test_its_separators_and_tokens_are_counted_alike_by_processor_and_model(assistant, make_image):
-    layout = assistant.layout(make_image(90, 30))
+def test_its_separators_and_tokens_are_counted_alike_by_processor_and_model(assistant, draw):
+    layout = assistant.layout(draw(90, 30))
     ids = assistant.processor.image_tokens(layout)
     assert ids.count(assistant.processor.image_token_id) == layout.num_visual == 2 + 4 + 4
     assert len(ids) == layout.num_visual + 2
-    features = assistant.features(make_image(90, 30))
+    features = assistant.features(draw(90, 30))
     assert len(features.tokens) == layout.num_visual
     assert [tuple(m.map.shape[1:]) for m in features.maps] == [(1, 2), (2, 2), (2, 2)]
 
 
-def test_it_is_saved_reloaded_and_runs_in_a_pipeline(assistant, make_image, tmp_path: Path):
+def test_it_is_saved_reloaded_and_runs_in_a_pipeline(assistant, draw, tmp_path: Path):
     assistant.model.save_pretrained(tmp_path)
     assistant.processor.save_pretrained(tmp_path)
-    expected = [
-        assistant.ask(image, "What?", max_new_tokens=6) for image in (make_image(90, 30), make_image(40, 40))
-    ]
+    expected = [assistant.ask(image, "What?", max_new_tokens=6) for image in (draw(90, 30), draw(40, 40))]
     assert type(AutoModelForImageTextToText.from_pretrained(tmp_path).model.vision) is ToyVision
     assert AutoProcessor.from_pretrained(tmp_path).geometry == ToyConfig().geometry()
-    assert stepwell.load(tmp_path).ask(make_image(90, 30), "What?", max_new_tokens=6) == expected[0]
+    assert stepwell.load(tmp_path).ask(draw(90, 30), "What?", max_new_tokens=6) == expected[0]
     pipe = pipeline("image-text-to-text", model=str(tmp_path))
     chats = [
         [{"role": "user", "content": [{"type": "image", "image": i}, {"type": "text", "text": "What?"}]}]
-        for i in (make_image(90, 30), make_image(40, 40))
+        for i in (draw(90, 30), draw(40, 40))
     ]
     out = pipe(text=chats, batch_size=2, generate_kwargs={"max_new_tokens": 6, "do_sample": False})
     assert [answer[0]["generated_text"][-1]["content"].strip() for answer in out] == expected
 
 
-def test_its_geometry_may_change_when_it_is_loaded(assistant, make_image, tmp_path: Path):
+def test_its_geometry_may_change_when_it_is_loaded(assistant, draw, tmp_path: Path):
     assistant.model.save_pretrained(tmp_path)
     assistant.processor.save_pretrained(tmp_path)
     whole = stepwell.load(tmp_path, vision={"halves": False})
-    assert whole.layout(make_image(90, 30)).num_visual == 2
-    assert isinstance(whole.ask(make_image(90, 30), "What?", max_new_tokens=2), str)
+    assert whole.layout(draw(90, 30)).num_visual == 2
+    assert isinstance(whole.ask(draw(90, 30), "What?", max_new_tokens=2), str)
     with pytest.raises(ValueError, match=r"vision\.encoder of a 'toy' system cannot change"):
         stepwell.load(tmp_path, vision={"encoder": "vit_t"})
 
@@ -191,14 +189,14 @@ def test_its_cost_is_counted():
     assert long.gflops > 3 * square.gflops
 
 
-def test_it_is_drawn(make_image):
-    drawn = draw_views([make_image(90, 30), make_image(40, 40)], ToyConfig().geometry())
+def test_it_is_drawn(draw):
+    drawn = draw_views([draw(90, 30), draw(40, 40)], ToyConfig().geometry())
     assert drawn.width > 90
 
 
-def test_it_learns_from_a_recipe_and_what_is_frozen_stays(tokenizer, make_image, tmp_path: Path):
+def test_it_learns_from_a_recipe_and_what_is_frozen_stays(tokenizer, draw, tmp_path: Path):
     for i, size in enumerate([(90, 30), (40, 40)]):
-        make_image(*size, i).save(tmp_path / f"{i}.png")
+        draw(*size, i).save(tmp_path / f"{i}.png")
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A CAT"}]
     data = [{"image": f"{i}.png", "conversations": turns} for i in range(2)]
     (tmp_path / "data.json").write_text(json.dumps(data))
@@ -234,4 +232,4 @@ def test_it_learns_from_a_recipe_and_what_is_frozen_stays(tokenizer, make_image,
     assert not any(name.startswith("model.vision.projector.") for name in changed)
     assistant = stepwell.load(folder)
     assert assistant.model.config.vision == ToyConfig()
-    assert isinstance(assistant.ask(make_image(90, 30), "What?", max_new_tokens=2), str)
+    assert isinstance(assistant.ask(draw(90, 30), "What?", max_new_tokens=2), str)

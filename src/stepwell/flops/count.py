@@ -162,11 +162,11 @@ def _macs(module: nn.Module, args: tuple[Any, ...], output: Any) -> int:
         return int(output.numel())
     if isinstance(module, SelfAttention):
         tokens, size = args
-        cells = prod(size)
+        cells: int = prod(size)
         return 2 * cells * (module.window**2 or cells) * int(tokens.shape[-1])
     if isinstance(module, RegularCrossAttention):
         query, size, _, feature_size = args
-        return 2 * prod(size) * prod(feature_size) * int(query.shape[-1])
+        return int(2 * prod(size) * prod(feature_size) * query.shape[-1])
     return 0
 
 

@@ -41,7 +41,7 @@ class Outlines(TorchDispatchMode):
 
 
 def _pointwise(*args: Any, **options: Any) -> Tensor:
-    operands = [x for x in args if isinstance(x, Tensor | int | float)]
+    operands: list[Any] = [x for x in args if isinstance(x, Tensor | int | float)]
     first, *tensors = (x for x in operands if isinstance(x, Tensor))
     shapes = {first.shape, *(x.shape for x in tensors)}
     shape = first.shape if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
@@ -73,7 +73,7 @@ def _resized(x: Tensor, size: Sequence[int], *options: Any) -> Tensor:
 
 _aten = torch.ops.aten
 _POINTWISE = (
-    *(_aten.abs, _aten.add, _aten.addcmul, _aten.clamp, _aten.clone, _aten.cos, _aten.div, _aten.floor),
+    *(_aten.abs, _aten.add, _aten.addcmul, _aten.clamp, _aten.clone, _aten.cos, _aten.floor),
     *(_aten.gelu, _aten.mul, _aten.nan_to_num, _aten.pow, _aten.relu, _aten.rsqrt, _aten.rsub, _aten.sigmoid),
     *(_aten.sin, _aten.sub, _aten._safe_softmax, _aten._softmax),
 )
@@ -89,6 +89,7 @@ _OUTLINES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((_aten.upsample_bicubic2d, _aten.upsample_bilinear2d), _resized),
     _aten.addmm: lambda bias, a, b, **scale: a.new_empty(a.shape[0], b.shape[1]),
     _aten.cat: _joined,
+    _aten.div: lambda x, y, **mode: _pointwise(_pointwise(x, y), 1 if mode else 1.0),  # integers: to floats
     _aten.grid_sampler_2d: lambda x, grid, *options: x.new_empty(*x.shape[:2], *grid.shape[1:3]),
     _aten.stack: _stacked,
 }

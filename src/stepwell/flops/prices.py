@@ -1,18 +1,18 @@
 """The planner's prices: what each part of a pyramid costs a cell, counted on built parts.
 
-Counting a built model is the truth (flops/count.py), but to plan is to price thousands of pyramids. Every
-part of the pyramids that are planned (PIIP, arXiv 2501.07783, released interactions) costs a sum of a few
-quantities of one view: its cells at a stride, the cells that windows add to them, the products of attention,
-and 1. So a few counts at small sizes tell what the part costs at every size. prices.json holds the results,
-in multiply-accumulates; `python -m stepwell.flops.prices` counts them anew and writes them, after any change
-to a network or to the catalogue, and tests hold them equal to whole networks.
+Counting a built model is the truth (flops/count.py), but a plan compares thousands of pyramids. Every part of
+those (PIIP, arXiv 2501.07783, with interactions as released) costs a sum of a few quantities of one view: its
+cells at a stride, the cells that windows add to them, the products of attention, and 1. So a few counts at
+small sizes tell the part's cost at every size. prices.json holds them, in multiply-accumulates. After a
+change to a network or to the catalogue `python -m stepwell.flops.prices` counts and writes them anew; tests
+hold them equal to whole networks.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from itertools import chain
 from operator import mul
@@ -25,7 +25,7 @@ from torch import nn
 
 from stepwell.encoders.catalogue import ENCODERS, build_encoder, encoder_spec
 from stepwell.encoders.vit import VisionTransformer
-from stepwell.flops.count import Convention, count_macs
+from stepwell.flops.count import Convention, count_macs, count_params
 from stepwell.flops.outlines import outlines
 from stepwell.fuse.interaction import DIRECTIONS, InteractionConfig, Message
 from stepwell.fuse.merge import LastMap, dense_stacks, linear_stacks, stage_stacks
@@ -37,8 +37,6 @@ from stepwell.structures import EncoderSpec, Size, TokenMap
 __all__ = ["branch_prices", "count_prices", "parameters", "quantities", "write_prices"]
 
 FILE = Path(__file__).with_suffix(".json")
-Amounts = Mapping[str, int]
-"""By quantity of a view: how much there is of it, or what one of it costs."""
 
 
 @cache
@@ -63,11 +61,11 @@ def quantities(spec: EncoderSpec, size: Size, *, padded: bool = True) -> dict[st
     return {**at_strides, "padding": added, "attention": cells * (window**2 or cells), "view": 1}
 
 
-def branch_prices(branches: Sequence[BranchConfig], convention: Convention) -> list[Amounts]:
-    """What each branch adds to the cost of a pyramid a quantity of its view.
+def branch_prices(branches: Sequence[BranchConfig], convention: Convention) -> list[Counter[str]]:
+    """What each branch adds to the cost of a pyramid, by quantity of its view.
 
-    Its layers, its share of messages between neighbours and of what the convention's counter has behind them:
-    A, linear merging and a classifier of 1000; D, merging by stages, which is defined for twelve
+    Its layers, its share of the messages between neighbours and of what the convention's counter has behind
+    them: A, linear merging and a classifier of 1000; D, merging by stages, which is defined for twelve
     interactions, else the dense one; L, nothing. Raises ValueError where an interaction cannot be built.
     """
     specs = [encoder_spec(branch.encoder, branch.arguments) for branch in branches]
@@ -81,28 +79,30 @@ def branch_prices(branches: Sequence[BranchConfig], convention: Convention) -> l
     for layers in runs:
         dims = [spec.dims[layer] for spec, layer in zip(specs, layers, strict=True)]
         for source, target in chain.from_iterable(DIRECTIONS["adjacent"](len(branches), 0)):
-            message = _at_width(dims[target])
-            charge(target, layers[target], message["query"])
-            charge(target, (runs[0] if convention == "L" else layers)[target], message["sampling"])
-            charge(source, layers[source], message["key"][str(dims[source])])
+            charge(target, layers[target], _price(dims[target], "query"))
+            sampled = runs[0] if convention == "L" else layers
+            charge(target, sampled[target], _price(dims[target], "sampling"))
+            charge(source, layers[source], _price(dims[target], "key", dims[source]))
     kind = {"A": "linear", "D": "stages" if len(runs) == 12 else "dense", "L": ""}[convention]
     merged = [*(runs[i] for i in STAGE_MERGES), final] if kind == "stages" else [final]
     for layers in merged if kind else []:
         dims = [spec.dims[layer] for spec, layer in zip(specs, layers, strict=True)]
         for j, layer in enumerate(layers):
-            charge(j, layer, _at_width(dims[0])[kind][str(dims[j]) if j else "first"])
+            charge(j, layer, _price(dims[0], kind, dims[j] if j else "first"))
     if convention == "A":
-        head = _at_width(specs[0].dim)["head"]
-        charge(-1, -1, head["cell"])
-        prices[-1]["view"] += head["view"]
+        charge(-1, -1, _price(specs[0].dim, "head", "cell"))
+        prices[-1]["view"] += _price(specs[0].dim, "head", "view")
     return prices
 
 
-def _at_width(dim: int) -> Any:
-    try:
-        return _table()["widths"][str(dim)]
-    except KeyError:
-        raise ValueError(f"no interaction or merging of released kind can be built at width {dim}") from None
+def _price(dim: int, *names: str | int) -> int:
+    price = _table()["widths"].get(str(dim))
+    for name in names:
+        price = price and price.get(str(name))
+    if price is None:
+        widths = " and ".join(str(width) for width in (dim, *names) if isinstance(width, int))
+        raise ValueError(f"branches of width {widths} cannot interact or merge as in the released models")
+    return int(price)
 
 
 # ---- how they are counted ---------------------------------------------------------------------------------
@@ -112,14 +112,10 @@ STACKS = {"linear": linear_stacks, "dense": dense_stacks, "stages": stage_stacks
 CLASSES = 1000
 
 
-def count_prices() -> dict[str, dict[str, Any]]:
-    """What prices.json holds: the encoders of the catalogue; for all widths that these have, the messages,
-    merging stacks and heads.
-    """
-    widths = sorted({dim for name in ENCODERS for dim in encoder_spec(name).dims})
-    widths = [dim for dim in widths if int(dim * INTERACTION.ratio) % INTERACTION.num_heads == 0]
+def count_prices(encoders: Iterable[str], widths: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Of encoders of the catalogue; and of what is read, merged and classified at each of the widths."""
     return {
-        "encoders": {name: _count_encoder(name) for name in ENCODERS},
+        "encoders": {name: _count_encoder(name) for name in encoders},
         "widths": {str(dim): _count_width(dim, widths) for dim in widths},
     }
 
@@ -137,7 +133,8 @@ def _count_encoder(name: str) -> dict[str, Any]:
             amounts = quantities(encoder.spec, size)
             macs = count_macs(encoder, partial(encoder, torch.empty(1, 3, *size, device="meta")), "D")
             samples.append(([amounts[name] for name in names], macs.total()))
-    params = sum(parameter.numel() for parameter in encoder.parameters())
+    with outlines():
+        params = count_params(build_encoder(name)).total()
     return {"parameters": params, "prices": dict(zip(names, _solve(samples), strict=True))}
 
 
@@ -158,18 +155,13 @@ def _count_width(dim: int, widths: Sequence[int]) -> dict[str, Any]:
 
 
 def _count_message(dim: int, other: int) -> list[int]:
-    """Branch 0, `dim` wide, reads branch 1: the charge of one of its cells, of one that samples, of one that
-    is read.
+    """Branch 0, `dim` wide, reads branch 1: the price of one of its cells, of one as a place of sampling, and
+    of one that is read.
     """
-    branches = [
-        BranchConfig(
-            encoder="vit_t",
-            size=16,
-            interactions=((0, 0),),
-            arguments={"dim": width, "depth": 1, "num_heads": 1},
-        )
-        for width in (dim, other)
-    ]
+    arguments = [{"dim": width, "depth": 1, "num_heads": 1} for width in (dim, other)]
+    branches = tuple(
+        BranchConfig(encoder="vit_t", size=16, interactions=((0, 0),), arguments=a) for a in arguments
+    )
     with outlines():
         encoder = build_pyramid(branches, INTERACTION)
     reader = next(path for path, m in encoder.named_modules() if isinstance(m, Message) and m.target == 0)
@@ -207,10 +199,12 @@ def _solve(samples: Sequence[tuple[Sequence[int], int]]) -> list[int]:
 
 
 def write_prices() -> None:
-    """Writes prices.json anew, an encoder or a width a line."""
+    """Writes prices.json anew, an encoder of the catalogue or a width of theirs a line."""
+    widths = sorted({dim for name in ENCODERS for dim in encoder_spec(name).dims})
+    widths = [dim for dim in widths if int(dim * INTERACTION.ratio) % INTERACTION.num_heads == 0]
     sections = (
         f'"{section}": {{\n' + ",\n".join(f'"{key}": {json.dumps(row)}' for key, row in rows.items()) + "\n}"
-        for section, rows in count_prices().items()
+        for section, rows in count_prices(ENCODERS, widths).items()
     )
     FILE.write_text("{\n" + ",\n".join(sections) + "\n}\n", encoding="utf-8")
 

@@ -32,7 +32,15 @@ from stepwell.views.pyramid import scaled_size
 if TYPE_CHECKING:  # transformers takes longer to import than a pyramid to count: only assistants wait for it
     from stepwell.models.config import StepwellConfig
 
-__all__ = ["Report", "Subject", "find_subject", "report", "report_as_json", "report_as_table"]
+__all__ = [
+    "Report",
+    "Subject",
+    "build_outlined",
+    "find_subject",
+    "report",
+    "report_as_json",
+    "report_as_table",
+]
 
 Subject: TypeAlias = "StepwellConfig | VisionConfig | DenseSettings | ClassifierSettings"
 """What can be counted: an assistant, a vision system alone, a dense backbone, a classifier."""
@@ -117,15 +125,28 @@ def report(subject: Subject, *, size: Size | None = None, out_dim: int = 4096) -
     return _count_assistant(subject, size)
 
 
-def _count_pyramid(settings: DenseSettings | ClassifierSettings, size: Size | None) -> Report:
+def build_outlined(
+    settings: DenseSettings | ClassifierSettings, size: Size | None = None
+) -> tuple[PyramidFeatures | PyramidClassifier, Callable[[], object]]:
+    """A model without memory, with 1000 classes if it is a classifier, and what runs it on an image."""
     side = settings.branches[-1].size
-    size = size or (side, side)
-    model, run = _pyramid(settings, size)
+    with outlines():
+        image = torch.empty(1, 3, *(size or (side, side)))
+        if isinstance(settings, ClassifierSettings):
+            model: PyramidFeatures | PyramidClassifier = settings.build(num_classes=1000)
+        else:
+            model = settings.build()
+    return model.eval(), partial(model, image)
+
+
+def _count_pyramid(settings: DenseSettings | ClassifierSettings, size: Size | None) -> Report:
+    model, run = build_outlined(settings, size)
     printed = None
     if isinstance(settings, DenseSettings) and settings.merge == "dense" and not settings.merge_branches:
         branches = tuple(map(_as_classified, settings.branches))
         classifier = ClassifierSettings(branches=branches, interaction=settings.interaction, head="merge")
-        printed = sum(paper_macs(*_pyramid(classifier, size), "A").values()) / 1e9
+        printed = sum(paper_macs(*build_outlined(classifier, size), "A").values()) / 1e9
+    size = size or (settings.branches[-1].size,) * 2
     return Report(
         size=size,
         views=tuple(scaled_size(size, ratio) for ratio in model.ratios),
@@ -143,18 +164,6 @@ def _as_classified(branch: BranchConfig) -> BranchConfig:
     if entry.build is not VisionTransformer or entry.family in PADS_TOKENS:
         return branch
     return replace(branch, arguments={**branch.arguments, "window_padding": "qkv"})
-
-
-def _pyramid(
-    settings: DenseSettings | ClassifierSettings, size: Size
-) -> tuple[PyramidFeatures | PyramidClassifier, Callable[[], object]]:
-    with outlines():
-        image = torch.empty(1, 3, *size)
-        if isinstance(settings, ClassifierSettings):
-            model: PyramidFeatures | PyramidClassifier = settings.build(num_classes=1000)
-        else:
-            model = settings.build()
-    return model.eval(), partial(model, image)
 
 
 def _count_assistant(config: StepwellConfig, size: Size | None) -> Report:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -21,6 +21,7 @@ from stepwell.encoders.catalogue import ENCODERS, encoder_spec
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.flops.count import Convention, count_params, paper_macs
 from stepwell.flops.outlines import outlines
+from stepwell.flops.report import build_outlined
 from stepwell.flops.text import aligned
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.models.dense import ClassifierSettings
@@ -29,25 +30,21 @@ from stepwell.models.pyramid import BranchConfig, build_pyramid
 from stepwell.models.runs import layer_runs
 from stepwell.views.pyramid import image_pyramid
 
-__all__ = ["Row", "Setting", "count_setting", "paper_rows", "paper_table", "read_settings", "rows_as_json"]
+__all__ = ["Setting", "count_setting", "paper_rows", "paper_table", "read_settings"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of a table. `computed_*` None: not computed. GFLOPs are 1e9 multiply-accumulates."""
-
-    table: str
-    row: str
-    expected_gflops: float
-    computed_gflops: float | None
-    expected_params_M: float | None
-    computed_params_M: float | None
-    reason: str = ""
-
-    @property
-    def error(self) -> float | None:
-        """Computed over printed GFLOPs, minus one."""
-        return None if self.computed_gflops is None else self.computed_gflops / self.expected_gflops - 1
+Row = dict[str, Any]
+"""A line of a table by the keys of COLUMNS, None where there is no such figure."""
+COLUMNS = {
+    "table": ("table", ""),
+    "row": ("row", ""),
+    "expected_gflops": ("printed G", "g"),
+    "computed_gflops": ("counted G", ".2f"),
+    "error": ("error", "+.2%"),
+    "expected_params_M": ("printed M", "g"),
+    "computed_params_M": ("counted M", ".2f"),
+    "reason": ("why it differs", ""),
+}
+"""Key of a row -> its heading in the table, and how its values are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,30 +95,31 @@ def read_settings() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def paper_rows() -> list[Row]:
-    """Every row, in the order of the paper."""
+    """Every row, in the order of the paper. GFLOPs are 1e9 multiply-accumulates."""
     counted: dict[str, dict[str, tuple[int, int]]] = {}  # rows that share a network are counted once
     rows = []
     for (table, name), line in read_settings().items():
         fields = dict(line)
         reason, part = fields.pop("reason"), fields.pop("part", None)
-        gflops, params_M = fields.pop("gflops"), fields.pop("params_M", None)
-        macs, params = None, None
+        printed, printed_M = fields.pop("gflops"), fields.pop("params_M", None)
+        gflops, params_M = None, None
         if fields:
             key = json.dumps(fields, sort_keys=True)
             if key not in counted:
                 counted[key] = count_setting(Setting(**fields))
-            parts = counted[key]
-            macs, params = map(sum, zip(*([parts[part]] if part else parts.values()), strict=True))
+            parts = [counted[key][part]] if part else list(counted[key].values())
+            gflops, params_M = sum(macs for macs, _ in parts) / 1e9, sum(params for _, params in parts) / 1e6
         rows.append(
-            Row(
-                table=table,
-                row=name,
-                expected_gflops=gflops,
-                computed_gflops=None if macs is None else macs / 1e9,
-                expected_params_M=params_M,
-                computed_params_M=None if params is None else params / 1e6,
-                reason=reason,
-            )
+            {
+                "table": table,
+                "row": name,
+                "expected_gflops": printed,
+                "computed_gflops": gflops,
+                "expected_params_M": printed_M,
+                "computed_params_M": params_M,
+                "reason": reason,
+                "error": None if gflops is None else gflops / printed - 1,
+            }
         )
     return rows
 
@@ -130,30 +128,12 @@ def paper_table(*, as_json: bool = False) -> str:
     """Every row as a table, or as a JSON list of objects."""
     rows = paper_rows()
     if as_json:
-        return rows_as_json(rows)
-
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
+        return json.dumps(rows, indent=2, ensure_ascii=False)
     lines = [
-        [
-            row.table,
-            row.row,
-            shown(row.expected_gflops, "g"),
-            shown(row.computed_gflops, ".2f"),
-            shown(row.error, "+.2%"),
-            shown(row.expected_params_M, "g"),
-            shown(row.computed_params_M, ".2f"),
-            row.reason,
-        ]
+        ["-" if row[key] is None else format(row[key], form) for key, (_, form) in COLUMNS.items()]
         for row in rows
     ]
-    heads = ["table", "row", "printed G", "counted G", "error", "printed M", "counted M", "why it differs"]
-    return aligned(heads, lines)
-
-
-def rows_as_json(rows: Sequence[Row]) -> str:
-    return json.dumps([{**asdict(row), "error": row.error} for row in rows], indent=2, ensure_ascii=False)
+    return aligned([heading for heading, _ in COLUMNS.values()], lines)
 
 
 def count_setting(setting: Setting) -> dict[str, tuple[int, int]]:
@@ -164,20 +144,18 @@ def count_setting(setting: Setting) -> dict[str, tuple[int, int]]:
 
 
 def _build(setting: Setting) -> tuple[nn.Module, Callable[[], object]]:
-    branches, fast, counter = setting.branch_configs(), setting.fast, setting.counter
+    branches, fast = setting.branch_configs(), setting.fast
     interaction = InteractionConfig(
         attention=setting.attention, project=not fast, norm=not fast, directions=setting.directions
     )
     common: dict[str, Any] = {"branches": branches, "interaction": interaction}
+    if setting.counter == "A":
+        common["head"] = "first_patch" if setting.class_token and len(branches) > 1 else "merge"
+        return build_outlined(ClassifierSettings(**common))
+    if setting.counter == "D" and len(branches) > 1:
+        return build_outlined(dense_settings(merge="stages", **common))
     side = branches[-1].size
     with outlines():
-        image: Any = torch.empty(1, 3, side, side)
-        if counter == "L" or (counter == "D" and len(branches) == 1):
-            model: nn.Module = build_pyramid(branches, interaction)
-            image = image_pyramid(image, [branch.size / side for branch in branches])
-        elif counter == "D":
-            model = dense_settings(merge="stages", **common).build()
-        else:
-            head = "first_patch" if setting.class_token and len(branches) > 1 else "merge"
-            model = ClassifierSettings(head=head, **common).build(num_classes=1000)
-    return model.eval(), partial(model, image)
+        encoder = build_pyramid(branches, interaction)
+        views = image_pyramid(torch.empty(1, 3, side, side), [branch.size / side for branch in branches])
+    return encoder.eval(), partial(encoder, views)

@@ -83,8 +83,7 @@ Data = Annotated[DrawnData | ConversationData | TextLineData, Field(discriminato
 
 
 class ReaderStage(ChatStage):
-    """frame_step: pixels of the last view between two frames of a line; the pointer is a head of some layers.
-    """
+    """frame_step: pixels of the last view between two frames of a line; the pointer is a head of some layers."""
 
     losses: Annotated[dict[Literal["language", "frames", "pointer"], Rate], Field(min_length=1)] = {
         "language": 1.0

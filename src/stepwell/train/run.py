@@ -82,8 +82,7 @@ def mixture(task: Task, stage: Stage, *, seed: int) -> Mixture:
 
 
 class StageTrainer(Trainer):
-    """transformers' Trainer with a stage's parameter groups and the weighted sum of its losses, each logged.
-    """
+    """transformers' Trainer with a stage's parameter groups and the weighted sum of its losses, each logged."""
 
     def __init__(
         self,
@@ -146,8 +145,7 @@ class StageTrainer(Trainer):
 
 
 def _training_arguments(recipe: Recipe, stage: Stage, folder: Path, *, seed: int) -> TrainingArguments:
-    """Raises ValueError for a field of `stage.trainer` that is said elsewhere in a recipe or does not exist.
-    """
+    """Raises ValueError for a field of `stage.trainer` that a recipe says elsewhere or that does not exist."""
     optimiser = stage.optimiser
     fields: dict[str, Any] = {
         "output_dir": str(folder),

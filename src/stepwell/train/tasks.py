@@ -51,8 +51,7 @@ class Task(Protocol):
         ...
 
     def source(self, data: Any) -> Source:
-        """The samples of one entry of a stage's `data`. Raises FileNotFoundError where a file is not there.
-        """
+        """The samples of one entry of a stage's `data`. Raises FileNotFoundError for a missing file."""
         ...
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
@@ -60,8 +59,7 @@ class Task(Protocol):
         ...
 
     def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The stage's losses by name, from one call of the module's forward; the loop weighs and adds them.
-        """
+        """The stage's losses by name, from one call of the module's forward; the loop weighs them."""
         ...
 
     def save(self, module: nn.Module, folder: Path) -> None:

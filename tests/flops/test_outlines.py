@@ -1,0 +1,69 @@
+"""Outlines against the tensors that torch computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from stepwell.flops.outlines import Outlines, outlines
+
+X, ROW, INTEGERS = torch.rand(2, 4, 6, 8), torch.rand(8), torch.arange(8)
+GRID = torch.rand(2, 3, 5, 2)
+
+CALLS = {
+    "broadcast": lambda x, row, n, grid: (
+        row + x,
+        x * n,
+        n / 2,
+        n * 2,
+        2.0**n,
+        n.clamp(None, 3),
+        1 - n,
+        n - row,
+    ),
+    "addcmul": lambda x, row, n, grid: torch.addcmul(x, row, row),
+    "in place": lambda x, row, n, grid: (
+        x.clone().mul_(row).sigmoid_(),
+        x.clone().zero_(),
+        x.clone().copy_(row),
+    ),
+    "functions": lambda x, row, n, grid: (x.cos().abs().floor(), x.rsqrt().nan_to_num(), F.gelu(x), x.relu()),
+    "softmax": lambda x, row, n, grid: x.softmax(1),
+    "reduced": lambda x, row, n, grid: (
+        x.amax(-1, keepdim=True),
+        x.mean((1, 2)),
+        x.sum(0),
+        x.sum((2, 3), True),
+    ),
+    "joined": lambda x, row, n, grid: (
+        torch.cat([x, x[:, :1]], 1),
+        torch.stack([x, x], -1),
+        torch.stack([x, x]),
+    ),
+    "linear": lambda x, row, n, grid: F.linear(x, x[0, 0], x[0, 0, :, 0]),
+    "norms": lambda x, row, n, grid: (F.layer_norm(x, (8,), row, row), F.group_norm(x, 2)),
+    "resized": lambda x, row, n, grid: (
+        F.interpolate(x, (5, 7), mode="bilinear"),
+        F.interpolate(x, scale_factor=0.6, mode="bicubic"),
+    ),
+    "sampled": lambda x, row, n, grid: F.grid_sample(x, grid, align_corners=False),
+    "layers": lambda x, row, n, grid: nn.Conv2d(4, 6, 3, bias=False)(x),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_outline_has_the_shape_and_dtype_of_the_tensor(call):
+    tensors = (X, ROW, INTEGERS, GRID)
+    with outlines():
+        drawn = call(*(tensor.to("meta") for tensor in tensors))
+    computed = call(*tensors)
+    assert tree_map(lambda t: (t.shape, t.dtype), drawn) == tree_map(lambda t: (t.shape, t.dtype), computed)
+
+
+def test_tensors_with_memory_are_computed():
+    with Outlines():
+        assert torch.equal(X + ROW, torch.add(X, ROW).clone())
+    assert torch.equal(torch.cat([X, X]), torch.stack([X, X]).flatten(0, 1))
