@@ -14,7 +14,7 @@ from stepwell.flops.prices import branch_prices, quantities
 from stepwell.flops.text import aligned
 from stepwell.models.piip import PiipConfig
 from stepwell.models.pyramid import BranchConfig
-from stepwell.train.recipe import Model
+from stepwell.train.chat import ChatModel
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_yaml_fits_into_a_recipe():
     documents = list(yaml.safe_load_all(plans_as_yaml(plans)))
     assert len(documents) == len(plans)
     for document, p in zip(documents, plans, strict=True):
-        vision = Model(**document, text={"model_type": "llama"}).vision
+        vision = ChatModel(**document, text={"model_type": "llama"}).vision
         assert isinstance(vision, PiipConfig)
-        assert vision.sizes == p.sizes
+        assert tuple(branch.size for branch in vision.branches) == p.sizes
         assert vision.framing == "aspect"
         assert vision.branches[0] == BranchConfig(
             encoder="deit_b",

@@ -42,7 +42,7 @@ def test_an_encoder_costs_at_an_odd_size_what_its_prices_say(name):
     arguments = {"windows": 3} if is_plain else {}  # changes no parameters but those of relative positions
     with outlines():
         encoder = build_encoder(name, **arguments)
-    size = (4 * encoder.spec.stride + 3, 5 * encoder.spec.stride + encoder.spec.stem_stride + 1)
+    size = (4 * encoder.spec.stride + 3, 5 * encoder.spec.stride + encoder.spec.strides[0] + 1)
     counted = count_macs(encoder, partial(encoder, _meta(1, 3, *size)), "D").total()
     assert _price([BranchConfig(encoder=name, size=1, arguments=arguments)], [size], "L") == counted
     assert parameters(name) == count_params(encoder).total()

@@ -43,7 +43,8 @@ class Mixture:
         for _ in range(_ATTEMPTS):
             place = chance.randrange(len(source))
             try:
-                return source[place]
+                sample: Sample = source[place]
+                return sample
             except (OSError, ValueError, KeyError) as error:
                 self.skipped += 1
                 _logger.warning("sample %d skipped (%d so far): %s", place, self.skipped, error)

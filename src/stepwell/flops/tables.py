@@ -56,7 +56,7 @@ class Setting:
     windows: Any = 0
     interactions: int = 0
     attention: Any = "deformable"
-    directions: str = "adjacent"
+    directions: Any = "adjacent"
     fast: bool = False
     class_token: bool = False
     counter: Convention = "A"

@@ -31,7 +31,7 @@ LayerRange = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BranchConfig:
-    """One encoder of a pyramid. `size` is the side of its square view, or the long side where aspect is kept."""
+    """One encoder of a pyramid. `size`: side of its square view, or the long side where aspect is kept."""
 
     encoder: str  # a name in encoders/catalogue.py
     size: Annotated[int, Field(gt=0)]

@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from stepwell.data.sample import Sample
 from stepwell.models.ask import Assistant
-from stepwell.reader.page import PageSample
+from stepwell.reader.page import PageTurn
 
 __all__ = ["HEIGHTS", "ReadingScore", "character_accuracy", "height_band", "read_samples"]
 
@@ -45,7 +46,7 @@ def height_band(height: float) -> str:
 
 
 def read_samples(
-    assistant: Assistant, samples: Iterable[PageSample], *, max_new_tokens: int = 64
+    assistant: Assistant, samples: Iterable[Sample], *, max_new_tokens: int = 64
 ) -> dict[str, ReadingScore]:
     """Asks every question of the samples on its own; questions about a line are grouped by its height in
     pixels, all others under "fields", and everything under "all".
@@ -57,8 +58,8 @@ def read_samples(
         for turn in sample.turns:
             question = turn.question.replace("<image>", "").strip()
             answer = assistant.ask(sample.image, question, max_new_tokens=max_new_tokens)
-            reads = turn.line is not None and "[" in question
-            group = height_band(turn.line.height) if reads and turn.line is not None else "fields"
+            line = turn.line if isinstance(turn, PageTurn) and "[" in question else None
+            group = "fields" if line is None else height_band(line.height)
             score = (_plain(answer) == _plain(turn.answer), character_accuracy(answer, turn.answer))
             results[group].append(score)
             results["all"].append(score)

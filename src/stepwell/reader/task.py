@@ -79,19 +79,18 @@ class TextLineData(Strict):
     seed: int = 0
 
 
+Loss = Literal["language", "frames", "pointer"]
 Data = Annotated[DrawnData | ConversationData | TextLineData, Field(discriminator="kind")]
 
 
 class ReaderStage(ChatStage):
-    """frame_step: pixels of the last view between two frames of a line; the pointer is a head of some layers."""
+    """frame_step: pixels of the last view between two frames of a line. The pointer is a head of layers."""
 
-    losses: Annotated[dict[Literal["language", "frames", "pointer"], Rate], Field(min_length=1)] = {
-        "language": 1.0
-    }
+    losses: Annotated[Mapping[Loss, Rate], Field(min_length=1)] = {"language": 1.0}  # type: ignore[assignment]
     frame_step: Rate = 4.0
     pointer_layers: tuple[int, ...] = (1, 2)
     pointer_head: Annotated[int, Field(ge=0)] = 0
-    data: Annotated[tuple[Data, ...], Field(min_length=1)]
+    data: Annotated[tuple[Data, ...], Field(min_length=1)]  # type: ignore[assignment]
 
 
 class ReaderRecipe(ChatRecipe):

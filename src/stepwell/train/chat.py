@@ -77,7 +77,7 @@ class ChatStage(Stage):
     """
 
     train: tuple[str, ...] = ("vision", "language")
-    losses: Annotated[dict[Literal["language"], Rate], Field(min_length=1)] = {"language": 1.0}
+    losses: Annotated[Mapping[Literal["language"], Rate], Field(min_length=1)] = {"language": 1.0}
     template: str | None = None
     turns: TurnOrder = "together"
     max_length: Positive = 8192
@@ -137,7 +137,8 @@ class ChatTask:
         return tokenizer
 
     def build(self) -> nn.Module:
-        return self.start(StepwellForConditionalGeneration)
+        module: nn.Module = self.start(StepwellForConditionalGeneration)
+        return module
 
     def start(self, kind: type[StepwellForConditionalGeneration], **arguments: Any) -> Any:
         """A model of the class `kind` with the starting weights of the recipe, in the stage's geometry."""
@@ -223,7 +224,7 @@ def _start_part(
             f"parts: the model has no part {part!r}; it has {', '.join(sorted(parts))}"
         ) from None
     if name == "vision.branches" and not source.endswith(".safetensors"):
-        load_encoder_weights(module, source)  # type: ignore[arg-type]
+        load_encoder_weights(module, source)
         return
     try:
         module.load_state_dict(load_file(source))

@@ -8,7 +8,7 @@ place in a list.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,8 +68,8 @@ class Stage(Strict):
     accumulate: Positive = 1
     train: tuple[str, ...]
     vision: dict[str, Any] = {}
-    losses: Annotated[dict[str, Rate], Field(min_length=1)]
-    data: Annotated[tuple[Any, ...], Field(min_length=1)]
+    losses: Mapping[Any, Rate]
+    data: Any
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     trainer: dict[str, Any] = {}

@@ -82,7 +82,7 @@ def mixture(task: Task, stage: Stage, *, seed: int) -> Mixture:
 
 
 class StageTrainer(Trainer):
-    """transformers' Trainer with a stage's parameter groups and the weighted sum of its losses, each logged."""
+    """transformers' Trainer with a stage's parameter groups, and its losses weighed, added and logged."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser by its name, over the stage's parameter groups."""
-        if self.optimizer is None:
+        if self.optimizer is None:  # type: ignore[has-type]
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             optimiser = self.stage.optimiser
             groups = parameter_groups(
@@ -121,7 +121,8 @@ class StageTrainer(Trainer):
                 weight_decay=optimiser.weight_decay,
             )
             self.optimizer = kind(groups, **arguments)
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -145,7 +146,7 @@ class StageTrainer(Trainer):
 
 
 def _training_arguments(recipe: Recipe, stage: Stage, folder: Path, *, seed: int) -> TrainingArguments:
-    """Raises ValueError for a field of `stage.trainer` that a recipe says elsewhere or that does not exist."""
+    """Raises ValueError for a field of `stage.trainer` that is said elsewhere or does not exist."""
     optimiser = stage.optimiser
     fields: dict[str, Any] = {
         "output_dir": str(folder),
