@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import convert
 from stepwell.keys.piip import encoder_rules, features_rules
-from stepwell.models.piip import PyramidEncoder, PyramidFeatures
+from stepwell.models.dense import PyramidFeatures
 from stepwell.models.published.papers import PUBLISHED
-from stepwell.models.vision import build_features, build_pyramid_encoder
+from stepwell.models.pyramid import PyramidEncoder, build_pyramid
 from stepwell.views.pyramid import image_pyramid
 
 Run = Callable[[Tensor], list[Tensor]]
@@ -38,7 +38,7 @@ def detection_peer() -> PeerPiip:
 def detection(peer: PeerPiip | None = None) -> PyramidFeatures:
     """Our network; given a peer, with its weights taken over through the key tables."""
     settings = DETECTION.settings
-    model = build_features(settings).eval()
+    model = settings.build().eval()
     if peer is not None:
         rules = features_rules([backbone_rules("deit")] * 3, 12, operations=settings.operations)
         model.load_state_dict(convert(peer.state_dict(), rules))
@@ -50,7 +50,7 @@ def llava_peer() -> PeerLlava:
 
 
 def llava(peer: PeerLlava | None = None) -> PyramidEncoder:
-    model = build_pyramid_encoder(LLAVA.settings).eval()
+    model = build_pyramid(LLAVA.settings.branches, LLAVA.settings.interaction).eval()
     if peer is None:
         return model
     clip = backbone_rules("clip", class_token=True, class_slot=True)

@@ -57,7 +57,10 @@ def backbone_rules(
         "internvit": [*_PLAIN, _table(r"pos_embed", keep_slot=class_slot)],
         "beit": [*_PLAIN, *_BEIT],
         "uniperceiver": _UNIPERCEIVER,
-        "clip": _CLIP,
+        "clip": [
+            *_CLIP,
+            _table(rf"{_CLIP_PREFIX}embeddings\.position_embedding\.weight", keep_slot=class_slot),
+        ],
         "timm_vit": [*_PLAIN, _table(r"pos_embed"), *_TIMM_HEADS],
         "timm_beit": [*_PLAIN, *_BEIT, *_TIMM_HEADS],
         "transformers_vit": _TRANSFORMERS_VIT,
@@ -134,7 +137,6 @@ _UNIPERCEIVER: list[Rule] = [
 _CLIP_LAYER = rf"{_CLIP_PREFIX}encoder\.layers\.(\d+)\."
 _CLIP: list[Rule] = [
     Rename(rf"{_CLIP_PREFIX}embeddings\.patch_embedding\.(weight|bias)", r"patch_embed.proj.\1"),
-    _table(rf"{_CLIP_PREFIX}embeddings\.position_embedding\.weight"),
     Drop(rf"{_CLIP_PREFIX}embeddings\.position_ids", "counts from 0"),
     Rename(rf"{_CLIP_PREFIX}pre_layrnorm\.(weight|bias)", r"embed_norm.\1"),
     *(
