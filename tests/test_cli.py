@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +20,16 @@ from PIL import Image
 
 import stepwell
 from stepwell import cli
-from stepwell.structures import TokenLayout, TokenRun, View
+from stepwell.structures import TokenLayout
+from stepwell.views.pyramid import PyramidGeometry
 
 COMMAND = str(Path(sys.executable).parent / "stepwell")
 RECEIPT = str(Path(__file__).parents[1] / "examples" / "receipt.jpg")
+
+
+GEOMETRY = PyramidGeometry(
+    names=("only",), sides=(64,), strides=(16,), framing="aspect", mean=(0.5,) * 3, std=(0.5,) * 3
+)
 
 
 class FakeAssistant(stepwell.Assistant):
@@ -30,17 +37,10 @@ class FakeAssistant(stepwell.Assistant):
 
     def __init__(self, **settings: object) -> None:
         self.settings = settings
+        self.processor = SimpleNamespace(geometry=GEOMETRY)  # type: ignore[assignment]
 
     def layout(self, image: Any) -> TokenLayout:
-        view = View(
-            name="only", size=(32, 64), box=(0.0, 0.0, float(image.width), float(image.height)), grid=(2, 4)
-        )
-        return TokenLayout(
-            image_size=(image.height, image.width),
-            inputs=((32, 64),),
-            views=(view,),
-            runs=(TokenRun(count=8),),
-        )
+        return GEOMETRY.layout((image.height, image.width))
 
     def ask(
         self,
@@ -123,7 +123,7 @@ def test_json_holds_answer_seconds_tokens_and_views(
     assert report["seconds"] >= 0
     assert report["visual_tokens"] == 16
     assert report["views"] == 2 * [
-        {"picture": image_path, "name": "only", "size": [32, 64], "grid": [2, 4], "box": [0, 0, 64, 32]}
+        {"image": image_path, "name": "only", "size": [32, 64], "grid": [2, 4], "box": [0, 0, 64, 32]}
     ]
 
 
@@ -159,28 +159,28 @@ def test_show_leaves_the_old_file_alone_when_drawing_fails(
 
 
 REFUSALS = [
-    (["PICTURE", "  "], "question is empty"),
+    (["IMAGE", "  "], "question is empty"),
     (["missing.jpg", "What?"], "no such file: missing.jpg"),
-    (["What is this?", "PICTURE"], "the question comes last"),
+    (["What is this?", "IMAGE"], "the question comes last"),
     (["TEXT", "What?"], "text.jpg"),
     (["CUT", "What?"], "cut.png"),
     (["FOLDER", "What?"], "Is a directory"),
     (["-", "-", "What?"], "more than once"),
-    (["PICTURE"], "missing argument"),
-    (["PICTURE", "What?", "--max-new-tokens", "0"], "--max-new-tokens"),
-    (["PICTURE", "What?", "--max-new-tokens", "many"], "--max-new-tokens"),
-    (["PICTURE", "What?", "--dtype", "int3"], "float32"),
-    (["PICTURE", "What?", "--device", "toaster"], "unknown device toaster"),
-    (["PICTURE", "What?", "--device", "cuda:x"], "unknown device cuda:x"),
-    (["PICTURE", "What?", "--verbose"], "--verbose"),
-    (["PICTURE", "What?", "--stream", "--json"], "exclude each other"),
-    (["PICTURE", "What?", "--model", "nonsense"], "unknown model nonsense"),
-    (["PICTURE", "What?", "--model", "./no/such/folder"], "no such folder"),
-    (["PICTURE", "What?", "--model", "PICTURE"], "is a file"),
-    (["PICTURE", "What?", "--model", "FOLDER"], "no config.json"),
-    (["PICTURE", "What?", "--model", "WEIGHTLESS"], "holds no weights"),
-    (["PICTURE", "What?", "--show", "nowhere/views.png"], "there is no folder nowhere"),
-    (["PICTURE", "What?", "--show", "views.doc"], ".png"),
+    (["IMAGE"], "missing argument"),
+    (["IMAGE", "What?", "--max-new-tokens", "0"], "--max-new-tokens"),
+    (["IMAGE", "What?", "--max-new-tokens", "many"], "--max-new-tokens"),
+    (["IMAGE", "What?", "--dtype", "int3"], "float32"),
+    (["IMAGE", "What?", "--device", "toaster"], "unknown device toaster"),
+    (["IMAGE", "What?", "--device", "cuda:x"], "unknown device cuda:x"),
+    (["IMAGE", "What?", "--verbose"], "--verbose"),
+    (["IMAGE", "What?", "--stream", "--json"], "exclude each other"),
+    (["IMAGE", "What?", "--model", "nonsense"], "unknown model nonsense"),
+    (["IMAGE", "What?", "--model", "./no/such/folder"], "no such folder"),
+    (["IMAGE", "What?", "--model", "IMAGE"], "is a file"),
+    (["IMAGE", "What?", "--model", "FOLDER"], "no config.json"),
+    (["IMAGE", "What?", "--model", "WEIGHTLESS"], "holds no weights"),
+    (["IMAGE", "What?", "--show", "nowhere/views.png"], "there is no folder nowhere"),
+    (["IMAGE", "What?", "--show", "views.doc"], ".png"),
 ]
 
 
@@ -280,7 +280,7 @@ def test_refuses_in_one_line_before_a_model_is_loaded(
     for folder in places.values():
         folder.mkdir()
     (places["WEIGHTLESS"] / "config.json").write_text("{}")
-    places["PICTURE"] = Path(image_path)
+    places["IMAGE"] = Path(image_path)
     places["TEXT"] = tmp_path / "text.jpg"
     places["TEXT"].write_text("<html>not a picture</html>")
     places["CUT"] = tmp_path / "cut.png"
