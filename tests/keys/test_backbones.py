@@ -54,9 +54,9 @@ OFFICIAL = {
 def test_official_names_fill_the_whole_encoder(layout: str, encoder: str, arguments: dict) -> None:
     with torch.device("meta"):
         ours = build_encoder(encoder, depth=1, **arguments)
-    made = plan(OFFICIAL[layout], backbone_rules(layout))
-    assert not made.unknown
-    assert made.targets.keys() == ours.state_dict().keys()
+    result = plan(OFFICIAL[layout], backbone_rules(layout))
+    assert not result.unknown
+    assert result.targets.keys() == ours.state_dict().keys()
 
 
 def test_clip_joins_queries_keys_and_values_in_this_order() -> None:
@@ -77,15 +77,15 @@ def test_beit_has_no_key_bias() -> None:
 def test_the_class_slot_of_internvit_goes_when_nothing_uses_it() -> None:
     table = torch.arange(10.0).view(1, 5, 2)
     assert convert({"pos_embed": table}, backbone_rules("internvit"))["position.table"][0, 0] == 2
-    kept = convert({"pos_embed": table}, backbone_rules("internvit", class_token=True, class_slot=True))
-    assert torch.equal(kept["position.table"], table[0])
+    with_slot = convert({"pos_embed": table}, backbone_rules("internvit", class_token=True, class_slot=True))
+    assert torch.equal(with_slot["position.table"], table[0])
 
 
 def test_class_token_and_final_norm_are_used_or_dropped_for_a_reason() -> None:
     names = ["cls_token", "norm.weight", "norm.bias"]
     assert plan(names, backbone_rules("deit")).dropped.keys() == set(names)
-    made = plan(names, backbone_rules("deit", class_token=True, final_norm=True))
-    assert made.targets.keys() == {"class_token", "norm.weight", "norm.bias"}
+    result = plan(names, backbone_rules("deit", class_token=True, final_norm=True))
+    assert result.targets.keys() == {"class_token", "norm.weight", "norm.bias"}
 
 
 @pytest.mark.parametrize("layout", ["convnext_hf", "convnext_timm"])
@@ -100,15 +100,15 @@ def test_convnext_layers_are_numbered_with_their_downsampling(layout: str) -> No
         down, block_ = "stages.{}.downsample.1.weight", "stages.{}.blocks.{}.conv_dw.weight"
     blocks = [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2)]
     names = [block_.format(*at) for at in blocks] + [down.format(s) for s in (1, 2)]
-    made = plan(["convnext_model." + name for name in names], backbone_rules(layout, depths=(2, 1, 3)))
-    numbers = [name.split(".")[1:3] for name in made.targets]
+    result = plan(["convnext_model." + name for name in names], backbone_rules(layout, depths=(2, 1, 3)))
+    numbers = [name.split(".")[1:3] for name in result.targets]
     assert numbers == [[str(i), "dwconv"] for i in (0, 1, 3, 5, 6, 7)] + [["2", "conv"], ["4", "conv"]]
 
 
 @pytest.mark.parametrize("name", ["gamma", "weight"])
 def test_timms_layer_scale_is_known_by_its_name_and_by_piip_llavas(name: str) -> None:
-    made = plan([f"stages.0.blocks.1.{name}"], backbone_rules("convnext_timm", depths=(2,)))
-    assert list(made.targets) == ["layers.1.scale.gamma"]
+    result = plan([f"stages.0.blocks.1.{name}"], backbone_rules("convnext_timm", depths=(2,)))
+    assert list(result.targets) == ["layers.1.scale.gamma"]
 
 
 def test_an_unknown_layout_is_refused() -> None:

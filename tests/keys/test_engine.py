@@ -13,8 +13,8 @@ QKV = Join((r"(\w+)\.q", r"(\w+)\.k", r"(\w+)\.v"), r"\1.qkv", torch.cat)
 
 
 def test_the_first_rule_that_matches_takes_a_name() -> None:
-    made = plan(["a.w", "b.w"], [Rename(r"a\.w", "first"), Rename(r"(.)\.w", r"\1.second")])
-    assert made.targets.keys() == {"first", "b.second"}
+    result = plan(["a.w", "b.w"], [Rename(r"a\.w", "first"), Rename(r"(.)\.w", r"\1.second")])
+    assert result.targets.keys() == {"first", "b.second"}
 
 
 def test_a_pattern_has_to_match_the_whole_name() -> None:
@@ -22,8 +22,8 @@ def test_a_pattern_has_to_match_the_whole_name() -> None:
 
 
 def test_a_tensor_may_be_changed_on_its_way() -> None:
-    made = convert({"w": torch.ones(2, 3)}, [Rename("w", "v", torch.t)])
-    assert made["v"].shape == (3, 2)
+    result = convert({"w": torch.ones(2, 3)}, [Rename("w", "v", torch.t)])
+    assert result["v"].shape == (3, 2)
 
 
 def test_parts_are_joined_in_the_order_of_the_rule() -> None:
@@ -36,8 +36,8 @@ def test_an_incomplete_join_is_unknown() -> None:
 
 
 def test_what_is_dropped_says_why() -> None:
-    made = plan(["index"], [Drop("index", "computed here")])
-    assert (made.dropped, made.targets, made.unknown) == ({"index": "computed here"}, {}, [])
+    result = plan(["index"], [Drop("index", "computed here")])
+    assert (result.dropped, result.targets, result.unknown) == ({"index": "computed here"}, {}, [])
 
 
 def test_two_sources_of_one_target_are_refused() -> None:
@@ -53,9 +53,9 @@ def test_two_sources_of_one_part_of_a_join_are_refused() -> None:
 
 def test_a_name_that_no_rule_under_its_prefix_takes_goes_to_the_next_rule() -> None:
     rules = [Prefix(r"net\.", "ours.", [Prefix(r"a\.", "", [Rename("w", "w")])]), Drop("net.*", "not needed")]
-    made = plan(["net.a.w", "net.b.w"], rules)
-    assert made.targets["ours.w"].sources == ("net.a.w",)
-    assert made.dropped == {"net.b.w": "not needed"}
+    result = plan(["net.a.w", "net.b.w"], rules)
+    assert result.targets["ours.w"].sources == ("net.a.w",)
+    assert result.dropped == {"net.b.w": "not needed"}
 
 
 def test_tensors_without_a_rule_are_named() -> None:
@@ -69,8 +69,8 @@ def test_a_table_moves_under_a_prefix_with_its_groups() -> None:
 
     rules = [QKV, Rename("n_(.)", upper), Drop("index|count", "computed here")]
     moved = [Prefix(r"(?:net|module)\.", "ours.", rules)]
-    made = plan(["net.x.q", "net.x.k", "net.x.v", "module.n_a", "net.count", "n_b"], moved)
-    assert made.targets["ours.x.qkv"].sources == ("net.x.q", "net.x.k", "net.x.v")
-    assert made.targets["ours.A"].sources == ("module.n_a",)
-    assert made.dropped == {"net.count": "computed here"}
-    assert made.unknown == ["n_b"]
+    result = plan(["net.x.q", "net.x.k", "net.x.v", "module.n_a", "net.count", "n_b"], moved)
+    assert result.targets["ours.x.qkv"].sources == ("net.x.q", "net.x.k", "net.x.v")
+    assert result.targets["ours.A"].sources == ("module.n_a",)
+    assert result.dropped == {"net.count": "computed here"}
+    assert result.unknown == ["n_b"]

@@ -50,10 +50,10 @@ def official_interaction(num_branches, gate):
 @pytest.mark.parametrize("gate", ["gamma", "weight"])
 @pytest.mark.parametrize("num_branches", [2, 3, 4, 6])
 def test_every_name_of_an_interaction_fills_every_tensor_of_ours(num_branches, gate):
-    made = plan(official_interaction(num_branches, gate), interaction_rules(num_branches))
+    result = plan(official_interaction(num_branches, gate), interaction_rules(num_branches))
     ours = Interaction([16 * k for k in range(num_branches, 0, -1)], InteractionConfig(num_heads=2))
-    assert made.unknown == []
-    assert made.targets.keys() == ours.state_dict().keys()
+    assert result.unknown == []
+    assert result.targets.keys() == ours.state_dict().keys()
 
 
 def test_finest_pair_is_our_first_unit_and_its_first_message_goes_to_the_larger_network():
@@ -61,15 +61,15 @@ def test_finest_pair_is_our_first_unit_and_its_first_message_goes_to_the_larger_
         "interaction_units_34.branch2to1_proj.weight",
         "interaction_units_12.branch1to2_injector.ca_gamma",
     ]
-    made = plan(names, interaction_rules(4))
-    assert made.targets["units.0.messages.0.project.weight"].sources == (names[0],)
-    assert made.targets["units.2.messages.1.injector.gate"].sources == (names[1],)
+    result = plan(names, interaction_rules(4))
+    assert result.targets["units.0.messages.0.project.weight"].sources == (names[0],)
+    assert result.targets["units.2.messages.1.injector.gate"].sources == (names[1],)
 
 
 def test_branches_count_from_one_there_and_from_zero_here():
     names = ["branch2.layer.weight", "interactions.1.interaction_units_12.branch1to2_proj.bias"]
-    made = plan(names, encoder_rules([ANY_BRANCH] * 2, 2))
-    assert list(made.targets) == [
+    result = plan(names, encoder_rules([ANY_BRANCH] * 2, 2))
+    assert list(result.targets) == [
         "encoder.branches.1.layer.weight",
         "encoder.interactions.1.units.0.messages.1.project.bias",
     ]
@@ -94,10 +94,12 @@ def test_merges_after_interactions_come_before_the_last_one():
         for prefix in ("intermediate_merging_0_w", "intermediate_merging_10_w", "w")
         for k in (1, 2)
     ]
-    made = plan(names, features_rules([ANY_BRANCH] * 2, 0, merge_after=[0, 10]))
-    assert made.unknown == []
-    assert made.targets["merges.1.stacks.1.0.weight"].sources == ("intermediate_merging_10_branch2.0.weight",)
-    assert made.targets["merges.2.weights"].sources == ("w1", "w2")
+    result = plan(names, features_rules([ANY_BRANCH] * 2, 0, merge_after=[0, 10]))
+    assert result.unknown == []
+    assert result.targets["merges.1.stacks.1.0.weight"].sources == (
+        "intermediate_merging_10_branch2.0.weight",
+    )
+    assert result.targets["merges.2.weights"].sources == ("w1", "w2")
 
 
 def test_merges_and_pyramid_of_a_detector_fill_ours():
@@ -109,14 +111,14 @@ def test_merges_and_pyramid_of_a_detector_fill_ours():
         f"{name}.{kind}" for name in ("fpn1.0", "fpn1.1", "fpn1.3", "fpn2.0") for kind in ("weight", "bias")
     ]
     neck = SimplePyramid([64] * 4)
-    made = plan(official, pyramid_rules(neck.operations, target=""))
-    assert made.targets.keys() == neck.state_dict().keys()
+    result = plan(official, pyramid_rules(neck.operations, target=""))
+    assert result.targets.keys() == neck.state_dict().keys()
 
 
 def test_a_pyramid_without_its_finest_map_drops_that_stage_with_a_reason():
-    made = plan(["fpn1.0.weight", "up2.0.weight"], pyramid_rules(["up2", "same", "maxpool2"]))
-    assert list(made.targets) == ["neck.stages.0.0.weight"]
-    assert "not returned" in made.dropped["fpn1.0.weight"]
+    result = plan(["fpn1.0.weight", "up2.0.weight"], pyramid_rules(["up2", "same", "maxpool2"]))
+    assert list(result.targets) == ["neck.stages.0.0.weight"]
+    assert "not returned" in result.dropped["fpn1.0.weight"]
 
 
 def test_merge_of_a_classifier_fills_ours():
@@ -127,12 +129,12 @@ def test_merge_of_a_classifier_fills_ours():
 
 
 def test_heads_come_before_encoders_that_know_no_final_norm():
-    made = plan(
+    result = plan(
         ["branch2.norm.weight", "branch2.head.bias"], classifier_rules([ANY_BRANCH] * 2, 0, merged=False)
     )
-    assert list(made.targets) == ["head.norms.1.weight", "head.classifiers.1.bias"]
-    made = plan(["cls_norm.bias", "cls_head.weight"], classifier_rules([ANY_BRANCH] * 2, 0, merged=True))
-    assert list(made.targets) == ["head.norm.bias", "head.classifier.weight"]
+    assert list(result.targets) == ["head.norms.1.weight", "head.classifiers.1.bias"]
+    result = plan(["cls_norm.bias", "cls_head.weight"], classifier_rules([ANY_BRANCH] * 2, 0, merged=True))
+    assert list(result.targets) == ["head.norm.bias", "head.classifier.weight"]
 
 
 @pytest.mark.parametrize(("norm", "layers"), [("groupnorm", (1, 3, 6)), ("layernorm", (1, 5))])
@@ -140,7 +142,7 @@ def test_projector_fills_ours(norm, layers):
     official = [
         f"mm_projector.branch{k}.{i}.{kind}" for k in (1, 2, 3) for i in layers for kind in ("weight", "bias")
     ]
-    made = plan(official, vision_rules([ANY_BRANCH] * 3, 0, norm=norm))
+    result = plan(official, vision_rules([ANY_BRANCH] * 3, 0, norm=norm))
     ours = TokenMerge((8, 8, 8), 32, ProjectorConfig(norm=norm)).state_dict()
-    assert made.targets.keys() == {f"projector.{name}" for name in ours}
+    assert result.targets.keys() == {f"projector.{name}" for name in ours}
     assert plan(["branch1.2.weight"], token_merge_rules(norm)).unknown

@@ -112,9 +112,9 @@ def test_classifiers_have_the_parameters_of_the_paper_or_of_timm(name, millions)
     ],
 )
 def test_a_configuration_is_found_by_its_released_name(alias, name):
-    found = find_published(alias)
-    assert found is not None
-    assert found.name == name
+    published = find_published(alias)
+    assert published is not None
+    assert published.name == name
 
 
 @pytest.mark.parametrize("name", ["", "OpenGVLab/PIIP", "someone/else", "piip"])

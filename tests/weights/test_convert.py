@@ -60,12 +60,15 @@ def test_another_model_is_refused_by_its_shapes_or_names(manifest, name):
     assert name in report.complaint()
 
 
-def test_a_network_that_is_alone_comes_without_the_name_of_a_branch(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "timm_name"), [("deit_b_224", "deit_base_patch16_224"), ("vit_l_224", "vit_large_patch16_224")]
+)
+def test_a_network_that_is_alone_comes_without_the_name_of_a_branch(name, timm_name, tmp_path):
     with torch.device("meta"):
-        deit = timm.create_model("deit_base_patch16_224")
-    manifest = tmp_path / "deit.json"
-    manifest.write_text(json.dumps({name: list(tensor.shape) for name, tensor in deit.state_dict().items()}))
-    report = dry_run(manifest, as_="deit_b_224")
+        vit = timm.create_model(timm_name)
+    manifest = tmp_path / "vit.json"
+    manifest.write_text(json.dumps({key: list(tensor.shape) for key, tensor in vit.state_dict().items()}))
+    report = dry_run(manifest, as_=name)
     assert report.ok, report.text()
     assert not report.dropped
 
@@ -271,6 +274,12 @@ def test_a_config_says_all_where_nothing_is_published():
     assert text_config({}, {**fields, "vocab_size": 8}, vocab_size=7).vocab_size == 8
     with pytest.raises(ValueError, match="describes no language model"):
         text_config({}, {"hidden_size": 64})
+
+
+def test_what_is_published_of_one_architecture_says_nothing_of_another():
+    fields = {"model_type": "mistral", "num_attention_heads": 4}
+    assert text_config({"model_type": "llama", "hidden_size": 64}, fields) == text_config({}, fields)
+    assert text_config({"model_type": "mistral", "hidden_size": 64}, fields).hidden_size == 64
 
 
 @pytest.mark.parametrize(

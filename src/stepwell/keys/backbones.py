@@ -76,16 +76,16 @@ def _table(pattern: str, *, keep_slot: bool = True) -> Rename:
     return Rename(pattern, "position.table", lambda t: t.flatten(0, -2)[0 if keep_slot else 1 :])
 
 
-def _class_token(wanted: bool) -> list[Rule]:
+def _class_token(exists: bool) -> list[Rule]:
     pattern = rf"(?:{_HF})?(?:embeddings\.)?cls_token|{_CLIP_PREFIX}embeddings\.class_embedding"
-    if wanted:
+    if exists:
         return [Rename(pattern, "class_token", lambda t: t.view(1, 1, -1))]
     return [Drop(pattern, "this encoder has no class token")]
 
 
-def _final_norm(wanted: bool) -> list[Rule]:
+def _final_norm(exists: bool) -> list[Rule]:
     pattern = rf"(?:{_CLIP_PREFIX}post_layernorm|(?:{_HF})?layernorm|norm)\.(weight|bias)"
-    if wanted:
+    if exists:
         return [Rename(pattern, r"norm.\1")]
     return [Drop(pattern, "this encoder ends before the final norm")]
 

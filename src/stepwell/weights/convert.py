@@ -131,14 +131,14 @@ def _prepare(
     """The configuration of our model, what becomes of every source tensor, and whether that is right."""
     renaming = plan(shapes, published.rules(published.settings))
     embedding = renaming.targets.get("model.language_model.embed_tokens.weight")
-    model = build_model(published, fields, shapes[embedding.sources[0]][0] if embedding else None)
+    vocab_size = next(iter(shapes[embedding.sources[0]]), None) if embedding else None
+    model = build_model(published, fields, vocab_size)
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     absent = {}
     if not any(name.startswith("model.language_model.") for name in renaming.targets):
         language_model = ("model.language_model.", "lm_head.")
-        absent = {
-            name: "no language model in this source" for name in ours if name.startswith(language_model)
-        }
+        why = "no language model in this source"
+        absent = {name: why for name in ours if name.startswith(language_model)}
     for name in model.all_tied_weights_keys.keys() - renaming.targets.keys():
         ours.pop(name)  # it is another tensor
     report = compare(published.name, renaming, shapes, ours, absent)

@@ -75,7 +75,7 @@ def text_config(
         if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             model_type = published.get("model_type")
         known = {*AutoConfig.for_model(model_type).to_dict(), "rope_theta", "rope_scaling"}
-        known -= {*PreTrainedConfig().to_dict(), "use_cache"}  # not the language model's, how it was trained
+        known -= {*PreTrainedConfig().to_dict(), "use_cache"}  # of the class, of the training
         values = dict(published) if model_type == published.get("model_type") else {}
         values |= {"vocab_size": vocab_size} if vocab_size else {}
         values |= {key: value for key, value in fields.items() if key in known}
