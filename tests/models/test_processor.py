@@ -130,6 +130,17 @@ def test_a_batch_of_conversations_is_padded_on_the_side_asked_for(assistant, dra
         assert batch["input_ids"][1 - short] == alone[1 - short]
 
 
+def test_prompts_are_padded_at_the_left_whatever_training_set(assistant, picture):
+    chats = [asking(text="Why?"), asking(text="Which of the two do you mean?")]
+    expected = assistant.processor.prompt(chats)["attention_mask"][0].tolist()
+    assert (expected[0], expected[-1]) == (0, 1)
+    assistant.processor.tokenizer.padding_side = "right"
+    try:
+        assert assistant.processor.prompt(chats)["attention_mask"][0].tolist() == expected
+    finally:
+        assistant.processor.tokenizer.padding_side = "left"
+
+
 def test_rows_are_as_long_as_padding_says(assistant):
     texts = ["a", "a b c d e f g"]
     rows = [len(row) for row in assistant.processor(text=texts)["input_ids"]]
@@ -138,6 +149,7 @@ def test_rows_are_as_long_as_padding_says(assistant):
         ({"padding": "longest"}, rows[1]),
         ({"padding": True, "pad_to_multiple_of": 16}, 16 * (1 + (rows[1] - 1) // 16)),
         ({"padding": "max_length", "max_length": 50}, 50),
+        ({"padding": "max_length", "max_length": 2}, rows[1]),
         ({"text_kwargs": {"padding": "max_length"}, "common_kwargs": {"max_length": 40}}, 40),
     ):
         assert [len(row) for row in assistant.processor(text=texts, **options)["input_ids"]] == [length] * 2
