@@ -139,7 +139,6 @@ def test_relative_bias_is_added_per_head_to_query_and_key() -> None:
         ({"dim": 10, "num_heads": 4}, "10 is not a multiple of 4 heads"),
         ({"dim": 8, "num_heads": 2, "window": -1}, "got -1"),
         ({"dim": 8, "num_heads": 2, "window_padding": "zeros"}, "'zeros'"),
-        ({"dim": 8, "num_heads": 2, "window": 3, "relative_grid": (4, 4)}, "window of 3"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(arguments: dict, says: str) -> None:

@@ -119,8 +119,7 @@ class ConvNeXt(nn.Module):
         """Layers first..last, both included; an empty range (last < first) returns `state` unchanged."""
         if last < first:
             return state
-        if state.class_token is not None:
-            raise ValueError("ConvNeXt has no class token, but the state carries one")
+        assert state.class_token is None
         grid = state.tokens.unflatten(1, state.size)
         checkpointing = self.gradient_checkpointing and self.training
         return _to_tokens(run_layers(self.layers, grid, first, last, checkpointing=checkpointing))

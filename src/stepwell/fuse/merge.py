@@ -52,12 +52,6 @@ class BranchMerge(nn.Module):
     def __init__(self, stacks: Sequence[nn.Module], *, branches: Sequence[int] | None = None) -> None:
         super().__init__()
         self.branches = tuple(range(len(stacks)) if branches is None else branches)
-        if not stacks or len(self.branches) != len(stacks):
-            raise ValueError(
-                f"{len(stacks)} stacks cannot merge branches {self.branches}; give one stack each"
-            )
-        if len(set(self.branches)) < len(self.branches):
-            raise ValueError(f"branches {self.branches} must be merged once each")
         self.stacks = nn.ModuleList(stacks)
         self.weights = nn.Parameter(torch.ones(len(stacks)))
 
@@ -160,8 +154,6 @@ class TokenMerge(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> TokenMap:
         """maps: (B, C, h, w) of every branch -> tokens (B, H*W, E) on their grid."""
-        if len(maps) != len(self.stacks):
-            raise ValueError(f"this projector merges {len(self.stacks)} branches and got {len(maps)} maps")
         size = self.config.grid or (maps[-1].shape[-2], maps[-1].shape[-1])
         tokens = reduce(
             torch.add,

@@ -37,8 +37,6 @@ class SimplePyramid(nn.Module):
         num_groups: int = 32,
     ) -> None:
         super().__init__()
-        if len(dims) != len(operations):
-            raise ValueError(f"{len(operations)} operations need one width each, got {len(dims)}: {dims}")
         self.operations = tuple(operations)
         self.stages = nn.ModuleList(
             _resampling(operation, dim, norm, num_groups)

@@ -74,10 +74,6 @@ class SelfAttention(nn.Module):
             raise ValueError(f"window must be positive, or 0 for global attention, got {window}")
         if window_padding not in ("tokens", "qkv"):
             raise ValueError(f"unknown window padding {window_padding!r}; choose 'tokens' or 'qkv'")
-        if window and relative_grid is not None and relative_grid != (window, window):
-            raise ValueError(
-                f"a window of {window} needs relative_grid {(window, window)}, got {relative_grid}"
-            )
         self.num_heads = num_heads
         self.window = window
         self.window_padding = window_padding
