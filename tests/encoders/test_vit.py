@@ -113,12 +113,14 @@ def test_to_map_is_a_channels_last_view_of_the_patches() -> None:
     assert map.untyped_storage().data_ptr() == state.tokens.untyped_storage().data_ptr()
 
 
-def test_checkpointing_changes_no_gradient() -> None:
-    image, gradients = torch.randn(2, 3, 24, 32), []
+def test_checkpointing_recomputes_and_changes_no_gradient() -> None:
+    image, gradients, runs = torch.randn(2, 3, 24, 32), [], []
     for checkpointing in (False, True):
         model = vit(checkpointing=checkpointing, class_token=True).train()
+        model.blocks[1].register_forward_pre_hook(lambda *_, last=checkpointing: runs.append(last))
         model(image).tokens.square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
+    assert runs == [False, True, True]  # the backward pass runs a block once more
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 
