@@ -101,6 +101,22 @@ def test_strips_larger_than_the_file_are_found_wherever_they_stand(counts: int, 
         open_image(strips_in_one_place(counts, kind))
 
 
+def test_a_tile_far_larger_than_its_image_is_not_decoded() -> None:
+    with pytest.raises(ImageError, match="tiles of 20000 x 20000"):
+        open_image(giant_tile())
+
+
+def test_a_tiff_without_compression_may_tell_wrong_lengths() -> None:
+    raw = tiff(GREY_TIFF | {273: 100, 279: 1_000_000}, bytes(300))
+    assert open_image(raw).getextrema() == ((0, 0),) * 3
+
+
+def test_of_a_tiff_tag_told_twice_the_first_counts() -> None:
+    raw = tiff(GREY_TIFF | {273: 200, 999: 8}, bytes(500))
+    twice = raw.replace(struct.pack("<HH", 999, 4), struct.pack("<HH", 257, 4))
+    assert open_image(twice).size == (16, 16)
+
+
 def many_scans() -> bytes:
     raw = saved(Image.new("L", (1000, 1000)), "JPEG", progressive=True)
     last = raw.rindex(b"\xff\xda")

@@ -247,6 +247,13 @@ def test_no_file_is_read_further_than_one_byte_past_the_limit() -> None:
     assert endless.given == 1001
 
 
+def test_a_file_of_a_terabyte_is_refused_by_its_first_bytes(tmp_path: Path) -> None:
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ImageError, match="max_bytes"):
+        open_image(tmp_path / "large.png")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
 def test_what_might_never_end_or_never_begin_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
