@@ -7,18 +7,19 @@ from functools import partial
 
 import pytest
 import torch
+from write_prices import STACKS, count_prices
 
 from stepwell.encoders.catalogue import ENCODERS, build_encoder, encoder_spec
 from stepwell.flops.count import count_macs, count_params, paper_macs
 from stepwell.flops.outlines import outlines
-from stepwell.flops.prices import FILE, STACKS, branch_prices, count_prices, parameters, quantities
+from stepwell.flops.prices import branch_prices, parameters, prices, quantities
 from stepwell.flops.report import build_outlined
 from stepwell.fuse.interaction import InteractionConfig, Message
 from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.pyramid import BranchConfig, build_pyramid
 from stepwell.models.runs import STAGE_MERGES, layer_runs
 
-TABLE = json.loads(FILE.read_text())
+TABLE = prices()
 WIDTHS = [int(dim) for dim in TABLE["widths"]]
 
 
@@ -28,10 +29,10 @@ def _meta(*shape):
 
 def _price(branches, sizes, convention):
     total = 0
-    for branch, prices, size in zip(branches, branch_prices(branches, convention), sizes, strict=True):
+    for branch, price_of, size in zip(branches, branch_prices(branches, convention), sizes, strict=True):
         padded = branch.arguments.get("window_padding") != "qkv"
         amounts = quantities(encoder_spec(branch.encoder, branch.arguments), size, padded=padded)
-        total += sum(price * amounts[name] for name, price in prices.items())
+        total += sum(price * amounts[name] for name, price in price_of.items())
     return total
 
 
@@ -42,6 +43,7 @@ def test_an_encoder_costs_at_an_odd_size_what_its_prices_say(name):
     arguments = {"windows": 3} if is_plain else {}  # changes no parameters but those of relative positions
     with outlines():
         encoder = build_encoder(name, **arguments)
+    assert encoder_spec(name, arguments) == encoder.spec
     size = (4 * encoder.spec.stride + 3, 5 * encoder.spec.stride + encoder.spec.strides[0] + 1)
     counted = count_macs(encoder, partial(encoder, _meta(1, 3, *size)), "D").total()
     assert _price([BranchConfig(encoder=name, size=1, arguments=arguments)], [size], "L") == counted
@@ -148,9 +150,9 @@ def test_messages_between_all_widths_cost_what_the_table_says():
     }
     assert len(messages) == len(WIDTHS) * (len(WIDTHS) - 1)
     for (source, target), counted in messages.items():
-        prices = TABLE["widths"][str(WIDTHS[target])]
-        key = prices["key"][str(WIDTHS[source])]
-        assert (prices["query"] + prices["sampling"]) * cells[target] + key * cells[source] == counted
+        price = TABLE["widths"][str(WIDTHS[target])]
+        key = price["key"][str(WIDTHS[source])]
+        assert (price["query"] + price["sampling"]) * cells[target] + key * cells[source] == counted
 
 
 @pytest.mark.parametrize("kind", STACKS)
@@ -167,8 +169,8 @@ def test_the_table_is_what_counting_writes():
     names, widths = ["vit_nano", "clip_b", "beitv2_b", "convnext_nano"], [64, 192]
     counted = json.loads(json.dumps(count_prices(names, widths)))
     assert counted["encoders"] == {name: TABLE["encoders"][name] for name in names}
-    for dim, prices in counted["widths"].items():
-        for name, price in prices.items():
+    for dim, by_name in counted["widths"].items():
+        for name, price in by_name.items():
             written = TABLE["widths"][dim][name]
             assert price == ({key: written[key] for key in price} if isinstance(price, dict) else written)
 

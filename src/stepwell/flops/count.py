@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import flop_registry
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.flops.outlines import Outlines
@@ -201,6 +200,8 @@ def operations(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output:
     PER_OUTPUT; sums: 1 an element; any other pointwise op with a floating result: 1 an element, an elementary
     function being one operation. Copies, comparisons and integers: nothing.
     """
+    from torch.utils.flop_counter import flop_registry  # imports triton, for which a plan need not wait
+
     packet = func._overloadpacket
     first = output[0] if isinstance(output, tuple) else output
     if not isinstance(first, Tensor):
