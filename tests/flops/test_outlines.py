@@ -50,7 +50,14 @@ CALLS = {
         F.interpolate(x, scale_factor=0.6, mode="bicubic"),
     ),
     "sampled": lambda x, row, n, grid: F.grid_sample(x, grid, align_corners=False),
-    "layers": lambda x, row, n, grid: nn.Conv2d(4, 6, 3, bias=False)(x),
+    "convolved": lambda x, row, n, grid: (
+        nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(2, 1), groups=2)(x),
+        nn.ConvTranspose2d(4, 6, (3, 2), stride=(3, 2), padding=(1, 0), output_padding=(2, 1), groups=2)(x),
+    ),
+    "pooled": lambda x, row, n, grid: F.max_pool2d(x, (2, 3), (2, 1)),
+    "repeated": lambda x, row, n, grid: (row.repeat(4), row.repeat(2, 3), x.repeat(1, 2, 1, 3)),
+    "products": lambda x, row, n, grid: (x @ x.transpose(2, 3), x[0] @ x[1].mT, x[0, 0] @ x[0, 1].T),
+    "bags": lambda x, row, n, grid: F.embedding_bag(n % 4, x[0, :, 0], n[:3], mode="sum"),
 }
 
 

@@ -42,10 +42,11 @@ class Outlines(TorchDispatchMode):
 
 def _pointwise(*args: Any, **options: Any) -> Tensor:
     operands: list[Any] = [x for x in args if isinstance(x, Tensor | int | float)]
-    first, *tensors = (x for x in operands if isinstance(x, Tensor))
-    shapes = {first.shape, *(x.shape for x in tensors)}
-    shape = first.shape if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
-    return first.new_empty(shape, dtype=torch.result_type(*operands[:2]) if operands[1:] else first.dtype)
+    shaped, *others = [x for x in operands if isinstance(x, Tensor)]
+    if any(x.shape != shaped.shape for x in others):
+        shaped = torch.broadcast_tensors(shaped, *others)[0]  # torch.broadcast_shapes would import sympy
+    dtype = torch.result_type(*operands[:2]) if operands[1:] else shaped.dtype
+    return shaped.new_empty(shaped.shape, dtype=dtype)
 
 
 def _reduced(x: Tensor, dims: Sequence[int], keep: bool = False, **options: Any) -> Tensor:
@@ -59,23 +60,45 @@ def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return tensors[0].new_empty(shape)
 
 
-def _stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    return _joined([x.unsqueeze(dim) for x in tensors], dim)
+def _multiplied(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(*a.shape[:-1], b.shape[-1])
 
 
-def _normed(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(0), x.new_empty(0)  # what the gradient needs is left out
+def _convolved(x: Tensor, weight: Tensor, bias: Any, *geometry: Any) -> Tensor:
+    strides, paddings, dilations, transposed, added, groups = geometry
+    axes = zip(x.shape[2:], weight.shape[2:], strides, paddings, dilations, added, strict=True)
+    if transposed:
+        sides = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + a for n, k, s, p, d, a in axes]
+        return x.new_empty(len(x), weight.shape[1] * groups, *sides)
+    return x.new_empty(
+        len(x), len(weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes)
+    )
+
+
+def _repeated(x: Tensor, times: Sequence[int]) -> Tensor:
+    shape = (*[1] * (len(times) - x.dim()), *x.shape)
+    return x.new_empty([n * count for n, count in zip(shape, times, strict=True)])
 
 
 def _resized(x: Tensor, size: Sequence[int], *options: Any) -> Tensor:
     return x.new_empty(*x.shape[:2], *size)
 
 
+def _pooled(x: Tensor, kernel: Sequence[int], strides: Sequence[int]) -> tuple[Tensor, Tensor]:
+    sides = [(n - k) // s + 1 for n, k, s in zip(x.shape[2:], kernel, strides, strict=True)]
+    return x.new_empty(*x.shape[:2], *sides), x.new_empty(0)
+
+
+def _alone(outline: Tensor) -> tuple[Tensor, ...]:
+    """With nothing for what only a gradient needs."""
+    return outline, *(outline.new_empty(0) for _ in range(3))
+
+
 _aten = torch.ops.aten
 _POINTWISE = (
-    *(_aten.abs, _aten.add, _aten.addcmul, _aten.clamp, _aten.clone, _aten.cos, _aten.floor),
-    *(_aten.gelu, _aten.mul, _aten.nan_to_num, _aten.pow, _aten.relu, _aten.rsqrt, _aten.rsub, _aten.sigmoid),
-    *(_aten.sin, _aten.sub, _aten._safe_softmax, _aten._softmax),
+    *(_aten.abs, _aten.add, _aten.addcmul, _aten.clamp, _aten.clone, _aten.cos, _aten.floor, _aten.gelu),
+    *(_aten.mul, _aten.nan_to_num, _aten.pow, _aten.relu, _aten.rsqrt, _aten.rsub, _aten.sigmoid, _aten.sin),
+    *(_aten.sub, _aten._safe_softmax, _aten._softmax),
 )
 _IN_PLACE = (
     *(_aten.add_, _aten.copy_, _aten.fill_, _aten.gelu_, _aten.mul_, _aten.normal_, _aten.sigmoid_),
@@ -85,11 +108,19 @@ _OUTLINES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(_POINTWISE, _pointwise),
     **dict.fromkeys(_IN_PLACE, lambda x, *others, **options: x),
     **dict.fromkeys((_aten.amax, _aten.mean, _aten.sum), _reduced),
-    **dict.fromkeys((_aten.native_group_norm, _aten.native_layer_norm), _normed),
+    **dict.fromkeys((_aten.bmm, _aten.mm), _multiplied),
     **dict.fromkeys((_aten.upsample_bicubic2d, _aten.upsample_bilinear2d), _resized),
-    _aten.addmm: lambda bias, a, b, **scale: a.new_empty(a.shape[0], b.shape[1]),
+    _aten._embedding_bag_forward_only: lambda x, i, bags, *options: _alone(
+        x.new_empty(len(bags), x.shape[1])
+    ),
+    _aten.addmm: lambda bias, a, b, **scale: _multiplied(a, b),
     _aten.cat: _joined,
+    _aten.convolution: _convolved,
     _aten.div: lambda x, y, **mode: _pointwise(_pointwise(x, y), 1 if mode else 1.0),  # integers: to floats
     _aten.grid_sampler_2d: lambda x, grid, *options: x.new_empty(*x.shape[:2], *grid.shape[1:3]),
-    _aten.stack: _stacked,
+    _aten.max_pool2d_with_indices: _pooled,
+    _aten.native_group_norm: lambda x, *options: _alone(x.new_empty(x.shape))[:3],
+    _aten.native_layer_norm: lambda x, *options: _alone(x.new_empty(x.shape))[:3],
+    _aten.repeat: _repeated,
+    _aten.stack: lambda tensors, dim=0: _joined([x.unsqueeze(dim) for x in tensors], dim),
 }
