@@ -109,6 +109,23 @@ def test_sizes_divide_by_the_stride_of_their_own_branch_only():
     assert "framing: pad" in plans_as_yaml([found])
 
 
+@pytest.mark.parametrize(
+    ("branches", "options", "resolution", "windows", "printed"),
+    [
+        ("convnext:B,S,T", {"step": 32, "smallest": 448}, "1024/672/448", (0, 0, 0), 326),  # Table II
+        ("clip_l_336 + clip:B", {"step": 64, "smallest": 448}, "512/448", (0, 0), 422),  # Table XI
+        ("deit:L,B,S", {"step": 224, "smallest": 448}, "1120/672/448", (28, 28, 28), 727),  # Table I
+        ("internvit:6B", {"step": 512}, "512", (0,), 6364),  # README
+    ],
+)
+def test_every_kind_of_pyramid_is_priced_as_its_own_table_prints_it(
+    branches, options, resolution, windows, printed
+):
+    (found,) = [p for p in plan(branches, printed, **options) if p.resolution == resolution]
+    assert found.windows == windows
+    assert found.gflops == pytest.approx(printed, rel=0.003)
+
+
 def test_slack_widens_the_budget():
     assert "1120/896/448" not in [p.resolution for p in plan("deit:B,S,T", 243, slack=0)]
 

@@ -37,6 +37,29 @@ def test_the_detection_backbone_costs_a_quarter_more_than_the_paper_prints():
     assert found.tokens is None
 
 
+def test_the_printed_figure_of_a_detector_is_its_classifiers():
+    """Of 4x4 cells in windows of 3, AugReg's are filled up before the qkv layer, DeiT's behind it."""
+    branches = [
+        BranchConfig(encoder=encoder, size=64, arguments={"depth": 4, "windows": 3})
+        for encoder in ("deit_s", "augreg_s")
+    ]
+    deit, augreg = (report(DenseSettings(branches=(branch,))) for branch in branches)
+    assert deit.gmacs == augreg.gmacs
+    padding = 4 * (6 * 6 - 4 * 4) * 3 * 384**2
+    assert (augreg.printed_gflops - deit.printed_gflops) * 1e9 == pytest.approx(padding)
+    assert report(DenseSettings(branches=BRANCHES, merge_branches=(0,))).printed_gflops is None
+    assert report(DenseSettings(branches=BRANCHES[:1], merge="none")).printed_gflops is None
+
+
+def test_a_detector_is_counted_at_the_size_asked_for():
+    square, wide = (report(DenseSettings(branches=BRANCHES), size=size) for size in (None, (64, 192)))
+    assert square.views == ((64, 64), (128, 128))
+    assert wide.views == ((32, 96), (64, 192))
+    cells = [part.macs for part in wide.parts][1] / [part.macs for part in square.parts][1]
+    assert 0.6 < cells < 0.8  # 4 * 12 of 8 * 8 cells, and less attention
+    assert wide.printed_gflops < square.printed_gflops
+
+
 def test_llava_is_printed_with_all_layers_though_the_last_is_not_run():
     found = report(PlainConfig())
     assert found.printed_gflops == pytest.approx(190.96, abs=0.01)  # Table XI prints 191

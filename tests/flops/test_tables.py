@@ -11,7 +11,10 @@ from stepwell.flops.tables import Setting, count_setting, paper_rows, paper_tabl
 
 SETTINGS = read_settings()
 COUNTED = {key: line for key, line in SETTINGS.items() if "branches" in line}
-FEATURES = ("reason", "counter", "attention", "directions", "fast", "class_token", "rms_norm", "part")
+FEATURES = (
+    *("reason", "counter", "attention", "directions", "fast", "class_token", "rms_norm", "part"),
+    "table_side",
+)
 
 
 def _setting(line):
@@ -41,6 +44,33 @@ def test_a_printed_figure_is_met_within_a_percent_or_has_a_reason(key):
 def test_every_row_tells_of_which_branches_it_is_the_figure(key):
     branches = _setting(COUNTED[key]).branch_configs()
     assert [f"{branch.encoder}@{branch.size}" for branch in branches] == COUNTED[key]["branches"].split()
+
+
+@pytest.mark.parametrize(
+    ("counter", "encoder", "padding"),
+    [("A", "deit_t", "qkv"), ("A", "augreg_s", "tokens"), ("D", "deit_t", "tokens")],
+)
+def test_windows_are_padded_where_the_counter_padded_them(counter, encoder, padding):
+    (branch,) = Setting(branches=f"{encoder}@64", counter=counter, windows=3).branch_configs()
+    assert branch.arguments["window_padding"] == padding
+
+
+def test_an_rms_norm_is_charged_as_the_row_says():
+    tiny = {"dim": 8, "depth": 1, "num_heads": 1, "norm": "rmsnorm"}
+    bare, charged = (
+        count_setting(Setting(branches="vit_t@32", arguments=[tiny], rms_norm=n, counter="L")) for n in (0, 2)
+    )
+    assert charged["branches.0"][0] - bare["branches.0"][0] == 2 * 2 * 4 * 8  # two norms of 2x2 cells
+
+
+def test_classifiers_with_class_tokens_have_a_head_a_branch_and_merge_nothing():
+    tokens, none = (
+        count_setting(Setting(branches="vit_nano@32 vit_nano@64", interactions=2, class_token=token))
+        for token in (True, False)
+    )
+    assert "merges" in none
+    assert "merges" not in tokens
+    assert tokens["head"][1] == 2 * none["head"][1]
 
 
 def test_every_row_is_there():
