@@ -130,7 +130,7 @@ def test_a_batch_of_conversations_is_padded_on_the_side_asked_for(assistant, dra
         assert batch["input_ids"][1 - short] == alone[1 - short]
 
 
-def test_prompts_are_padded_at_the_left_whatever_training_set(assistant, picture):
+def test_prompts_are_padded_at_the_left_whatever_training_set(assistant, draw):
     chats = [asking(text="Why?"), asking(text="Which of the two do you mean?")]
     expected = assistant.processor.prompt(chats)["attention_mask"][0].tolist()
     assert (expected[0], expected[-1]) == (0, 1)
