@@ -1,4 +1,4 @@
-"""`stepwell ask` as a person runs it: whole-process seconds and memory, a middling and a large picture."""
+"""`stepwell ask` as a person runs it: whole-process seconds and memory, a middling and a large image."""
 
 from __future__ import annotations
 

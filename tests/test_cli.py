@@ -71,7 +71,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeAssistant]:
 
 @pytest.fixture
 def image_path(tmp_path: Path) -> str:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.new("RGB", (64, 32), "white").save(path)
     return str(path)
 
@@ -282,7 +282,7 @@ def test_refuses_in_one_line_before_a_model_is_loaded(
     (places["WEIGHTLESS"] / "config.json").write_text("{}")
     places["IMAGE"] = Path(image_path)
     places["TEXT"] = tmp_path / "text.jpg"
-    places["TEXT"].write_text("<html>not a picture</html>")
+    places["TEXT"].write_text("<html>not an image</html>")
     places["CUT"] = tmp_path / "cut.png"
     places["CUT"].write_bytes(Path(image_path).read_bytes()[:60])
     assert reason in refusal(capsys, "ask", *(str(places.get(word, word)) for word in arguments))

@@ -40,7 +40,7 @@ def test_one_leading_answer_is_dropped() -> None:
     assert [message["role"] for message in from_llava(turns, has_image=False)] == ["user", "assistant"]
 
 
-def test_without_a_picture_a_placeholder_is_text() -> None:
+def test_without_an_image_a_placeholder_is_text() -> None:
     (message,) = from_llava([{"from": "human", "value": "the <image> tag"}], has_image=False)
     assert message["content"] == [{"type": "text", "text": "the <image> tag"}]
 

@@ -90,7 +90,7 @@ def assistant(build: Build) -> Assistant:
 
 @pytest.fixture(scope="session")
 def draw() -> Callable[..., Image.Image]:
-    """draw(width, height, seed) -> a random picture, coarse enough to survive resizing."""
+    """draw(width, height, seed) -> a random image, coarse enough to survive resizing."""
 
     def drawn(width: int, height: int, seed: int = 0) -> Image.Image:
         generator = torch.Generator().manual_seed(seed)

@@ -17,19 +17,19 @@ from stepwell.models.assistant import CACHE
 from stepwell.ops.pack import unpack
 
 
-def ask_ids(assistant, pictures, texts, **arguments):
+def ask_ids(assistant, images, texts, **arguments):
     inputs = assistant.processor.prompt(
         [
             [
                 {
                     "role": "user",
                     "content": [
-                        *({"type": "image", "image": p} for p in row),
+                        *({"type": "image", "image": image} for image in row),
                         {"type": "text", "text": text},
                     ],
                 }
             ]
-            for row, text in zip(pictures, texts, strict=True)
+            for row, text in zip(images, texts, strict=True)
         ]
     )
     arguments = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **arguments}
@@ -45,7 +45,7 @@ def test_batch_of_different_sizes_equals_single(build, vision, draw, family):
         [],
         [draw(300, 30, 4)],
     ]
-    texts = ["What is it?", "Compare the two pictures, please.", "No picture here?", "And this?"]
+    texts = ["What is it?", "Compare the two images, please.", "No image here?", "And this?"]
     together = ask_ids(assistant, rows, texts)
     for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
         assert together[i].tolist() == ask_ids(assistant, [row], [text])[0].tolist()

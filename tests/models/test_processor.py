@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoProcessor
 
+import stepwell
 from stepwell.models.ask import Assistant
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
@@ -68,7 +69,7 @@ def test_every_way_to_hand_in_an_image_gives_the_same_pixels(assistant, draw, tm
     image = draw(30, 20)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(buffer.getvalue())
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     expected = assistant.processor(images=image)["pixel_values"]
@@ -282,17 +283,28 @@ def test_a_tokenizers_own_template_is_the_processors(assistant, tokenizer):
     assert processor.apply_chat_template(asking(), "other") == "Why??"
 
 
-def test_separators_of_older_folders_are_dropped_or_refused(assistant, tmp_path):
+def test_a_folder_of_the_first_release_loads_as_it_is(assistant, draw, tmp_path):
+    """0.1 wrote empty separators into both files, the tying of embeddings twice, and templates of its own."""
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    tied = assistant.model.config.tie_word_embeddings
+    for name, more in {
+        "config.json": {"separators": {}, "tie_word_embeddings": tied},
+        "processor_config.json": {"separators": {}},
+    }.items():
+        fields = json.loads((tmp_path / name).read_text())
+        assert not fields.keys() & more.keys()
+        (tmp_path / name).write_text(json.dumps({**fields, **more}))
+    (tmp_path / "chat_template.jinja").write_text("{{- raise_exception('the template of 0.1') -}}")
+    assert stepwell.load(tmp_path).ask(draw(90, 60), "Why?") == assistant.ask(draw(90, 60), "Why?")
+
+
+def test_separators_that_older_folders_set_are_refused(assistant, tmp_path):
     assistant.processor.save_pretrained(tmp_path)
     path = tmp_path / "processor_config.json"
-    fields = json.loads(path.read_text())
-    assert "separators" not in fields
-    path.write_text(json.dumps({**fields, "separators": {}}))
-    assert StepwellProcessor.from_pretrained(tmp_path).template == "chatml_direct"
-    path.write_text(json.dumps({**fields, "separators": {"row": ","}}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "separators": {"row": ","}}))
     with pytest.raises(ValueError, match="separators; the vision system's layout tells them now"):
         StepwellProcessor.from_pretrained(tmp_path)
-    assert not hasattr(StepwellConfig(separators={}), "separators")
     with pytest.raises(ValueError, match="StepwellConfig knows no separators"):
         StepwellConfig(separators={"row": ","})
 

@@ -17,7 +17,7 @@ def test_boxes_are_fractions_of_width_and_height():
     assert box_text((10, 20, 50, 200), (200, 100)) == "[0.100, 0.100, 0.500, 1.000]"
 
 
-def test_boxes_outside_the_picture_are_cut():
+def test_boxes_outside_the_image_are_cut():
     assert box_text((-5, 0, 120, 50), (100, 100)) == "[0.000, 0.000, 1.000, 0.500]"
 
 

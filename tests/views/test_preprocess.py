@@ -33,14 +33,14 @@ def test_tensors_are_those_of_torchvision(size: tuple[int, int]) -> None:
     torch.testing.assert_close(made, expected)
 
 
-def test_a_picture_of_the_right_size_keeps_its_pixels() -> None:
+def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
     image = noise(5, 4)
     made = to_tensor(image, (5, 4), (0.0,) * 3, (1 / 255,) * 3)
     torch.testing.assert_close(made.permute(1, 2, 0), torch.from_numpy(np.array(image)).float())
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
-def test_padding_centres_the_picture_and_gives_the_odd_pixel_to_the_end(height: int, width: int) -> None:
+def test_padding_centres_the_image_and_gives_the_odd_pixel_to_the_end(height: int, width: int) -> None:
     image, side = noise(height, width), max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     padding = ((top, side - height - top), (left, side - width - left))
@@ -96,7 +96,7 @@ def test_only_the_middle_of_a_resized_picture_is_made_and_is_the_same(
 
 
 @pytest.mark.parametrize("shape", [(16_384, 82), (82, 16_384), (200, 1), (1, 200)])
-def test_no_long_picture_becomes_a_huge_one_on_the_way(
+def test_no_long_image_becomes_a_huge_one_on_the_way(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, sizes = Image.new("RGB", shape), []

@@ -178,9 +178,7 @@ PER_OUTPUT: dict[Any, int] = {
     _aten._softmax: 5,  # maximum, difference, exponential, sum, quotient
     _aten._safe_softmax: 5,
     _aten.gelu: 5,  # scale, erf, sum, two products
-    _aten.gelu_: 5,
     _aten.silu: 2,
-    _aten.addcmul: 2,
     _aten.upsample_nearest2d: 0,
     _aten.upsample_bilinear2d: 7,
     _aten.upsample_bicubic2d: 31,

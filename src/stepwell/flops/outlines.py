@@ -96,12 +96,12 @@ def _alone(outline: Tensor) -> tuple[Tensor, ...]:
 
 _aten = torch.ops.aten
 _POINTWISE = (
-    *(_aten.abs, _aten.add, _aten.addcmul, _aten.clamp, _aten.clone, _aten.cos, _aten.floor, _aten.gelu),
+    *(_aten.abs, _aten.add, _aten.clamp, _aten.clone, _aten.cos, _aten.floor, _aten.gelu),
     *(_aten.mul, _aten.nan_to_num, _aten.pow, _aten.relu, _aten.rsqrt, _aten.rsub, _aten.sigmoid, _aten.sin),
     *(_aten.sub, _aten._safe_softmax, _aten._softmax),
 )
 _IN_PLACE = (
-    *(_aten.add_, _aten.copy_, _aten.fill_, _aten.gelu_, _aten.mul_, _aten.normal_, _aten.sigmoid_),
+    *(_aten.add_, _aten.copy_, _aten.fill_, _aten.mul_, _aten.normal_, _aten.sigmoid_),
     *(_aten.uniform_, _aten.zero_),
 )
 _OUTLINES: dict[Any, Callable[..., Any]] = {

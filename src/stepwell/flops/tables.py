@@ -19,7 +19,7 @@ from torch import nn
 
 from stepwell.encoders.catalogue import ENCODERS, encoder_spec
 from stepwell.encoders.vit import VisionTransformer
-from stepwell.flops.count import Convention, count_params, paper_macs
+from stepwell.flops.count import PADS_TOKENS, Convention, count_params, paper_macs
 from stepwell.flops.outlines import outlines
 from stepwell.flops.report import build_outlined
 from stepwell.flops.text import aligned
@@ -73,7 +73,7 @@ class Setting:
         size, spec, arguments = int(side), encoder_spec(encoder, extra), dict(extra)
         if ENCODERS[encoder].build is VisionTransformer and self.counter != "L":
             arguments["windows"] = [14, 14, 0] * (spec.depth // 3) if window == "vitdet" else window
-            padded = self.counter == "D" or ENCODERS[encoder].family == "augreg"
+            padded = self.counter == "D" or ENCODERS[encoder].family in PADS_TOKENS
             arguments["window_padding"] = "tokens" if padded else "qkv"
             if self.counter == "A":  # the counter stored a position for every cell of the view
                 arguments["position_grid"] = (self.table_side or size // spec.stride,) * 2
