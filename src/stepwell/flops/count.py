@@ -51,7 +51,7 @@ an element, ReLU modules at 1, attention products at 2 n m D (in windows n w^2 D
 deformable sampling at 5 n P D; nothing else. They count no norm of ConvNeXt.
 """
 
-PADS_TOKENS = ("augreg", "mae", "dinov2", "internvit")
+PADS_TOKENS = ("augreg",)
 """Families of plain transformers whose windows counter A pads before the qkv layer; others, after it."""
 
 
