@@ -132,7 +132,9 @@ def test_a_message_reads_normed_projections_and_equations_1_and_2_follow():
     source, target, injector = states[1], states[0], message.injector
     features = nn.functional.layer_norm(message.project(source.tokens), (24,), eps=1e-6)
     query = nn.functional.layer_norm(target.tokens, (24,), eps=1e-6)
-    x = target.tokens + injector.gate * injector.attn(query, target.size, features, source.size)
+    x = target.tokens + injector.gate * injector.attn(
+        query, target.size, injector.attn.values_of(features), source.size
+    )
     ffn = injector.ffn(nn.functional.layer_norm(x, (24,), eps=1e-6), target.size)
     torch.testing.assert_close(message(states).tokens, x + injector.ffn_gate * ffn)
 
@@ -172,14 +174,14 @@ def test_offsets_are_counted_in_cells_of_the_map_that_is_read():
             linear.weight.copy_(torch.eye(4))
         attention.offsets.bias.copy_(torch.tensor([1.0, 0.0]))  # one cell to the right
     features = torch.randn(1, 3 * 5, 4)
-    read = attention(torch.randn(1, 3 * 5, 4), (3, 5), features, (3, 5)).view(3, 5, 4)
+    read = attention(torch.randn(1, 3 * 5, 4), (3, 5), attention.values_of(features), (3, 5)).view(3, 5, 4)
     torch.testing.assert_close(read[:, :-1], features.view(3, 5, 4)[:, 1:])
     assert read[:, -1].abs().max() < 1e-5  # outside the map
 
 
 @pytest.mark.parametrize("attention", ["deformable", "regular"])
 def test_a_branch_too_large_to_be_read_at_once_says_the_same(attention):
-    """More source tokens than a part holds: they are projected and normed part by part."""
+    """More source tokens than a part holds: they become values part by part."""
     message = Message((1, 0), (8, 4), replace(SMALL, attention=attention))
     for parameter in message.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -187,7 +189,7 @@ def test_a_branch_too_large_to_be_read_at_once_says_the_same(attention):
     whole = message(states).tokens
     assert MOST < 2 * 70 * 67
     sizes = []
-    message.project.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
+    message.injector.attn.value.register_forward_hook(lambda _, inputs, output: sizes.append(output.shape[1]))
     with torch.no_grad():
         torch.testing.assert_close(message(states).tokens, whole, rtol=1e-4, atol=1e-5)
         assert max(sizes) < sum(sizes) == 70 * 67
@@ -213,7 +215,7 @@ def test_regular_attention_is_torchs_multi_head_attention():
         theirs.in_proj_bias.zero_()
     query, features = torch.randn(2, 6, 12), torch.randn(2, 20, 8)
     expected = theirs(query, features, features, need_weights=False)[0]
-    torch.testing.assert_close(ours(query, (2, 3), features, (4, 5)), expected)
+    torch.testing.assert_close(ours(query, (2, 3), ours.values_of(features), (4, 5)), expected)
 
 
 def test_ffn_mixes_neighbours_on_the_querys_own_grid():
@@ -226,10 +228,10 @@ def test_ffn_mixes_neighbours_on_the_querys_own_grid():
 
 def test_drop_path_acts_on_the_ffn_and_not_on_attention():
     injector = open_gates(Injector(8, 8, replace(SMALL, ffn_ratio=0.5, drop_path=0.999)))
-    query, features = torch.randn(3, 6, 8), torch.randn(3, 6, 8)
-    attended = query + injector.gate * injector.attn(injector.query_norm(query), (2, 3), features, (2, 3))
+    query, values = torch.randn(3, 6, 8), injector.values_of(torch.randn(3, 6, 8))
+    attended = query + injector.gate * injector.attn(injector.query_norm(query), (2, 3), values, (2, 3))
     torch.manual_seed(0)
-    torch.testing.assert_close(injector.train()(query, (2, 3), features, (2, 3)), attended)
+    torch.testing.assert_close(injector.train()(query, (2, 3), values, (2, 3)), attended)
 
 
 def test_without_projections_and_norms_there_are_no_such_parameters():

@@ -82,7 +82,8 @@ def _deform_attention(record: Record) -> dict[str, Tensor]:
         s["d_model"], s["d_feat"], num_heads=s["n_heads"], num_points=s["n_points"], ratio=s["ratio"]
     )
     record.load_into(module, ATTENTION)
-    y = module(record.inputs["query"], _size(s["query_grid"]), record.inputs["feat"], _size(s["feat_grid"]))
+    values = module.values_of(record.inputs["feat"])
+    y = module(record.inputs["query"], _size(s["query_grid"]), values, _size(s["feat_grid"]))
     return {"y": y}
 
 
@@ -90,8 +91,8 @@ def _injector(record: Record) -> dict[str, Tensor]:
     s = record.settings
     module = Injector(s["dim"], s["dim_feat"], _interaction_config(s["interaction"]))
     record.load_into(module, INJECTOR)
-    features = module.feature_norm(record.inputs["feat"])  # in a pyramid, the message's affair
-    y = module(record.inputs["query"], _size(s["query_grid"]), features, _size(s["feat_grid"]))
+    values = module.values_of(record.inputs["feat"])
+    y = module(record.inputs["query"], _size(s["query_grid"]), values, _size(s["feat_grid"]))
     return {"y": y}
 
 

@@ -134,8 +134,8 @@ class Message(nn.Module):
     def forward(self, states: Sequence[TokenMap]) -> TokenMap:
         """The states of all branches -> the target's new state."""
         source, target = states[self.source], states[self.target]
-        features = in_parts(lambda tokens: self.injector.feature_norm(self.project(tokens)), source.tokens)
-        return target._replace(tokens=self.injector(target.tokens, target.size, features, source.size))
+        values = in_parts(lambda tokens: self.injector.values_of(self.project(tokens)), source.tokens)
+        return target._replace(tokens=self.injector(target.tokens, target.size, values, source.size))
 
     def extra_repr(self) -> str:
         return f"{self.source} -> {self.target}"
@@ -144,13 +144,13 @@ class Message(nn.Module):
 class Injector(nn.Module):
     """Equations 1 and 2: tokens read features through attention, then pass an FFN, each behind a gate.
 
-    Its `feature_norm` is for whoever has the features: it is applied before they are handed over.
+    `values_of` treats every token of the features by itself, so whoever holds many can call it on parts.
     """
 
     def __init__(self, dim: int, feature_dim: int, config: InteractionConfig) -> None:
         super().__init__()
         norm: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6) if config.norm else nn.Identity
-        self.attn: nn.Module
+        self.attn: DeformableCrossAttention | RegularCrossAttention
         if config.attention == "deformable":
             self.attn = DeformableCrossAttention(
                 dim,
@@ -171,9 +171,14 @@ class Injector(nn.Module):
             self.ffn_gate = nn.Parameter(torch.zeros(dim))
             self.drop_path = DropPath(config.drop_path)
 
-    def forward(self, x: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
-        """x (B, N, d) on grid `size`, normed features (B, M, d_f) on grid `feature_size` -> (B, N, d)."""
-        x = x + self.gate * self.attn(self.query_norm(x), size, features, feature_size)
+    def values_of(self, features: Tensor) -> Tensor:
+        """features (B, M, d_f) -> what the attention reads of them, (B, M, ...)."""
+        values: Tensor = self.attn.values_of(self.feature_norm(features))
+        return values
+
+    def forward(self, x: Tensor, size: Size, values: Tensor, feature_size: Size) -> Tensor:
+        """x (B, N, d) on grid `size`, values of features on grid `feature_size` -> (B, N, d)."""
+        x = x + self.gate * self.attn(self.query_norm(x), size, values, feature_size)
         if self.ffn is not None:
             x = x + self.drop_path(self.ffn_gate * self.ffn(self.ffn_norm(x), size))
         return x
@@ -218,11 +223,16 @@ class DeformableCrossAttention(nn.Module):
         nn.init.xavier_uniform_(self.value.weight)
         nn.init.xavier_uniform_(self.out.weight)
 
-    def forward(self, query: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
-        """query (B, N, d) on grid `size`, features (B, M, d_f) on grid `feature_size` -> (B, N, d)."""
+    def values_of(self, features: Tensor) -> Tensor:
+        """features (B, M, d_f) -> what is read at the points, (B, M, width inside)."""
+        values: Tensor = self.value(features)
+        return values
+
+    def forward(self, query: Tensor, size: Size, values: Tensor, feature_size: Size) -> Tensor:
+        """query (B, N, d) on grid `size`, values of features on grid `feature_size` -> (B, N, d)."""
         exact = torch.promote_types(query.dtype, torch.float32)  # points are lost, and softmax tails, in half
         heads = (self.num_heads, self.num_points)
-        value = self.value(features).unflatten(2, (self.num_heads, -1))
+        value = values.unflatten(2, (self.num_heads, -1))
         offsets = self.offsets(query).unflatten(2, (*heads, 2)).to(exact)
         # The softmax is over the points; along an axis as short as theirs torch is ten times slower.
         weights = self.weights(query).unflatten(2, heads).transpose(2, 3).softmax(2, dtype=exact)
@@ -257,11 +267,15 @@ class RegularCrossAttention(nn.Module):
         self.value = nn.Linear(feature_dim, dim, bias=False)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, query: Tensor, size: Size, features: Tensor, feature_size: Size) -> Tensor:
-        """query (B, N, d), features (B, M, d_f) -> (B, N, d); the grids are not looked at."""
+    def values_of(self, features: Tensor) -> Tensor:
+        """features (B, M, d_f) -> keys and values, (B, M, 2 d)."""
+        return torch.cat([self.key(features), self.value(features)], -1)
+
+    def forward(self, query: Tensor, size: Size, values: Tensor, feature_size: Size) -> Tensor:
+        """query (B, N, d), keys and values of features -> (B, N, d); the grids are not looked at."""
         q, k, v = (
             tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for tokens in (self.query(query), self.key(features), self.value(features))
+            for tokens in (self.query(query), *values.chunk(2, dim=-1))
         )
         answer: Tensor = self.out(attention(q, k, v).transpose(1, 2).flatten(2))
         return answer
