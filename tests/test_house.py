@@ -135,6 +135,21 @@ def test_rooms_open_with_an_empty_init(path: Path) -> None:
         assert path.read_text() == ""
 
 
+def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None:
+    """By what users install; the extra `dev` is for tests."""
+    names = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+    imported: set[str] = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            imported |= {module.split(".")[0] for module in modules} - sys.stdlib_module_names
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    required = {re.split("[<>=]", line)[0] for line in lines}
+    assert {names.get(name, name) for name in imported} - {"stepwell"} == required
+
+
 def test_nothing_names_a_place_on_somebodys_machine() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     files = [

@@ -24,9 +24,8 @@ CALLS = {
         1 - n,
         n - row,
     ),
-    "addcmul": lambda x, row, n, grid: torch.addcmul(x, row, row),
     "in place": lambda x, row, n, grid: (
-        x.clone().mul_(row).sigmoid_(),
+        x.clone().add_(row),
         x.clone().zero_(),
         x.clone().copy_(row),
     ),

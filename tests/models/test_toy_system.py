@@ -185,13 +185,15 @@ def test_its_geometry_may_change_when_it_is_loaded(assistant, draw, tmp_path: Pa
 def test_its_cost_is_counted():
     long, square = report(ToyConfig(), size=(30, 90)), report(ToyConfig())
     assert long.tokens == 10
-    assert [part.name for part in square.parts] == ["branches.0", "projector", "other"][: len(square.parts)]
+    assert [part.name for part in square.parts] == ["branches.0", "projector", "other"]
     assert long.gflops > 3 * square.gflops
 
 
 def test_it_is_drawn(draw):
-    drawn = draw_views([draw(90, 30), draw(40, 40)], ToyConfig().geometry())
-    assert drawn.width > 90
+    geometry = ToyConfig().geometry()
+    one, two = (draw_views(images, geometry) for images in ([draw(90, 30)], [draw(90, 30), draw(40, 40)]))
+    assert one.height > 2 * ToyConfig().side  # both halves
+    assert two.height > one.height
 
 
 def test_it_learns_from_a_recipe_and_what_is_frozen_stays(tokenizer, draw, tmp_path: Path):

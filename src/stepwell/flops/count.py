@@ -174,12 +174,10 @@ def _macs(module: nn.Module, args: tuple[Any, ...], output: Any) -> int:
 PER_OUTPUT: dict[Any, int] = {
     _aten.native_layer_norm: 7,  # sum, centre, square, sum, scale, weight, bias
     _aten.native_group_norm: 7,
-    _aten._fused_rms_norm: 4,
     _aten._softmax: 5,  # maximum, difference, exponential, sum, quotient
     _aten._safe_softmax: 5,
     _aten.gelu: 5,  # scale, erf, sum, two products
     _aten.silu: 2,
-    _aten.upsample_nearest2d: 0,
     _aten.upsample_bilinear2d: 7,
     _aten.upsample_bicubic2d: 31,
     _aten.grid_sampler_2d: 7,

@@ -101,7 +101,7 @@ _POINTWISE = (
     *(_aten.sub, _aten._safe_softmax, _aten._softmax),
 )
 _IN_PLACE = (
-    *(_aten.add_, _aten.copy_, _aten.fill_, _aten.mul_, _aten.normal_, _aten.sigmoid_),
+    *(_aten.add_, _aten.copy_, _aten.fill_, _aten.normal_),
     *(_aten.uniform_, _aten.zero_),
 )
 _OUTLINES: dict[Any, Callable[..., Any]] = {

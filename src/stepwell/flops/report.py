@@ -147,12 +147,13 @@ def _count_pyramid(settings: DenseSettings | ClassifierSettings, size: Size | No
         classifier = ClassifierSettings(branches=branches, interaction=settings.interaction, head="merge")
         printed = sum(paper_macs(*build_outlined(classifier, size), "A").values()) / 1e9
     size = size or (settings.branches[-1].size,) * 2
+    convention: Convention = "A" if isinstance(settings, ClassifierSettings) else "D"
     return Report(
         size=size,
         views=tuple(scaled_size(size, ratio) for ratio in model.ratios),
-        convention="A" if isinstance(settings, ClassifierSettings) else "D",
+        convention=convention,
         tokens=None,
-        parts=tuple(count(model, run, "D")),
+        parts=tuple(count(model, run, convention)),
         printed_gflops=printed,
         printed_why="with a classifier's merging and head in place of the detector's",
     )
