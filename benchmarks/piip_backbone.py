@@ -61,7 +61,7 @@ def llava(peer: PeerLlava | None = None) -> PyramidEncoder:
 
 
 def detect(model: PyramidFeatures, image: Tensor) -> list[Tensor]:
-    return list(model(image).values())
+    return list(model(image))
 
 
 def see(model: PyramidEncoder, image: Tensor) -> list[Tensor]:

@@ -27,7 +27,6 @@ __all__ = [
     "Box",
     "EncoderSpec",
     "FeatureMap",
-    "FeatureMaps",
     "Geometry",
     "Size",
     "Statistics",
@@ -42,8 +41,6 @@ Size = tuple[int, int]
 """(height, width)."""
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in source pixels."""
-FeatureMaps = dict[int, "Tensor"]
-"""stride in pixels of the largest view -> map (B, C, H, W), finest first."""
 
 Statistics = tuple[float, float, float]
 """Of red, green and blue, for pixels in [0, 1]."""

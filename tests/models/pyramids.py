@@ -19,7 +19,7 @@ def vit(dim, depth=4, **arguments):
     )
 
 
-def make_pyramid(dims=(16, 12, 8), ranges=((0, 1), (2, 2)), **options):
+def make_pyramid(dims=(16, 12, 8), ranges=((0, 1), (2, 2))):
     torch.manual_seed(0)
     branches = [vit(dim) for dim in dims]
     all_ranges = [ranges] * len(dims)
@@ -28,7 +28,7 @@ def make_pyramid(dims=(16, 12, 8), ranges=((0, 1), (2, 2)), **options):
     for name, parameter in nn.ModuleList(interactions).named_parameters():
         if "gate" in name:
             nn.init.normal_(parameter)
-    return PyramidEncoder(branches, interactions, all_ranges, **options).eval()
+    return PyramidEncoder(branches, interactions, all_ranges).eval()
 
 
 def make_views(size=(96, 64), ratios=RATIOS, batch=2):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pyramids import RATIOS, make_pyramid
+from pyramids import make_pyramid
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import BranchMerge, LastMap, stage_stacks
 from stepwell.heads.neck import SimplePyramid
-from stepwell.models.dense import PyramidFeatures
-from stepwell.models.pyramid import PyramidEncoder, build_interactions
+from stepwell.models.dense import ClassifierSettings, DenseSettings, PyramidFeatures
+from stepwell.models.perception import PyramidBackbone, PyramidBackboneConfig
+from stepwell.models.pyramid import BranchConfig, PyramidEncoder, build_interactions
+from stepwell.structures import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD
 from stepwell.views.pyramid import image_pyramid
 
 
@@ -37,35 +39,73 @@ def make_mixed_features():
 def test_maps_leave_after_chosen_interactions_at_their_strides():
     features, image = make_mixed_features(), torch.randn(1, 3, 64, 128)
     maps = features(image)
-    assert {stride: tuple(x.shape[1:]) for stride, x in maps.items()} == {
-        4: (8, 16, 32),
-        8: (12, 8, 16),
-        16: (16, 4, 8),
-        32: (20, 2, 4),
-    }
+    assert features.strides == (4, 8, 16, 32)
+    assert [tuple(x.shape[1:]) for x in maps] == [(8, 16, 32), (12, 8, 16), (16, 4, 8), (20, 2, 4)]
     steps = features.encoder(image_pyramid(image, (0.5, 1.0)), (0, 1, 2))
-    torch.testing.assert_close(maps[8], features.merges[1](features.encoder.maps(steps[1])))
+    torch.testing.assert_close(maps[1], features.merges[1](features.encoder.maps(steps[1])))
 
 
-@pytest.mark.parametrize("merge_after", [(2,), (-1,), (1, 0), (0, 0)])
-def test_merges_come_after_rising_interactions(merge_after):
-    merges = [LastMap()] * (len(merge_after) + 1)
-    with pytest.raises(ValueError, match="must rise strictly within the 2 interactions"):
-        PyramidFeatures(
-            make_pyramid(),
-            merges,
-            ratios=RATIOS,
-            strides=range(len(merges)),
-            dims=(),
-            merge_after=merge_after,
-        )
+def dense(*ranges, **options):
+    branch = BranchConfig(encoder="vit_nano", size=64, interactions=ranges)
+    return DenseSettings(branches=(branch, branch), interaction=InteractionConfig(num_heads=2), **options)
 
 
 def test_the_final_merge_is_not_asked_for_twice():
-    options = {"ratios": RATIOS, "strides": (8, 16), "dims": (16, 16), "merge_after": (1,)}
-    PyramidFeatures(make_pyramid(), [LastMap()] * 2, **options)  # a layer runs behind the last interaction
+    dense((0, 1), (2, 2), merge_after=(1,), operations=())  # a layer runs behind the last interaction
     with pytest.raises(ValueError, match="the final merge is already there"):
-        PyramidFeatures(make_pyramid(ranges=((0, 1), (2, 3))), [LastMap()] * 2, **options)
+        dense((0, 1), (2, 3), merge_after=(1,), operations=())
+
+
+def test_maps_of_one_stride_all_leave():
+    """Two operations of the neck, or two merges of networks whose grid stays."""
+    image = torch.randn(1, 3, 64, 64)
+    for settings in (
+        dense(operations=("same", "same")),
+        dense((0, 1), (2, 2), merge_after=(0,), operations=()),
+    ):
+        features = settings.build()
+        assert features.strides == (16, 16)
+        assert [tuple(x.shape) for x in features(image)] == [(1, 64, 4, 4)] * 2
+        maps = PyramidBackbone(PyramidBackboneConfig(settings))(image).feature_maps
+        assert [tuple(x.shape) for x in maps] == [(1, 64, 4, 4)] * 2
+
+
+def test_strides_are_not_rounded():
+    branch = BranchConfig(encoder="vit_nano", size=56, arguments={"patch": 14})
+    features = DenseSettings(branches=(branch,), merge="none").build()
+    assert features.strides == (3.5, 7, 14, 28)
+    assert [x.shape[-1] for x in features(torch.randn(1, 3, 56, 56))] == [56 / s for s in features.strides]
+
+
+def test_several_merges_each_go_through_an_operation_of_their_own():
+    features = dense((0, 1), (2, 2), merge_after=(0,), operations=("up2", "same")).build().eval()
+    image = torch.randn(1, 3, 64, 64)
+    first, final = features.encoder([image, image], (0,))
+    expected = features.neck(
+        [m(features.encoder.maps(s)) for m, s in zip(features.merges, (first, final), strict=True)]
+    )
+    for ours, theirs in zip(features(image), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", [DenseSettings, ClassifierSettings])
+def test_statistics_are_those_of_branch_1_unless_told(kind):
+    branches = tuple(BranchConfig(encoder=name, size=224) for name in ("augreg_l", "deit3_s"))
+    assert kind(branches=branches).statistics == (HALF_MEAN, HALF_STD)
+    assert kind(branches=branches[::-1]).statistics == (IMAGENET_MEAN, IMAGENET_STD)
+    assert kind(branches=branches, mean=CLIP_MEAN).statistics == (CLIP_MEAN, HALF_STD)
+    assert kind(branches=branches, std=CLIP_STD).statistics == (HALF_MEAN, CLIP_STD)
+
+
+def test_a_head_that_reads_class_tokens_wants_one_in_every_branch():
+    one, none = (
+        BranchConfig(encoder="vit_nano", size=64, arguments={"class_token": has}) for has in (True, False)
+    )
+    ClassifierSettings(branches=(one, BranchConfig(encoder="clip_b", size=64)), head="cls")
+    ClassifierSettings(branches=(none,))
+    for branches in ((one, none), (none, one), (BranchConfig(encoder="convnext_t", size=64),)):
+        with pytest.raises(ValueError, match="class token of every branch"):
+            ClassifierSettings(branches=branches, head="cls")
 
 
 def test_a_single_branch_needs_no_merge():
@@ -76,10 +116,6 @@ def test_a_single_branch_needs_no_merge():
     )
     image = torch.randn(1, 3, 64, 96)
     (final,) = encoder([image])
-    assert torch.equal(features(image)[16], encoder.maps(final)[0])
+    assert torch.equal(features(image)[2], encoder.maps(final)[0])
     with pytest.raises(ValueError, match="takes 2 merges"):
         PyramidFeatures(encoder, [LastMap()], ratios=(1.0,), strides=(16,), dims=(16,), merge_after=(0,))
-    with pytest.raises(ValueError, match="needs interactions"):
-        PyramidFeatures(
-            encoder, [LastMap()] * 2, ratios=(1.0,), strides=(8, 16), dims=(16, 16), merge_after=(0,)
-        )

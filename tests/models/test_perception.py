@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,8 @@ from transformers import (
     Mask2FormerForUniversalSegmentation,
     RTDetrConfig,
     RTDetrForObjectDetection,
+    Trainer,
+    TrainingArguments,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -338,3 +342,93 @@ def test_misspelt_settings_are_refused_by_name(make):
 def test_encoders_that_cannot_be_built_are_refused_at_once(make, change, words):
     with pytest.raises(ValueError, match=words):
         make({"branches": [{"size": 64, **change}]})
+
+
+@pytest.mark.parametrize("build", [build_upernet, build_mask2former])
+def test_heads_hand_over_what_transformers_hands_over(build, config):
+    """To `backbone.forward` too, if they take it."""
+    model, image = build(config).eval(), torch.randn(1, 3, *IMAGE)
+    with torch.no_grad():
+        expected = model(pixel_values=image)
+        out = model(pixel_values=image, output_hidden_states=True, output_attentions=True, return_dict=False)
+    assert isinstance(out, tuple)
+    assert any(torch.equal(x, expected[name]) for name in ANSWERS if name in expected for x in tensors(out))
+
+
+def tensors(out):
+    return [x for x in out if isinstance(x, torch.Tensor)]
+
+
+def test_a_backbone_takes_what_heads_hand_on_and_no_other_word(config):
+    backbone, image = PyramidBackbone(config).eval(), torch.randn(1, 3, *IMAGE)
+    handed = {"output_hidden_states": True, "output_attentions": True, "num_items_in_batch": 2}
+    expected = backbone(image).feature_maps
+    for call in (backbone, backbone.forward_with_filtered_kwargs):
+        assert torch.equal(call(image, **handed, return_dict=True).feature_maps[0], expected[0])
+        (maps,) = call(image, **handed, return_dict=False)
+        assert torch.equal(maps[0], expected[0])
+        with pytest.raises(TypeError, match="pixel_mask"):
+            call(image, pixel_mask=image)
+
+
+@pytest.fixture
+def classifier():
+    torch.manual_seed(0)
+    settings = ClassifierSettings(
+        branches=BRANCHES, interaction=InteractionConfig(num_heads=2, drop_path=0.0)
+    )
+    return PyramidForImageClassification(PyramidClassifierConfig(settings, num_labels=3))
+
+
+def test_a_classifier_gives_tuples_where_asked_and_knows_no_other_word(classifier):
+    image, labels = torch.randn(2, 3, *IMAGE), torch.tensor([0, 2])
+    expected = classifier(image, labels=labels)
+    loss, logits = classifier(image, labels=labels, return_dict=False, output_hidden_states=False)
+    assert torch.equal(loss, expected.loss)
+    assert torch.equal(logits, expected.logits)
+    (logits,) = classifier(image, return_dict=False, output_attentions=False)
+    assert torch.equal(logits, expected.logits)
+    with pytest.raises(TypeError, match="lables"):
+        classifier(image, lables=labels)
+
+
+def test_trainer_accumulates_batches_of_a_classifier_to_the_mean(classifier, tmp_path):
+    """One step on two batches of one image moves the weights as one on a batch of two."""
+    images = [{"pixel_values": torch.randn(3, *IMAGE), "labels": label} for label in (0, 2)]
+    start, weights = classifier.state_dict(), []
+    start = {name: tensor.clone() for name, tensor in start.items()}
+    for batch in (1, 2):
+        classifier.load_state_dict(start)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=2 // batch,
+            optim="sgd",
+            learning_rate=1.0,
+            max_grad_norm=0.0,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(classifier, arguments, train_dataset=images).train()
+        weights.append({name: tensor.clone() for name, tensor in classifier.state_dict().items()})
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], msg=name)
+    assert not torch.equal(weights[0]["pyramid.head.norms.0.weight"], start["pyramid.head.norms.0.weight"])
+
+
+def test_folders_of_before_load_with_their_statistics(tmp_path):
+    """Every field was written out, halves among them."""
+    backbone = PyramidBackbone(PyramidBackboneConfig(DENSE))
+    backbone.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    assert fields["pyramid"]["mean"] is None
+    fields["pyramid"] |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    path.write_text(json.dumps(fields))
+    again = PyramidBackbone.from_pretrained(tmp_path)
+    assert again.config.settings.statistics == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    image = torch.randn(1, 3, *IMAGE)
+    assert torch.equal(again.eval()(image).feature_maps[0], backbone.eval()(image).feature_maps[0])

@@ -9,6 +9,7 @@ import torch
 
 from stepwell.encoders.catalogue import build_encoder
 from stepwell.models.published.papers import PUBLISHED, find_published
+from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD
 
 
 @cache
@@ -60,15 +61,35 @@ def test_dense_configurations_give_maps_at_doubling_strides(name, dims, finest):
         model = PUBLISHED[name].settings.build().eval()
         maps = model(torch.empty(1, 3, 448, 672))
     strides = [finest * 2**i for i in range(len(dims))]
-    assert list(maps) == strides
+    assert list(model.strides) == strides
     expected = [(1, dim, 448 // stride, 672 // stride) for dim, stride in zip(dims, strides, strict=True)]
-    assert [tuple(x.shape) for x in maps.values()] == expected
+    assert [tuple(x.shape) for x in maps] == expected
 
 
 def test_the_convnext_baseline_drops_paths_as_convnext_does():
     published = PUBLISHED["convnext_b_1024"]
     assert published.settings.branches[0].arguments["drop_path"] == 0.4
-    assert published.settings.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "halves"),
+    [
+        ("piip_det_tsb_1120_896_448", True),
+        ("convnext_b_1024", True),
+        ("piip_det_dino_sbl_1792_1120_672", False),
+        ("piip_det_convnext_tsb_1024_672_448", False),
+        ("piip_seg_h6b_512_192", False),
+        ("internvit_6b_512", False),
+        ("piip_cls_sbl_320_160_96", False),
+        ("vit_l_224", False),
+        ("deit_b_224", False),
+        ("piip_cls_b_512_256_128", False),
+    ],
+)
+def test_images_are_normalised_as_the_official_configurations_say(name, halves):
+    """By ImageNet's statistics or by halves, whatever AugReg's networks were pretrained with."""
+    expected = (HALF_MEAN, HALF_STD) if halves else (IMAGENET_MEAN, IMAGENET_STD)
+    assert PUBLISHED[name].settings.statistics == expected
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import torch
 from pyramids import make_pyramid, make_views, vit
 
 from stepwell.fuse.interaction import InteractionConfig
-from stepwell.models.pyramid import PyramidEncoder, build_interactions
+from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.piip import PiipConfig
+from stepwell.models.pyramid import BranchConfig, PyramidEncoder, build_interactions
 
 
 def test_without_interactions_every_branch_is_an_encoder_of_its_own():
@@ -53,7 +55,8 @@ def test_class_tokens_stay_with_their_branch():
 def test_recomputing_gives_the_same_gradients():
     views, gradients = make_views(ratios=(0.5, 1.0)), []
     for checkpointing in (False, True):
-        encoder = make_pyramid((16, 8), checkpointing=checkpointing).train()
+        encoder = make_pyramid((16, 8)).train()
+        encoder.gradient_checkpointing = checkpointing
         (final,) = encoder(views)
         sum(s.tokens.square().sum() for s in final).backward()
         gradients.append({name: p.grad for name, p in encoder.named_parameters() if p.grad is not None})
@@ -62,8 +65,23 @@ def test_recomputing_gives_the_same_gradients():
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
-def test_ranges_that_leave_layers_out_or_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match=r"must adjoin and fit into 4 layers, got \[\(1, 3\)\]"):
-        make_pyramid(ranges=((1, 3),))
-    with pytest.raises(ValueError, match=r"\[\(0, 4\)\]"):
-        make_pyramid(ranges=((0, 4),))
+@pytest.mark.parametrize("ranges", [[(1, 3)], [(0, 4)], [(0, 1), (1, 2)], [(0, 1), (3, 3)], [(0, -1)]])
+def test_ranges_that_leave_layers_out_or_do_not_exist_are_refused(ranges):
+    with pytest.raises(ValueError, match="must adjoin from 0 on and fit into 4 layers, got"):
+        BranchConfig(encoder="vit_nano", size=64, interactions=ranges)
+
+
+def test_a_network_made_shorter_takes_fewer_layers():
+    with pytest.raises(ValueError, match=r"fit into 2 layers, got \(\(0, 3\),\)"):
+        BranchConfig(encoder="vit_nano", size=64, interactions=[(0, 3)], arguments={"depth": 2})
+
+
+@pytest.mark.parametrize("settings", [PiipConfig, DenseSettings, ClassifierSettings])
+def test_branches_meet_equally_often(settings):
+    branches = [
+        BranchConfig(encoder="vit_nano", size=64, interactions=r) for r in ([(0, 3)], [(0, 1), (2, 3)])
+    ]
+    with pytest.raises(ValueError, match=r"same number of interactions, got \[1, 2\]"):
+        settings(branches=branches)
+    with pytest.raises(ValueError, match="at least 1"):
+        settings(branches=[])

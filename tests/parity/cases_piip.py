@@ -205,6 +205,8 @@ def _backbone(record: Record) -> dict[str, Tensor]:
     stages = s["pyramid"]["stages"]
     operations = [stage["op"] for stage in stages]
     sources = [s["merge_after"].index(stage["merge_after"]) for stage in stages]
+    if sources != (list(range(len(dims))) if earlier else [0] * len(stages)):
+        raise Unsupported(f"maps from merges {sources} of {len(dims)}")
     neck = SimplePyramid(
         [dims[source][0] for source in sources],
         operations=operations,
@@ -219,7 +221,6 @@ def _backbone(record: Record) -> dict[str, Tensor]:
         strides=range(len(stages)),
         dims=[dims[source][0] for source in sources],
         merge_after=earlier,
-        sources=sources,
     )
     rules = features_rules(tables, len(encoder.interactions), merge_after=earlier, operations=operations)
     maps = record.load_into(model, rules)(record.inputs["image"])

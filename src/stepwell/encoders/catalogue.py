@@ -10,7 +10,7 @@ Mean and std are those of the pretraining.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.structures import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, EncoderSpec
 
-__all__ = ["ENCODERS", "Entry", "Family", "build_encoder", "check_encoder", "encoder_spec"]
+__all__ = ["ENCODERS", "Entry", "Family", "build_encoder", "encoder_arguments", "encoder_spec"]
 
 Family = Literal[
     "vit",
@@ -48,21 +48,26 @@ class Entry:
     )
 
 
-def check_encoder(name: str, overrides: Iterable[str] = ()) -> None:
-    """Raises ValueError unless there is an encoder of this name with constructor arguments of these names."""
+def encoder_arguments(name: str, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """The entry's arguments and those that differ, the lists that JSON makes of tuples undone.
+
+    Raises ValueError unless there is an encoder of this name with constructor arguments of these names.
+    """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; choose from {', '.join(sorted(ENCODERS))}")
     known = inspect.signature(ENCODERS[name].build).parameters
-    if unknown := sorted(set(overrides) - known.keys()):
+    if unknown := sorted(overrides.keys() - known.keys()):
         raise ValueError(
             f"encoder {name!r} has no argument {', '.join(map(repr, unknown))}; "
             f"it has {', '.join(sorted(known))}"
         )
+    merged = {**ENCODERS[name].arguments, **overrides}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in merged.items()}
 
 
 def encoder_spec(name: str, arguments: Mapping[str, Any] = {}) -> EncoderSpec:
     """`build_encoder(name, **arguments).spec` without building a network; the same errors."""
-    merged = _merged_arguments(name, arguments)
+    merged = encoder_arguments(name, arguments)
     build = ENCODERS[name].build
     call = inspect.signature(build).bind(**merged)
     call.apply_defaults()
@@ -75,15 +80,8 @@ def build_encoder(name: str, **overrides: Any) -> VisionTransformer | ConvNeXt:
 
     Raises ValueError for a name or an argument that does not exist.
     """
-    arguments = _merged_arguments(name, overrides)
+    arguments = encoder_arguments(name, overrides)
     return ENCODERS[name].build(**arguments)
-
-
-def _merged_arguments(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry's arguments and those that differ, the lists that JSON makes of tuples undone."""
-    check_encoder(name, overrides)
-    merged = {**ENCODERS[name].arguments, **overrides}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in merged.items()}
 
 
 _TINY: dict[str, Any] = {"dim": 192, "depth": 12, "num_heads": 3}

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from stepwell.ops.double import double_map
 
-__all__ = ["FACTORS", "NeckNorm", "Resampling", "SimplePyramid"]
+__all__ = ["FACTORS", "SIMPLE", "NeckNorm", "Resampling", "SimplePyramid"]
 
 Resampling = Literal["up4", "up2", "same", "maxpool2"]
 FACTORS: dict[Resampling, float] = {"up4": 4, "up2": 2, "same": 1, "maxpool2": 0.5}
 """Size of the map that leaves by the size of the one that comes in; "maxpool2" rounds an odd side down."""
+SIMPLE: tuple[Resampling, ...] = ("up4", "up2", "same", "maxpool2")
 NeckNorm = Literal["groupnorm", "layernorm"]
 """Between the two steps of "up4": GroupNorm as in PIIP, or a LayerNorm over channels as in ViTDet."""
 
@@ -32,7 +33,7 @@ class SimplePyramid(nn.Module):
         self,
         dims: Sequence[int],
         *,
-        operations: Sequence[Resampling] = ("up4", "up2", "same", "maxpool2"),
+        operations: Sequence[Resampling] = SIMPLE,
         norm: NeckNorm = "groupnorm",
         num_groups: int = 32,
     ) -> None:

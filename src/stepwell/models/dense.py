@@ -8,32 +8,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import BranchMerge, LastMap, dense_stacks, linear_stacks, stage_stacks
 from stepwell.heads.classify import BranchHeads, MergedHead
-from stepwell.heads.neck import FACTORS, Resampling, SimplePyramid
-from stepwell.models.pyramid import BranchConfig, PyramidEncoder, build_pyramid
+from stepwell.heads.neck import FACTORS, SIMPLE, NeckNorm, Resampling, SimplePyramid
+from stepwell.models.pyramid import BranchConfig, Branches, PyramidEncoder, build_pyramid
 from stepwell.models.vision import STRICT
-from stepwell.structures import HALF_MEAN, HALF_STD, FeatureMaps, Statistics
+from stepwell.structures import Statistics
 from stepwell.views.pyramid import image_pyramid
 
-__all__ = ["SIMPLE", "ClassifierSettings", "DenseSettings", "PyramidClassifier", "PyramidFeatures"]
+__all__ = ["ClassifierSettings", "DenseSettings", "PyramidClassifier", "PyramidFeatures"]
 
-SIMPLE: tuple[Resampling, ...] = ("up4", "up2", "same", "maxpool2")
 _TINY = (
     BranchConfig(encoder="vit_t", size=224),
 )  # transformers saves a configuration of defaults now and then
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class DenseSettings:
-    """A pyramid whose maps leave at several strides; branch 1 is the largest network on the smallest view.
+class _PyramidSettings:
+    branches: Branches = _TINY
+    interaction: InteractionConfig = field(default_factory=InteractionConfig)
+    mean: Statistics | None = None  # of the images it takes; None: those that branch 1 was pretrained with
+    std: Statistics | None = None
+
+    @property
+    def statistics(self) -> tuple[Statistics, Statistics]:
+        """Mean and std that images are normalised with."""
+        spec = self.branches[0].spec
+        return self.mean or spec.mean, self.std or spec.std
+
+    @property
+    def ratios(self) -> list[float]:
+        """The plain quotients, as in the official code: some lose a pixel when a side is rounded down."""
+        return [branch.size / self.branches[-1].size for branch in self.branches]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DenseSettings(_PyramidSettings):
+    """A pyramid whose maps leave at several strides.
 
     merge: "dense" (two convolutions in every branch), "stages" (one, and none in branch 1), or "none" for a
     single branch. merge_branches: positions of those that are merged, None for all (Table IX). merge_after:
@@ -41,15 +58,11 @@ class DenseSettings:
     leaves; none where the merged maps leave as they are. neck_norm: "layernorm" in baselines of one branch.
     """
 
-    branches: Annotated[tuple[BranchConfig, ...], Field(min_length=1)] = _TINY
-    interaction: InteractionConfig = field(default_factory=InteractionConfig)
     merge: Literal["dense", "stages", "none"] = "dense"
     merge_branches: tuple[int, ...] | None = None
     merge_after: tuple[int, ...] = ()
     operations: tuple[Resampling, ...] = SIMPLE
-    neck_norm: Literal["groupnorm", "layernorm"] = "groupnorm"
-    mean: Statistics = HALF_MEAN
-    std: Statistics = HALF_STD
+    neck_norm: NeckNorm = "groupnorm"
 
     def __post_init__(self) -> None:
         merges = len(self.merge_after) + 1
@@ -57,7 +70,18 @@ class DenseSettings:
             raise ValueError(f"{len(self.operations)} operations need 1 or as many merges, got {merges}")
         if self.merge == "none" and len(self.branches) > 1:
             raise ValueError(f"merge 'none' is for a single branch, not for {len(self.branches)} branches")
-        _check_rising(self.merge_after, len(self.branches[0].interactions))
+        count = len(self.branches[0].interactions)
+        if list(self.merge_after) != sorted(set(self.merge_after) & set(range(count))):
+            raise ValueError(
+                f"merge_after {self.merge_after} must rise strictly within the {count} interactions"
+            )
+        if count - 1 in self.merge_after and all(
+            b.interactions[-1][1] == b.spec.depth - 1 for b in self.branches
+        ):
+            raise ValueError(
+                f"merge_after {self.merge_after} holds the last interaction, behind which no layer runs: "
+                "the final merge is already there"
+            )
         if self.merge_branches is not None:
             chosen = set(self.merge_branches)
             if not chosen or len(chosen) < len(self.merge_branches):
@@ -86,8 +110,8 @@ class DenseSettings:
             encoder,
             [self._merge(step) for step in dims],
             neck,
-            ratios=_ratios(self.branches),
-            strides=[int(stride) for stride in strides],
+            ratios=self.ratios,
+            strides=strides,
             dims=widths,
             merge_after=self.merge_after,
         )
@@ -102,17 +126,20 @@ class DenseSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ClassifierSettings:
+class ClassifierSettings(_PyramidSettings):
     """A pyramid with class logits.
 
     head: "first_patch" or "cls", a head per branch that reads that token; "merge", one on the merged map.
     """
 
-    branches: Annotated[tuple[BranchConfig, ...], Field(min_length=1)] = _TINY
-    interaction: InteractionConfig = field(default_factory=InteractionConfig)
     head: Literal["first_patch", "cls", "merge"] = "first_patch"
-    mean: Statistics = HALF_MEAN
-    std: Statistics = HALF_STD
+
+    def __post_init__(self) -> None:
+        if self.head == "cls" and not all(branch.has_class_token for branch in self.branches):
+            raise ValueError(
+                "head 'cls' reads the class token of every branch; build each with class_token=True, or take "
+                "'first_patch'"
+            )
 
     def build(self, num_classes: int) -> PyramidClassifier:
         """The classifier with random weights."""
@@ -123,21 +150,17 @@ class ClassifierSettings:
             head = MergedHead(BranchMerge(linear_stacks(dims)), dims[0], num_classes)
         else:
             head = BranchHeads(dims, num_classes, read=self.head)
-        return PyramidClassifier(encoder, head, ratios=_ratios(self.branches))
-
-
-def _ratios(branches: Sequence[BranchConfig]) -> list[float]:
-    """The plain quotients, as in the official code: some lose a pixel when a side is rounded down."""
-    return [branch.size / branches[-1].size for branch in branches]
+        return PyramidClassifier(encoder, head, ratios=self.ratios)
 
 
 class PyramidFeatures(nn.Module):
     """One image -> maps of several strides, for dense tasks.
 
     ratios: side of every branch's view relative to the image. merges: one after each interaction in
-    `merge_after`, and a last one for the final states (`LastMap` where nothing is to be merged). Map i that
-    leaves is merge `sources[i]` (by default merge i, or the only one), resampled by the neck where there is
-    one, `dims[i]` wide and at stride `strides[i]`.
+    `merge_after`, whose numbers rise, and a last one for the final states (`LastMap` where nothing is to be
+    merged). neck: resamples each of them, or the only one in
+    several ways. Map i that leaves is
+    `dims[i]` wide and at stride `strides[i]`, in pixels of the image.
     """
 
     def __init__(
@@ -147,27 +170,15 @@ class PyramidFeatures(nn.Module):
         neck: nn.Module | None = None,
         *,
         ratios: Sequence[float],
-        strides: Sequence[int],
+        strides: Sequence[float],
         dims: Sequence[int],
         merge_after: Sequence[int] = (),
-        sources: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if len(merges) != len(merge_after) + 1:
             raise ValueError(
                 f"merging after {list(merge_after)} and at the end takes {len(merge_after) + 1} merges"
             )
-        _check_rising(merge_after, len(encoder.interactions))
-        at_the_end = encoder.ends == [branch.spec.depth for branch in encoder.encoders]
-        if at_the_end and len(encoder.interactions) - 1 in merge_after:
-            raise ValueError(
-                f"merge_after {list(merge_after)} holds the last interaction, behind which no layer runs: "
-                "the final merge is already there"
-            )
-        if sources is None:
-            sources = range(len(merge_after) + 1) if merge_after else [0] * len(strides)
-        if len(sources) != len(strides):
-            raise ValueError(f"strides {list(strides)} need one merge each, got {list(sources)}")
         self.encoder = encoder
         self.merges = nn.ModuleList(merges)
         self.neck = neck
@@ -175,16 +186,14 @@ class PyramidFeatures(nn.Module):
         self.strides = tuple(strides)
         self.dims = tuple(dims)
         self.merge_after = tuple(merge_after)
-        self.sources = tuple(sources)
 
-    def forward(self, image: Tensor) -> FeatureMaps:
-        """(B, 3, H, W) -> stride -> (B, C, H / stride, W / stride), finest first."""
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> a map (B, C, H / stride, W / stride) for each of `strides`."""
         steps = self.encoder(image_pyramid(image, self.ratios), self.merge_after)
-        merged = [merge(self.encoder.maps(states)) for merge, states in zip(self.merges, steps, strict=True)]
-        maps = [merged[source] for source in self.sources]
+        maps = [merge(self.encoder.maps(states)) for merge, states in zip(self.merges, steps, strict=True)]
         if self.neck is not None:
-            maps = self.neck(maps)
-        return dict(zip(self.strides, maps, strict=True))
+            maps = self.neck(maps if self.merge_after else maps[0])
+        return tuple(maps)
 
 
 class PyramidClassifier(nn.Module):
@@ -201,14 +210,3 @@ class PyramidClassifier(nn.Module):
         (final,) = self.encoder(image_pyramid(image, self.ratios))
         logits: Tensor = self.head(final)
         return logits
-
-
-def _check_rising(merge_after: Sequence[int], interactions: int) -> None:
-    """Raises ValueError unless merge_after holds rising indexes of interactions."""
-    if list(merge_after) != sorted(set(merge_after) & set(range(interactions))):
-        raise ValueError(
-            f"merge_after {list(merge_after)} must rise strictly within the {interactions} interactions, "
-            f"0 to {interactions - 1}"
-            if interactions
-            else f"merge_after {list(merge_after)} needs interactions, and there are none"
-        )

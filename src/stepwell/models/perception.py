@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+from transformers.utils.generic import can_return_tuple
 
 from stepwell.models.config import refuse_unknown
 from stepwell.models.dense import ClassifierSettings, DenseSettings
@@ -75,6 +76,10 @@ class PyramidClassifierConfig(PreTrainedConfig):
 
 
 class PyramidPreTrainedModel(PreTrainedModel):
+    """`output_hidden_states` and `output_attentions`, which heads and users of transformers hand over, change
+    nothing: neither is kept. `return_dict=False` gives a tuple.
+    """
+
     base_model_prefix = "pyramid"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -94,9 +99,16 @@ class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):
         self.num_features = list(self.pyramid.dims)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,  # heads hand on what their losses are given
+    ) -> BackboneOutput:
         """(B, 3, H, W), normalised -> `feature_maps`: one (B, C, H / stride, W / stride) per out_feature."""
-        maps = dict(zip(self.stage_names, self.pyramid(pixel_values).values(), strict=True))
+        maps = dict(zip(self.stage_names, self.pyramid(pixel_values), strict=True))
         return BackboneOutput(feature_maps=tuple(maps[name] for name in self.out_features))
 
 
@@ -108,10 +120,15 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
         self.pyramid = config.settings.build(config.num_labels)
         self.post_init()
 
+    @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> ImageClassifierOutput:
-        """(B, 3, H, W), normalised -> `logits` (B, K) and, given labels (B,), the cross-entropy."""
+        """(B, 3, H, W), normalised -> `logits` (B, K) and, given labels (B,), the mean cross-entropy."""
         logits = self.pyramid(pixel_values)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)

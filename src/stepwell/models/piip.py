@@ -15,11 +15,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from stepwell.encoders.catalogue import encoder_spec
 from stepwell.encoders.encoder import Encoder
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import ProjectorConfig, TokenMerge
-from stepwell.models.pyramid import BranchConfig, PyramidEncoder, build_pyramid
+from stepwell.models.pyramid import Branches, PyramidEncoder, build_pyramid
 from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
 from stepwell.ops.ragged import by_shape
 from stepwell.structures import FeatureMap, Statistics, TokenLayout, VisionFeatures
@@ -44,7 +43,7 @@ class PiipConfig(VisionConfig):
     }
 
     kind: Literal["piip"] = "piip"
-    branches: Annotated[tuple[BranchConfig, ...], Field(min_length=1)]
+    branches: Branches
     interaction: InteractionConfig = field(default_factory=InteractionConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     framing: Framing = "pad"
@@ -52,17 +51,12 @@ class PiipConfig(VisionConfig):
     mean: Statistics | None = None
     std: Statistics | None = None
 
-    def __post_init__(self) -> None:
-        counts = {len(branch.interactions) for branch in self.branches}
-        if len(counts) > 1:
-            raise ValueError(f"every branch needs the same number of interactions, got {sorted(counts)}")
-
     @property
     def largest(self) -> int:
         return self.branches[-1].size
 
     def geometry(self) -> PyramidGeometry:
-        specs = [encoder_spec(branch.encoder, branch.arguments) for branch in self.branches]
+        specs = [branch.spec for branch in self.branches]
         return PyramidGeometry(
             names=tuple(branch.encoder for branch in self.branches),
             sides=tuple(branch.size for branch in self.branches),

@@ -16,12 +16,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from stepwell.encoders.catalogue import build_encoder, check_encoder, encoder_spec
+from stepwell.encoders.catalogue import build_encoder, encoder_spec
 from stepwell.encoders.encoder import Encoder
 from stepwell.language.projector import build_projector
 from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
 from stepwell.ops.ragged import by_shape
-from stepwell.structures import FeatureMap, Statistics, TokenLayout, VisionFeatures
+from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
 from stepwell.views.pyramid import Framing, PyramidGeometry
 
 __all__ = ["PlainConfig", "PlainVision"]
@@ -39,24 +39,40 @@ class PlainConfig(VisionConfig):
     size: Annotated[int, Field(gt=0)] = 336
     framing: Framing = "pad"
     select_layer: int = -2  # index into the hidden states, the embedding being the first
-    projector: str = "mlp2x_gelu"
+    projector: Annotated[str, Field(pattern=r"^(linear|mlp[1-9]\d*x_gelu|identity)$")] = "mlp2x_gelu"
     mean: Statistics | None = None
     std: Statistics | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
 
     def __post_init__(self) -> None:
-        check_encoder(self.encoder, self.arguments)
+        depth = self._spec.depth
+        if not -depth - 1 <= self.select_layer <= depth:
+            raise ValueError(f"select_layer {self.select_layer} is not one of the {depth + 1} hidden states")
+
+    @property
+    def _spec(self) -> EncoderSpec:
+        return encoder_spec(self.encoder, self.arguments)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that run: those before the hidden state that is read."""
+        return self.select_layer % (self._spec.depth + 1)
+
+    @property
+    def _last(self) -> int:
+        """The layer whose width and stride the hidden state has; the embedding has those of the first."""
+        return max(self.num_layers - 1, 0)
 
     @property
     def largest(self) -> int:
         return self.size
 
     def geometry(self) -> PyramidGeometry:
-        spec = encoder_spec(self.encoder, self.arguments)
+        spec = self._spec
         return PyramidGeometry(
             names=(self.encoder,),
             sides=(self.size,),
-            strides=(spec.stride,),
+            strides=(spec.strides[self._last],),
             framing=self.framing,
             mean=self.mean or spec.mean,
             std=self.std or spec.std,
@@ -65,8 +81,8 @@ class PlainConfig(VisionConfig):
 
     def build(self, out_dim: int) -> PlainVision:
         encoder = build_encoder(self.encoder, **self.arguments)
-        projector = build_projector(self.projector, encoder.spec.dim, out_dim)
-        return PlainVision(encoder, projector, self.geometry(), select_layer=self.select_layer)
+        projector = build_projector(self.projector, encoder.spec.dims[self._last], out_dim)
+        return PlainVision(encoder, projector, self.geometry(), num_layers=self.num_layers)
 
     def resized(self, sizes: Sequence[int]) -> PlainConfig:
         if len(sizes) != 1:
@@ -81,30 +97,26 @@ class PlainConfig(VisionConfig):
 class PlainVision(VisionSystem):
     """A vision system with one branch.
 
-    projector: (B, N, C) -> (B, N, D); select_layer: index into the hidden states, of which the embedding is
-    the first, so -1 is the last layer and -2 the one before.
+    projector: (B, N, C) -> (B, N, D); num_layers: of the encoder, that run.
     """
 
     def __init__(
-        self, encoder: Encoder, projector: nn.Module, geometry: PyramidGeometry, *, select_layer: int = -2
+        self, encoder: Encoder, projector: nn.Module, geometry: PyramidGeometry, *, num_layers: int
     ) -> None:
         super().__init__()
-        depth = encoder.spec.depth
-        if not -depth - 1 <= select_layer <= depth:
-            raise ValueError(f"select_layer {select_layer} is not one of the {depth + 1} hidden states")
         self.branches = nn.ModuleList([cast(nn.Module, encoder)])
         self.projector = projector
         self.geometry = geometry
-        self.num_layers = select_layer % (depth + 1)
+        self.num_layers = num_layers
+        (self.stride,) = geometry.strides
 
     @property
     def encoders(self) -> list[Encoder]:
         return cast("list[Encoder]", list(self.branches))
 
     def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
-        stride = self.encoders[0].spec.stride
         return [
-            VisionFeatures(tokens, (FeatureMap(map, layout.views[0], stride),))
+            VisionFeatures(tokens, (FeatureMap(map, layout.views[0], self.stride),))
             for (tokens, map), layout in zip(by_shape(self._encode, inputs), layouts, strict=True)
         ]
 

@@ -12,18 +12,18 @@ from dataclasses import field
 from typing import Annotated, Any, cast
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stepwell.encoders.catalogue import build_encoder, check_encoder
+from stepwell.encoders.catalogue import build_encoder, encoder_arguments, encoder_spec
 from stepwell.encoders.encoder import Encoder
 from stepwell.fuse.interaction import Interaction, InteractionConfig
 from stepwell.models.vision import STRICT
 from stepwell.structures import EncoderSpec, TokenMap
 
-__all__ = ["BranchConfig", "LayerRange", "PyramidEncoder", "build_interactions", "build_pyramid"]
+__all__ = ["BranchConfig", "Branches", "LayerRange", "PyramidEncoder", "build_interactions", "build_pyramid"]
 
 LayerRange = tuple[int, int]
 """(first, last) layer of an encoder, both included."""
@@ -39,23 +39,41 @@ class BranchConfig:
     arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
 
     def __post_init__(self) -> None:
-        expected = 0
+        depth, expected = self.spec.depth, 0
         for first, last in self.interactions:
-            if first != expected or last < first:
+            if first != expected or not first <= last < depth:
                 raise ValueError(
-                    f"interactions must be adjoining layer ranges from 0 on, got {self.interactions}"
+                    f"interactions must adjoin from 0 on and fit into {depth} layers, got {self.interactions}"
                 )
             expected = last + 1
-        check_encoder(self.encoder, self.arguments)
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """Of the encoder."""
+        return encoder_spec(self.encoder, self.arguments)
+
+    @property
+    def has_class_token(self) -> bool:
+        return bool(encoder_arguments(self.encoder, self.arguments).get("class_token"))
+
+
+def _equal_in_number(branches: tuple[BranchConfig, ...]) -> tuple[BranchConfig, ...]:
+    counts = {len(branch.interactions) for branch in branches}
+    if len(counts) > 1:
+        raise ValueError(f"every branch needs the same number of interactions, got {sorted(counts)}")
+    return branches
+
+
+Branches = Annotated[tuple[BranchConfig, ...], Field(min_length=1), AfterValidator(_equal_in_number)]
+"""Branch 1, the largest network on the smallest view, comes first."""
 
 
 class PyramidEncoder(nn.Module):
     """Encoders that run side by side and interact after chosen layers.
 
-    branches: Encoders; ranges: for every branch, the layers it runs before each interaction, adjoining from 0
-    on; interactions: what happens after each. Layers behind the last range run after the last interaction,
-    and all layers where there is none. checkpointing: recompute interactions in the backward pass (encoders
-    have their own).
+    branches: Encoders; ranges: for every branch, the layers it runs before each interaction, as in
+    `BranchConfig`; interactions: what happens after each. Layers behind the last range run after the last
+    interaction, and all layers where there is none.
     """
 
     def __init__(
@@ -63,21 +81,13 @@ class PyramidEncoder(nn.Module):
         branches: Sequence[Encoder],
         interactions: Sequence[nn.Module] = (),
         ranges: Sequence[Sequence[LayerRange]] | None = None,
-        *,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         ranges = [()] * len(branches) if ranges is None else ranges
-        if not branches or len(ranges) != len(branches):
-            raise ValueError(
-                f"{len(branches)} branches need one list of layer ranges each, got {len(ranges)}"
-            )
-        for branch, layers in zip(branches, ranges, strict=True):
-            _check_ranges(layers, branch.spec.depth, len(interactions))
         self.branches = nn.ModuleList(cast("Sequence[nn.Module]", branches))
         self.interactions = nn.ModuleList(interactions)
         self.ranges = tuple(tuple(layers) for layers in ranges)
-        self.gradient_checkpointing = checkpointing  # as transformers looks for it
+        self.gradient_checkpointing = False  # of interactions; transformers looks for it here and in encoders
 
     @property
     def ends(self) -> list[int]:
@@ -131,19 +141,7 @@ def build_interactions(
     specs: Sequence[EncoderSpec], ranges: Sequence[Sequence[LayerRange]], config: InteractionConfig
 ) -> list[Interaction]:
     """One interaction per range, in the widths that the branches have where it ends."""
-    for spec, layers in zip(specs, ranges, strict=True):
-        _check_ranges(layers, spec.depth, len(ranges[0]))
     return [
         Interaction([spec.dims[last] for spec, (_, last) in zip(specs, step, strict=True)], config, index=i)
         for i, step in enumerate(zip(*ranges, strict=True))
     ]
-
-
-def _check_ranges(ranges: Sequence[LayerRange], depth: int, count: int) -> None:
-    if len(ranges) != count:
-        raise ValueError(f"{count} interactions need as many layer ranges in every branch, got {len(ranges)}")
-    expected = 0
-    for first, last in ranges:
-        if first != expected or not first <= last < depth:
-            raise ValueError(f"layer ranges must adjoin and fit into {depth} layers, got {list(ranges)}")
-        expected = last + 1

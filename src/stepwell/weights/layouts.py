@@ -91,10 +91,10 @@ def write_processor(folder: Path, config: PreTrainedConfig, source: Path) -> lis
     The tokenizer in the folder `source` gets a token for an image's place, which goes into `config`; without
     a tokenizer only the image side is written. Raises ValueError for a tokenizer that cannot be read.
     """
-    if isinstance(config, PyramidClassifierConfig):
-        _classification_processor(config.settings).save_pretrained(folder)
-    if not isinstance(config, StepwellConfig):
+    if isinstance(config, PyramidBackboneConfig | PyramidClassifierConfig):
+        _image_processor(config.settings).save_pretrained(folder)
         return []
+    assert isinstance(config, StepwellConfig)
     image_processor = StepwellImageProcessor(vision_config=config.vision_config)
     if not any(source.glob("tokenizer*")):
         image_processor.save_pretrained(folder)
@@ -112,13 +112,18 @@ def write_processor(folder: Path, config: PreTrainedConfig, source: Path) -> lis
     return []
 
 
-def _classification_processor(settings: ClassifierSettings) -> BitImageProcessor:
-    """As the official evaluation: short side to the largest view's, centre crop, bicubic."""
-    side = settings.branches[-1].size
+def _image_processor(settings: DenseSettings | ClassifierSettings) -> BitImageProcessor:
+    """Of a classifier as the official evaluation: short side to the largest view's, centre crop, bicubic. Of
+    a dense network, whose images have any size, it normalises only.
+    """
+    side, (mean, std) = settings.branches[-1].size, settings.statistics
+    resizes = isinstance(settings, ClassifierSettings)
     return BitImageProcessor(
+        do_resize=resizes,
+        do_center_crop=resizes,
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
         resample=PILImageResampling.BICUBIC,
-        image_mean=list(settings.mean),
-        image_std=list(settings.std),
+        image_mean=list(mean),
+        image_std=list(std),
     )

@@ -11,25 +11,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from stepwell.encoders.catalogue import ENCODERS
+from stepwell.encoders.catalogue import ENCODERS, encoder_arguments, encoder_spec
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.fuse.interaction import InteractionConfig
+from stepwell.heads.neck import SIMPLE
 from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import Prefix, Rule
 from stepwell.keys.llava import LANGUAGE_MODEL
 from stepwell.keys.piip import BLOCKS, classifier_rules, detector_rules, features_rules, vision_rules
-from stepwell.models.dense import SIMPLE, ClassifierSettings, DenseSettings
+from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.piip import PiipConfig
 from stepwell.models.published.published import VICUNA_7B, VICUNA_13B, Published
-from stepwell.models.pyramid import BranchConfig
+from stepwell.models.pyramid import BranchConfig, Branches
 from stepwell.models.runs import STAGE_MERGES, layer_runs
-from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, Statistics
+from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["PIIP", "dense_settings"]
 
 REPOSITORY = "OpenGVLab/PIIP"
-IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-Branches = tuple[BranchConfig, ...]
+IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}  # where branch 1 has others
 FAST = InteractionConfig(project=False, norm=False)  # the variant without projections and norms
 TSB = "deit3_b deit3_s deit_t"
 SBL = "deit3_l deit3_b deit3_s"
@@ -44,10 +44,11 @@ def dense_settings(
     interaction: InteractionConfig | None = None,
     merge: Literal["dense", "stages", "none"] = "dense",
     dino: bool = False,
-    mean: Statistics = HALF_MEAN,
-    std: Statistics = HALF_STD,
+    halves: bool = True,
 ) -> DenseSettings:
-    """Of a detector or segmenter. dino: the finest map is not returned."""
+    """Of a detector or segmenter. dino: the finest map is not returned. halves: the statistics of images, in
+    place of those of branch 1.
+    """
     has_strides = ENCODERS[branches[-1].encoder].build is ConvNeXt
     return DenseSettings(
         branches=branches,
@@ -56,8 +57,8 @@ def dense_settings(
         merge_after=STAGE_MERGES if has_strides or merge == "stages" else (),
         operations=() if has_strides else SIMPLE[dino:],
         neck_norm="layernorm" if merge == "none" else "groupnorm",
-        mean=mean,
-        std=std,
+        mean=HALF_MEAN if halves else None,
+        std=HALF_STD if halves else None,
     )
 
 
@@ -65,10 +66,9 @@ def _tables(branches: Sequence[BranchConfig]) -> list[list[Rule]]:
     """The key table of every network."""
     tables = []
     for branch in branches:
-        entry = ENCODERS[branch.encoder]
-        arguments = {**entry.arguments, **branch.arguments}
+        arguments = encoder_arguments(branch.encoder, branch.arguments)
         names = {key: arguments[key] for key in ("class_token", "class_slot", "depths") if key in arguments}
-        tables.append(backbone_rules(BLOCKS[entry.family], **names))
+        tables.append(backbone_rules(BLOCKS[ENCODERS[branch.encoder].family], **names))
     return tables
 
 
@@ -116,7 +116,7 @@ def _dense(encoders: str, sizes: Sequence[int], interactions: int = 12, **argume
             if family in LINEAR:
                 own["drop_path_schedule"] = "linear"
             if isinstance(windows := own.get("windows"), tuple):
-                own["windows"] = [*windows] * (_depth(encoder) // len(windows))
+                own["windows"] = [*windows] * (encoder_spec(encoder).depth // len(windows))
         branches.append(_branch(encoder, size, interactions, own))
     return tuple(branches)
 
@@ -130,14 +130,8 @@ def _each(
 
 
 def _branch(encoder: str, size: int, interactions: int, arguments: dict[str, Any]) -> BranchConfig:
-    runs = layer_runs(_depth(encoder), interactions)
+    runs = layer_runs(encoder_spec(encoder).depth, interactions)
     return BranchConfig(encoder=encoder, size=size, interactions=runs, arguments=arguments)
-
-
-def _depth(encoder: str) -> int:
-    arguments = ENCODERS[encoder].arguments
-    depths = arguments.get("depths")
-    return int(arguments["depth"]) if depths is None else sum(depths) + len(depths) - 1
 
 
 def _grids(sizes: Sequence[int]) -> list[tuple[int, int]]:
@@ -223,7 +217,7 @@ def _large_detectors() -> Iterator[Published]:
     for name, settings, file in (
         (
             "dino_sbl_1792_1120_672",
-            dense_settings(sbl, dino=True, **IMAGENET),
+            dense_settings(sbl, dino=True, halves=False),
             "dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms",
         ),
         ("h6b_1024_512", dense_settings(h6b), "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms"),
@@ -244,7 +238,9 @@ def _convnext_detectors() -> Iterator[Published]:
     networks |= {"vt": "deit_t", "vs": "deit3_s", "vb": "deit3_b"}
     for mixture in ("ct_cs_cb", "ct_vs_vb", "ct_cs_vb", "ct_vs_cb", "vt_cs_vb", "vt_cs_cb", "vt_vs_cb"):
         encoders = " ".join(networks[network] for network in reversed(mixture.split("_")))
-        settings = dense_settings(_dense(encoders, (448, 672, 1024), windows=14), merge="stages", **IMAGENET)
+        settings = dense_settings(
+            _dense(encoders, (448, 672, 1024), windows=14), merge="stages", halves=False
+        )
         name, file = mixture, None
         if mixture == "ct_cs_cb":
             name, file = "convnext_tsb", "mask_rcnn_convnext-tsb_1024_672_448_regular-fpn"
@@ -266,9 +262,9 @@ def _baselines() -> Iterator[Published]:
     ):
         settings = dense_settings(_dense(encoder, [1024], interactions, **arguments), merge="none")
         yield _published("detection", f"{name}_1024", settings, file)
-    for name, encoder in (("deit_b_224", "deit_b"), ("vit_l_224", "augreg_l")):
+    for name, encoder, statistics in (("deit_b_224", "deit_b", {}), ("vit_l_224", "augreg_l", IMAGENET)):
         branches = _branches(encoder, [224], 0, class_token=True, class_slot=True, layer_scale=None)
-        classifier = ClassifierSettings(branches=branches, head="cls", **IMAGENET)
+        classifier = ClassifierSettings(branches=branches, head="cls", **statistics)
         yield _published("classification", name, classifier)
 
 
@@ -278,26 +274,27 @@ def _segmenters() -> Iterator[Published]:
         yield _published(
             "segmentation",
             f"piip_seg_{name}_{_joined(sizes)}",
-            dense_settings(_dense(encoders, sizes, windows=[0, 28, 28]), **IMAGENET),
+            dense_settings(_dense(encoders, sizes, windows=[0, 28, 28]), halves=False),
             quirk="no configuration was released: windows are inferred from the printed cost",
         )
     released: dict[str, Any] = {"drop_path": 0.4, "activation": "gelu_tanh"}
     training = "80k_ade20k_bs16_lr4e-5"
     alone = _dense("internvit_6b", [512], 0, position_grid=(32, 32), **released)
-    settings = dense_settings(alone, merge="none", **IMAGENET)
+    settings = dense_settings(alone, merge="none", halves=False)
     yield _published("segmentation", "internvit_6b_512", settings, f"upernet_internvit_6b_512_{training}")
     for small in (192, 256, 384, 512):
         branches = _dense("internvit_6b mae_h", (small, 512), position_grid=_grids((small, 512)), **released)
-        settings = dense_settings(branches, interaction=FAST, **IMAGENET)
+        settings = dense_settings(branches, interaction=FAST, halves=False)
         file = f"upernet_internvit_h6b_{small}_512_{training}"
         yield _published("segmentation", f"piip_seg_h6b_512_{small}", settings, file)
 
 
 def _classifiers() -> Iterator[Published]:
     """Heads read the first patch token, as the released code does; drop path is constant over depth."""
-    tsb = ("tsb", "deit_b deit_s deit_t", [0.2, 0.05, 0.05], "deit1", 1.0)
-    sbl = ("sbl", "augreg_l augreg_b augreg_s", [0.4, 0.2, 0.05], "augreg", None)
-    for (networks, encoders, drop_path, pretraining, layer_scale), sizes in (
+    own: dict[str, Any] = {}
+    tsb = ("tsb", "deit_b deit_s deit_t", [0.2, 0.05, 0.05], "deit1", 1.0, own)
+    sbl = ("sbl", "augreg_l augreg_b augreg_s", [0.4, 0.2, 0.05], "augreg", None, IMAGENET)
+    for (networks, encoders, drop_path, pretraining, layer_scale, statistics), sizes in (
         (tsb, (128, 192, 368)),
         (sbl, (96, 160, 320)),
         (sbl, (128, 192, 384)),
@@ -313,7 +310,7 @@ def _classifiers() -> Iterator[Published]:
         yield _published(
             "classification",
             f"piip_cls_{networks}_{_joined(sizes)}",
-            ClassifierSettings(branches=branches, head="first_patch", **IMAGENET),
+            ClassifierSettings(branches=branches, head="first_patch", **statistics),
             f"piip_3branch_{networks}_{_joined(sizes, '-')}_cls_token_{pretraining}",
             "the heads read the first patch token, not the class token",
         )
@@ -329,7 +326,7 @@ def _classifiers() -> Iterator[Published]:
     yield _published(  # PIIP-B, Table X, trained from scratch; the window of branch 3 is inferred
         "classification",
         "piip_cls_b_512_256_128",
-        ClassifierSettings(branches=narrow, head="merge", **IMAGENET),
+        ClassifierSettings(branches=narrow, head="merge"),
     )
 
 
