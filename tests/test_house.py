@@ -19,7 +19,7 @@ WRITTEN = [path for path in MODULES if path.read_text().strip()]
 
 # A room may import itself and every room of a group before its own; nothing else of ours.
 GROUPS = [
-    ["structures"],
+    ["structures", "folders"],
     ["ops", "keys"],
     ["layers"],
     ["images"],

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.pretrained import fit_tables, load_encoder_state, load_encoder_weights
 from stepwell.encoders.vit import VisionTransformer
+from stepwell.folders import HubError
 from stepwell.layers.position import relative_position_bias
 from stepwell.structures import TokenMap
 
@@ -196,7 +197,7 @@ def test_tables_and_kernels_are_fitted_on_the_way(tmp_path: Path) -> None:
 def test_layer_scales_that_the_source_lacks_keep_their_initial_value() -> None:
     theirs = drawn(timm.create_model("vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=4, img_size=64))
     ours = VisionTransformer(**SIZE, position_grid=(4, 4), layer_scale=1.0)
-    left_out = load_encoder_state(ours, theirs.state_dict(), layout="timm_vit", image_size=(64, 64))
+    left_out = load_encoder_state(ours, theirs.state_dict(), naming="timm_vit", image_size=(64, 64))
     scales = {name for name in left_out if name.endswith(".gamma")}
     assert scales == {f"blocks.{i}.scale{j}.gamma" for i in (0, 1) for j in (1, 2)}
     assert left_out["head.weight"] == "classifier"
@@ -210,7 +211,7 @@ def test_one_shared_relative_table_goes_to_every_block() -> None:
     state = {name: t for name, t in plain.items() if not name.endswith("qkv.bias")}
     state |= {f"blocks.{i}.attn.{kind}_bias": torch.randn(8) for i in (0, 1) for kind in "qv"}
     state["rel_pos_bias.relative_position_bias_table"] = shared
-    load_encoder_state(ours, state, layout="beit", image_size=(6, 6))
+    load_encoder_state(ours, state, naming="beit", image_size=(6, 6))
     assert torch.equal(ours.blocks[0].attn.relative_table, shared[:25])
     assert ours.blocks[1].attn.relative_table.shape == (49, 2)
 
@@ -230,7 +231,7 @@ def test_weights_that_do_not_fit_are_refused(change: dict[str, Any], says: str) 
     ).state_dict()
     ours = VisionTransformer(**{**SIZE, "position_grid": (4, 4), **change})
     with pytest.raises(ValueError, match=says):
-        load_encoder_state(ours, state, layout="timm_vit", image_size=(64, 64))
+        load_encoder_state(ours, state, naming="timm_vit", image_size=(64, 64))
 
 
 def test_a_class_slot_that_the_source_lacks_is_refused() -> None:
@@ -245,7 +246,7 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no safetensors .*pytorch_model\.bin"):
         load_encoder_weights(VisionTransformer(**SIZE), tmp_path)
     with pytest.raises(ValueError, match="no safetensors"):
-        load_encoder_weights(VisionTransformer(**SIZE), tmp_path / "pytorch_model.bin", layout="timm_vit")
+        load_encoder_weights(VisionTransformer(**SIZE), tmp_path / "pytorch_model.bin", naming="timm_vit")
 
 
 def test_shards_are_read_together_and_copies_under_other_names_left_alone(tmp_path: Path) -> None:
@@ -255,21 +256,21 @@ def test_shards_are_read_together_and_copies_under_other_names_left_alone(tmp_pa
     save_file({n: state[n] for n in names[5:]}, tmp_path / "model-00002-of-00002.safetensors")
     save_file({"visual.trunk.a": torch.zeros(1)}, tmp_path / "open_clip_model.safetensors")
     ours = VisionTransformer(**SIZE, position="none")
-    load_encoder_weights(ours, tmp_path, layout="timm_vit")
+    load_encoder_weights(ours, tmp_path, naming="timm_vit")
     assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
-        load_encoder_weights(VisionTransformer(**SIZE), tmp_path, layout="timm_vit")
+        load_encoder_weights(VisionTransformer(**SIZE), tmp_path, naming="timm_vit")
 
 
 def test_what_is_neither_here_nor_a_hub_name_is_refused() -> None:
     for source in ("./nowhere", "/nowhere/at/all", "nowhere"):
         with pytest.raises(FileNotFoundError, match="no such file or folder"):
             load_encoder_weights(VisionTransformer(**SIZE), source)
-    with pytest.raises(FileNotFoundError, match="hub"):
+    with pytest.raises(HubError, match="owner/name is not on this machine"):
         load_encoder_weights(VisionTransformer(**SIZE), "owner/name")
 
 

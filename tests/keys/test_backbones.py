@@ -44,17 +44,17 @@ OFFICIAL = {
 
 
 @pytest.mark.parametrize(
-    ("layout", "encoder", "arguments"),
+    ("naming", "encoder", "arguments"),
     [
         ("deit", "deit_t", {}),
         ("internvit", "deit_t", {"norm": "rmsnorm", "qk_norm": True}),
         ("uniperceiver", "uniperceiver_b", {}),
     ],
 )
-def test_official_names_fill_the_whole_encoder(layout: str, encoder: str, arguments: dict) -> None:
+def test_official_names_fill_the_whole_encoder(naming: str, encoder: str, arguments: dict) -> None:
     with torch.device("meta"):
         ours = build_encoder(encoder, depth=1, **arguments)
-    result = plan(OFFICIAL[layout], backbone_rules(layout))
+    result = plan(OFFICIAL[naming], backbone_rules(naming))
     assert not result.unknown
     assert result.targets.keys() == ours.state_dict().keys()
 
@@ -88,10 +88,10 @@ def test_class_token_and_final_norm_are_used_or_dropped_for_a_reason() -> None:
     assert result.targets.keys() == {"class_token", "norm.weight", "norm.bias"}
 
 
-@pytest.mark.parametrize("layout", ["convnext_hf", "convnext_timm"])
-def test_convnext_layers_are_numbered_with_their_downsampling(layout: str) -> None:
+@pytest.mark.parametrize("naming", ["convnext_hf", "convnext_timm"])
+def test_convnext_layers_are_numbered_with_their_downsampling(naming: str) -> None:
     """depths 2, 1, 3: stage 1 begins at entry 2, its block is 3; stage 2 begins at 4, its blocks follow."""
-    if layout == "convnext_hf":
+    if naming == "convnext_hf":
         down, block_ = (
             "encoder.stages.{}.downsampling_layer.1.weight",
             "encoder.stages.{}.layers.{}.dwconv.weight",
@@ -100,7 +100,7 @@ def test_convnext_layers_are_numbered_with_their_downsampling(layout: str) -> No
         down, block_ = "stages.{}.downsample.1.weight", "stages.{}.blocks.{}.conv_dw.weight"
     blocks = [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2)]
     names = [block_.format(*at) for at in blocks] + [down.format(s) for s in (1, 2)]
-    result = plan(["convnext_model." + name for name in names], backbone_rules(layout, depths=(2, 1, 3)))
+    result = plan(["convnext_model." + name for name in names], backbone_rules(naming, depths=(2, 1, 3)))
     numbers = [name.split(".")[1:3] for name in result.targets]
     assert numbers == [[str(i), "dwconv"] for i in (0, 1, 3, 5, 6, 7)] + [["2", "conv"], ["4", "conv"]]
 
@@ -111,11 +111,11 @@ def test_timms_layer_scale_is_known_by_its_name_and_by_piip_llavas(name: str) ->
     assert list(result.targets) == ["layers.1.scale.gamma"]
 
 
-def test_an_unknown_layout_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown layout 'swin'"):
+def test_an_unknown_naming_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown naming 'swin'"):
         backbone_rules("swin")
 
 
-@pytest.mark.parametrize("layout", ["deit", "beit", "clip", "uniperceiver", "convnext_hf", "timm_vit"])
-def test_a_strange_name_is_unknown_rather_than_dropped(layout: str) -> None:
-    assert plan(["blocks.0.attn.lora_a"], backbone_rules(layout, depths=(1,))).unknown
+@pytest.mark.parametrize("naming", ["deit", "beit", "clip", "uniperceiver", "convnext_hf", "timm_vit"])
+def test_a_strange_name_is_unknown_rather_than_dropped(naming: str) -> None:
+    assert plan(["blocks.0.attn.lora_a"], backbone_rules(naming, depths=(1,))).unknown

@@ -15,7 +15,7 @@ from record import Case, Record, Unsupported, check_required
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.pretrained import fit_tables, spread_shared_table
 from stepwell.encoders.vit import Position, VisionTransformer
-from stepwell.keys.backbones import Layout, backbone_rules
+from stepwell.keys.backbones import Naming, backbone_rules
 from stepwell.keys.engine import Rule, convert
 from stepwell.structures import TokenMap
 
@@ -27,12 +27,12 @@ def encoder_from_settings(branch: Mapping[str, Any]) -> tuple[VisionTransformer 
 
     A final norm is the head's affair, so none is built. Raises Unsupported for settings we do not have.
     """
-    layout: Layout = branch["block_class"]
-    if layout in ("convnext_hf", "convnext_timm"):
-        return _convnext(branch), backbone_rules(layout, depths=branch["depths"])
+    naming: Naming = branch["block_class"]
+    if naming in ("convnext_hf", "convnext_timm"):
+        return _convnext(branch), backbone_rules(naming, depths=branch["depths"])
     encoder = _vit(branch)
     class_slot = bool(branch.get("pos_embed_class_slot_added"))
-    return encoder, backbone_rules(layout, class_token=branch["use_cls_token"], class_slot=class_slot)
+    return encoder, backbone_rules(naming, class_token=branch["use_cls_token"], class_slot=class_slot)
 
 
 def _vit(branch: Mapping[str, Any]) -> VisionTransformer:
@@ -163,13 +163,13 @@ def _load_position_and_patch(record: Record) -> dict[str, Tensor]:
     """A checkpoint's tables and kernels: renamed, fitted, and back under their official names."""
     settings = record.settings
     state = {name.removeprefix("ckpt."): tensor for name, tensor in record.inputs.items()}
-    layout: Layout = settings["block_class"]
-    if layout in ("deit", "internvit"):  # what PIIP loads is a release, under timm's names
-        layout = "timm_vit"
+    naming: Naming = settings["block_class"]
+    if naming in ("deit", "internvit"):  # what PIIP loads is a release, under timm's names
+        naming = "timm_vit"
     if settings["content"] == "relative_tables":
         state = spread_shared_table(state, settings["depth"])
     class_slot = bool(settings.get("keep_class_slot"))
-    rules = backbone_rules(layout, class_token=bool(settings.get("keep_cls_token")), class_slot=class_slot)
+    rules = backbone_rules(naming, class_token=bool(settings.get("keep_cls_token")), class_slot=class_slot)
     window = settings.get("source_window")
     source_grid = [window, window] if window else settings.get("source_grid", [14, 14])
     fitted = fit_tables(

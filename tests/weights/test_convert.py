@@ -14,6 +14,7 @@ from small_releases import LLAMA, MANIFESTS, shrink, small_state
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
     ConvNextConfig,
     ConvNextModel,
@@ -23,9 +24,10 @@ from transformers import (
 import stepwell
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.published.papers import PUBLISHED
+from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD
+from stepwell.weights.build import text_config
 from stepwell.weights.checkpoint import open_checkpoint
 from stepwell.weights.convert import ConversionError, convert, dry_run, read_manifest
-from stepwell.weights.layouts import text_config
 
 DETECTOR = "piip_det_ct_vs_vb_1024_672_448"
 FOUR = "piip_det_tsbl_1568_1120_672_448_as_released_code"
@@ -139,8 +141,11 @@ def test_a_detector_is_converted_and_loaded(tmp_path, monkeypatch):
         assert torch.equal(state[f"backbone.{theirs}"].flatten(), ours[f"pyramid.{our}"].flatten()), theirs
     weights = torch.stack([state[f"backbone.w{k}"] for k in range(1, 5)])
     assert torch.equal(ours["pyramid.merges.0.weights"], weights)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    pixels = processor(Image.new("RGB", (224, 112), "white"), return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, torch.ones(1, 3, 112, 224))  # by halves, at its own size
     with torch.inference_mode():
-        maps = model(torch.randn(1, 3, 112, 224)).feature_maps
+        maps = model(pixels).feature_maps
     assert [tuple(x.shape) for x in maps] == [(1, 128, 28 // 2**i, 56 // 2**i) for i in range(4)]
 
 
@@ -156,8 +161,12 @@ def test_a_classifier_is_converted_and_loaded(tmp_path, monkeypatch):
     assert torch.equal(ours["pyramid.encoder.branches.1.position.table"], table)
     assert torch.equal(ours["pyramid.head.classifiers.2.weight"], state["branch3.head.weight"])
     assert torch.equal(ours["pyramid.head.norms.0.bias"], state["branch1.norm.bias"])
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    pixels = processor(Image.new("RGB", (400, 200), "black"), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 320, 320)
+    torch.testing.assert_close(pixels[0, :, 0, 0], -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD))
     with torch.inference_mode():
-        assert model(torch.randn(2, 3, 320, 320)).logits.shape == (2, 1000)
+        assert model(pixels).logits.shape == (1, 1000)
 
 
 @pytest.fixture

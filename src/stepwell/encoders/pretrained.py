@@ -7,7 +7,6 @@ size the position embedding was made; tables and patch kernels are resized to th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.vit import VisionTransformer
-from stepwell.keys.backbones import Layout, backbone_rules
+from stepwell.folders import download, read_config
+from stepwell.keys.backbones import Naming, backbone_rules
 from stepwell.keys.engine import Rule, convert, plan
 from stepwell.layers.position import resize_patch_kernel, resize_position_embedding, resize_relative_table
 from stepwell.structures import Size
@@ -27,7 +27,7 @@ __all__ = ["fit_tables", "load_encoder_state", "load_encoder_weights", "spread_s
 
 VisionEncoder = VisionTransformer | ConvNeXt
 
-TRANSFORMERS_LAYOUTS: dict[str, Layout] = {
+TRANSFORMERS_NAMINGS: dict[str, Naming] = {
     "clip": "clip",
     "clip_vision_model": "clip",
     "convnext": "convnext_hf",
@@ -43,21 +43,21 @@ def load_encoder_weights(
     encoder: VisionEncoder,
     source: str | Path,
     *,
-    layout: Layout | None = None,
+    naming: Naming | None = None,
     image_size: Size | None = None,
 ) -> dict[str, str]:
     """Fill an encoder from a local folder or .safetensors file, or from a repository on the hub.
 
-    `layout` and `image_size` (of the pretraining) say what config.json would; a file without one needs them.
+    `naming` and `image_size` (of the pretraining) say what config.json would; a file without one needs them.
     -> what was not taken over, and why: tensors of the source, and layer scales of ours that it lacks.
-    Raises FileNotFoundError, and ValueError for other formats, unknown layouts and weights that do not fit.
+    Raises FileNotFoundError, HubError, and ValueError for other formats, unknown names and what does not fit.
     """
     path = _local(str(source))
-    config = _read_config(path if path.is_dir() else path.parent)
+    config = read_config(path if path.is_dir() else path.parent)
     return load_encoder_state(
         encoder,
         _read_tensors(path),
-        layout=layout or _layout(config, encoder, path),
+        naming=naming or _naming(config, encoder, path),
         image_size=image_size or _image_size(config),
     )
 
@@ -66,11 +66,11 @@ def load_encoder_state(
     encoder: VisionEncoder,
     state: Mapping[str, Tensor],
     *,
-    layout: Layout,
+    naming: Naming,
     image_size: Size | None = None,
 ) -> dict[str, str]:
     """The same for tensors in memory."""
-    rules = _rules(encoder, layout)
+    rules = _rules(encoder, naming)
     if isinstance(encoder, ConvNeXt):
         ours = convert(state, rules)
     else:
@@ -89,11 +89,11 @@ def load_encoder_state(
     return plan(state, rules).dropped | scales
 
 
-def _rules(encoder: VisionEncoder, layout: Layout) -> list[Rule]:
+def _rules(encoder: VisionEncoder, naming: Naming) -> list[Rule]:
     if isinstance(encoder, ConvNeXt):
-        return backbone_rules(layout, depths=encoder.depths)
+        return backbone_rules(naming, depths=encoder.depths)
     return backbone_rules(
-        layout,
+        naming,
         class_token=encoder.class_token is not None,
         class_slot=encoder.class_slot,
         final_norm=encoder.final_norm,
@@ -179,24 +179,7 @@ def _local(source: str) -> Path:
         return path
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"no such file or folder: {source}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["config.json", "model*.safetensors"]
-        return Path(snapshot_download(source, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{source} is neither here nor to be had from the hub ({type(error).__name__})"
-        ) from None
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable JSON ({type(error).__name__})") from error
-    return config if isinstance(config, dict) else {}
+    return download(source, ["config.json", "model*.safetensors"])
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -217,16 +200,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _layout(config: Mapping[str, Any], encoder: VisionEncoder, path: Path) -> Layout:
+def _naming(config: Mapping[str, Any], encoder: VisionEncoder, path: Path) -> Naming:
     if "architecture" in config:  # timm
         if isinstance(encoder, ConvNeXt):
             return "convnext_timm"
         return "timm_beit" if encoder.relative else "timm_vit"
     kind = str(config.get("model_type", "missing"))
-    if kind not in TRANSFORMERS_LAYOUTS:
-        known = ", ".join(sorted(TRANSFORMERS_LAYOUTS))
-        raise ValueError(f"{path}: model_type {kind} in config.json is none of {known}; say layout=...")
-    return TRANSFORMERS_LAYOUTS[kind]
+    if kind not in TRANSFORMERS_NAMINGS:
+        known = ", ".join(sorted(TRANSFORMERS_NAMINGS))
+        raise ValueError(f"{path}: model_type {kind} in config.json is none of {known}; say naming=...")
+    return TRANSFORMERS_NAMINGS[kind]
 
 
 def _image_size(config: Mapping[str, Any]) -> Size | None:

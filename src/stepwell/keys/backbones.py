@@ -18,9 +18,9 @@ from torch import Tensor
 
 from stepwell.keys.engine import Drop, Join, Rename, Rule
 
-__all__ = ["Layout", "backbone_rules"]
+__all__ = ["Naming", "backbone_rules"]
 
-Layout = Literal[
+Naming = Literal[
     "deit",
     "internvit",
     "beit",
@@ -39,19 +39,19 @@ and "convnext_timm" is timm's; "transformers_vit" is ViT, ViTMAE and Dinov2.
 
 
 def backbone_rules(
-    layout: Layout,
+    naming: Naming,
     *,
     class_token: bool = False,
     class_slot: bool = False,
     final_norm: bool = False,
     depths: Sequence[int] = (),
 ) -> list[Rule]:
-    """The key table of a layout, for an encoder of ours that has a class token, a slot for it, a final norm.
+    """The key table of a naming, for an encoder of ours that has a class token, a slot for it, a final norm.
 
     ConvNeXt needs `depths`, residual blocks per stage, to number its layers. Heads are dropped.
     """
-    if layout in ("convnext_hf", "convnext_timm"):
-        return _convnext_hf(depths) if layout == "convnext_hf" else _convnext_timm(depths)
+    if naming in ("convnext_hf", "convnext_timm"):
+        return _convnext_hf(depths) if naming == "convnext_hf" else _convnext_timm(depths)
     tables = {
         "deit": [*_PLAIN, _table(r"pos_embed")],
         "internvit": [*_PLAIN, _table(r"pos_embed", keep_slot=class_slot)],
@@ -66,9 +66,9 @@ def backbone_rules(
         "transformers_vit": _TRANSFORMERS_VIT,
         "transformers_beit": _TRANSFORMERS_BEIT,
     }
-    if layout not in tables:
-        raise ValueError(f"unknown layout {layout!r}; choose from {', '.join(get_args(Layout))}")
-    return [*_class_token(class_token), *_final_norm(final_norm), *tables[layout]]
+    if naming not in tables:
+        raise ValueError(f"unknown naming {naming!r}; choose from {', '.join(get_args(Naming))}")
+    return [*_class_token(class_token), *_final_norm(final_norm), *tables[naming]]
 
 
 def _table(pattern: str, *, keep_slot: bool = True) -> Rename:

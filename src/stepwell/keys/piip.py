@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stepwell.keys.backbones import Layout
+from stepwell.keys.backbones import Naming
 from stepwell.keys.engine import Drop, Join, Prefix, Rename, Rule
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "vision_rules",
 ]
 
-BLOCKS: dict[str, Layout] = {
+BLOCKS: dict[str, Naming] = {
     "vit": "deit",
     "deit": "deit",
     "deit3": "deit",

@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoProcessor,
+    PreTrainedModel,
 )
 
 from stepwell.models.assistant import StepwellForConditionalGeneration, StepwellModel
@@ -23,7 +24,14 @@ from stepwell.models.perception import (
 )
 from stepwell.models.processor import StepwellProcessor
 
-__all__ = ["register"]
+__all__ = ["MODELS", "register"]
+
+MODELS: dict[str, type[PreTrainedModel]] = {
+    StepwellConfig.model_type: StepwellForConditionalGeneration,
+    PyramidBackboneConfig.model_type: PyramidBackbone,
+    PyramidClassifierConfig.model_type: PyramidForImageClassification,
+}
+"""By the model_type of a folder's config.json."""
 
 
 def register() -> None:
@@ -34,10 +42,10 @@ def register() -> None:
     AutoProcessor.register(StepwellConfig, StepwellProcessor, exist_ok=True)
     backends = dict.fromkeys(("pil", "torchvision"), StepwellImageProcessor)  # ours is the same in both
     AutoImageProcessor.register(StepwellConfig, image_processor_classes=backends, exist_ok=True)
-    for config, model, auto in (
-        (PyramidBackboneConfig, PyramidBackbone, AutoBackbone),
-        (PyramidClassifierConfig, PyramidForImageClassification, AutoModelForImageClassification),
+    for config, auto in (
+        (PyramidBackboneConfig, AutoBackbone),
+        (PyramidClassifierConfig, AutoModelForImageClassification),
     ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, model, exist_ok=True)
-        auto.register(config, model, exist_ok=True)
+        for kind in (AutoModel, auto):
+            kind.register(config, MODELS[config.model_type], exist_ok=True)

@@ -27,11 +27,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from stepwell.folders import one_line
+
 __all__ = [
     "Checkpoint",
     "CheckpointError",
     "new_folder",
-    "one_line",
     "open_checkpoint",
     "weight_files",
     "write_safetensors",
@@ -214,11 +215,6 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]
         else:
             state[str(name)] = value
     return state, notes
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, short enough to end a line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from stepwell.folders import read_config
 from stepwell.keys.engine import Plan, plan
 from stepwell.models.published.papers import PUBLISHED, find_published
 from stepwell.models.published.published import Published
+from stepwell.weights.build import build_model, write_processor
 from stepwell.weights.checkpoint import new_folder, open_checkpoint, write_safetensors
-from stepwell.weights.layouts import build_model, write_processor
 from stepwell.weights.report import Report, compare
 
 __all__ = ["ConversionError", "convert", "dry_run", "read_manifest"]
@@ -54,7 +55,7 @@ def convert(
     published = _published(as_)
     checkpoint = open_checkpoint(source, window=max_shard_bytes // 4)
     beside = Path(source) if Path(source).is_dir() else Path(source).parent
-    fields = _read_config(beside)
+    fields = read_config(beside)
     config, renaming, report = _prepare(published, checkpoint.shapes, fields)
     report.notes += checkpoint.notes
     if not report.ok:
@@ -109,20 +110,6 @@ def _published(name: str) -> Published:
     if published is None:
         raise ValueError(f"unknown configuration {name!r}; choose from {', '.join(PUBLISHED)}")
     return published
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json beside a checkpoint, empty where there is none. Raises ValueError where it is no JSON."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({type(error).__name__})") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, not settings")
-    return config
 
 
 def _prepare(

@@ -1,35 +1,23 @@
-"""What the name of a model stands for: a folder here, or files on the Hugging Face hub. Needs no torch.
-
-Weights and settings are fetched, never code: safetensors, or the torch files of a release, which conversion
-reads safely. What goes wrong is one line.
-"""
+"""What the name of a model stands for: a folder here, or a repository on the hub. Needs no torch."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
+from stepwell.folders import read_config
+
 __all__ = [
-    "HubError",
     "ModelError",
     "cache_folder",
     "check_hub_name",
-    "download",
     "find_folder",
     "model_type",
 ]
 
-OURS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
-
 
 class ModelError(ValueError):
     """A model that is not there, is not one, or whose weights do not fit. One line."""
-
-
-class HubError(OSError):
-    """A download that did not happen. One line."""
 
 
 def find_folder(model: str | Path) -> Path | None:
@@ -50,9 +38,11 @@ def model_type(folder: Path) -> str:
         hint = f" ({pickles[0]} is a pickle, which is not opened: stepwell convert)" if pickles else ""
         raise ModelError(f"{folder} holds no weights: no *.safetensors beside its config.json{hint}")
     try:
-        return str(json.loads(config.read_text("utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{config} cannot be read ({type(error).__name__})") from None
+        return str(read_config(folder)["model_type"])
+    except KeyError:
+        raise ModelError(f"{config} cannot be read: it says no model_type") from None
+    except ValueError as error:
+        raise ModelError(str(error)) from None
 
 
 def check_hub_name(name: str) -> None:
@@ -66,32 +56,3 @@ def cache_folder(name: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "stepwell" / re.sub(r"[^\w.-]+", "--", name)
-
-
-def download(
-    repository: str,
-    patterns: Sequence[str] = OURS,
-    *,
-    advice: str = "download it elsewhere and name its folder",
-) -> Path:
-    """The folder that holds a repository's files of these patterns, fetched or from the hub's cache.
-
-    Raises HubError, which ends in `advice` where the hub cannot be reached, or which says that the hub has no
-    such repository for this user.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
-    except GatedRepoError:
-        raise HubError(
-            f"{repository} asks for a licence first: accept it on the hub, then `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise HubError(f"the hub has no {repository}, or it is private: `hf auth login`") from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = type(error.__cause__ or error).__name__
-        raise HubError(
-            f"{repository} is not on this machine and the hub cannot be reached ({reason}); {advice}"
-        ) from None

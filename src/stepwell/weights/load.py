@@ -13,30 +13,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from stepwell.folders import HubError, download, one_line
 from stepwell.models.ask import Assistant
-from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
-from stepwell.models.perception import (
-    PyramidBackbone,
-    PyramidBackboneConfig,
-    PyramidClassifierConfig,
-    PyramidForImageClassification,
-)
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published.papers import find_published
 from stepwell.models.published.published import Published
-from stepwell.models.register import register
-from stepwell.weights.checkpoint import CheckpointError, one_line, open_checkpoint, weight_files
+from stepwell.models.register import MODELS, register
+from stepwell.weights.checkpoint import CheckpointError, open_checkpoint, weight_files
 from stepwell.weights.convert import convert
-from stepwell.weights.hub import (
-    HubError,
-    ModelError,
-    cache_folder,
-    check_hub_name,
-    download,
-    find_folder,
-    model_type,
-)
+from stepwell.weights.hub import ModelError, cache_folder, check_hub_name, find_folder, model_type
 
 __all__ = ["SHIPPED", "load"]
 
@@ -44,13 +30,6 @@ SHIPPED = Path(__file__).parents[1] / "assets"
 RELEASE = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Precision = str | torch.dtype
-
-CLASSES: dict[str, type[PreTrainedModel]] = {
-    StepwellConfig.model_type: StepwellForConditionalGeneration,
-    PyramidBackboneConfig.model_type: PyramidBackbone,
-    PyramidClassifierConfig.model_type: PyramidForImageClassification,
-}
-"""By the model_type of a folder's config.json."""
 
 
 def load(
@@ -70,16 +49,16 @@ def load(
     """
     where, precision, folder = _device(device), _dtype(dtype), _folder(model)
     kind = model_type(folder)
-    if kind not in CLASSES:
+    if kind not in MODELS:
         raise ModelError(
-            f"{folder} holds a {kind!r} model, not one of ours ({', '.join(sorted(CLASSES))}); "
+            f"{folder} holds a {kind!r} model, not one of ours ({', '.join(sorted(MODELS))}); "
             "official releases come in through stepwell convert"
         )
     register()
     if kind != StepwellConfig.model_type:
         if vision:
             raise ModelError(f"{folder} holds a {kind!r} model; vision=... is for assistants")
-        return _strict(CLASSES[kind], folder, precision).to(where)
+        return _strict(MODELS[kind], folder, precision).to(where)
     processor = _processor(folder)
     options: dict[str, Any] = {}
     if vision:
@@ -89,7 +68,7 @@ def load(
             raise ModelError(str(error)) from None
         options["config"] = StepwellConfig.from_pretrained(folder)
         options["config"].vision_config = processor.image_processor.vision_config
-    network: Any = _strict(CLASSES[kind], folder, precision, **options).to(where)
+    network: Any = _strict(MODELS[kind], folder, precision, **options).to(where)
     return Assistant(network, processor)
 
 

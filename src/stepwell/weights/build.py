@@ -12,18 +12,14 @@ from transformers import AutoConfig, AutoTokenizer, BitImageProcessor, PreTraine
 from transformers.image_utils import PILImageResampling
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.folders import one_line
 from stepwell.models.config import StepwellConfig
 from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.image_processor import StepwellImageProcessor
-from stepwell.models.perception import (
-    PyramidBackbone,
-    PyramidBackboneConfig,
-    PyramidClassifierConfig,
-    PyramidForImageClassification,
-)
+from stepwell.models.perception import PyramidBackboneConfig, PyramidClassifierConfig
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published.published import Published
+from stepwell.models.register import MODELS
 
 __all__ = ["build_model", "text_config", "write_processor"]
 
@@ -39,22 +35,20 @@ def build_model(
     fields, vocab_size: as for `text_config`, of an assistant.
     """
     config: PreTrainedConfig
-    model: type[PreTrainedModel]
     match published.settings:
         case DenseSettings() as settings:
-            model, config = PyramidBackbone, PyramidBackboneConfig(pyramid=settings)
+            config = PyramidBackboneConfig(pyramid=settings)
         case ClassifierSettings() as settings:
-            model = PyramidForImageClassification
             config = PyramidClassifierConfig(pyramid=settings, num_labels=published.num_classes)
         case settings:
             language = text_config(published.text_config or {}, fields, vocab_size)
-            model = StepwellForConditionalGeneration
             config = StepwellConfig(
                 vision_config=settings,
                 text_config=language,
                 image_token_id=language.vocab_size,  # the first that is no word
                 template=published.template,
             )
+    model = MODELS[config.model_type]
     config.architectures = [model.__name__]
     with torch.device("meta"):
         return model(config)
@@ -81,8 +75,7 @@ def text_config(
         values |= {key: value for key, value in fields.items() if key in known}
         return AutoConfig.for_model(**values | {"model_type": model_type})
     except UNFIT as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"config.json describes no language model: {reason}") from None
+        raise ValueError(f"config.json describes no language model: {one_line(error)}") from None
 
 
 def write_processor(folder: Path, config: PreTrainedConfig, source: Path) -> list[str]:
@@ -102,7 +95,7 @@ def write_processor(folder: Path, config: PreTrainedConfig, source: Path) -> lis
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         if (source / "tokenizer.model").is_file():
             reason = "a tokenizer.model needs two packages: pip install sentencepiece protobuf"
         raise ValueError(f"the tokenizer in {source} cannot be read: {reason}") from None

@@ -1,0 +1,28 @@
+"""A folder's settings, and errors, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stepwell.folders import one_line, read_config
+
+
+def test_settings_are_read_and_none_are_none(tmp_path: Path) -> None:
+    assert read_config(tmp_path) == {}
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert read_config(tmp_path) == {"a": 1}
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"1", b"\xff"])
+def test_what_is_no_json_object_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^.*config\.json cannot be read: [^\n]*$"):
+        read_config(tmp_path)
+
+
+def test_an_error_is_one_short_line() -> None:
+    assert one_line(ValueError("a\n  b")) == "a b"
+    assert one_line(ValueError("ab" * 200)) == "ab" * 100
+    assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
