@@ -18,10 +18,31 @@ from stepwell.encoders.catalogue import ENCODERS, build_encoder, encoder_spec
 from stepwell.encoders.convnext import ConvNeXt
 
 TIMM = {
-    name: entry.source.removeprefix("timm/")
-    for name, entry in ENCODERS.items()
-    if (entry.source or "").startswith("timm/")
+    "deit_t": "deit_tiny_patch16_224.fb_in1k",
+    "deit_s": "deit_small_patch16_224.fb_in1k",
+    "deit_b": "deit_base_patch16_224.fb_in1k",
+    "deit3_s": "deit3_small_patch16_224.fb_in22k_ft_in1k",
+    "deit3_b": "deit3_base_patch16_224.fb_in22k_ft_in1k",
+    "deit3_l": "deit3_large_patch16_224.fb_in22k_ft_in1k",
+    "deit3_l_384": "deit3_large_patch16_384.fb_in22k_ft_in1k",
+    "augreg_s": "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "augreg_b": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "augreg_l": "vit_large_patch16_224.augreg_in21k_ft_in1k",
+    "augreg_s_384": "vit_small_patch16_384.augreg_in21k_ft_in1k",
+    "augreg_b_384": "vit_base_patch16_384.augreg_in21k_ft_in1k",
+    "augreg_l_384": "vit_large_patch16_384.augreg_in21k_ft_in1k",
+    "mae_b": "vit_base_patch16_224.mae",
+    "mae_l": "vit_large_patch16_224.mae",
+    "mae_h": "vit_huge_patch14_224.mae",
+    "dinov2_s": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2_b": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2_l": "vit_large_patch14_dinov2.lvd142m",
+    "beitv2_b": "beitv2_base_patch16_224.in1k_ft_in22k",
+    "beitv2_l": "beitv2_large_patch16_224.in1k_ft_in22k",
+    "convnext_b_clip": "convnext_base.clip_laiona_augreg_320",
+    "convnext_l_clip": "convnext_large_mlp.clip_laion2b_ft_320",
 }
+"""Those whose weights timm has, by its name for them."""
 
 
 def on_meta(name: str, **overrides: object) -> torch.nn.Module:

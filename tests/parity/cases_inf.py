@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from record import Case, Record, TableCheck
-from stepwell.keys.llava import PROJECTOR
+from stepwell.keys.engine import Rename
 from stepwell.language.conversation import PlaceholderRule, from_llava, move_placeholder
 from stepwell.language.messages import Message
 from stepwell.language.projector import build_projector
@@ -26,6 +26,9 @@ from stepwell.language.template import find_template
 from stepwell.views.preprocess import pad_to_square
 
 __all__ = ["CASES"]
+
+# Numbered as a Sequential, entries 0, 2, 4..., or one linear layer; ours has the same modules.
+PROJECTOR = [Rename(r"(?:\d+\.)?(?:weight|bias)", r"\g<0>")]
 
 
 def _projector(record: Record) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
 """ENCODERS: the encoders that have a name; encoder_spec() and build_encoder().
 
-An entry holds constructor arguments, the family (told, never guessed from a file name) and where pretrained
-weights come from. The arguments are those of a branch in PIIP's dense models (arXiv 2501.07783): patch 16, no
-class token, layer scale even where the weights have none. What a task changes, it overrides: class_token=True
-for classification, and class_slot=True, final_norm=True beside it for the network as it was pretrained.
-Mean and std are those of the pretraining.
+An entry holds constructor arguments and the family (told, never guessed from a file name). The arguments are
+those of a branch in PIIP's dense models (arXiv 2501.07783): patch 16, no class token, layer scale even where
+the weights have none. What a task changes, it overrides: class_token=True for classification, and
+class_slot=True, final_norm=True beside it for the network as it was pretrained. Mean and std are those of the
+pretraining.
 """
 
 from __future__ import annotations
@@ -43,9 +43,6 @@ class Entry:
     family: Family
     build: type[VisionTransformer] | type[ConvNeXt]
     arguments: Mapping[str, Any]
-    source: str | None = (
-        None  # weights on the hub, of timm or transformers; None: random, or in neither's words
-    )
 
 
 def encoder_arguments(name: str, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -91,39 +88,36 @@ _LARGE: dict[str, Any] = {"dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE: dict[str, Any] = {"dim": 1280, "depth": 32, "num_heads": 16}
 
 
-def _vit(family: Family, source: str | None = None, **arguments: Any) -> Entry:
-    return Entry(family=family, build=VisionTransformer, arguments=arguments, source=source)
+def _vit(family: Family, **arguments: Any) -> Entry:
+    return Entry(family=family, build=VisionTransformer, arguments=arguments)
 
 
-def _timm(family: Family, size: dict[str, Any], name: str, **arguments: Any) -> Entry:
+def _timm(family: Family, size: dict[str, Any], **arguments: Any) -> Entry:
     """A plain ViT of timm as PIIP takes it over: layer scale 1 where the weights bring none."""
-    return _vit(family, f"timm/{name}", **{**size, "layer_scale": 1.0, **arguments})
+    return _vit(family, **{**size, "layer_scale": 1.0, **arguments})
 
 
-def _augreg(size: dict[str, Any], name: str, grid: int) -> Entry:
-    name = f"{name}.augreg_in21k_ft_in1k"
-    return _timm("augreg", size, name, position_grid=(grid, grid), mean=HALF_MEAN, std=HALF_STD)
+def _augreg(size: dict[str, Any], grid: int) -> Entry:
+    return _timm("augreg", size, position_grid=(grid, grid), mean=HALF_MEAN, std=HALF_STD)
 
 
-def _dinov2(size: dict[str, Any], name: str) -> Entry:
+def _dinov2(size: dict[str, Any]) -> Entry:
     """Patch 14 at 518 pixels (grid 37), taken over at patch 16 (grid 518 // 16 = 32)."""
-    return _timm("dinov2", size, f"{name}.lvd142m", position_grid=(32, 32))
+    return _timm("dinov2", size, position_grid=(32, 32))
 
 
-def _beitv2(size: dict[str, Any], name: str) -> Entry:
+def _beitv2(size: dict[str, Any]) -> Entry:
     """Windows of 28 cells, as in PIIP; the weights' one table of 14 x 14 is resized for every layer."""
-    name = f"{name}.in1k_ft_in22k"
-    return _timm("beitv2", size, name, position="relative", layer_scale=1e-6, windows=28)
+    return _timm("beitv2", size, position="relative", layer_scale=1e-6, windows=28)
 
 
 def _uniperceiver(size: dict[str, Any]) -> Entry:
     return _vit("uniperceiver", **size, norm_eps=1e-5, layer_scale=0.0, temporal_rows=8, embed_norm=True)
 
 
-def _clip(size: dict[str, Any], name: str, grid: int, *, patch: int = 16) -> Entry:
+def _clip(size: dict[str, Any], grid: int, *, patch: int = 16) -> Entry:
     return _vit(
         "clip",
-        name,
         **size,
         patch=patch,
         patch_bias=False,
@@ -138,17 +132,13 @@ def _clip(size: dict[str, Any], name: str, grid: int, *, patch: int = 16) -> Ent
     )
 
 
-def _convnext(family: Family, source: str, width: int, depth: int, **arguments: Any) -> Entry:
+def _convnext(family: Family, width: int, depth: int, **arguments: Any) -> Entry:
     sizes = {"dims": (width, 2 * width, 4 * width, 8 * width), "depths": (3, 3, depth, 3)}
-    return Entry(family=family, build=ConvNeXt, arguments={**sizes, **arguments}, source=source)
+    return Entry(family=family, build=ConvNeXt, arguments={**sizes, **arguments})
 
 
-def _facebook(width: int, depth: int, size: str) -> Entry:
-    return _convnext("convnext", f"facebook/convnext-{size}-224", width, depth)
-
-
-def _laion(width: int, depth: int, name: str) -> Entry:
-    return _convnext("convnext_clip", f"timm/{name}", width, depth, mean=CLIP_MEAN, std=CLIP_STD)
+def _laion(width: int, depth: int) -> Entry:
+    return _convnext("convnext_clip", width, depth, mean=CLIP_MEAN, std=CLIP_STD)
 
 
 ENCODERS: dict[str, Entry] = {
@@ -157,33 +147,33 @@ ENCODERS: dict[str, Entry] = {
     "vit_s": _vit("vit", **_SMALL),
     "vit_b": _vit("vit", **_BASE),
     "vit_l": _vit("vit", **_LARGE),
-    "deit_t": _timm("deit", _TINY, "deit_tiny_patch16_224.fb_in1k"),
-    "deit_s": _timm("deit", _SMALL, "deit_small_patch16_224.fb_in1k"),
-    "deit_b": _timm("deit", _BASE, "deit_base_patch16_224.fb_in1k"),
-    "deit3_s": _timm("deit3", _SMALL, "deit3_small_patch16_224.fb_in22k_ft_in1k"),
-    "deit3_b": _timm("deit3", _BASE, "deit3_base_patch16_224.fb_in22k_ft_in1k"),
-    "deit3_l": _timm("deit3", _LARGE, "deit3_large_patch16_224.fb_in22k_ft_in1k"),
-    "deit3_l_384": _timm("deit3", _LARGE, "deit3_large_patch16_384.fb_in22k_ft_in1k", position_grid=(24, 24)),
-    "augreg_s": _augreg(_SMALL, "vit_small_patch16_224", 14),
-    "augreg_b": _augreg(_BASE, "vit_base_patch16_224", 14),
-    "augreg_l": _augreg(_LARGE, "vit_large_patch16_224", 14),
-    "augreg_s_384": _augreg(_SMALL, "vit_small_patch16_384", 24),
-    "augreg_b_384": _augreg(_BASE, "vit_base_patch16_384", 24),
-    "augreg_l_384": _augreg(_LARGE, "vit_large_patch16_384", 24),
-    "mae_b": _timm("mae", _BASE, "vit_base_patch16_224.mae"),
-    "mae_l": _timm("mae", _LARGE, "vit_large_patch16_224.mae"),
-    "mae_h": _timm("mae", _HUGE, "vit_huge_patch14_224.mae"),
-    "dinov2_s": _dinov2(_SMALL, "vit_small_patch14_dinov2"),
-    "dinov2_b": _dinov2(_BASE, "vit_base_patch14_dinov2"),
-    "dinov2_l": _dinov2(_LARGE, "vit_large_patch14_dinov2"),
-    "beitv2_b": _beitv2(_BASE, "beitv2_base_patch16_224"),
-    "beitv2_l": _beitv2(_LARGE, "beitv2_large_patch16_224"),
+    "deit_t": _timm("deit", _TINY),
+    "deit_s": _timm("deit", _SMALL),
+    "deit_b": _timm("deit", _BASE),
+    "deit3_s": _timm("deit3", _SMALL),
+    "deit3_b": _timm("deit3", _BASE),
+    "deit3_l": _timm("deit3", _LARGE),
+    "deit3_l_384": _timm("deit3", _LARGE, position_grid=(24, 24)),
+    "augreg_s": _augreg(_SMALL, 14),
+    "augreg_b": _augreg(_BASE, 14),
+    "augreg_l": _augreg(_LARGE, 14),
+    "augreg_s_384": _augreg(_SMALL, 24),
+    "augreg_b_384": _augreg(_BASE, 24),
+    "augreg_l_384": _augreg(_LARGE, 24),
+    "mae_b": _timm("mae", _BASE),
+    "mae_l": _timm("mae", _LARGE),
+    "mae_h": _timm("mae", _HUGE),
+    "dinov2_s": _dinov2(_SMALL),
+    "dinov2_b": _dinov2(_BASE),
+    "dinov2_l": _dinov2(_LARGE),
+    "beitv2_b": _beitv2(_BASE),
+    "beitv2_l": _beitv2(_LARGE),
     "uniperceiver_b": _uniperceiver(_BASE),
     "uniperceiver_l": _uniperceiver(_LARGE),
-    "clip_b": _clip(_BASE, "openai/clip-vit-base-patch16", 14),
-    "clip_l": _clip(_LARGE, "OpenGVLab/clip-vit-large-patch14to16-224", 14),
-    "clip_l_336": _clip(_LARGE, "OpenGVLab/clip-vit-large-patch14to16-336", 21),
-    "clip_l_14_336": _clip(_LARGE, "openai/clip-vit-large-patch14-336", 24, patch=14),
+    "clip_b": _clip(_BASE, 14),
+    "clip_l": _clip(_LARGE, 14),
+    "clip_l_336": _clip(_LARGE, 21),
+    "clip_l_14_336": _clip(_LARGE, 24, patch=14),
     "internvit_6b": _vit(
         "internvit",
         dim=3200,
@@ -207,10 +197,10 @@ ENCODERS: dict[str, Entry] = {
             "layer_scale": None,
         },
     ),
-    "convnext_t": _facebook(96, 9, "tiny"),
-    "convnext_s": _facebook(96, 27, "small"),
-    "convnext_b": _facebook(128, 27, "base"),
-    "convnext_l": _facebook(192, 27, "large"),
-    "convnext_b_clip": _laion(128, 27, "convnext_base.clip_laiona_augreg_320"),
-    "convnext_l_clip": _laion(192, 27, "convnext_large_mlp.clip_laion2b_ft_320"),
+    "convnext_t": _convnext("convnext", 96, 9),
+    "convnext_s": _convnext("convnext", 96, 27),
+    "convnext_b": _convnext("convnext", 128, 27),
+    "convnext_l": _convnext("convnext", 192, 27),
+    "convnext_b_clip": _laion(128, 27),
+    "convnext_l_clip": _laion(192, 27),
 }

@@ -1,16 +1,13 @@
-"""LLaVA's names -> ours, for every system that is built on its code: the projector and the language model.
+"""LLaVA's names -> ours, for every system that is built on its code: the language model.
 
-Its projector is numbered as a Sequential, entries 0, 2, 4..., or is one linear layer; ours has the same
-modules. Its language model keeps the names that it has in transformers, beside the vision tower.
+It keeps the names that it has in transformers, beside the vision tower.
 """
 
 from __future__ import annotations
 
 from stepwell.keys.engine import Drop, Rename, Rule
 
-__all__ = ["LANGUAGE_MODEL", "PROJECTOR"]
-
-PROJECTOR: list[Rule] = [Rename(r"(?:\d+\.)?(?:weight|bias)", r"\g<0>")]
+__all__ = ["LANGUAGE_MODEL"]
 
 LANGUAGE_MODEL: list[Rule] = [
     Drop(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "computed from the position"),
