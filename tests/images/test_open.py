@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,8 +307,40 @@ MODES = [
 @pytest.mark.parametrize("mode", MODES)
 def test_a_pillow_image_of_any_mode_becomes_plain_rgb(mode: str) -> None:
     image = Image.new(mode, (5, 3))
-    made = upright_rgb(image)
-    assert (made.mode, made.size, made.info, made is image) == ("RGB", (5, 3), {}, False)
+    image.info["comment"] = "not plain"
+    plain = upright_rgb(image)
+    assert (type(plain), plain.mode, plain.size, plain.info) == (Image.Image, "RGB", (5, 3), {})
+    assert image.info == {"comment": "not plain"}
+    assert upright_rgb(plain) is plain
+
+
+def test_a_file_that_pillow_reads_later_is_read_now() -> None:
+    file = io.BytesIO(saved(scene(), "BMP"))
+    with Image.open(file) as image:
+        image.info.clear()
+        opened = open_image(image)
+    file.close()
+    assert (pixels(opened) == pixels(scene())).all()
+
+
+@pytest.mark.parametrize(("format", "copies"), [("PNG", 1), ("JPEG", 1), ("array", 0), ("image", 0)])
+def test_an_image_is_copied_once_however_often_it_is_opened(
+    format: str, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"array": np.asarray(scene()), "image": scene()}.get(format)
+    source = saved(scene(), format) if source is None else source
+    copied: list[str] = []
+    for name in ("copy", "convert"):
+        method = getattr(Image.Image, name)
+
+        def counted(image: Image.Image, *args: object, name: str = name, method: Any = method) -> Any:
+            copied.append(name)
+            return method(image, *args)
+
+        monkeypatch.setattr(Image.Image, name, counted)
+    opened = open_image(source)
+    assert open_image(opened) is opened
+    assert len(copied) == copies, copied
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -315,9 +348,9 @@ def test_a_pillow_image_is_turned_as_pillow_turns_it_and_left_as_it_was(orientat
     exif = Image.Exif()
     exif[274] = orientation
     image = Image.open(io.BytesIO(saved(scene(), "PNG", exif=exif)))
-    made = upright_rgb(image)
-    assert (pixels(made) == pixels(ImageOps.exif_transpose(image))).all()
-    assert (pixels(upright_rgb(made)) == pixels(made)).all()
+    upright = upright_rgb(image)
+    assert (pixels(upright) == pixels(ImageOps.exif_transpose(image))).all()
+    assert (pixels(upright_rgb(upright)) == pixels(upright)).all()
     assert (pixels(image) == pixels(scene())).all()
 
 

@@ -97,13 +97,17 @@ def open_image(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> I
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image -> a new plain RGB one, upright by its Exif orientation, over white if transparent."""
-    image = image.copy()
-    if len(image.info.get("exif") or b"") > 2**17:  # and Pillow would read every number
-        del image.info["exif"]
-    with suppress(Exception):  # a damaged Exif block does not spoil an image
-        ImageOps.exif_transpose(image, in_place=True)
-    rgb = _rgb(image)
+    """Any PIL image -> a plain RGB one, upright by its Exif orientation, over white if transparent.
+
+    An image that is so already, such as an opened one, is returned as it is; others are copied.
+    """
+    if type(image) is Image.Image and image.mode == "RGB" and not image.info:
+        return image
+    copy = None
+    if len(image.info.get("exif") or b"") <= 2**17:  # of a longer one, Pillow would read every number
+        with suppress(Exception):  # a damaged Exif block does not spoil an image
+            copy = ImageOps.exif_transpose(image)
+    rgb = _rgb(copy or image.copy())
     rgb.info = {}  # what told of the turn would turn it once more
     return rgb
 
@@ -250,7 +254,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")
     image = image.convert("RGBA")
