@@ -14,23 +14,36 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from stepwell.language.splice import place_visual_tokens
 from stepwell.models.config import StepwellConfig
 from stepwell.ops.pack import unpack
 from stepwell.structures import TokenLayout, VisionFeatures
 
-__all__ = ["StepwellForConditionalGeneration", "StepwellModel", "StepwellOutput", "StepwellPreTrainedModel"]
+__all__ = [
+    "StepwellForConditionalGeneration",
+    "StepwellModel",
+    "StepwellModelOutput",
+    "StepwellOutput",
+    "StepwellPreTrainedModel",
+]
 
 # What the installed transformers calls a cache: "past_key_values" until 5.23, "cache" since. We take both.
 CACHE = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("past_key_values", "cache"))
 
 
 @dataclass
+class StepwellModelOutput(BaseModelOutputWithPast):
+    """Fields of transformers' base model outputs; `image_hidden_states` (all visual tokens, D)."""
+
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
 class StepwellOutput(CausalLMOutputWithPast):
-    """Fields of transformers' causal language model outputs; `image_hidden_states` (all visual tokens,
-    D)."""
+    """Fields of transformers' causal language model outputs, and those of StepwellModel's."""
 
     last_hidden_state: Tensor | None = None
     image_hidden_states: Tensor | None = None
@@ -97,6 +110,7 @@ class StepwellModel(StepwellPreTrainedModel):
         pixel_values = pixel_values.to(next(self.vision.parameters()).dtype)
         return unpack(pixel_values, [size for layout in layouts for size in layout.inputs]), layouts
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -108,7 +122,7 @@ class StepwellModel(StepwellPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
-    ) -> StepwellOutput:
+    ) -> StepwellModelOutput:
         """input_ids (B, L) with expanded placeholders, or inputs_embeds (B, L, D) whose images are
         already in place.
 
@@ -139,7 +153,7 @@ class StepwellModel(StepwellPreTrainedModel):
             position_ids=position_ids,
             **{**kwargs, CACHE: cache, "return_dict": True},
         )
-        return StepwellOutput(
+        return StepwellModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.get("hidden_states"),
@@ -192,6 +206,7 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
     def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
         return self.model.get_image_features(pixel_values, image_sizes)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -209,7 +224,7 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         """As StepwellModel's, with logits (B, L, vocabulary) and, given labels (B, L; -100 ignored), the
         loss.
         """
-        outputs: StepwellOutput = self.model(
+        outputs: StepwellModelOutput = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             image_sizes=image_sizes,
@@ -218,17 +233,19 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             cache=cache,
+            return_dict=True,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
         assert hidden is not None
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        outputs.logits = _finish_logits(self.lm_head(hidden[:, kept]), self.config.text_config)
+        logits = _finish_logits(self.lm_head(hidden[:, kept]), self.config.text_config)
+        loss = None
         if labels is not None:
-            outputs.loss = self.loss_function(
-                logits=outputs.logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
-        return outputs
+        return StepwellOutput(loss=loss, logits=logits, **outputs)
 
     def prepare_inputs_for_generation(
         self,

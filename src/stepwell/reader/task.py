@@ -109,7 +109,7 @@ class ReaderTraining(StepwellForConditionalGeneration):
         assert isinstance(embedding, nn.Embedding)
         self.line_head = LineHead(embedding.embedding_dim)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         labels: Tensor,
         pointers: Sequence[Pointers],
