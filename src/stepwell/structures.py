@@ -126,19 +126,8 @@ class TokenLayout:
 
     @property
     def num_visual(self) -> int:
-        """Visual tokens, separators not counted."""
+        """Visual tokens; `StepwellProcessor.num_tokens(layout)` counts the tokens of separators too."""
         return sum(run.count for run in self.runs)
-
-    @property
-    def num_tokens(self) -> int:
-        """All that the language model reads. Raises ValueError where a separator is text: ask the processor
-        then.
-        """
-        if any(run.text is not None for run in self.runs):
-            raise ValueError(
-                "how many tokens a separator's text takes, StepwellProcessor.num_tokens(layout) knows"
-            )
-        return self.num_visual + sum(len(run.ids or ()) for run in self.runs)
 
     @property
     def num_pixels(self) -> int:
@@ -158,7 +147,8 @@ class VisionFeatures(NamedTuple):
     """What a vision system makes of one image."""
 
     tokens: Tensor  # (N, D) in the order of the layout's runs
-    maps: tuple[FeatureMap, ...]
+    maps: tuple[FeatureMap, ...]  # one a view
+    layout: TokenLayout
 
 
 class Geometry(ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 
 def test_batch_gives_the_answers_of_single_questions(assistant, draw):
@@ -53,3 +54,14 @@ def test_the_placeholder_is_never_an_answer(assistant, draw):
     finally:
         assistant.model.lm_head.weight.data.copy_(bias)
     assert "<image>" not in answer
+
+
+def test_an_opened_image_is_not_copied_on_its_way(assistant, draw, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("an image was copied")
+
+    image = draw(90, 60)
+    monkeypatch.setattr(Image.Image, "copy", refuse)
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    assert assistant.layout(image).image_size == (60, 90)
+    assistant.ask(image, "What is it?", max_new_tokens=1)

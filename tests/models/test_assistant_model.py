@@ -177,6 +177,7 @@ def test_features_take_one_pass_and_know_the_layout(assistant, draw):
     features = assistant.features(draw(90, 60))
     handle.remove()
     assert len(passes) == 1
+    assert features.layout == assistant.layout(draw(90, 60))
     assert len(features.tokens) == features.layout.num_visual
     assert [m.view for m in features.maps] == list(features.layout.views)
 
@@ -261,6 +262,17 @@ def test_tuples_embeddings_and_half_precision_are_taken(assistant, draw):
     model = assistant.model
     expected = model(**inputs).logits
     assert torch.equal(model(**inputs, return_dict=True).logits, expected)
+    loss, logits, *_ = model(**inputs, labels=inputs["input_ids"], return_dict=False)
+    assert loss.shape == ()
+    assert torch.equal(logits, expected)
+    hidden, *_ = model.model(**inputs, return_dict=False)
+    assert torch.equal(hidden, model(**inputs).last_hidden_state)
+    model.config.return_dict = False
+    try:
+        assert torch.equal(model(**inputs)[0], expected)
+        assert assistant.ask(draw(90, 60), "a", max_new_tokens=2) is not None
+    finally:
+        model.config.return_dict = True
     embeds = model.get_input_embeddings()(torch.tensor([[5, 6, 7]]))
     assert model.generate(inputs_embeds=embeds, max_new_tokens=2).shape[0] == 1
 

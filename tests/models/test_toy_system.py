@@ -121,7 +121,7 @@ class ToyVision(VisionSystem):
             tokens, maps = zip(*(next(outputs) for _ in layout.inputs), strict=True)
             stride = self.encoders[0].spec.stride
             maps = tuple(FeatureMap(m, v, stride) for m, v in zip(maps, layout.views, strict=True))
-            features.append(VisionFeatures(torch.cat(tokens), maps))
+            features.append(VisionFeatures(torch.cat(tokens), maps, layout))
         return features
 
     def _encode(self, image: Tensor) -> list[Tensor]:
@@ -150,7 +150,7 @@ def test_its_separators_and_tokens_are_counted_alike_by_processor_and_model(assi
     layout = assistant.layout(draw(90, 30))
     ids = assistant.processor.image_tokens(layout)
     assert ids.count(assistant.processor.image_token_id) == layout.num_visual == 2 + 4 + 4
-    assert len(ids) == layout.num_visual + 2
+    assert len(ids) == assistant.processor.num_tokens(layout) == layout.num_visual + 2
     features = assistant.features(draw(90, 30))
     assert len(features.tokens) == layout.num_visual
     assert [tuple(m.map.shape[1:]) for m in features.maps] == [(1, 2), (2, 2), (2, 2)]

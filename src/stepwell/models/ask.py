@@ -6,31 +6,20 @@ The same `ask` serves Python, the command line, evaluation and servers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from transformers import TextStreamer
 
-from stepwell.images.open import ImageSource
+from stepwell.images.open import ImageSource, open_image
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import refuse_other_settings
 from stepwell.models.processor import StepwellProcessor
-from stepwell.structures import FeatureMap, TokenLayout
+from stepwell.structures import TokenLayout, VisionFeatures
 
-__all__ = ["Assistant", "Features"]
+__all__ = ["Assistant"]
 
 Stream = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What a vision system makes of one image: a map (C, H, W) of every view, visual tokens (N, D)."""
-
-    maps: tuple[FeatureMap, ...]
-    tokens: Tensor
-    layout: TokenLayout
 
 
 class Assistant:
@@ -41,8 +30,12 @@ class Assistant:
 
     def __init__(self, model: StepwellForConditionalGeneration, processor: StepwellProcessor) -> None:
         """Raises ValueError naming the first setting in which the two differ."""
-        image_processor, template = processor.image_processor, processor.template
-        refuse_other_settings(model.config, vision_config=image_processor.vision_config, template=template)
+        refuse_other_settings(
+            model.config,
+            vision_config=processor.image_processor.vision_config,
+            template=processor.template,
+            image_token_id=processor.image_token_id,
+        )
         self.model = model.eval()
         self.processor = processor
 
@@ -92,16 +85,15 @@ class Assistant:
         return [text.strip() for text in self.processor.batch_decode(answers, skip_special_tokens=True)]
 
     @torch.inference_mode()
-    def features(self, image: ImageSource) -> Features:
+    def features(self, image: ImageSource) -> VisionFeatures:
         """Feature maps and visual tokens of one image, from one pass."""
         inputs = self.processor(images=[image]).to(self.model.device, self.model.dtype)
-        (features,) = self.model.model.encode_images(**inputs)
-        (layout,) = self.model.model.layouts(inputs["image_sizes"])
-        return Features(features.maps, features.tokens, layout)
+        encoded: list[VisionFeatures] = self.model.model.encode_images(**inputs)
+        return encoded[0]
 
     def layout(self, image: ImageSource) -> TokenLayout:
         """The views and visual tokens that an image will cost, without running the model."""
-        opened = self.processor.image_processor.fetch_images(image)
+        opened = open_image(image)
         return self.processor.geometry.layout((opened.height, opened.width))
 
 

@@ -99,7 +99,7 @@ class PiipVision(VisionSystem):
             encoder.spec.stride / ratio for encoder, ratio in zip(self.encoders, self.ratios, strict=True)
         ]
         return [
-            VisionFeatures(tokens, tuple(map(FeatureMap, maps, layout.views, strides)))
+            VisionFeatures(tokens, tuple(map(FeatureMap, maps, layout.views, strides)), layout)
             for (tokens, *maps), layout in zip(by_shape(self._encode, inputs), layouts, strict=True)
         ]
 

@@ -116,7 +116,7 @@ class PlainVision(VisionSystem):
 
     def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
         return [
-            VisionFeatures(tokens, (FeatureMap(map, layout.views[0], self.stride),))
+            VisionFeatures(tokens, (FeatureMap(map, layout.views[0], self.stride),), layout)
             for (tokens, map), layout in zip(by_shape(self._encode, inputs), layouts, strict=True)
         ]
 
