@@ -16,6 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from stepwell.language.labels import IGNORE, separator_tokens
 from stepwell.language.template import TEMPLATES
+from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.processor import StepwellProcessor
 from stepwell.structures import TokenLayout, TokenRun
 
@@ -36,6 +37,7 @@ class Images(BaseImageProcessor):
     """Two stretches of visual tokens an image, separators of every kind; counts its calls."""
 
     model_input_names = ["image_sizes"]
+    layouts = StepwellImageProcessor.layouts
     runs = (
         TokenRun(count=3),
         TokenRun(text=","),

@@ -100,7 +100,7 @@ def test_text_that_spells_a_placeholder_stays_text(assistant, draw):
     processor = assistant.processor
     messages = asking(draw(9, 9), text="a <image> b")
     tokens = processor.label(messages, [draw(9, 9)], add_generation_prompt=True)
-    assert tokens.input_ids.count(processor.image_token_id) == processor.geometry.layout((9, 9)).num_tokens
+    assert tokens.input_ids.count(processor.image_token_id) == processor.geometry.layout((9, 9)).num_visual
     assert processor.prompt([messages])["input_ids"].tolist() == [tokens.input_ids]
 
 
@@ -312,7 +312,7 @@ def test_separators_that_older_folders_set_are_refused(assistant, tmp_path):
 def test_servers_learn_the_count_from_sizes(assistant):
     data = assistant.processor._get_num_multimodal_tokens(image_sizes=[(30, 40), (300, 20)])
     assert data.num_image_tokens == [
-        assistant.processor.geometry.layout(size).num_tokens for size in [(30, 40), (300, 20)]
+        assistant.processor.geometry.layout(size).num_visual for size in [(30, 40), (300, 20)]
     ]
 
 
@@ -361,6 +361,8 @@ def test_what_a_call_does_not_know_is_refused_in_one_line(assistant, tokenizer, 
         ({"videos": ["a.mp4"]}, "knows no 'videos'"),
         ({"text_kwargs": {"stride": 3}}, "knows no 'stride'"),
         ({"images_kwargs": {"do_resize": False}}, "knows no 'do_resize'"),
+        ({"images_kwargs": {"padding": True}}, "knows no 'padding'"),
+        ({"sanitize_control_tokens": False}, "sanitize_control_tokens is one of"),
         ({"padding": "widest"}, "padding is one of"),
         ({"padding_side": "top"}, "padding_side is one of"),
         ({"truncation": "only_second"}, "truncation is one of"),
@@ -372,10 +374,41 @@ def test_what_a_call_does_not_know_is_refused_in_one_line(assistant, tokenizer, 
         chat = asking(draw(9, 9))
         with pytest.raises(ValueError, match=says):
             processor.apply_chat_template(chat, tokenize=True, processor_kwargs=options)
+        with pytest.raises(ValueError, match=says):
+            processor(text="a", **options)
     for options in ({"tools": [{"name": "clock"}]}, {"enable_thinking": True}, {"paddin": True}):
         with pytest.raises(ValueError, match=f"knows no '{next(iter(options))}'"):
             processor.apply_chat_template(asking(), **options)
     assert processor(text="a", videos=None, max_length=None)["input_ids"]
+    assert torch.is_tensor(processor(text="a", images_kwargs={"return_tensors": "pt"})["input_ids"])
+    with pytest.raises(ValueError, match="was given no image"):
+        processor.image_processor([])
+
+
+def test_options_that_a_text_cannot_have_are_refused(assistant, draw):
+    for options in ({"padding": True}, {"return_tensors": "pt"}, {"images": [draw(9, 9)]}):
+        with pytest.raises(ValueError, match=f"text alone; leave out {next(iter(options))}$"):
+            assistant.processor.apply_chat_template(asking(), **options, tools=None)
+    defaults = {"padding": False, "return_tensors": None, "sanitize_control_tokens": True}
+    assert assistant.processor.apply_chat_template(asking(), processor_kwargs=defaults)
+
+
+def test_layouts_are_made_once_and_before_any_pixel_is_read(assistant, draw, monkeypatch):
+    steps = []
+    for name in ("layout", "inputs"):
+        method = getattr(PyramidGeometry, name)
+        monkeypatch.setattr(
+            PyramidGeometry,
+            name,
+            lambda *args, name=name, method=method: steps.append(name) or method(*args),
+        )
+    messages = asking(draw(40, 30), draw(90, 30))
+    assistant.processor.prompt([messages])
+    assert steps == ["layout", "layout", "inputs", "inputs"]
+    steps.clear()
+    with pytest.raises(ValueError, match="would cut an image"):
+        assistant.processor.apply_chat_template(messages, tokenize=True, truncation=True, max_length=9)
+    assert "inputs" not in steps
 
 
 def test_a_string_without_pieces_means_the_special_tokens_in_it(assistant):
@@ -445,5 +478,52 @@ def test_the_geometry_of_an_image_processor_may_change_when_it_is_loaded(assista
     assistant.processor.save_pretrained(tmp_path)
     processor = StepwellImageProcessor.from_pretrained(tmp_path, vision={"sizes": [32, 64]})
     assert processor.geometry.layout((50, 50)).inputs == ((64, 64),)
-    with pytest.raises(ValueError, match=r"vision\.interaction of a 'piip' system cannot change"):
-        StepwellImageProcessor.from_pretrained(tmp_path, vision={"interaction": {}})
+    for load in (StepwellProcessor, AutoProcessor):
+        processor = load.from_pretrained(tmp_path, vision={"sizes": [32, 64]})
+        assert processor.geometry.layout((50, 50)).inputs == ((64, 64),)
+    for load in (StepwellImageProcessor, StepwellProcessor):
+        with pytest.raises(ValueError, match=r"vision\.interaction of a 'piip' system cannot change"):
+            load.from_pretrained(tmp_path, vision={"interaction": {}})
+
+
+def test_keywords_that_nobody_knows_are_refused_when_a_processor_is_loaded(assistant, tmp_path):
+    assistant.processor.save_pretrained(tmp_path)
+    for load in (StepwellImageProcessor, StepwellProcessor, AutoProcessor):
+        with pytest.raises(ValueError, match=r"knows no 'framing'$"):
+            load.from_pretrained(tmp_path, framing="crop", local_files_only=True)
+    processor = StepwellProcessor.from_pretrained(tmp_path, model_max_length=77, use_fast=True)
+    assert processor.tokenizer.model_max_length == 77  # the tokenizer's keywords are known
+    assert AutoProcessor.from_pretrained(
+        tmp_path, _from_pipeline="image-text-to-text", attn_implementation="sdpa"
+    )
+
+
+def test_a_tokenizer_whose_placeholder_is_not_the_models_is_refused(assistant, tmp_path):
+    token = assistant.processor.image_token_id
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "image_token_id": token + 1}))
+    complaint = f"image_token_id is {token + 1} in the model's config.json and {token} in the processor"
+    for load in (StepwellProcessor.from_pretrained, stepwell.load):
+        with pytest.raises(ValueError, match=complaint) as refusal:
+            load(tmp_path)
+        assert "\n" not in str(refusal.value)
+    other = copy.deepcopy(assistant.processor)
+    other.image_token_id = token + 1
+    with pytest.raises(ValueError, match=f"image_token_id is {token} in the model's .* and {token + 1}"):
+        Assistant(assistant.model, other)
+
+
+@pytest.mark.parametrize("load", [StepwellProcessor, StepwellImageProcessor])
+def test_the_configuration_is_read_where_the_processor_is(assistant, tmp_path, load):
+    (tmp_path / "config.json").write_text(json.dumps(StepwellConfig().to_dict()))  # of another model
+    assistant.model.save_pretrained(tmp_path / "ours")
+    assistant.processor.save_pretrained(tmp_path / "ours")
+    loaded = load.from_pretrained(tmp_path, subfolder="ours")
+    assert loaded.geometry == assistant.processor.geometry
+    fields = json.loads((tmp_path / "ours" / "config.json").read_text())
+    changed = {"image_token_id": 7, "vision_config": {**fields["vision_config"], "framing": "crop"}}
+    (tmp_path / "ours" / "config.json").write_text(json.dumps({**fields, **changed}))
+    with pytest.raises(ValueError, match=r"in the model's config\.json"):
+        load.from_pretrained(tmp_path, subfolder="ours")

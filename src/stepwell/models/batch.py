@@ -14,10 +14,11 @@ from stepwell.language.labels import IGNORE, LabelledTokens
 __all__ = ["TextOptions", "token_batch"]
 
 _ENDLESS = 1 << 32  # a tokenizer of no model_max_length has a huge one
-_GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs")  # the last are the image processor's
+_GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "padding": (True, False, "longest", "max_length", "do_not_pad"),
     "padding_side": ("left", "right", None),
+    "sanitize_control_tokens": (True,),  # what people wrote stays text in any case
     "truncation": (True, False, "longest_first", "do_not_truncate"),
 }
 
@@ -34,7 +35,7 @@ class TextOptions:
     return_assistant_tokens_mask: bool = False
     return_mm_token_type_ids: bool = False
     return_tensors: str | None = None
-    sanitize_control_tokens: bool = True  # what people wrote stays text in any case
+    sanitize_control_tokens: bool = True
     truncation: bool | str = False
 
     def __post_init__(self) -> None:
@@ -55,11 +56,11 @@ class TextOptions:
     @classmethod
     def read(cls, keywords: Mapping[str, Any]) -> TextOptions:
         """Keywords of a call, flat or in transformers' groups; what is None counts as left out."""
-        groups = [keywords.get(group) or {} for group in ("common_kwargs", "text_kwargs")]
-        options = {name: value for name, value in keywords.items() if name not in _GROUPS}
-        options |= groups[0] | groups[1]
-        options = {name: value for name, value in options.items() if value is not None}
-        if unknown := sorted(options.keys() - {field.name for field in fields(cls)}):
+        common, text, images = (keywords.get(group) or {} for group in _GROUPS)
+        flat = {name: value for name, value in keywords.items() if name not in _GROUPS}
+        options = {name: v for name, v in {**images, **flat, **common, **text}.items() if v is not None}
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(options.keys() - known | images.keys() - {"return_tensors"}):
             raise ValueError(
                 f"StepwellProcessor knows no {', '.join(map(repr, unknown))}; check the spelling"
             )

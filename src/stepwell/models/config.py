@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,7 +14,7 @@ from stepwell.models.plain import PlainConfig
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import VisionConfig, settings_json
 
-__all__ = ["StepwellConfig", "refuse_other_settings", "refuse_unknown"]
+__all__ = ["LOADING", "StepwellConfig", "refuse_other_settings", "refuse_unknown"]
 
 
 class StepwellConfig(PreTrainedConfig):
@@ -95,14 +95,39 @@ def refuse_unknown(keys: Iterable[str], owner: str) -> None:
         raise ValueError(f"{owner} knows no {', '.join(map(repr, unknown))}; check the spelling")
 
 
-def refuse_other_settings(source: StepwellConfig | str | os.PathLike[str], **settings: Any) -> None:
+LOADING = frozenset(
+    {
+        "_commit_hash",
+        "_from_auto",
+        "_from_pipeline",
+        "backend",
+        "cache_dir",
+        "code_revision",
+        "force_download",
+        "local_files_only",
+        "proxies",
+        "revision",
+        "subfolder",
+        "token",
+        "trust_remote_code",
+        "use_fast",
+    }
+)
+"""Keywords of transformers' from_pretrained that say where files are, and how they are read."""
+
+
+def refuse_other_settings(
+    source: StepwellConfig | str | os.PathLike[str], loading: Mapping[str, Any] | None = None, **settings: Any
+) -> None:
     """Raises ValueError naming the first setting of a processor that its model's configuration has otherwise.
 
-    source: the configuration, or the folder or name on the hub where its config.json may be.
+    source: the configuration, or the folder or name on the hub where its config.json may be; loading: the
+    keywords that the processor was loaded with from there.
     """
     if not isinstance(source, StepwellConfig):
+        where = {name: value for name, value in (loading or {}).items() if name in LOADING}
         try:
-            fields, _ = PreTrainedConfig.get_config_dict(source)
+            fields, _ = PreTrainedConfig.get_config_dict(source, **where)
         except OSError:
             return
         if fields.get("model_type") != StepwellConfig.model_type:

@@ -5,21 +5,22 @@ Letters: P pixels of all inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from stepwell.images.open import open_image
-from stepwell.models.config import refuse_other_settings
+from stepwell.models.config import LOADING, refuse_other_settings
 from stepwell.models.plain import PlainConfig
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import VisionConfig, settings_json
 from stepwell.ops.pack import pack
-from stepwell.structures import Geometry
+from stepwell.structures import Geometry, TokenLayout
 
 __all__ = ["StepwellImageProcessor", "flat"]
 
@@ -47,10 +48,13 @@ class StepwellImageProcessor(BaseImageProcessor):
         """As transformers', with the vision settings of the model beside it, which owns them.
 
         vision: changes to the geometry, such as {"framing": "crop"}. Raises ValueError naming the first
-        setting in which the model's config.json and this processor differ.
+        setting in which the model's config.json and this processor differ, and for keywords that are not
+        known; Auto classes hand over those of the tokenizer too.
         """
+        if "_from_auto" not in kwargs and (unknown := sorted(kwargs.keys() - LOADING)):
+            raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, unknown))}")
         processor = super().from_pretrained(source, **kwargs)
-        refuse_other_settings(source, vision_config=processor.vision_config)
+        refuse_other_settings(source, kwargs, vision_config=processor.vision_config)
         return processor.adjusted(vision) if vision else processor
 
     def adjusted(self, vision: Mapping[str, Any]) -> StepwellImageProcessor:
@@ -74,17 +78,34 @@ class StepwellImageProcessor(BaseImageProcessor):
             return [self.fetch_images(item) for item in image_url_or_urls]
         return open_image(image_url_or_urls)
 
-    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """An image, a list of them, or lists of lists -> BatchFeature, in reading order."""
+    def layouts(self, images: Sequence[Image]) -> list[TokenLayout]:
+        """Of opened images: pure integers, before any pixel is read."""
+        return [self.geometry.layout((image.height, image.width)) for image in images]
+
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        *,
+        layouts: Sequence[TokenLayout] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """An image, a list of them, or lists of lists -> BatchFeature, in reading order.
+
+        layouts: one an image, where they are known already. Raises ValueError for no image at all.
+        """
         if kwargs:
             raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, sorted(kwargs)))}")
         images = list(flat(self.fetch_images(images)))
+        if not images:
+            raise ValueError("StepwellImageProcessor was given no image; give at least one")
+        layouts = self.layouts(images) if layouts is None else layouts
         inputs = [
             tensor
-            for image in images
-            for tensor in self.geometry.inputs(image, self.geometry.layout((image.height, image.width)))
+            for image, layout in zip(images, layouts, strict=True)
+            for tensor in self.geometry.inputs(image, layout)
         ]
-        sizes = torch.tensor([(image.height, image.width) for image in images])
+        sizes = torch.tensor([layout.image_size for layout in layouts])
         return BatchFeature({"pixel_values": pack(inputs), "image_sizes": sizes}, tensor_type=return_tensors)
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:

@@ -20,7 +20,7 @@ from stepwell.language.messages import IMAGE, Message, images_of
 from stepwell.language.prompt import MaskStyle, Prompt, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template, template_of
 from stepwell.models.batch import TextOptions, token_batch
-from stepwell.models.config import refuse_other_settings
+from stepwell.models.config import LOADING, refuse_other_settings
 from stepwell.models.image_processor import StepwellImageProcessor, flat
 from stepwell.structures import Geometry, TokenLayout
 
@@ -56,13 +56,23 @@ class StepwellProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     @classmethod
-    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers'. Raises ValueError naming the first setting that the model beside it has
-        otherwise.
+    def from_pretrained(cls, source: Any, *, vision: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        """As transformers'; keywords may be the tokenizer's too. vision: changes to the geometry.
+
+        Raises ValueError naming the first setting that the model beside it has otherwise, and for keywords
+        that nobody knows (those of a pipeline are the model's too).
         """
-        processor = super().from_pretrained(source, *args, **kwargs)
-        if not kwargs.keys() & {"template", "chat_template"}:
-            refuse_other_settings(source, template=processor.template)
+        processor = super().from_pretrained(source, **kwargs)
+        others = kwargs.keys() - LOADING - {"template", "chat_template", *cls.get_attributes()}
+        unknown = sorted(name for name in others if not hasattr(processor.tokenizer, name))
+        if unknown and "_from_pipeline" not in kwargs:
+            raise ValueError(f"StepwellProcessor knows no {', '.join(map(repr, unknown))}")
+        settings = {"template": processor.template, "image_token_id": processor.image_token_id}
+        if kwargs.keys() & {"template", "chat_template"}:
+            del settings["template"]
+        refuse_other_settings(source, kwargs, **settings)
+        if vision:
+            processor.image_processor = processor.image_processor.adjusted(vision)
         return processor
 
     @classmethod
@@ -125,7 +135,7 @@ class StepwellProcessor(ProcessorMixin):
             add_generation_prompt=add_generation_prompt,
             mask_style=mask_style,
         )
-        layouts = [self.geometry.layout((image.height, image.width)) for image in images]
+        layouts = self.image_processor.layouts(images)
         tokens = label_tokens(prompt, self.tokenizer, [self.image_tokens(layout) for layout in layouts])
         if not add_generation_prompt and all(label == IGNORE for label in tokens.labels):
             warnings.warn(
@@ -182,10 +192,12 @@ class StepwellProcessor(ProcessorMixin):
             for messages in conversations
         ]
         images = [images_of(messages) for messages in conversations]
+        given = sorted(name for name, value in options.items() if value is not None)
         if (beside := options.pop("images", None)) and any(images):
             raise ValueError("images stand in the messages and beside them; give them once")
         if not tokenize:
-            TextOptions.read(options)
+            if beside or TextOptions.read(options) != TextOptions():
+                raise ValueError(f"tokenize=False gives text alone; leave out {', '.join(given)}")
             return prompts if is_batch else prompts[0]
         batch = self(text=prompts, images=beside or images, **options)
         return batch if return_dict else batch["input_ids"]
@@ -201,7 +213,8 @@ class StepwellProcessor(ProcessorMixin):
         an image.
         """
         options = TextOptions.read(kwargs)
-        all_images = [] if images is None else list(flat(images))
+        opened = [] if images is None else list(flat(self.image_processor.fetch_images(images)))
+        layouts = self.image_processor.layouts(opened)
         prompts = [
             text
             if isinstance(text, Prompt)
@@ -209,18 +222,17 @@ class StepwellProcessor(ProcessorMixin):
             for text in ([text] if isinstance(text, str) else text or [])
         ]
         if text is not None:
-            _check_counts(prompts, images, len(all_images))
+            _check_counts(prompts, images, len(opened))
         data: dict[str, Any] = {}
-        if all_images:
-            data |= self.image_processor(all_images, **(kwargs.get("images_kwargs") or {}))
         if text is not None:
-            sizes = [(int(height), int(width)) for height, width in data.get("image_sizes", ())]
-            tokens = iter([self.image_tokens(self.geometry.layout(size)) for size in sizes])
+            tokens = iter([self.image_tokens(layout) for layout in layouts])
             rows = [
                 label_tokens(prompt, self.tokenizer, [next(tokens) for _ in range(prompt.num_images)])
                 for prompt in prompts
             ]
             data |= token_batch(rows, self.tokenizer, self.image_token_id, options)
+        if opened:
+            data |= self.image_processor(opened, layouts=layouts)
         return BatchFeature(data, tensor_type=options.return_tensors)
 
     def _jinja(self, chat_template: str | None) -> str:
