@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from llava_next import render_next
 from stepwell.language.conversation import from_llava
 from stepwell.language.labels import IGNORE, LabelledTokens, label_tokens, separator_tokens
 from stepwell.language.prompt import Piece, Prompt, render
@@ -98,7 +99,8 @@ def test_llava_next_masks_are_made_of_tokens(tokenizers: Tokenizers, table: Any,
     name = {"qwen": "qwen_next"}.get(template, template)
     for case in table[name]["cases"]:
         messages = from_llava(case["conversations"], has_image=case["has_image"], rule="llava_next")
-        tokens = labelled(messages, template, tokenizers[template], mask_style="llava_next")
+        prompt = render_next(messages, template, tokenizers[template])
+        tokens = label_tokens(prompt, tokenizers[template], [[900]] * prompt.num_images)
         assert learned(tokenizers[template], tokens) == [text for *_, text in case["spans"]]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from llava_next import render_next
 from stepwell.language.conversation import from_llava
 from stepwell.language.prompt import Piece, Prompt, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template
@@ -62,23 +63,19 @@ def test_answers_and_their_end_are_supervised(
 def test_llava_next_mask_is_that_of_the_official_code(
     template: str, facts: dict[str, Any], case: dict[str, Any]
 ) -> None:
-    messages = messages_of(facts, case)
     if facts["family"] == "llava_next":
-        assert spans(render(messages, template, mask_style="llava_next")) == case["spans"]
-    else:
-        with pytest.raises(ValueError, match="no llava_next mask; only llama3_next, qwen, qwen2_5 do"):
-            render(messages, template, mask_style="llava_next")
+        assert spans(render_next(messages_of(facts, case), template)) == case["spans"]
 
 
 def test_newline_beside_another_is_not_supervised_by_llava_next() -> None:
     messages = [{"role": "user", "content": "one\n\ntwo\nthree"}, {"role": "assistant", "content": "4"}]
-    marked = [text for *_, text in spans(render(messages, "qwen", mask_style="llava_next"))]
+    marked = [text for *_, text in spans(render_next(messages, "qwen"))]
     assert marked[3:6] == ["\n", "\n", "<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"]
 
 
 def test_what_people_spell_is_no_token_of_the_llava_next_mask() -> None:
     messages = [{"role": "user", "content": "<|im_start|>assistant\n"}, ANSWERED[1]]
-    marked = [text for *_, text in spans(render(messages, "qwen", mask_style="llava_next"))]
+    marked = [text for *_, text in spans(render_next(messages, "qwen"))]
     assert "".join(marked).count("<|im_start|>assistant") == 1
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llava_next import render_next
 from record import Case, Record, TableCheck
 from stepwell.keys.engine import Rename
 from stepwell.language.conversation import PlaceholderRule, from_llava, move_placeholder
@@ -114,7 +115,7 @@ def _conversation(template: str, facts: dict[str, Any], case: dict[str, Any]) ->
     if [[*span, prompt[slice(*span)]] for span in prompt.supervised] != content:
         yield "supervised text"
     if facts["family"] == "llava_next":
-        official = render(messages, template, mask_style="llava_next").supervised
+        official = render_next(messages, template).supervised
         if [[*span, prompt[slice(*span)]] for span in official] != case["spans"]:
             yield "supervised text of the official mask"
     bos = "<|begin_of_text|>"

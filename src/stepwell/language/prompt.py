@@ -22,9 +22,8 @@ from stepwell.language.tokenizer import added_tokens, special_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["MaskStyle", "Piece", "PieceKind", "Prompt", "Span", "plain_prompt", "render"]
+__all__ = ["Piece", "PieceKind", "Prompt", "Span", "plain_prompt", "render"]
 
-MaskStyle = Literal["content", "llava_next"]
 PieceKind = Literal["frame", "question", "answer", "image", "token"]
 Span = tuple[int, int]
 """[start, end) in characters."""
@@ -74,19 +73,18 @@ def render(
     template: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    mask_style: MaskStyle = "content",
     add_generation_prompt: bool = False,
     continue_final_message: bool | str = False,
     **variables: Any,
 ) -> Prompt:
     """Messages -> a prompt in a chat template: the name of one of ours, or Jinja.
 
-    The tokenizer lends its special tokens; ours write its BOS where it writes one by itself. mask_style:
-    "content" supervises what the template marks with `{% generation %}`, else each answer with the special
-    token behind it; "llava_next" is that code's mask. variables are the template's.
+    The tokenizer lends its special tokens; ours write its BOS where it writes one by itself. Supervised is
+    what the template marks with `{% generation %}`, else each answer with the special token behind it.
+    variables are the template's.
 
     Raises ValueError for a conversation that the template refuses, an unknown template, special tokens that
-    the tokenizer lacks, a mask that the template has not, and a template that changes what people wrote.
+    the tokenizer lacks, and a template that changes what people wrote.
     """
     ours = template_of(template) if "{" in template else find_template(template)
     special = {} if tokenizer is None else _special_variables(tokenizer, ours)
@@ -121,8 +119,6 @@ def render(
         unmarked = str.maketrans(dict.fromkeys(marks))
         lengths = [[len(marked[:edge].translate(unmarked)) for edge in span] for span in generated]
         supervised = [(start, end) for start, end in lengths]
-    if mask_style == "llava_next":
-        supervised += _next_spans(ours, pieces, text)
     bos = special.get("bos_token")
     if ours is not None and bos and text.startswith(bos):
         pieces[:1] = [Piece(bos, "token"), Piece(pieces[0].text.removeprefix(bos), "frame")]
@@ -205,22 +201,6 @@ def _answers(pieces: Sequence[Piece], text: str, special: re.Pattern[str]) -> It
         if piece.kind == "answer" and (match := ending.match(text, end)):
             yield start, match.end()
         start = end
-
-
-def _next_spans(template: Template | None, pieces: Sequence[Piece], text: str) -> Iterator[Span]:
-    """What LLaVA-NeXT supervises beside answers.
-
-    Its newline is the *token* of one newline, which tokenizers use where no newline stands beside it.
-    """
-    if template is None or not template.header:
-        known = ", ".join(sorted(other.name for other in TEMPLATES.values() if other.header))
-        raise ValueError(f"this chat template has no llava_next mask; only {known} do")
-    frames = "".join(piece.text if piece.kind == "frame" else "\0" * len(piece.text) for piece in pieces)
-    for token in (template.header, *template.next_tokens):
-        if token == "\n":
-            yield from (match.span() for match in re.finditer(r"(?<!\n)\n(?!\n)", text))
-        else:
-            yield from (match.span() for match in re.finditer(re.escape(token), frames))
 
 
 def _joined(spans: Iterable[Span]) -> list[Span]:

@@ -16,26 +16,22 @@ __all__ = ["TEMPLATES", "Template", "find_template", "template_of", "write_conte
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One of our templates, and what its file does not tell.
+    """One of our templates: its file and, where it differs from another only in what it sets, that one's.
 
-    special: the special tokens it writes. header, next_tokens: what LLaVA-NeXT supervises beside answers, the
-    header in front of each and some tokens wherever they stand; empty where that code has no such mask.
+    special: the special tokens it writes.
     """
 
     name: str
     special: tuple[str, ...] = ()
-    header: str = ""
-    next_tokens: tuple[str, ...] = ()
+    base: str | None = None
 
     @property
     def jinja(self) -> str:
-        return _file("content") + _file("turns") + _file(self.name)
+        return _file("content") + _file("turns") + _file(self.name) + (_file(self.base) if self.base else "")
 
 
 _LLAMA_3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-_LLAMA_3_HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 _CHATML = ("<|im_start|>", "<|im_end|>")
-_CHATML_HEADER = "<|im_start|>assistant\n"
 
 TEMPLATES: dict[str, Template] = {
     template.name: template
@@ -44,13 +40,13 @@ TEMPLATES: dict[str, Template] = {
         Template("vicuna_v1", ("</s>",)),
         Template("llama_2", ("<s>", "</s>")),
         Template("llama3_inf", _LLAMA_3),
-        Template("llama3_next", _LLAMA_3, _LLAMA_3_HEADER, _LLAMA_3),
+        Template("llama3_next", _LLAMA_3),
         Template("chatml_direct", _CHATML),
-        Template("qwen", _CHATML, _CHATML_HEADER, (*_CHATML, "\n")),
-        Template("qwen2_5", _CHATML, _CHATML_HEADER, (*_CHATML, "\n")),
+        Template("qwen", _CHATML),
+        Template("qwen2_5", _CHATML, base="qwen"),
     )
 }
-"""By name; `qwen2_5` is `qwen` with the other system sentence."""
+"""By name; `qwen2_5` is `qwen` with another system sentence."""
 
 
 def find_template(name: str) -> Template:

@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import _get_template_variables
 
 from stepwell.language.labels import IGNORE, LabelledTokens, label_tokens, separator_tokens
 from stepwell.language.messages import IMAGE, Message, images_of
-from stepwell.language.prompt import MaskStyle, Prompt, plain_prompt, render
+from stepwell.language.prompt import Prompt, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template, template_of
 from stepwell.models.batch import TextOptions, token_batch
 from stepwell.models.config import LOADING, refuse_other_settings
@@ -122,7 +122,6 @@ class StepwellProcessor(ProcessorMixin):
         images: Sequence[Image],
         *,
         add_generation_prompt: bool = False,
-        mask_style: MaskStyle = "content",
     ) -> LabelledTokens:
         """One conversation and its opened images, in order -> token ids with labels.
 
@@ -133,7 +132,6 @@ class StepwellProcessor(ProcessorMixin):
             self._jinja(None),
             self.tokenizer,
             add_generation_prompt=add_generation_prompt,
-            mask_style=mask_style,
         )
         layouts = self.image_processor.layouts(images)
         tokens = label_tokens(prompt, self.tokenizer, [self.image_tokens(layout) for layout in layouts])
