@@ -48,14 +48,14 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted module of ours): wherever it stands, inside functions and under TYPE_CHECKING too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name(path)}:{node.lineno} imports relatively"
             base = node.module or ""
-            found = [f"{base}.{alias.name}" for alias in node.names] if base == "stepwell" else [base]
+            modules = [f"{base}.{alias.name}" for alias in node.names] if base == "stepwell" else [base]
         else:
             continue
-        yield from ((node.lineno, module) for module in found if module.split(".")[0] == "stepwell")
+        yield from ((node.lineno, module) for module in modules if module.split(".")[0] == "stepwell")
 
 
 def public_definitions(tree: ast.Module) -> set[str]:

@@ -61,7 +61,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def build(tokenizer: PreTrainedTokenizerFast) -> Build:
     """build(vision settings, language model family) -> a random Assistant whose gates are open."""
 
-    def made(
+    def assistant_of(
         vision: VisionConfig = PIIP, family: str = "llama", template: str | None = "chatml_direct"
     ) -> Assistant:
         torch.manual_seed(0)
@@ -80,7 +80,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Build:
         processor = StepwellProcessor(StepwellImageProcessor(vision), tokenizer, template=template)
         return Assistant(model, processor)
 
-    return made
+    return assistant_of
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,9 @@ def test_equals_four_corners_summed_by_hand(run, size):
 def test_gradients_of_value_locations_and_weights_are_numeric_ones(path, size):
     inputs = make_inputs(size, queries=3, heads=2, dim=3, points=2, dtype=torch.float64)
     with prefer(path):
-        assert gradcheck(lambda v, *rest: deform_attn(v, size, *rest), [t.requires_grad_() for t in inputs])
+        assert gradcheck(
+            lambda v, *points: deform_attn(v, size, *points), [t.requires_grad_() for t in inputs]
+        )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -64,44 +66,44 @@ def test_fast_gradients_equal_reference_gradients(size):
 
 
 def test_many_queries_are_read_in_parts_to_the_same_result():
-    value, *rest = make_inputs((5, 7), queries=MOST // 2 + 3, heads=1, dim=2, points=1)
+    value, *points = make_inputs((5, 7), queries=MOST // 2 + 3, heads=1, dim=2, points=1)
     with torch.no_grad():
-        parted = deform_attn_fast(value, (5, 7), *rest)
-    torch.testing.assert_close(parted, deform_attn_reference(value, (5, 7), *rest))
+        parted = deform_attn_fast(value, (5, 7), *points)
+    torch.testing.assert_close(parted, deform_attn_reference(value, (5, 7), *points))
 
 
 def test_frozen_value_still_gives_gradients_to_locations_and_weights():
-    value, *rest = make_inputs((3, 4))
-    deform_attn_fast(value, (3, 4), *(t.requires_grad_() for t in rest)).sum().backward()
-    assert all(t.grad.abs().sum() > 0 for t in rest)
+    value, *points = make_inputs((3, 4))
+    deform_attn_fast(value, (3, 4), *(t.requires_grad_() for t in points)).sum().backward()
+    assert all(t.grad.abs().sum() > 0 for t in points)
 
 
 def test_strided_inputs_give_what_contiguous_ones_give():
-    value, *rest = make_inputs((3, 4))
+    value, *points = make_inputs((3, 4))
     strided = value.transpose(1, 3).contiguous().transpose(1, 3)
-    flipped = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in rest]
+    flipped = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in points]
     for run in (deform_attn_reference, deform_attn_fast):
-        torch.testing.assert_close(run(strided, (3, 4), *flipped), run(value, (3, 4), *rest))
+        torch.testing.assert_close(run(strided, (3, 4), *flipped), run(value, (3, 4), *points))
 
 
 @pytest.mark.parametrize("path", ["reference", "fast"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_sampled_in_full_and_rounded_once(path, dtype):
-    value, *rest = make_inputs((5, 7))
+    value, *points = make_inputs((5, 7))
     value = value.to(dtype)
     with prefer(path):
-        out = deform_attn(value, (5, 7), *rest)  # under autocast, a softmax leaves fp32 weights
-        exact = deform_attn(value.float(), (5, 7), *rest)
+        out = deform_attn(value, (5, 7), *points)  # under autocast, a softmax leaves fp32 weights
+        exact = deform_attn(value.float(), (5, 7), *points)
     assert out.dtype == dtype
     assert torch.equal(out, exact.to(dtype))
 
 
 def test_gradient_of_half_precision_value_is_as_good_as_rounding_allows():
-    value, *rest = make_inputs((2, 2), queries=500)
+    value, *points = make_inputs((2, 2), queries=500)
     half = value.bfloat16().requires_grad_()
     full = half.detach().float().requires_grad_()
-    deform_attn(half, (2, 2), *rest).float().sum().backward()
-    deform_attn(full, (2, 2), *rest).sum().backward()
+    deform_attn(half, (2, 2), *points).float().sum().backward()
+    deform_attn(full, (2, 2), *points).sum().backward()
     torch.testing.assert_close(half.grad.float(), full.grad, rtol=2**-7, atol=1e-3)
 
 
@@ -126,12 +128,12 @@ def test_compiles_without_graph_breaks_forward_and_backward():
 
 @pytest.mark.parametrize("path", ["reference", "fast"])
 def test_meta_tensors_pass_through(path):
-    value, *rest = (t.to("meta") for t in make_inputs((3, 4)))
+    value, *points = (t.to("meta") for t in make_inputs((3, 4)))
     with prefer(path):
-        assert deform_attn(value, (3, 4), *rest).shape == (2, 11, 15)
+        assert deform_attn(value, (3, 4), *points).shape == (2, 11, 15)
 
 
 def test_a_grid_that_does_not_fit_the_tokens_is_refused():
-    value, *rest = make_inputs((3, 4))
+    value, *points = make_inputs((3, 4))
     with pytest.raises(ValueError, match="12 tokens, but a grid of 4x4"):
-        deform_attn(value, (4, 4), *rest)
+        deform_attn(value, (4, 4), *points)

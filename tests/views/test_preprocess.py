@@ -28,15 +28,15 @@ def test_tensors_are_those_of_torchvision(size: tuple[int, int]) -> None:
     image = noise(40, 60)
     resized = tv.resize(image, list(size), BICUBIC)
     expected = tv.normalize(tv.to_tensor(resized), MEAN, STD)
-    made = to_tensor(image, size, MEAN, STD)
-    assert made.dtype == torch.float32
-    torch.testing.assert_close(made, expected)
+    tensor = to_tensor(image, size, MEAN, STD)
+    assert tensor.dtype == torch.float32
+    torch.testing.assert_close(tensor, expected)
 
 
 def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
     image = noise(5, 4)
-    made = to_tensor(image, (5, 4), (0.0,) * 3, (1 / 255,) * 3)
-    torch.testing.assert_close(made.permute(1, 2, 0), torch.from_numpy(np.array(image)).float())
+    tensor = to_tensor(image, (5, 4), (0.0,) * 3, (1 / 255,) * 3)
+    torch.testing.assert_close(tensor.permute(1, 2, 0), torch.from_numpy(np.array(image)).float())
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
@@ -103,9 +103,9 @@ def test_no_long_image_becomes_a_huge_one_on_the_way(
     new = Image.Image._new
 
     def seen(self: Image.Image, im: object) -> Image.Image:
-        made = new(self, im)
-        sizes.append(made.width * made.height)
-        return made
+        image = new(self, im)
+        sizes.append(image.width * image.height)
+        return image
 
     monkeypatch.setattr(Image.Image, "_new", seen)
     pad_and_resize(image, (0, 0, 0), 56)

@@ -65,9 +65,9 @@ def short_sides(sides: tuple[int, ...], strides: tuple[int, ...]) -> set[int]:
 def test_no_other_short_side_is_nearer_to_the_aspect(size, pyramid) -> None:
     sides, strides = pyramid
     height, width = pyramid_sizes(size, sides=sides, strides=strides)[-1]
-    wanted = sides[-1] * min(size) / max(size)
-    nearest = min(abs(side - wanted) for side in short_sides(sides, strides))
-    assert abs(min(height, width) - wanted) == nearest
+    exact = sides[-1] * min(size) / max(size)
+    nearest = min(abs(side - exact) for side in short_sides(sides, strides))
+    assert abs(min(height, width) - exact) == nearest
 
 
 @given(images, st.sampled_from(PYRAMIDS))
@@ -112,24 +112,24 @@ def test_scaled_sizes_are_those_of_torch(height, width, ratio) -> None:
 def bilinear(image: torch.Tensor, ratio: float) -> torch.Tensor:
     """(H, W), pixel by pixel: centres at (i + 0.5) / ratio - 0.5, neighbours outside repeat the border."""
     height, width = image.shape
-    made = torch.empty(int(height * ratio), int(width * ratio), dtype=image.dtype)
-    for row in range(made.shape[0]):
-        for col in range(made.shape[1]):
+    rescaled = torch.empty(int(height * ratio), int(width * ratio), dtype=image.dtype)
+    for row in range(rescaled.shape[0]):
+        for col in range(rescaled.shape[1]):
             y, x = (max((place + 0.5) / ratio - 0.5, 0) for place in (row, col))
             top, left = int(y), int(x)
             below, right = min(top + 1, height - 1), min(left + 1, width - 1)
             upper = image[top, left] * (left + 1 - x) + image[top, right] * (x - left)
             lower = image[below, left] * (left + 1 - x) + image[below, right] * (x - left)
-            made[row, col] = upper * (top + 1 - y) + lower * (y - top)
-    return made
+            rescaled[row, col] = upper * (top + 1 - y) + lower * (y - top)
+    return rescaled
 
 
 @pytest.mark.parametrize("ratio", [0.4, 0.8, 1.5])
 def test_pixels_are_mapped_by_the_ratio_even_where_a_side_was_rounded_down(ratio: float) -> None:
     image = torch.rand(1, 3, 13, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    (made,) = image_pyramid(image, [ratio])
+    (view,) = image_pyramid(image, [ratio])
     for channel in range(3):
-        torch.testing.assert_close(made[0, channel], bilinear(image[0, channel], ratio))
+        torch.testing.assert_close(view[0, channel], bilinear(image[0, channel], ratio))
 
 
 def test_the_branch_of_ratio_one_sees_the_image_itself() -> None:
