@@ -59,14 +59,14 @@ class FakeAssistant(stepwell.Assistant):
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeAssistant]:
     """stepwell.load gives a fake and lists it here."""
-    made: list[FakeAssistant] = []
+    assistants: list[FakeAssistant] = []
 
     def load(model: str | None = None, device: str | None = None, dtype: str | None = None) -> FakeAssistant:
-        made.append(FakeAssistant(model=model, device=device, dtype=dtype))
-        return made[-1]
+        assistants.append(FakeAssistant(model=model, device=device, dtype=dtype))
+        return assistants[-1]
 
     monkeypatch.setitem(vars(stepwell), "load", load)  # not setattr, which would first import the real one
-    return made
+    return assistants
 
 
 @pytest.fixture
@@ -228,14 +228,14 @@ def test_flops_counts_a_published_model(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_flops_counts_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: reader_tiny\nmodel: {text: {num_hidden_layers: 1}}\n")
-    found = []
+    gflops = []
     for recipe in ("reader_tiny", str(tmp_path / "mine.yaml")):
         assert cli.main(["flops", recipe, "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
         assert report["visual_tokens"] == 64 * 64
-        found.append({part["name"]: part["true_gflops"] for part in report["parts"]})
-    assert found[1]["language_model"] == pytest.approx(found[0]["language_model"] / 4, rel=0.01)
-    assert found[1]["branches.0"] == found[0]["branches.0"]
+        gflops.append({part["name"]: part["true_gflops"] for part in report["parts"]})
+    assert gflops[1]["language_model"] == pytest.approx(gflops[0]["language_model"] / 4, rel=0.01)
+    assert gflops[1]["branches.0"] == gflops[0]["branches.0"]
 
 
 def test_a_folder_is_counted_before_a_recipe_of_its_name(

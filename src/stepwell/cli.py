@@ -1,4 +1,4 @@
-"""The command line. Each command calls one public function of the package, with the same argument names.
+"""The command line. Each command calls what a program would call, with the same argument names.
 
 Only typer and the standard library are imported above: what needs no model (help, a missing file, an empty
 question) is answered at once, and torch is imported after all of that. A refusal is one line on standard
@@ -79,8 +79,8 @@ def _reason(error: Exception) -> str:
     return _one_line(error) or type(error).__name__
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
         print(f"stepwell {version('stepwell')}")
         raise typer.Exit
 
@@ -154,7 +154,6 @@ def ask(
     assistant = stepwell.load(model, device=device, dtype=dtype)
     if not isinstance(assistant, stepwell.Assistant):
         raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
-    layouts = [assistant.layout(image) for image in opened]
     if show is not None:
         from stepwell.views.sheet import write_views
 
@@ -168,6 +167,7 @@ def ask(
     )
     seconds = time.perf_counter() - started
     if as_json:
+        layouts = [assistant.layout(image) for image in opened]
         print(json.dumps(_report(answer, seconds, images, layouts), ensure_ascii=False))
     else:
         print("" if stream else answer)
