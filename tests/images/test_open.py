@@ -123,10 +123,11 @@ def test_transparent_palette_entries_and_grey_with_alpha_are_laid_over_white() -
 
 
 def test_the_transparent_colour_of_a_png_is_found_at_every_depth() -> None:
+    two_bits = png(2, 1, 2, 0, b"\0\xb0", tRNS=b"\0\x02")
     four_bits = png(2, 1, 4, 0, b"\0\x3f", tRNS=b"\0\x03")
     sixteen_grey = png(2, 1, 16, 0, b"\0" + b"\x12\x34\xff\xff", tRNS=b"\x12\x34")
     sixteen_colour = png(1, 1, 16, 2, b"\0" + b"\x12\x34\x56\x78\x9a\xbc", tRNS=b"\x12\x34\x56\x78\x9a\xbc")
-    for raw in (four_bits, sixteen_grey, sixteen_colour):
+    for raw in (two_bits, four_bits, sixteen_grey, sixteen_colour):
         assert (pixels(open_image(raw)) == 255).all()
 
 
@@ -268,6 +269,8 @@ def test_missing_files_folders_and_impossible_names(tmp_path: Path) -> None:
         open_image(tmp_path / "none.png")
     with pytest.raises(FileNotFoundError):
         open_image("")
+    with pytest.raises(ImageError, match="is empty"):
+        open_image(b"")
     for source, match in [(tmp_path, "directory"), ("a" * 5000, "too long"), ("a\0b", "cannot be read")]:
         with pytest.raises(ImageError, match=match):
             open_image(source)

@@ -266,8 +266,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     low, high = 0.0, 65535.0
     if not image.mode.startswith("I;16"):
         least, most = float(values.min()), float(values.max())
-        tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        fitting = [(0.0, top) for top in tops if least >= 0 and most <= top]
+        fitting = [(0.0, top) for top in (1.0, 255.0, 65535.0) if least >= 0 and most <= top]
         low, high = (*fitting, (least, max(most, least + 1)))[0]
     if "transparency" in image.info:
         values[values == image.info["transparency"]] = high  # white
