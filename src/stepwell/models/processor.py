@@ -67,9 +67,9 @@ class StepwellProcessor(ProcessorMixin):
         unknown = sorted(name for name in others if not hasattr(processor.tokenizer, name))
         if unknown and "_from_pipeline" not in kwargs:
             raise ValueError(f"StepwellProcessor knows no {', '.join(map(repr, unknown))}")
-        settings = {"template": processor.template, "image_token_id": processor.image_token_id}
-        if kwargs.keys() & {"template", "chat_template"}:
-            del settings["template"]
+        settings = {"image_token_id": processor.image_token_id}
+        if not kwargs.keys() & {"template", "chat_template"}:
+            settings["template"] = processor.template
         refuse_other_settings(source, kwargs, **settings)
         if vision:
             processor.image_processor = processor.image_processor.adjusted(vision)
@@ -219,10 +219,9 @@ class StepwellProcessor(ProcessorMixin):
             else plain_prompt(text, self.tokenizer, add_special_tokens=options.add_special_tokens)
             for text in ([text] if isinstance(text, str) else text or [])
         ]
-        if text is not None:
-            _check_counts(prompts, images, len(opened))
         data: dict[str, Any] = {}
         if text is not None:
+            _check_counts(prompts, images, len(opened))
             tokens = iter([self.image_tokens(layout) for layout in layouts])
             rows = [
                 label_tokens(prompt, self.tokenizer, [next(tokens) for _ in range(prompt.num_images)])
