@@ -394,6 +394,7 @@ def test_options_that_a_text_cannot_have_are_refused(assistant, draw):
 
 
 def test_layouts_are_made_once_and_before_any_pixel_is_read(assistant, draw, monkeypatch):
+    assert assistant.processor.geometry  # whose making tries a layout
     steps = []
     for name in ("layout", "inputs"):
         method = getattr(PyramidGeometry, name)
