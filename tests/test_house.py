@@ -28,7 +28,7 @@ GROUPS = [
     ["data", "flops"],
     ["train"],
     ["reader"],
-    ["weights", "serve"],
+    ["weights"],
     ["cli", "__init__"],  # the command line, and the list of public names
 ]
 RANK = {room: rank for rank, group in enumerate(GROUPS) for room in group}
