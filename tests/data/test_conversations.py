@@ -36,6 +36,20 @@ def test_text_alone_keeps_its_words(tmp_path):
     assert sample.turns[0].question == " what does <image> mean? "
 
 
+@pytest.mark.parametrize("image", ["", None, []])
+def test_an_empty_image_is_no_image(tmp_path, image):
+    entry = {"image": image, "conversations": [turn("human", "<image> tags?"), turn("gpt", "Text.")]}
+    sample = Conversations(write(tmp_path / "x.json", [entry]))[0]
+    assert (sample.image, sample.turns[0].question) == (None, "<image> tags?")
+
+
+@pytest.mark.parametrize("image", [5, ["a.jpg", "b.jpg"]])
+def test_an_image_that_is_no_path_is_refused(tmp_path, image):
+    entry = {"image": image, "conversations": [turn("human", "x"), turn("gpt", "y")]}
+    with pytest.raises(ValueError, match=r"conversation 0: an image is one path, got (5|\['a)"):
+        Conversations(write(tmp_path / "x.json", [entry]))[0]
+
+
 def test_one_leading_answer_is_dropped(tmp_path):
     turns = [turn("gpt", "Hello"), turn("human", "Hi"), turn("gpt", "Yes?")]
     assert len(Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))[0].turns) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
@@ -49,6 +51,14 @@ def test_samples_of_different_lengths_are_padded_at_the_right(processor):
     assert (batch["input_ids"][1, lengths[1] :] == processor.tokenizer.pad_token_id).all()
     assert (batch["labels"][1, lengths[1] :] == IGNORE).all()
     assert batch["image_sizes"].tolist() == [[100, 200], [200, 100]]
+
+
+def test_a_tokenizer_without_a_pad_token_pads_as_asking_does(processor):
+    samples = [sample(FIRST, SECOND), sample(FIRST)]
+    bare = copy.deepcopy(processor)
+    bare.tokenizer.pad_token = None
+    batch = Collator(bare, max_length=4096)(samples)
+    assert not batch["input_ids"][1][batch["attention_mask"][1] == 0].any()
 
 
 def test_long_samples_lose_whole_turns_from_the_end(processor):

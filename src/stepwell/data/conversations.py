@@ -37,11 +37,11 @@ class Conversations:
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]
-        image = entry.get("image")
+        image = entry.get("image") or None
         if not isinstance(image, str | None):
-            raise ValueError(f"conversation {index} has {len(image)} images; this source takes one")
+            raise ValueError(f"conversation {index}: an image is one path, got {image!r}")
         try:
-            messages = from_llava(entry["conversations"], has_image=bool(image))
+            messages = from_llava(entry["conversations"], has_image=image is not None)
             roles = [message["role"] for message in messages]
             if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
                 raise ValueError(f"human and gpt must take turns, got {', '.join(roles) or 'none'}")

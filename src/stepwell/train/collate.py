@@ -66,7 +66,9 @@ class Collator:
         gives.
         """
         batch: dict[str, Any] = {
-            "input_ids": pad_sequence([row.ids for row in rows], True, self.processor.tokenizer.pad_token_id),
+            "input_ids": pad_sequence(
+                [row.ids for row in rows], True, self.processor.tokenizer.pad_token_id or 0
+            ),
             "labels": pad_sequence([row.labels for row in rows], True, IGNORE),
         }
         if self.turns == "together":
