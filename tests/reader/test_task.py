@@ -113,6 +113,43 @@ def test_text_without_an_image_costs_no_frames_and_no_pointers():
     assert losses["language"] > 0
 
 
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("pointer_layers=[-3, 3]", "head 0 of layers -3, 3, counted from 0, but .* has 3 layers of 2 heads"),
+        ("pointer_head=2", "head 2 of layers 1, 2, counted from 0, but .* has 3 layers of 2 heads"),
+    ],
+)
+@pytest.mark.parametrize("stage", [0, 1])  # the first only begins with the head of the second
+def test_a_pointer_that_the_decoder_has_not_is_refused(stage, override, complaint):
+    recipe = load_recipe("reader_smoke", [f"stages.answer.{override}"])
+    with pytest.raises(ValueError, match=complaint):
+        ReaderTask(recipe, recipe.stages[stage])
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_decoder_of_another_kind_is_refused_where_the_task_looks_into_it(left):
+    gpt = "model.text={model_type: gpt2, n_embd: 32, n_layer: 1, n_head: 2, n_positions: 4096}"
+    neither = ["model.start_looking=false", "stages.answer.losses={language: 1.0}"]
+    recipe = load_recipe("reader_smoke", [gpt, neither[left]])
+    with pytest.raises(ValueError, match="llama, mistral, qwen2, not of 'gpt2'"):
+        ReaderTask(recipe, recipe.stages[1])
+    recipe = load_recipe("reader_smoke", [gpt, *neither])
+    assert ReaderTask(recipe, recipe.stages[1]).build()
+
+
+def test_the_head_that_begins_to_look_is_the_one_that_is_told_where():
+    pointer = ["stages.answer.pointer_layers=[0, 2]", "stages.answer.pointer_head=1"]
+    layers = []
+    for looking in ("true", "false"):
+        recipe = load_recipe("reader_smoke", [*pointer, f"model.start_looking={looking}"])
+        torch.manual_seed(0)
+        layers.append(ReaderTask(recipe, recipe.stages[0]).build().model.language_model.layers)
+    queries = [[layer.self_attn.q_proj.weight.unflatten(0, (2, -1)) for layer in each] for each in layers]
+    started = [(i, head) for i in range(3) for head in (0, 1) if (queries[0][i] != queries[1][i])[head].any()]
+    assert started == [(0, 1), (2, 1)]
+
+
 @pytest.mark.parametrize("framing", ["pad", "crop"])
 def test_losses_that_point_into_the_image_are_refused_where_the_grid_does_not_cover_it(framing):
     with pytest.raises(ValueError, match="one grid over the whole image"):

@@ -97,3 +97,11 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path):
     path.write_text("a: [1")
     with pytest.raises(ValueError, match="is not YAML"):
         load_recipe(path)
+
+
+def test_a_field_of_a_loss_that_the_stage_does_not_name_is_refused():
+    losses = "stages.answer.losses={language: 1.0}"
+    for field in ("frame_step=2.0", "pointer_layers=[1]", "pointer_head=0"):
+        assert load_recipe("reader_smoke", [f"stages.answer.{field}"])
+        with pytest.raises(ValueError, match=rf"stages\.1: {field.split('=')[0]} is of the loss \w+, which"):
+            load_recipe("reader_smoke", [losses, f"stages.answer.{field}"])
