@@ -30,7 +30,7 @@ def make_task(stage=1, **changes):
 
 
 def batch_of(task, *indices):
-    source = mixture(task, task.stage, seed=0)
+    source = mixture(task, seed=0)
     return task.collate([source[i] for i in indices])
 
 
@@ -94,7 +94,7 @@ def test_questions_apart_are_learned_as_if_they_were_asked_alone():
     torch.manual_seed(0)
     apart, together = (make_task(turns=turns, losses={"language": 1.0}) for turns in ("apart", "together"))
     module = apart.build()
-    page = mixture(apart, apart.stage, seed=0)[1]
+    page = mixture(apart, seed=0)[1]
     assert len(page.turns) > 2
     at_once = apart.losses(module, apart.collate([page]))["language"]
     alone = []

@@ -176,7 +176,7 @@ class ReaderTask(ChatTask):
         return build_reader_tokenizer() if model.tokenizer is None else super().build_tokenizer(model)
 
     def build(self) -> nn.Module:
-        model: ReaderTraining = self.start(ReaderTraining, stage=self.stage)
+        model: ReaderTraining = self.start(ReaderTraining, self.stage_config, stage=self.stage)
         if self.settings.model.start_looking:
             stage = self.pointing
             start_looking(
@@ -235,15 +235,6 @@ class ReaderTask(ChatTask):
     def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = module(**batch)
         return losses
-
-    def save(self, module: nn.Module, folder: Path) -> None:
-        model = StepwellForConditionalGeneration(self.config)
-        model.generation_config = module.generation_config
-        state = {
-            name: value for name, value in module.state_dict().items() if not name.startswith("line_head.")
-        }
-        model.load_state_dict(state)
-        super().save(model, folder)
 
 
 def _check_grid(geometry: Geometry) -> None:
