@@ -83,7 +83,7 @@ def test_samples_keep_the_aspect_and_long_side_asked_for():
 
 
 def test_reads_are_limited_and_the_first_turn_has_the_placeholder():
-    sample = DrawnPages(count=1, sides=(400, 400), text=(12, 14), reads=3, kind="document")[0]
+    sample = DrawnPages(count=1, sides=(400, 400), text=(12, 14), reads=3, page="document")[0]
     assert len(sample.turns) == 3
     assert [turn.question.count("<image>") for turn in sample.turns] == [1, 0, 0]
     assert all(turn.answer == turn.line.text for turn in sample.turns)

@@ -34,7 +34,7 @@ def scans(tmp_path):
 
 
 def source(folder, **changes):
-    settings = {"images": folder, "fields": folder / "fields.jsonl", "copies": 8, **changes}
+    settings = {"images": folder, "fields": folder / "fields.jsonl", **changes}
     return TextLines(folder / "lines.json", **settings)
 
 

@@ -68,7 +68,7 @@ def test_overrides_reach_any_field(override, read, value):
         ("stages.0.stepps=5", r"stages\.0\.stepps: Extra inputs"),
         ("stages.answer.steps=none", r"stages\.1\.steps"),
         ("stages.later.steps=1", "no entry 'later' in a list of 2"),
-        ("stages.look.steps.deep=1", "stages.look.steps is a value"),
+        ("stages.look.steps.deep=1", "stages.look.steps.deep: there is no 'deep' in the value 2"),
         ("seed", "a.b=c"),
         ("stages.look.losses={}", r"stages\.0\.losses"),
         ("stages.look.losses={words: 1.0}", r"stages\.0\.losses\.words"),

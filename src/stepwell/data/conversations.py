@@ -20,8 +20,8 @@ __all__ = ["Conversations"]
 class Conversations:
     """A source of the entries of one LLaVA file.
 
-    Raises ValueError, at once, for a file that is not such a list; at an index, for turns that do not
-    alternate.
+    Images stay paths. Raises ValueError, at once, for a file that is not such a list; at an index, for turns
+    that do not alternate and an `image` that is not one path; KeyError for an entry without turns.
     """
 
     def __init__(self, path: Path, *, images: Path | None = None) -> None:

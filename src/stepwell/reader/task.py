@@ -189,24 +189,9 @@ class ReaderTask(ChatTask):
 
     def source(self, data: Any) -> Source:
         if isinstance(data, DrawnData):
-            return DrawnPages(
-                count=data.count,
-                seed=data.seed,
-                sides=data.sides,
-                aspect=data.aspect,
-                text=data.text,
-                reads=data.reads,
-                kind=data.page,
-            )
+            return DrawnPages(**data.model_dump(exclude={"kind", "weight"}))
         if isinstance(data, TextLineData):
-            return TextLines(
-                data.path,
-                images=data.images,
-                fields=data.fields,
-                reads=data.reads,
-                long_side=data.long_side,
-                seed=data.seed,
-            )
+            return TextLines(**data.model_dump(exclude={"kind", "weight"}))
         return super().source(data)
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
