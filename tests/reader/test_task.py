@@ -8,19 +8,31 @@ import pytest
 import torch
 from PIL import Image
 
-from stepwell.data.sample import Sample, Turn
-from stepwell.reader.page import Line, PageSample, PageTurn
+from stepwell.data.sample import Sample
+from stepwell.reader.page import Line, PageSample
 from stepwell.reader.task import ReaderTask
 from stepwell.train.recipe import load_recipe
 from stepwell.train.run import mixture
 
 LINE = Line(text="AB C", box=(20, 90, 100, 110), edges=(20, 40, 60, 80, 100))
-FIRST = PageTurn(question="<image>\nRead [0.100, 0.900, 0.500, 1.000]", answer="AB C", line=LINE)
-SECOND = PageTurn(question="What is the total?", answer="1.50")
+FIRST = ("<image>\nRead [0.100, 0.900, 0.500, 1.000]", "AB C", LINE)
+SECOND = ("What is the total?", "1.50", None)
+
+
+def conversation(*turns):
+    roles = ("user", "assistant")
+    return tuple(
+        {"role": role, "content": text} for turn in turns for role, text in zip(roles, turn[:2], strict=True)
+    )
 
 
 def sample(*turns, size=(200, 100)):
-    return PageSample(image=Image.new("RGB", size), turns=turns, lines=(LINE,))
+    return PageSample(
+        image=Image.new("RGB", size),
+        messages=conversation(*turns),
+        spelled=tuple(line for *_, line in turns),
+        lines=(LINE,),
+    )
 
 
 def make_task(stage=1, **changes):
@@ -95,19 +107,20 @@ def test_questions_apart_are_learned_as_if_they_were_asked_alone():
     apart, together = (make_task(turns=turns, losses={"language": 1.0}) for turns in ("apart", "together"))
     module = apart.build()
     page = mixture(apart, seed=0)[1]
-    assert len(page.turns) > 2
+    contents = [message["content"] for message in page.messages]
+    assert len(contents) > 4
     at_once = apart.losses(module, apart.collate([page]))["language"]
     alone = []
-    for turn in page.turns:
-        question = "<image>\n" + turn.question.removeprefix("<image>\n")
-        single = replace(page, turns=(replace(turn, question=question),))
-        alone += [together.losses(module, together.collate([single]))["language"]] * (len(turn.answer) + 1)
+    for question, answer in zip(contents[::2], contents[1::2], strict=True):
+        question = "<image>\n" + question.removeprefix("<image>\n")
+        single = replace(page, messages=conversation((question, answer)))
+        alone += [together.losses(module, together.collate([single]))["language"]] * (len(answer) + 1)
     torch.testing.assert_close(at_once, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_text_without_an_image_costs_no_frames_and_no_pointers():
     task = make_task()
-    batch = task.collate([Sample(image=None, turns=(Turn(question="Two and two?", answer="FOUR"),))])
+    batch = task.collate([Sample(image=None, messages=conversation(("Two and two?", "FOUR")))])
     losses = task.losses(task.build(), batch)
     assert losses["frames"] == losses["pointer"] == 0
     assert losses["language"] > 0

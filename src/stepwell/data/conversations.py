@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stepwell.data.sample import Sample, Turn
+from stepwell.data.sample import Sample
 from stepwell.language.conversation import from_llava
 
 __all__ = ["Conversations"]
@@ -47,9 +47,7 @@ class Conversations:
                 raise ValueError(f"human and gpt must take turns, got {', '.join(roles) or 'none'}")
         except ValueError as error:
             raise ValueError(f"conversation {index}: {error}") from None
-        contents = [message["content"] for message in messages]
-        texts = [content if isinstance(content, str) else content[0]["text"] for content in contents]
         return Sample(
             image=None if image is None else self.images / image,
-            turns=tuple(Turn(question=q, answer=a) for q, a in zip(texts[::2], texts[1::2], strict=True)),
+            messages=tuple(messages),
         )

@@ -284,5 +284,5 @@ class DrawnPages:
         ratio = self.aspect[0] * (self.aspect[1] / self.aspect[0]) ** chance.random()
         size = (long_side, round(long_side / ratio)) if ratio >= 1 else (round(long_side * ratio), long_side)
         page = draw_page(self.seed, index, size=size, text=self.text, kind=self.page)
-        turns = turns_about(page.lines, page.fields, size, reads=self.reads, chance=chance)
-        return PageSample(image=page.image, turns=turns, lines=page.lines)
+        messages, spelled = turns_about(page.lines, page.fields, size, reads=self.reads, chance=chance)
+        return PageSample(image=page.image, messages=messages, spelled=spelled, lines=page.lines)

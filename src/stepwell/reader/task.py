@@ -21,7 +21,7 @@ from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.reader.drawn import DrawnPages
 from stepwell.reader.line_head import LineHead, frame_loss, frames_along
-from stepwell.reader.page import PageTurn
+from stepwell.reader.page import Line
 from stepwell.reader.pointer import DECODERS, Pointers, tap_attention
 from stepwell.reader.start import start_looking
 from stepwell.reader.text_lines import TextLines
@@ -212,8 +212,8 @@ class ReaderTask(ChatTask):
             if layout is not None
         ]
         pointers = [
-            _pointers(row, layout, processor.image_token_id)
-            for row, layout in zip(rows, layouts, strict=True)
+            _pointers(row, getattr(sample, "spelled", ()), layout, processor.image_token_id)
+            for sample, row, layout in zip(samples, rows, layouts, strict=True)
         ]
         return {**self.collator.batch(rows, images), "pointers": pointers, "frames": frames}
 
@@ -252,7 +252,9 @@ def _check_decoder(text: Any, stage: ReaderStage) -> None:
         )
 
 
-def _pointers(row: Row, layout: TokenLayout | None, image_token_id: int) -> Pointers:
+def _pointers(
+    row: Row, spelled: Sequence[Line | None], layout: TokenLayout | None, image_token_id: int
+) -> Pointers:
     """For answers that take one token a character and one for the end: where each character stands."""
     positions: list[int] = []
     cells: list[int] = []
@@ -261,8 +263,7 @@ def _pointers(row: Row, layout: TokenLayout | None, image_token_id: int) -> Poin
         for is_answer, run in groupby(range(len(row.labels)), lambda i: int(row.labels[i]) != IGNORE)
         if is_answer
     ]
-    for answer, turn in zip(answers, row.turns, strict=False):
-        line = turn.line if isinstance(turn, PageTurn) else None
+    for answer, line in zip(answers, spelled, strict=False):  # the last turns may not have fitted
         if layout is None or line is None or len(answer) != len(line.text) + 1:
             continue
         (height, width), (rows, cols) = layout.image_size, layout.views[-1].grid

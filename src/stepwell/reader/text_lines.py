@@ -91,8 +91,8 @@ class TextLines:
             for key, value in self.fields.get(name, {}).items()
             if all(word in seen for word in value.upper().split())
         }
-        turns = turns_about(lines, fields, (height, width), reads=self.reads, chance=chance)
-        return PageSample(image=image.convert("RGB"), turns=turns, lines=tuple(lines))
+        messages, spelled = turns_about(lines, fields, (height, width), reads=self.reads, chance=chance)
+        return PageSample(image=image.convert("RGB"), messages=messages, spelled=spelled, lines=tuple(lines))
 
     def _window(self, boxes: list[Box], size: tuple[int, int], chance: random.Random) -> Box:
         """All text with a margin, or a part of it around one line."""
