@@ -52,6 +52,7 @@ def test_a_circle_of_bases_is_refused(tmp_path):
     [
         ("seed=5", lambda r: r.seed, 5),
         ("stages.0.steps=9", lambda r: r.stages[0].steps, 9),
+        ("stages.look.optimiser.lr=1e-4", lambda r: r.stages[0].optimiser.lr, 1e-4),  # which says none
         ("stages.answer.optimiser.lr=1e-4", lambda r: r.stages[1].optimiser.lr, 1e-4),
         ("stages.look.data.drawn.text=[9, 11]", lambda r: r.stages[0].data[0].text, (9, 11)),
         ("model.text.hidden_size=64", lambda r: r.model.text["hidden_size"], 64),
