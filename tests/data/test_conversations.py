@@ -26,19 +26,37 @@ def test_placeholders_move_to_the_front_and_paths_start_at_the_folder(tmp_path):
     source = Conversations(write(tmp_path / "x.json", [entry]), images=tmp_path / "images")
     assert len(source) == 1
     assert source[0].image == tmp_path / "images" / "a" / "b.jpg"
-    assert (source[0].turns[0].question, source[0].turns[0].answer) == ("<image>\nWhat is it?", "A cat")
+    question, answer = source[0].messages
+    assert question == {"role": "user", "content": "<image>\nWhat is it?"}
+    assert answer == {"role": "assistant", "content": [{"type": "text", "text": "A cat"}]}
 
 
 def test_text_alone_keeps_its_words(tmp_path):
     entry = {"conversations": [turn("human", " what does <image> mean? "), turn("gpt", "A place.")]}
     sample = Conversations(write(tmp_path / "x.json", [entry]))[0]
     assert sample.image is None
-    assert sample.turns[0].question == " what does <image> mean? "
+    assert sample.messages[0]["content"] == [{"type": "text", "text": " what does <image> mean? "}]
+
+
+@pytest.mark.parametrize("image", ["", None, []])
+def test_an_empty_image_is_no_image(tmp_path, image):
+    entry = {"image": image, "conversations": [turn("human", "<image> tags?"), turn("gpt", "Text.")]}
+    sample = Conversations(write(tmp_path / "x.json", [entry]))[0]
+    assert sample.image is None
+    assert sample.messages[0]["content"] == [{"type": "text", "text": "<image> tags?"}]
+
+
+@pytest.mark.parametrize("image", [5, ["a.jpg", "b.jpg"]])
+def test_an_image_that_is_no_path_is_refused(tmp_path, image):
+    entry = {"image": image, "conversations": [turn("human", "x"), turn("gpt", "y")]}
+    with pytest.raises(ValueError, match=r"conversation 0: an image is one path, got (5|\['a)"):
+        Conversations(write(tmp_path / "x.json", [entry]))[0]
 
 
 def test_one_leading_answer_is_dropped(tmp_path):
     turns = [turn("gpt", "Hello"), turn("human", "Hi"), turn("gpt", "Yes?")]
-    assert len(Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))[0].turns) == 1
+    messages = Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))[0].messages
+    assert [message["role"] for message in messages] == ["user", "assistant"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stepwell.data.mixture import Mixture
-from stepwell.data.sample import Sample, Turn
+from stepwell.data.sample import Sample
 
 
 class Numbers:
@@ -20,11 +20,11 @@ class Numbers:
     def __getitem__(self, index):
         if index in self.broken:
             raise OSError("truncated")
-        return Sample(image=None, turns=(Turn(question="?", answer=f"{self.name}{index}"),))
+        return Sample(image=None, messages=({"role": "user", "content": f"{self.name}{index}"},))
 
 
 def answers(mixture):
-    return [mixture[i].turns[0].answer for i in range(len(mixture))]
+    return [mixture[i].messages[0]["content"] for i in range(len(mixture))]
 
 
 def test_sources_come_in_proportion_to_their_weights():

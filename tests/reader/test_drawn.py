@@ -83,10 +83,10 @@ def test_samples_keep_the_aspect_and_long_side_asked_for():
 
 
 def test_reads_are_limited_and_the_first_turn_has_the_placeholder():
-    sample = DrawnPages(count=1, sides=(400, 400), text=(12, 14), reads=3, kind="document")[0]
-    assert len(sample.turns) == 3
-    assert [turn.question.count("<image>") for turn in sample.turns] == [1, 0, 0]
-    assert all(turn.answer == turn.line.text for turn in sample.turns)
+    sample = DrawnPages(count=1, sides=(400, 400), text=(12, 14), reads=3, page="document")[0]
+    contents = [message["content"] for message in sample.messages]
+    assert [question.count("<image>") for question in contents[::2]] == [1, 0, 0]
+    assert contents[1::2] == [line.text for line in sample.spelled]
 
 
 def test_wrong_pages_are_refused():

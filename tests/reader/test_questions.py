@@ -22,8 +22,8 @@ def test_boxes_outside_the_image_are_cut():
 
 
 def test_the_box_asked_for_surrounds_the_line():
-    (turn,) = turns_about([PRICE], {}, (100, 200), reads=1, chance=random.Random(0))
-    left, top, right, bottom = (float(x) for x in turn.question.split("[")[1].split("]")[0].split(","))
+    (question, _), _ = turns_about([PRICE], {}, (100, 200), reads=1, chance=random.Random(0))
+    left, top, right, bottom = (float(x) for x in question["content"].split("[")[1].split("]")[0].split(","))
     assert left <= 0.05
     assert top <= 0.2
     assert right >= 0.25
@@ -32,20 +32,20 @@ def test_the_box_asked_for_surrounds_the_line():
 
 def test_a_total_points_to_the_row_that_is_labelled_so():
     for seed in range(5):
-        turns = turns_about(
+        _, (line,) = turns_about(
             [PRICE, TOTAL], {"total": "8.50"}, (100, 200), reads=0, chance=random.Random(seed)
         )
-        assert turns[0].line == TOTAL.part("8.50")
-        assert turns[0].line.edges == (70, 80, 90, 100, 110)
+        assert line == TOTAL.part("8.50")
+        assert line.edges == (70, 80, 90, 100, 110)
 
 
 def test_wordings_are_those_of_the_receipt_questions():
     said = {
-        turn.question.replace("<image>\n", "").replace(ANSWER_SHORTLY, "").split("[")[0]
+        message["content"].replace("<image>\n", "").replace(ANSWER_SHORTLY, "").split("[")[0]
         for seed in range(40)
-        for turn in turns_about(
+        for message in turns_about(
             [PRICE], {"date": "1/2/2020"}, (100, 200), reads=1, chance=random.Random(seed)
-        )
+        )[0]
     }
     assert "What text is written inside the region " in said
     assert "On which date was this receipt issued?" in said

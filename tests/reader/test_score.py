@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from stepwell.reader.page import Line, PageSample, PageTurn
+from stepwell.reader.page import Line, PageSample
 from stepwell.reader.score import character_accuracy, height_band, read_samples
 
 
@@ -46,12 +46,13 @@ def test_heights_fall_into_bands():
 
 def test_answers_are_grouped_by_the_height_of_what_is_read():
     small, large = (Line(text="AB", box=(0, 0, 20, h), edges=(0, 10, 20)) for h in (9, 30))
-    turns = (
-        PageTurn(question="<image>\nRead [0]:AB", answer="AB", line=small),
-        PageTurn(question="Read [1]:AX", answer="AB", line=large),
-        PageTurn(question="total:1", answer="2", line=large),
+    texts = ["<image>\nRead [0]:AB", "AB", "Read [1]:AX", "AB", "total:1", "2"]
+    sample = PageSample(
+        image=Image.new("RGB", (40, 40)),
+        messages=tuple({"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)),
+        spelled=(small, large, large),
     )
-    scores = read_samples(Parrot(), [PageSample(image=Image.new("RGB", (40, 40)), turns=turns)])
+    scores = read_samples(Parrot(), [sample])
     assert (scores["8-10"].count, scores["8-10"].exact, scores["8-10"].characters) == (1, 1.0, 1.0)
     assert (scores["25+"].exact, scores["25+"].characters) == (0.0, 0.5)
     assert scores["fields"].exact == 0.0
@@ -61,4 +62,4 @@ def test_answers_are_grouped_by_the_height_of_what_is_read():
 
 def test_text_without_a_image_cannot_be_read():
     with pytest.raises(ValueError, match="measured on images"):
-        read_samples(Parrot(), [PageSample(image=None, turns=())])
+        read_samples(Parrot(), [PageSample(image=None, messages=())])

@@ -8,19 +8,31 @@ import pytest
 import torch
 from PIL import Image
 
-from stepwell.data.sample import Sample, Turn
-from stepwell.reader.page import Line, PageSample, PageTurn
+from stepwell.data.sample import Sample
+from stepwell.reader.page import Line, PageSample
 from stepwell.reader.task import ReaderTask
 from stepwell.train.recipe import load_recipe
 from stepwell.train.run import mixture
 
 LINE = Line(text="AB C", box=(20, 90, 100, 110), edges=(20, 40, 60, 80, 100))
-FIRST = PageTurn(question="<image>\nRead [0.100, 0.900, 0.500, 1.000]", answer="AB C", line=LINE)
-SECOND = PageTurn(question="What is the total?", answer="1.50")
+FIRST = ("<image>\nRead [0.100, 0.900, 0.500, 1.000]", "AB C", LINE)
+SECOND = ("What is the total?", "1.50", None)
+
+
+def conversation(*turns):
+    roles = ("user", "assistant")
+    return tuple(
+        {"role": role, "content": text} for turn in turns for role, text in zip(roles, turn[:2], strict=True)
+    )
 
 
 def sample(*turns, size=(200, 100)):
-    return PageSample(image=Image.new("RGB", size), turns=turns, lines=(LINE,))
+    return PageSample(
+        image=Image.new("RGB", size),
+        messages=conversation(*turns),
+        spelled=tuple(line for *_, line in turns),
+        lines=(LINE,),
+    )
 
 
 def make_task(stage=1, **changes):
@@ -30,7 +42,7 @@ def make_task(stage=1, **changes):
 
 
 def batch_of(task, *indices):
-    source = mixture(task, task.stage, seed=0)
+    source = mixture(task, seed=0)
     return task.collate([source[i] for i in indices])
 
 
@@ -94,23 +106,61 @@ def test_questions_apart_are_learned_as_if_they_were_asked_alone():
     torch.manual_seed(0)
     apart, together = (make_task(turns=turns, losses={"language": 1.0}) for turns in ("apart", "together"))
     module = apart.build()
-    page = mixture(apart, apart.stage, seed=0)[1]
-    assert len(page.turns) > 2
+    page = mixture(apart, seed=0)[1]
+    contents = [message["content"] for message in page.messages]
+    assert len(contents) > 4
     at_once = apart.losses(module, apart.collate([page]))["language"]
     alone = []
-    for turn in page.turns:
-        question = "<image>\n" + turn.question.removeprefix("<image>\n")
-        single = replace(page, turns=(replace(turn, question=question),))
-        alone += [together.losses(module, together.collate([single]))["language"]] * (len(turn.answer) + 1)
+    for question, answer in zip(contents[::2], contents[1::2], strict=True):
+        question = "<image>\n" + question.removeprefix("<image>\n")
+        single = replace(page, messages=conversation((question, answer)))
+        alone += [together.losses(module, together.collate([single]))["language"]] * (len(answer) + 1)
     torch.testing.assert_close(at_once, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_text_without_an_image_costs_no_frames_and_no_pointers():
     task = make_task()
-    batch = task.collate([Sample(image=None, turns=(Turn(question="Two and two?", answer="FOUR"),))])
+    batch = task.collate([Sample(image=None, messages=conversation(("Two and two?", "FOUR")))])
     losses = task.losses(task.build(), batch)
     assert losses["frames"] == losses["pointer"] == 0
     assert losses["language"] > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("pointer_layers=[-3, 3]", "head 0 of layers -3, 3, counted from 0, but .* has 3 layers of 2 heads"),
+        ("pointer_head=2", "head 2 of layers 1, 2, counted from 0, but .* has 3 layers of 2 heads"),
+    ],
+)
+@pytest.mark.parametrize("stage", [0, 1])  # the first only begins with the head of the second
+def test_a_pointer_that_the_decoder_has_not_is_refused(stage, override, complaint):
+    recipe = load_recipe("reader_smoke", [f"stages.answer.{override}"])
+    with pytest.raises(ValueError, match=complaint):
+        ReaderTask(recipe, recipe.stages[stage])
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_decoder_of_another_kind_is_refused_where_the_task_looks_into_it(left):
+    gpt = "model.text={model_type: gpt2, n_embd: 32, n_layer: 1, n_head: 2, n_positions: 4096}"
+    neither = ["model.start_looking=false", "stages.answer.losses={language: 1.0}"]
+    recipe = load_recipe("reader_smoke", [gpt, neither[left]])
+    with pytest.raises(ValueError, match="llama, mistral, qwen2, not of 'gpt2'"):
+        ReaderTask(recipe, recipe.stages[1])
+    recipe = load_recipe("reader_smoke", [gpt, *neither])
+    assert ReaderTask(recipe, recipe.stages[1]).build()
+
+
+def test_the_head_that_begins_to_look_is_the_one_that_is_told_where():
+    pointer = ["stages.answer.pointer_layers=[0, 2]", "stages.answer.pointer_head=1"]
+    layers = []
+    for looking in ("true", "false"):
+        recipe = load_recipe("reader_smoke", [*pointer, f"model.start_looking={looking}"])
+        torch.manual_seed(0)
+        layers.append(ReaderTask(recipe, recipe.stages[0]).build().model.language_model.layers)
+    queries = [[layer.self_attn.q_proj.weight.unflatten(0, (2, -1)) for layer in each] for each in layers]
+    started = [(i, head) for i in range(3) for head in (0, 1) if (queries[0][i] != queries[1][i])[head].any()]
+    assert started == [(0, 1), (2, 1)]
 
 
 @pytest.mark.parametrize("framing", ["pad", "crop"])

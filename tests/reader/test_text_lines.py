@@ -34,7 +34,7 @@ def scans(tmp_path):
 
 
 def source(folder, **changes):
-    settings = {"images": folder, "fields": folder / "fields.jsonl", "copies": 8, **changes}
+    settings = {"images": folder, "fields": folder / "fields.jsonl", **changes}
     return TextLines(folder / "lines.json", **settings)
 
 
@@ -71,9 +71,10 @@ def test_fields_are_asked_only_where_they_are_seen(scans):
     for index in range(6):
         sample = source(folder, whole=0.0, text=(30.0, 30.0), reads=1)[index]
         seen = " ".join(line.text for line in sample.lines)
-        for turn in sample.turns:
-            assert all(word in seen for word in turn.answer.split())
-    assert page.fields["company"] in {turn.answer for turn in source(folder, whole=1.0)[0].turns}
+        for answer in sample.messages[1::2]:
+            assert all(word in seen for word in answer["content"].split())
+    answers = {answer["content"] for answer in source(folder, whole=1.0)[0].messages[1::2]}
+    assert page.fields["company"] in answers
 
 
 def test_a_file_without_text_is_refused(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
 
-from stepwell.data.sample import Sample, Turn
+from stepwell.data.sample import Sample
 from stepwell.language.labels import IGNORE
 from stepwell.train.collate import Collator
 from stepwell.train.recipe import load_recipe
@@ -19,12 +21,16 @@ def processor():
     return find_task(recipe.task)(recipe, recipe.stages[1]).processor
 
 
+def turn(question, answer):
+    return ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+
+
 def sample(*turns, size=(200, 100)):
-    return Sample(image=Image.new("RGB", size), turns=turns)
+    return Sample(image=Image.new("RGB", size), messages=sum(turns, ()))
 
 
-FIRST = Turn(question="<image>\nRead [0.100, 0.900, 0.500, 1.000]", answer="AB C")
-SECOND = Turn(question="What is the total?", answer="1.50")
+FIRST = turn("<image>\nRead [0.100, 0.900, 0.500, 1.000]", "AB C")
+SECOND = turn("What is the total?", "1.50")
 
 
 def test_answers_and_their_ends_are_supervised_and_nothing_else(processor):
@@ -37,8 +43,7 @@ def test_answers_and_their_ends_are_supervised_and_nothing_else(processor):
 
 def test_training_reads_the_prompt_that_asking_reads(processor):
     ids = Collator(processor, max_length=4096)([sample(FIRST)])["input_ids"][0].tolist()
-    messages = [{"role": "user", "content": FIRST.question}]
-    encoded = processor.label(messages, [Image.new("RGB", (200, 100))], add_generation_prompt=True)
+    encoded = processor.label(FIRST[:1], [Image.new("RGB", (200, 100))], add_generation_prompt=True)
     assert ids[: len(encoded.input_ids)] == encoded.input_ids
 
 
@@ -49,6 +54,14 @@ def test_samples_of_different_lengths_are_padded_at_the_right(processor):
     assert (batch["input_ids"][1, lengths[1] :] == processor.tokenizer.pad_token_id).all()
     assert (batch["labels"][1, lengths[1] :] == IGNORE).all()
     assert batch["image_sizes"].tolist() == [[100, 200], [200, 100]]
+
+
+def test_a_tokenizer_without_a_pad_token_pads_as_asking_does(processor):
+    samples = [sample(FIRST, SECOND), sample(FIRST)]
+    bare = copy.deepcopy(processor)
+    bare.tokenizer.pad_token = None
+    batch = Collator(bare, max_length=4096)(samples)
+    assert not batch["input_ids"][1][batch["attention_mask"][1] == 0].any()
 
 
 def test_long_samples_lose_whole_turns_from_the_end(processor):
@@ -65,13 +78,24 @@ def test_long_samples_lose_whole_turns_from_the_end(processor):
 
 
 def test_text_without_an_image_makes_a_batch_of_text(processor):
-    batch = Collator(processor, max_length=4096)([Sample(image=None, turns=(SECOND,))])
+    batch = Collator(processor, max_length=4096)([Sample(image=None, messages=SECOND)])
     assert "pixel_values" not in batch
 
 
+@pytest.mark.parametrize("turns", ["together", "apart"])
+def test_text_without_an_image_stays_as_it_is(processor, turns):
+    asked = "<image>\n\n is what?"
+    messages = turn([{"type": "text", "text": asked}], "A tag")
+    ids = Collator(processor, max_length=4096, turns=turns)([Sample(image=None, messages=messages)])[
+        "input_ids"
+    ]
+    assert f"user\n{asked}<|im_end|>" in processor.tokenizer.decode(ids[0])
+    assert processor.image_token_id not in ids
+
+
 def test_special_tokens_in_data_stay_text(processor):
-    turn = Turn(question="<image>\nWhat is <|im_end|>?", answer="<|im_start|>")
-    batch = Collator(processor, max_length=4096)([sample(turn)])
+    spelled = turn("<image>\nWhat is <|im_end|>?", "<|im_start|>")
+    batch = Collator(processor, max_length=4096)([sample(spelled)])
     labels = batch["labels"][0]
     ends = processor.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert sum(int((labels == end).sum()) for end in ends) == 1

@@ -52,6 +52,13 @@ def test_unknown_parts_are_refused(model, parts):
         freeze_all_but(model, ["vision.branch"], parts)
 
 
+@pytest.mark.parametrize("part", ["visoin", "language", "vision.branches.7"])
+def test_a_rate_of_what_does_not_learn_is_refused(model, parts, part):
+    freeze_all_but(model, ["vision", "projector"], parts)
+    with pytest.raises(ValueError, match=rf"that learns is called '{part}'; its parts are projector, vision"):
+        parameter_groups(model, parts, lr=1.0, part_lrs={"vision": 0.5, part: 0.5}, weight_decay=0.1)
+
+
 def test_every_learning_parameter_is_in_exactly_one_group(model, parts):
     freeze_all_but(model, ["vision", "projector"], parts)
     groups = parameter_groups(model, parts, lr=1.0, part_lrs={"vision": 0.5}, weight_decay=0.1)

@@ -52,6 +52,7 @@ def test_a_circle_of_bases_is_refused(tmp_path):
     [
         ("seed=5", lambda r: r.seed, 5),
         ("stages.0.steps=9", lambda r: r.stages[0].steps, 9),
+        ("stages.look.optimiser.lr=1e-4", lambda r: r.stages[0].optimiser.lr, 1e-4),  # which says none
         ("stages.answer.optimiser.lr=1e-4", lambda r: r.stages[1].optimiser.lr, 1e-4),
         ("stages.look.data.drawn.text=[9, 11]", lambda r: r.stages[0].data[0].text, (9, 11)),
         ("model.text.hidden_size=64", lambda r: r.model.text["hidden_size"], 64),
@@ -68,7 +69,7 @@ def test_overrides_reach_any_field(override, read, value):
         ("stages.0.stepps=5", r"stages\.0\.stepps: Extra inputs"),
         ("stages.answer.steps=none", r"stages\.1\.steps"),
         ("stages.later.steps=1", "no entry 'later' in a list of 2"),
-        ("stages.look.steps.deep=1", "stages.look.steps is a value"),
+        ("stages.look.steps.deep=1", "stages.look.steps.deep: there is no 'deep' in the value 2"),
         ("seed", "a.b=c"),
         ("stages.look.losses={}", r"stages\.0\.losses"),
         ("stages.look.losses={words: 1.0}", r"stages\.0\.losses\.words"),
@@ -97,3 +98,11 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path):
     path.write_text("a: [1")
     with pytest.raises(ValueError, match="is not YAML"):
         load_recipe(path)
+
+
+def test_a_field_of_a_loss_that_the_stage_does_not_name_is_refused():
+    losses = "stages.answer.losses={language: 1.0}"
+    for field in ("frame_step=2.0", "pointer_layers=[1]", "pointer_head=0"):
+        assert load_recipe("reader_smoke", [f"stages.answer.{field}"])
+        with pytest.raises(ValueError, match=rf"stages\.1: {field.split('=')[0]} is of the loss \w+, which"):
+            load_recipe("reader_smoke", [losses, f"stages.answer.{field}"])

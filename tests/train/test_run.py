@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,8 +25,8 @@ def stage_trainer(folder, *overrides):
     """The trainer of reader_smoke's second stage."""
     recipe = load_recipe("reader_smoke", ["bf16=false", *overrides])
     task = ReaderTask(recipe, recipe.stages[1])
-    source = mixture(task, recipe.stages[1], seed=0)
-    return StageTrainer(task.build(), task, recipe, recipe.stages[1], source, folder, seed=0)
+    source = mixture(task, seed=0)
+    return StageTrainer(task.build(), task, recipe, source, folder, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,7 @@ def test_a_trained_folder_answers(finished):
     model = StepwellForConditionalGeneration.from_pretrained(folder)
     assistant = Assistant(model, StepwellProcessor.from_pretrained(folder))
     assert model.dtype == torch.float32
+    assert model.generation_config.use_cache  # which Trainer switches off in what it trains
     assert isinstance(assistant.ask(Image.new("RGB", (90, 60)), "What?", max_new_tokens=3), str)
 
 
@@ -72,6 +76,89 @@ def test_finished_stages_are_taken_up_again(finished):
     after = load_file(folder / "model.safetensors")
     assert (runs / "reader_smoke/2_answer/finished/model.safetensors").stat().st_mtime_ns == steps
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("stages.look.steps=3", "1_look was trained with stages.0.steps 2, and the recipe says 3"),
+        ("stages.answer.optimiser.lr=0.5", "2_answer was trained with stages.1.optimiser.lr 0.001"),
+        ("stages.answer.optimiser.part_lrs.projector=0.5", "part_lrs.projector None, .* says 0.5"),
+        ("model.text.hidden_size=64", "1_look was trained with model.text.hidden_size 32"),
+        ("model.vision.min_cells=1", "1_look was trained with model.vision.min_cells 2"),
+        ("seed=1", "1_look was trained with seed 42"),
+        ("stages.look.trainer={adam_epsilon: 1.0e-3}", "1_look .* stages.0.trainer.adam_epsilon None"),
+    ],
+)
+def test_a_finished_run_is_not_taken_for_that_of_another_recipe(finished, override, complaint):
+    runs, _ = finished
+    with pytest.raises(ValueError, match=f"{complaint}.*another output or name, delete") as refusal:
+        train("reader_smoke", [f"output={runs}", "bf16=false", override])
+    assert "\n" not in str(refusal.value)
+
+
+def test_fields_that_no_weight_depends_on_may_change_and_stages_be_added(finished, tmp_path, monkeypatch):
+    runs, _ = finished
+    shutil.copytree(runs, tmp_path / "moved")
+    recipe = load_recipe("reader_smoke").model_dump(mode="json", exclude_unset=True)
+    recipe["stages"].append({**recipe["stages"][0], "name": "again"})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    trained = []
+    monkeypatch.setattr(StageTrainer, "training_step", lambda self, *_, **__: trained.append(self) or kill())
+
+    def kill():
+        raise KeyboardInterrupt
+
+    settings = [f"output={tmp_path}/moved", "bf16=false", "workers=1", "log_steps=7", "save_steps=3"]
+    settings += ["save_dtype=float32", "stages.look.trainer={report_to: none, logging_first_step: true}"]
+    folder = train("reader_smoke", settings)
+    assert next(iter(load_file(folder / "model.safetensors").values())).dtype == torch.float32
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "mine.yaml", settings)
+    assert [trainer.stage.name for trainer in trained] == ["again"]
+
+
+def test_a_stage_that_stopped_does_not_go_on_by_another_recipe(tmp_path, monkeypatch):
+    settings = [f"output={tmp_path}", "bf16=false"]
+    save = StageTrainer.save_model
+
+    def save_and_die(self, folder, **kwargs):
+        save(self, folder, **kwargs)
+        if "checkpoint" not in folder:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StageTrainer, "save_model", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train("reader_smoke", settings)
+    assert not (tmp_path / "reader_smoke/1_look/finished").exists()
+    with pytest.raises(
+        ValueError, match=r"1_look was trained with stages\.0\.batch 2, and the recipe says 3"
+    ):
+        train("reader_smoke", [*settings, "stages.look.batch=3"])
+
+
+def test_stages_behind_one_that_is_trained_anew_are_trained_anew(finished, tmp_path):
+    runs, folder = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    later = tmp_path / "runs/reader_smoke/2_answer"
+    (later / "of_before").touch()
+    shutil.rmtree(tmp_path / "runs/reader_smoke/1_look")
+    again = load_file(train("reader_smoke", [f"output={tmp_path}/runs", "bf16=false"]) / "model.safetensors")
+    assert not (later / "of_before").exists()
+    before = load_file(folder / "model.safetensors")
+    assert all(torch.equal(before[name], again[name]) for name in before)
+    (later / "of_before").touch()
+    train("reader_smoke", [f"output={tmp_path}/runs", "bf16=false", "resume=false", "seed=3"])
+    assert not (later / "of_before").exists()
+
+
+def test_a_model_is_saved_in_its_own_geometry_and_not_in_that_of_its_last_stage(tmp_path):
+    sizes = ["stages.answer.vision={sizes: [64, 128]}", "stages.answer.steps=1", "stages.look.steps=1"]
+    folder = train("reader_smoke", [f"output={tmp_path}", "bf16=false", *sizes])
+    model = StepwellForConditionalGeneration.from_pretrained(folder)
+    stage = json.loads((tmp_path / "reader_smoke/2_answer/finished/config.json").read_text())
+    assert [branch.size for branch in model.config.vision.branches] == [128, 256]
+    assert [branch["size"] for branch in stage["vision_config"]["branches"]] == [64, 128]
 
 
 def test_an_interrupted_stage_ends_as_if_it_had_not_been(tmp_path, monkeypatch):

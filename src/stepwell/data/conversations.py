@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stepwell.data.sample import Sample, Turn
+from stepwell.data.sample import Sample
 from stepwell.language.conversation import from_llava
 
 __all__ = ["Conversations"]
@@ -20,8 +20,8 @@ __all__ = ["Conversations"]
 class Conversations:
     """A source of the entries of one LLaVA file.
 
-    Raises ValueError, at once, for a file that is not such a list; at an index, for turns that do not
-    alternate.
+    Images stay paths. Raises ValueError, at once, for a file that is not such a list; at an index, for turns
+    that do not alternate and an `image` that is not one path; KeyError for an entry without turns.
     """
 
     def __init__(self, path: Path, *, images: Path | None = None) -> None:
@@ -37,19 +37,17 @@ class Conversations:
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]
-        image = entry.get("image")
+        image = entry.get("image") or None
         if not isinstance(image, str | None):
-            raise ValueError(f"conversation {index} has {len(image)} images; this source takes one")
+            raise ValueError(f"conversation {index}: an image is one path, got {image!r}")
         try:
-            messages = from_llava(entry["conversations"], has_image=bool(image))
+            messages = from_llava(entry["conversations"], has_image=image is not None)
             roles = [message["role"] for message in messages]
             if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
                 raise ValueError(f"human and gpt must take turns, got {', '.join(roles) or 'none'}")
         except ValueError as error:
             raise ValueError(f"conversation {index}: {error}") from None
-        contents = [message["content"] for message in messages]
-        texts = [content if isinstance(content, str) else content[0]["text"] for content in contents]
         return Sample(
             image=None if image is None else self.images / image,
-            turns=tuple(Turn(question=q, answer=a) for q, a in zip(texts[::2], texts[1::2], strict=True)),
+            messages=tuple(messages),
         )

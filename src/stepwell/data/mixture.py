@@ -1,4 +1,4 @@
-"""Several sources as one, in fixed proportions, without the samples that cannot be read."""
+"""Several sources as one, in fixed proportions, without the samples that these cannot give."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _ATTEMPTS = 20
 class Mixture:
     """A source of `length` samples drawn from others by weight.
 
-    Index i always leads to the same sample. A sample that cannot be read is replaced by another of its
-    source, counted in `skipped` and logged. Raises ValueError for weights that do not fit, RuntimeError after
-    20 such samples in a row.
+    Index i always leads to the same sample. One for which its source raises OSError, ValueError or KeyError
+    is replaced by another of that source, counted in `skipped` (by each process for itself) and logged; an
+    image that is still a path is not opened here. Raises ValueError for weights that do not fit, RuntimeError
+    after 20 such samples in a row.
     """
 
     def __init__(

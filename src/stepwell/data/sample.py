@@ -10,29 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stepwell.language.messages import Message
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Sample", "Source", "Turn"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
-    """A question and its answer."""
-
-    question: str
-    answer: str
+__all__ = ["Sample", "Source"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """An image (or the path of one; None for text alone) and the turns about it.
+    """An image (or the path of one; None for text alone) and messages about it, user and assistant by turns.
 
-    The first question holds the `<image>` placeholder if there is an image.
+    With an image, a user's content is a string, and the first begins with `<image>`. Without one, only text
+    in parts may spell `<image>`.
     """
 
     image: Image | Path | None
-    turns: tuple[Turn, ...]
+    messages: tuple[Message, ...]
 
 
 class Source(Protocol):

@@ -267,11 +267,11 @@ class DrawnPages:
         aspect: tuple[float, float] = (1.0, 1.0),
         text: tuple[int, int] = (12, 28),
         reads: int = 16,
-        kind: str = "mixed",
+        page: str = "mixed",
     ) -> None:
         """sides: smallest and largest long side in pixels; aspect: smallest and largest height / width."""
         self.count, self.seed, self.sides, self.aspect = count, seed, sides, aspect
-        self.text, self.reads, self.kind = text, reads, kind
+        self.text, self.reads, self.page = text, reads, page
 
     def __len__(self) -> int:
         return self.count
@@ -283,6 +283,6 @@ class DrawnPages:
         long_side = chance.randint(*self.sides)
         ratio = self.aspect[0] * (self.aspect[1] / self.aspect[0]) ** chance.random()
         size = (long_side, round(long_side / ratio)) if ratio >= 1 else (round(long_side * ratio), long_side)
-        page = draw_page(self.seed, index, size=size, text=self.text, kind=self.kind)
-        turns = turns_about(page.lines, page.fields, size, reads=self.reads, chance=chance)
-        return PageSample(image=page.image, turns=turns, lines=page.lines)
+        page = draw_page(self.seed, index, size=size, text=self.text, kind=self.page)
+        messages, spelled = turns_about(page.lines, page.fields, size, reads=self.reads, chance=chance)
+        return PageSample(image=page.image, messages=messages, spelled=spelled, lines=page.lines)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stepwell.data.sample import Sample, Turn
+from stepwell.data.sample import Sample
 from stepwell.structures import Box
 
-__all__ = ["Line", "PageSample", "PageTurn"]
+__all__ = ["Line", "PageSample"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,14 +47,8 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PageTurn(Turn):
-    """`line` is the line that the answer spells, where it spells one."""
-
-    line: Line | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PageSample(Sample):
-    """`lines` are all lines of the page that are known."""
+    """`spelled` holds the line that each answer spells, where it spells one; `lines` all that are known."""
 
+    spelled: tuple[Line | None, ...] = ()
     lines: tuple[Line, ...] = ()

@@ -17,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-__all__ = ["AttentionTap", "Pointers", "tap_attention"]
+__all__ = ["DECODERS", "AttentionTap", "Pointers", "tap_attention"]
+
+DECODERS = ("llama", "mistral", "qwen2")
+"""Language models, by transformers' model_type, whose queries and keys are made as `_scores` makes them."""
 
 
 class Pointers(TypedDict):
@@ -29,7 +32,7 @@ class Pointers(TypedDict):
 
 
 class AttentionTap:
-    """What went into the attention of some layers during one forward pass of a Llama-like model."""
+    """What went into the attention of some layers during one forward pass of one of the DECODERS."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[nn.Module, Tensor, tuple[Tensor, Tensor]]] = []
@@ -51,19 +54,14 @@ def _scores(
     """-> (P, N): scaled products of the head's queries and keys, rotated as the model rotates them."""
     dim, kv_head = attention.head_dim, head // attention.num_key_value_groups
 
-    if attention.q_proj.bias is not None:
-        raise ValueError(
-            "the pointer reads attention without biases, as Llama's; leave the loss `pointer` out"
-        )
-
-    def rotated(weight: Tensor, number: int, positions: Tensor) -> Tensor:
-        x = F.linear(hidden[row, positions], weight[number * dim : (number + 1) * dim])[None, None]
+    def rotated(projection: Any, number: int, positions: Tensor) -> Tensor:
+        x = projection(hidden[row, positions])[None, None, :, number * dim : (number + 1) * dim]
         cos, sin = (code[row % len(code), positions][None] for code in rotary)
         turned: Tensor = apply_rotary_pos_emb(x, x, cos, sin)[0]
         return turned[0, 0]
 
-    query = rotated(attention.q_proj.weight, head, pointed["positions"])
-    key = rotated(attention.k_proj.weight, kv_head, pointed["visual"])
+    query = rotated(attention.q_proj, head, pointed["positions"])
+    key = rotated(attention.k_proj, kv_head, pointed["visual"])
     scaling: float = attention.scaling
     return query @ key.T * scaling
 

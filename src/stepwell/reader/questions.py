@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from stepwell.reader.page import Line, PageTurn
+from stepwell.language.messages import IMAGE, Message
+from stepwell.reader.page import Line
 from stepwell.structures import Box, Size
 
 __all__ = ["ANSWER_SHORTLY", "BOX_FORMAT", "FIELD_QUESTIONS", "READ_QUESTIONS", "box_text", "turns_about"]
@@ -63,9 +63,9 @@ def box_text(box: Box, size: Size) -> str:
 
 def turns_about(
     lines: Sequence[Line], fields: Mapping[str, str], size: Size, *, reads: int, chance: random.Random
-) -> tuple[PageTurn, ...]:
-    """Questions for all key fields and for up to `reads` lines, shuffled; the first one holds the
-    placeholder.
+) -> tuple[tuple[Message, ...], tuple[Line | None, ...]]:
+    """Questions for all key fields and for up to `reads` lines, shuffled, with their answers; and the line
+    that each answer spells. The first question holds the placeholder.
 
     size = (H, W) of the image. A field that one line spells points to it. Raises ValueError for a field
     that no question asks for.
@@ -74,21 +74,23 @@ def turns_about(
         raise ValueError(
             f"no question asks for {', '.join(unknown)}; fields are {', '.join(FIELD_QUESTIONS)}"
         )
-    turns = [
-        PageTurn(question=chance.choice(FIELD_QUESTIONS[name]), answer=value, line=_place(lines, name, value))
+    turns: list[tuple[str, str, Line | None]] = [
+        (chance.choice(FIELD_QUESTIONS[name]), value, _place(lines, name, value))
         for name, value in fields.items()
     ]
     for line in chance.sample(lines, min(reads, len(lines))):
         box = box_text(_loosened(line.box, chance), size)
-        turns.append(
-            PageTurn(question=chance.choice(READ_QUESTIONS).format(box=box), answer=line.text, line=line)
-        )
+        turns.append((chance.choice(READ_QUESTIONS).format(box=box), line.text, line))
     chance.shuffle(turns)
-    manner = [ANSWER_SHORTLY if chance.random() < 0.5 else "" for _ in turns]
-    return tuple(
-        replace(turn, question=("" if number else "<image>\n") + turn.question + manner[number])
-        for number, turn in enumerate(turns)
-    )
+    messages: list[Message] = []
+    for question, answer, _ in turns:
+        start = "" if messages else f"{IMAGE}\n"
+        manner = ANSWER_SHORTLY if chance.random() < 0.5 else ""
+        messages += [
+            {"role": "user", "content": start + question + manner},
+            {"role": "assistant", "content": answer},
+        ]
+    return tuple(messages), tuple(line for *_, line in turns)
 
 
 def _place(lines: Sequence[Line], field: str, value: str) -> Line | None:

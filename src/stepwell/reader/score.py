@@ -11,9 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from stepwell.data.sample import Sample
 from stepwell.models.ask import Assistant
-from stepwell.reader.page import PageTurn
+from stepwell.reader.page import PageSample
 
 __all__ = ["HEIGHTS", "ReadingScore", "character_accuracy", "height_band", "read_samples"]
 
@@ -46,7 +45,7 @@ def height_band(height: float) -> str:
 
 
 def read_samples(
-    assistant: Assistant, samples: Iterable[Sample], *, max_new_tokens: int = 64
+    assistant: Assistant, samples: Iterable[PageSample], *, max_new_tokens: int = 64
 ) -> dict[str, ReadingScore]:
     """Asks every question of the samples on its own; questions about a line are grouped by its height in
     pixels, all others under "fields", and everything under "all".
@@ -55,12 +54,12 @@ def read_samples(
     for sample in samples:
         if sample.image is None:
             raise ValueError("reading is measured on images; a sample has none")
-        for turn in sample.turns:
-            question = turn.question.replace("<image>", "").strip()
+        contents = [message["content"] for message in sample.messages]
+        for question, right, line in zip(contents[::2], contents[1::2], sample.spelled, strict=True):
+            question = question.replace("<image>", "").strip()
             answer = assistant.ask(sample.image, question, max_new_tokens=max_new_tokens)
-            line = turn.line if isinstance(turn, PageTurn) and "[" in question else None
-            group = "fields" if line is None else height_band(line.height)
-            score = (_plain(answer) == _plain(turn.answer), character_accuracy(answer, turn.answer))
+            group = "fields" if line is None or "[" not in question else height_band(line.height)
+            score = (_plain(answer) == _plain(right), character_accuracy(answer, right))
             results[group].append(score)
             results["all"].append(score)
     return {group: _score(scores) for group, scores in sorted(results.items())}

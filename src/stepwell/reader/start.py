@@ -9,6 +9,7 @@ Letters: D the language model's width, d width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ _COORDINATE, _TABLE, _COMPARISON = 0.3, 0.3, 1.5  # weights of the codes and of 
 _SEARCH, _CARRY = 0.7, 3.0  # weights of the search for a box and of what is brought from there
 
 
-def start_looking(model: Any, tokenizer: Any, *, layers: tuple[int, ...] = (1, 2), head: int = 0) -> None:
-    """All of them, in a model of ours with a Llama-like language model."""
+def start_looking(model: Any, tokenizer: Any, *, layers: Sequence[int], head: int) -> None:
+    """All of them, in a model of ours whose language model is one of pointer.py's DECODERS."""
     embedding = model.get_input_embeddings()
     start_coordinates(embedding.weight, tokenizer)
     for module in model.modules():

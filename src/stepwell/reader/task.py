@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from stepwell.data.sample import Source
@@ -21,8 +21,8 @@ from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.reader.drawn import DrawnPages
 from stepwell.reader.line_head import LineHead, frame_loss, frames_along
-from stepwell.reader.page import PageTurn
-from stepwell.reader.pointer import Pointers, tap_attention
+from stepwell.reader.page import Line
+from stepwell.reader.pointer import DECODERS, Pointers, tap_attention
 from stepwell.reader.start import start_looking
 from stepwell.reader.text_lines import TextLines
 from stepwell.reader.tokenizer import build_reader_tokenizer
@@ -80,6 +80,7 @@ class TextLineData(Strict):
 
 
 Loss = Literal["language", "frames", "pointer"]
+_LOSS_OF: dict[str, Loss] = {"frame_step": "frames", "pointer_layers": "pointer", "pointer_head": "pointer"}
 Data = Annotated[DrawnData | ConversationData | TextLineData, Field(discriminator="kind")]
 
 
@@ -88,9 +89,16 @@ class ReaderStage(ChatStage):
 
     losses: Annotated[Mapping[Loss, Rate], Field(min_length=1)] = {"language": 1.0}  # type: ignore[assignment]
     frame_step: Rate = 4.0
-    pointer_layers: tuple[int, ...] = (1, 2)
+    pointer_layers: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2)
     pointer_head: Annotated[int, Field(ge=0)] = 0
     data: Annotated[tuple[Data, ...], Field(min_length=1)]  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _fields_have_their_loss(self) -> ReaderStage:
+        for field, loss in _LOSS_OF.items():
+            if field in self.model_fields_set and loss not in self.losses:
+                raise ValueError(f"{field} is of the loss {loss}, which the stage does not name")
+        return self
 
 
 class ReaderRecipe(ChatRecipe):
@@ -158,15 +166,22 @@ class ReaderTask(ChatTask):
             self.learning = (*stage.train, "line_head")
         if stage.losses.keys() & {"frames", "pointer"}:
             _check_grid(self.collator.processor.geometry)
+        # Starting values are those of the head that will be told where to look, in whichever stage.
+        self.pointing = next((s for s in (stage, *recipe.stages) if "pointer" in s.losses), stage)
+        if "pointer" in stage.losses or recipe.model.start_looking:
+            _check_decoder(self.config.text_config, self.pointing)
 
     @classmethod
     def build_tokenizer(cls, model: Any) -> Any:
         return build_reader_tokenizer() if model.tokenizer is None else super().build_tokenizer(model)
 
     def build(self) -> nn.Module:
-        model: ReaderTraining = self.start(ReaderTraining, stage=self.stage)
+        model: ReaderTraining = self.start(ReaderTraining, self.stage_config, stage=self.stage)
         if self.settings.model.start_looking:
-            start_looking(model, self.processor.tokenizer)
+            stage = self.pointing
+            start_looking(
+                model, self.processor.tokenizer, layers=stage.pointer_layers, head=stage.pointer_head
+            )
         return model
 
     def parts(self, module: nn.Module) -> Mapping[str, str]:
@@ -174,24 +189,9 @@ class ReaderTask(ChatTask):
 
     def source(self, data: Any) -> Source:
         if isinstance(data, DrawnData):
-            return DrawnPages(
-                count=data.count,
-                seed=data.seed,
-                sides=data.sides,
-                aspect=data.aspect,
-                text=data.text,
-                reads=data.reads,
-                kind=data.page,
-            )
+            return DrawnPages(**data.model_dump(exclude={"kind", "weight"}))
         if isinstance(data, TextLineData):
-            return TextLines(
-                data.path,
-                images=data.images,
-                fields=data.fields,
-                reads=data.reads,
-                long_side=data.long_side,
-                seed=data.seed,
-            )
+            return TextLines(**data.model_dump(exclude={"kind", "weight"}))
         return super().source(data)
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
@@ -212,23 +212,14 @@ class ReaderTask(ChatTask):
             if layout is not None
         ]
         pointers = [
-            _pointers(row, layout, processor.image_token_id)
-            for row, layout in zip(rows, layouts, strict=True)
+            _pointers(row, getattr(sample, "spelled", ()), layout, processor.image_token_id)
+            for sample, row, layout in zip(samples, rows, layouts, strict=True)
         ]
         return {**self.collator.batch(rows, images), "pointers": pointers, "frames": frames}
 
     def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = module(**batch)
         return losses
-
-    def save(self, module: nn.Module, folder: Path) -> None:
-        model = StepwellForConditionalGeneration(self.config)
-        model.generation_config = module.generation_config
-        state = {
-            name: value for name, value in module.state_dict().items() if not name.startswith("line_head.")
-        }
-        model.load_state_dict(state)
-        super().save(model, folder)
 
 
 def _check_grid(geometry: Geometry) -> None:
@@ -245,7 +236,25 @@ def _check_grid(geometry: Geometry) -> None:
         )
 
 
-def _pointers(row: Row, layout: TokenLayout | None, image_token_id: int) -> Pointers:
+def _check_decoder(text: Any, stage: ReaderStage) -> None:
+    """Raises ValueError for a language model without the attention that the pointer and start.py know."""
+    if text.model_type not in DECODERS:
+        raise ValueError(
+            f"start_looking and the loss pointer know the attention of {', '.join(DECODERS)}, not of "
+            f"{text.model_type!r}; leave them out"
+        )
+    layers, head = stage.pointer_layers, stage.pointer_head
+    places = range(-text.num_hidden_layers, text.num_hidden_layers)
+    if not set(layers) <= set(places) or head >= text.num_attention_heads:
+        raise ValueError(
+            f"the pointer is head {head} of layers {', '.join(map(str, layers))}, counted from 0, but the "
+            f"language model has {text.num_hidden_layers} layers of {text.num_attention_heads} heads"
+        )
+
+
+def _pointers(
+    row: Row, spelled: Sequence[Line | None], layout: TokenLayout | None, image_token_id: int
+) -> Pointers:
     """For answers that take one token a character and one for the end: where each character stands."""
     positions: list[int] = []
     cells: list[int] = []
@@ -254,8 +263,7 @@ def _pointers(row: Row, layout: TokenLayout | None, image_token_id: int) -> Poin
         for is_answer, run in groupby(range(len(row.labels)), lambda i: int(row.labels[i]) != IGNORE)
         if is_answer
     ]
-    for answer, turn in zip(answers, row.turns, strict=False):
-        line = turn.line if isinstance(turn, PageTurn) else None
+    for answer, line in zip(answers, spelled, strict=False):  # the last turns may not have fitted
         if layout is None or line is None or len(answer) != len(line.text) + 1:
             continue
         (height, width), (rows, cols) = layout.image_size, layout.views[-1].grid

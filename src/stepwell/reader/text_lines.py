@@ -23,11 +23,12 @@ from stepwell.structures import Box
 
 __all__ = ["TextLines"]
 
+_COPIES = 100  # windows of every page
 _KEPT_SIDE = 2000  # pages are kept in memory at most this large
 
 
 class TextLines:
-    """A source of `copies` windows of every page."""
+    """A source of many windows of every page."""
 
     def __init__(
         self,
@@ -39,7 +40,6 @@ class TextLines:
         long_side: int = 1024,
         whole: float = 0.5,
         text: tuple[float, float] = (13.0, 26.0),
-        copies: int = 100,
         seed: int = 0,
     ) -> None:
         """images: the folder that the file names start from; whole: share of windows that show all of a
@@ -58,10 +58,10 @@ class TextLines:
             raise ValueError(f"{path} has no annotation with a text")
         self.fields = _read_fields(fields)
         self.images, self.reads, self.long_side, self.whole = images, reads, long_side, whole
-        self.text, self.copies, self.seed = text, copies, seed
+        self.text, self.seed = text, seed
 
     def __len__(self) -> int:
-        return len(self.pages) * self.copies
+        return len(self.pages) * _COPIES
 
     def __getitem__(self, index: int) -> PageSample:
         if not 0 <= index < len(self):
@@ -91,8 +91,8 @@ class TextLines:
             for key, value in self.fields.get(name, {}).items()
             if all(word in seen for word in value.upper().split())
         }
-        turns = turns_about(lines, fields, (height, width), reads=self.reads, chance=chance)
-        return PageSample(image=image.convert("RGB"), turns=turns, lines=tuple(lines))
+        messages, spelled = turns_about(lines, fields, (height, width), reads=self.reads, chance=chance)
+        return PageSample(image=image.convert("RGB"), messages=messages, spelled=spelled, lines=tuple(lines))
 
     def _window(self, boxes: list[Box], size: tuple[int, int], chance: random.Random) -> Box:
         """All text with a margin, or a part of it around one line."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -137,17 +137,15 @@ class ChatTask:
         return tokenizer
 
     def build(self) -> nn.Module:
-        module: nn.Module = self.start(StepwellForConditionalGeneration)
+        module: nn.Module = self.start(StepwellForConditionalGeneration, self.stage_config)
         return module
 
-    def start(self, kind: type[StepwellForConditionalGeneration], **arguments: Any) -> Any:
-        """A model of the class `kind` with the starting weights of the recipe, in the stage's geometry."""
+    def start(self, kind: type[Any], config: StepwellConfig, **arguments: Any) -> Any:
+        """A model of the class `kind` with the starting weights of the recipe."""
         settings = self.settings.model
         if settings.start is not None:
-            return kind.from_pretrained(
-                settings.start, config=self.stage_config, dtype=torch.float32, **arguments
-            )
-        model = kind(self.stage_config, **arguments)
+            return kind.from_pretrained(settings.start, config=config, dtype=torch.float32, **arguments)
+        model = kind(config, **arguments)
         model.generation_config.pad_token_id = self.processor.tokenizer.pad_token_id
         model.generation_config.eos_token_id = self.processor.tokenizer.eos_token_id
         for part, source in settings.parts.items():
@@ -168,16 +166,15 @@ class ChatTask:
     def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"language": language_loss(module, **batch)[0]}
 
-    def save(self, module: nn.Module, folder: Path) -> None:
-        assert isinstance(module, StepwellForConditionalGeneration)
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
-        module.config.vision_config = self.config.vision_config
-        module.to(getattr(torch, self.settings.save_dtype)).save_pretrained(folder)
+    def save(self, weights: Path, folder: Path) -> None:
+        model = self.start(StepwellForConditionalGeneration, self.config)
+        missing, _ = load_model(model, weights, strict=False)  # heads that only training needs are left out
+        assert not missing, f"{weights} lacks {missing[0]}"
+        model.to(getattr(torch, self.settings.save_dtype)).save_pretrained(folder)
         # Stored small, computed in full: in half precision the answers of a batch may differ from single
         # ones.
-        module.config.dtype = torch.float32
-        module.config.save_pretrained(folder)
+        model.config.dtype = torch.float32
+        model.config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 

@@ -7,7 +7,6 @@ Letters: B batch, L length of the longest row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,9 +14,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stepwell.data.sample import Sample, Turn
-from stepwell.language.labels import IGNORE, LabelledTokens
-from stepwell.language.messages import IMAGE
+from stepwell.data.sample import Sample
+from stepwell.language.labels import IGNORE
+from stepwell.language.messages import IMAGE, Message
 from stepwell.models.processor import StepwellProcessor
 
 __all__ = ["Collator", "Row", "TurnOrder"]
@@ -35,7 +34,6 @@ class Row(NamedTuple):
     labels: Tensor  # (L,)
     groups: Tensor  # (L,)
     positions: Tensor  # (L,)
-    turns: Sequence[Turn]  # those that fitted
 
 
 class Collator:
@@ -58,7 +56,7 @@ class Collator:
         """A row and the opened image of each sample."""
         fetch = self.processor.image_processor.fetch_images
         images = [None if sample.image is None else fetch(sample.image) for sample in samples]
-        rows = [self._row(sample.turns, image) for sample, image in zip(samples, images, strict=True)]
+        rows = [self._row(sample.messages, image) for sample, image in zip(samples, images, strict=True)]
         return rows, images
 
     def batch(self, rows: Sequence[Row], images: Sequence[Image | None]) -> dict[str, Any]:
@@ -66,7 +64,9 @@ class Collator:
         gives.
         """
         batch: dict[str, Any] = {
-            "input_ids": pad_sequence([row.ids for row in rows], True, self.processor.tokenizer.pad_token_id),
+            "input_ids": pad_sequence(
+                [row.ids for row in rows], True, self.processor.tokenizer.pad_token_id or 0
+            ),
             "labels": pad_sequence([row.labels for row in rows], True, IGNORE),
         }
         if self.turns == "together":
@@ -79,57 +79,44 @@ class Collator:
             batch |= self.processor.image_processor(present)
         return batch
 
-    def _row(self, turns: Sequence[Turn], image: Image | None) -> Row:
+    def _row(self, messages: Sequence[Message], image: Image | None) -> Row:
         write = self._together if self.turns == "together" else self._apart
-        parts = write(turns, image)
+        parts, turns = write(messages, image), len(messages) // 2
         while len(parts[0]) > self.max_length:
-            if len(turns) == 1:
+            if turns == 1:
                 raise ValueError(f"one turn takes {len(parts[0])} tokens; max_length is {self.max_length}")
-            turns = turns[: max(1, min(len(turns) - 1, len(turns) * self.max_length // len(parts[0])))]
-            parts = write(turns, image)
-        ids, labels, groups, positions = map(torch.tensor, parts)
-        return Row(ids, labels, groups, positions, turns)
+            turns = max(1, min(turns - 1, turns * self.max_length // len(parts[0])))
+            parts = write(messages[: 2 * turns], image)
+        return Row(*map(torch.tensor, parts))
 
-    def _together(self, turns: Sequence[Turn], image: Image | None) -> tuple[list[int], ...]:
+    def _together(self, messages: Sequence[Message], image: Image | None) -> tuple[list[int], ...]:
         """One conversation -> ids, labels, groups, positions."""
-        tokens = self._encode(turns, image)
+        tokens = self.processor.label(messages, [] if image is None else [image])
         length = len(tokens.input_ids)
         return tokens.input_ids, tokens.labels, [0] * length, list(range(length))
 
-    def _apart(self, turns: Sequence[Turn], image: Image | None) -> tuple[list[int], ...]:
+    def _apart(self, messages: Sequence[Message], image: Image | None) -> tuple[list[int], ...]:
         """Conversations of one turn each, that share what ends with the image."""
         ids, labels, groups, positions = [], [], [], []
         shared = 0
-        for number, turn in enumerate(turns, 1):
-            question = turn.question.removeprefix(IMAGE).lstrip("\n")
-            alone = replace(turn, question=f"{IMAGE}\n{question}" if image else question)
-            tokens = self._encode([alone], image)
+        for number, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True), 1):
+            if image is not None:
+                text = question["content"].removeprefix(IMAGE).lstrip("\n")
+                question = {**question, "content": f"{IMAGE}\n{text}"}
+            part_ids, part_labels, _, _ = self._together([question, answer], image)
             if number == 1:
                 if image is not None:
-                    reversed_ids = tokens.input_ids[::-1]
-                    shared = len(reversed_ids) - reversed_ids.index(self.processor.image_token_id)
-                ids, labels = tokens.input_ids[:shared], tokens.labels[:shared]
+                    shared = len(part_ids) - part_ids[::-1].index(self.processor.image_token_id)
+                ids, labels = part_ids[:shared], part_labels[:shared]
                 groups, positions = [0] * shared, list(range(shared))
-            ids += tokens.input_ids[shared:]
-            labels += tokens.labels[shared:]
-            groups += [number] * (len(tokens.input_ids) - shared)
-            positions += range(shared, len(tokens.input_ids))
+            ids += part_ids[shared:]
+            labels += part_labels[shared:]
+            groups += [number] * (len(part_ids) - shared)
+            positions += range(shared, len(part_ids))
         return ids, labels, groups, positions
-
-    def _encode(self, turns: Sequence[Turn], image: Image | None) -> LabelledTokens:
-        return self.processor.label(_messages(turns, image is not None), [] if image is None else [image])
 
 
 def _apart(groups: Tensor) -> Tensor:
     """(B, L) -> (B, 1, L, L), True where a query (third axis) may look: back, at group 0 and at its own."""
     same = (groups[:, None, :] == groups[:, :, None]) | (groups[:, None, :] == 0)
     return same.tril()[:, None]
-
-
-def _messages(turns: Sequence[Turn], has_image: bool) -> list[dict[str, Any]]:
-    """Without an image, a placeholder in a question is text like any other."""
-    messages: list[dict[str, Any]] = []
-    for turn in turns:
-        question = turn.question if has_image else [{"type": "text", "text": turn.question}]
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": turn.answer}]
-    return messages

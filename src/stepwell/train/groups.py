@@ -7,7 +7,7 @@ parameter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -27,10 +27,7 @@ def freeze_all_but(module: nn.Module, learning: Sequence[str], parts: Mapping[st
     none.
     """
     names = {name: part_of(name, parts) for name, _ in module.named_parameters()}
-    for part in learning:
-        if not any(_within(name, part) for name in names.values()):
-            known = sorted({name.split(".")[0] for name in names.values()})
-            raise ValueError(f"no part of the model is called {part!r}; its parts are {', '.join(known)}")
+    _refuse_unknown(learning, names.values(), "of the model")
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(any(_within(names[name], part) for part in learning))
 
@@ -46,17 +43,24 @@ def parameter_groups(
     """Groups for an optimiser: every parameter that learns is in exactly one.
 
     part_lrs gives parts a rate of their own, the longest matching name counts. No weight decay on norms,
-    biases, gates and scales.
+    biases, gates and scales. Raises ValueError for a rate of what does not learn.
     """
+    learning = {part_of(name, parts): p for name, p in module.named_parameters() if p.requires_grad}
+    _refuse_unknown(part_lrs, learning, "of the model that learns")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        matches = [part for part in part_lrs if _within(part_of(name, parts), part)]
+    for name, parameter in learning.items():
+        matches = [part for part in part_lrs if _within(name, part)]
         rate = part_lrs[max(matches, key=len)] if matches else lr
         decay = weight_decay if parameter.ndim > 1 else 0.0  # norms, biases, gates and scales are vectors
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+
+
+def _refuse_unknown(wanted: Iterable[str], names: Collection[str], whose: str) -> None:
+    for part in wanted:
+        if not any(_within(name, part) for name in names):
+            known = sorted({name.split(".")[0] for name in names})
+            raise ValueError(f"no part {whose} is called {part!r}; its parts are {', '.join(known)}")
 
 
 def _within(name: str, part: str) -> bool:

@@ -148,27 +148,19 @@ def _set(fields: dict[str, Any], override: str) -> None:
         raise ValueError(f"an override reads a.b=c, got {override!r}")
     *parents, last = path.split(".")
     place: Any = fields
-    for depth, key in enumerate(parents):
-        place = _step(place, key, ".".join(parents[: depth + 1]), create=True)
-    value = yaml.safe_load(text)
-    if isinstance(place, list):
-        place[_index(place, last, path)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise ValueError(f"--set {path}: {'.'.join(parents)} is a value, it has no fields")
+    for key in parents:
+        if isinstance(place, dict):
+            place.setdefault(key, {})
+        place = place[_index(place, key, path)]
+    place[_index(place, last, path)] = yaml.safe_load(text)
 
 
-def _step(place: Any, key: str, path: str, *, create: bool) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, key, path)]
+def _index(place: Any, key: str, path: str) -> Any:
+    """The key of a mapping; of a list, an entry's number, told by that, by its `name` or its `kind`."""
     if isinstance(place, dict):
-        return place.setdefault(key, {}) if create else place[key]
-    raise ValueError(f"--set {path}: there is nothing to go into")
-
-
-def _index(place: list[Any], key: str, path: str) -> int:
-    """A place in a list: its number, or the `name` or `kind` of the entry."""
+        return key
+    if not isinstance(place, list):
+        raise ValueError(f"--set {path}: there is no {key!r} in the value {place!r}")
     for number, entry in enumerate(place):
         if key == str(number) or (isinstance(entry, dict) and key in (entry.get("name"), entry.get("kind"))):
             return number

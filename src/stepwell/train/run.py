@@ -7,8 +7,10 @@ checkpoint.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +29,54 @@ from stepwell.train.tasks import Task, find_task
 __all__ = ["StageTrainer", "mixture", "train"]
 
 _logger = logging.getLogger(__name__)
+_RECORD = "recipe.json"
+_WITHOUT_EFFECT = {"name", "output", "save_steps", "log_steps", "workers", "resume", "save_dtype"}
+_TRAINER_WITHOUT_EFFECT = ("dataloader_", "disable_tqdm", "log", "report_to", "run_name", "save_")
 
 
 def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Trains what a recipe (a shipped name or a path) describes; overrides read "a.b=c".
 
     Returns the folder of the finished model, output/name/model. Raises ValueError of one line for a wrong
-    recipe, FileNotFoundError for data that is not there, ImportError where the [train] extra is missing.
+    recipe, and where the folder holds what another recipe trained; FileNotFoundError for data that is not
+    there, ImportError where the [train] extra is missing.
     """
     settings = load_recipe(recipe, overrides)
     _require_accelerate()
     register()
     tasks = [find_task(settings.task)(settings, stage) for stage in settings.stages]
-    sources = [
-        mixture(task, stage, seed=settings.seed + i) for i, (task, stage) in _numbered(tasks, settings)
-    ]
+    sources = [mixture(task, seed=settings.seed + i) for i, task in enumerate(tasks)]
     folder = settings.output / settings.name
-    before: Path | None = None
-    for i, (task, stage) in _numbered(tasks, settings):
-        stage_folder = folder / f"{i + 1}_{stage.name}"
-        finished = stage_folder / "finished" / "model.safetensors"
-        if settings.resume and finished.is_file():
-            _logger.info("stage %s is finished already", stage.name)
+    stages = [folder / f"{i + 1}_{stage.name}" for i, stage in enumerate(settings.stages)]
+    resume = settings.resume
+    for i, stage_folder in enumerate(stages):
+        if resume:
+            _refuse_another_recipe(stage_folder, _what_matters(settings, i))
+    weights: Path | None = None
+    for i, (task, source, stage_folder) in enumerate(zip(tasks, sources, stages, strict=True)):
+        finished = stage_folder / "finished"
+        if resume and finished.is_dir():
+            _logger.info("stage %s is finished already", task.stage.name)
         else:
-            module = _built(task, settings, before)
             trainer = StageTrainer(
-                module, task, settings, stage, sources[i], stage_folder, seed=settings.seed + i
+                _built(task, settings, weights), task, settings, source, stage_folder, seed=settings.seed + i
             )
-            last = settings.resume and stage_folder.is_dir() and get_last_checkpoint(str(stage_folder))
-            trainer.train(resume_from_checkpoint=last or None)
-            trainer.save_model(str(finished.parent))
-        before = finished
-    tasks[-1].save(_built(tasks[-1], settings, before), folder / "model")
+            last = get_last_checkpoint(str(stage_folder)) if resume and stage_folder.is_dir() else None
+            if trainer.is_world_process_zero():
+                if last is None:
+                    shutil.rmtree(stage_folder, ignore_errors=True)
+                _write(stage_folder / _RECORD, _what_matters(settings, i))
+            trainer.train(resume_from_checkpoint=last)
+            trainer.save_model(str(stage_folder / "unfinished"))
+            if trainer.is_world_process_zero():
+                (stage_folder / "unfinished").replace(finished)
+            trainer.accelerator.wait_for_everyone()
+            resume = False  # what later stages made of other weights
+        weights = finished / "model.safetensors"
+    assert weights is not None  # a recipe has a stage
+    set_seed(settings.seed)
+    tasks[-1].save(weights, folder / "model")
     return folder / "model"
-
-
-def _numbered(tasks: list[Task], recipe: Recipe) -> list[tuple[int, tuple[Task, Stage]]]:
-    return list(enumerate(zip(tasks, recipe.stages, strict=True)))
 
 
 def _built(task: Task, recipe: Recipe, weights: Path | None) -> nn.Module:
@@ -74,11 +87,53 @@ def _built(task: Task, recipe: Recipe, weights: Path | None) -> nn.Module:
     return module
 
 
-def mixture(task: Task, stage: Stage, *, seed: int) -> Mixture:
+def mixture(task: Task, *, seed: int) -> Mixture:
     """All samples of a stage, as many as its steps take."""
+    stage = task.stage
     length = stage.steps * stage.batch * stage.accumulate
     sources = [task.source(data) for data in stage.data]
     return Mixture(sources, [data.weight for data in stage.data], length=length, seed=seed)
+
+
+def _what_matters(recipe: Recipe, stage: int) -> Any:
+    """The fields that the weights of a stage depend on, all of them, as JSON."""
+    fields = recipe.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    fields["stages"] = fields["stages"][: stage + 1]
+    for each in fields["stages"]:
+        for name in [name for name in each["trainer"] if name.startswith(_TRAINER_WITHOUT_EFFECT)]:
+            del each["trainer"][name]
+    return fields
+
+
+def _refuse_another_recipe(folder: Path, recipe: Any) -> None:
+    """Raises ValueError naming the first field in which a stage's folder was trained otherwise."""
+    record = folder / _RECORD
+    if not record.is_file():  # nothing is there, or a run of 0.1
+        return
+    theirs, ours = (dict(_leaves(fields)) for fields in (json.loads(record.read_text("utf-8")), recipe))
+    for field in theirs | ours:
+        if (before := theirs.get(field)) != (now := ours.get(field)):
+            raise ValueError(
+                f"{folder} was trained with {field} {before!r}, and the recipe says {now!r}; choose another "
+                "output or name, delete that folder, or start anew with resume=false"
+            )
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of what JSON holds."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(part, f"{name}.{key}".removeprefix("."))
+    else:
+        yield name, value
+
+
+def _write(file: Path, fields: Any) -> None:
+    """The file is there as a whole, or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(fields, indent=2), "utf-8")
+    part.replace(file)
 
 
 class StageTrainer(Trainer):
@@ -89,7 +144,6 @@ class StageTrainer(Trainer):
         module: nn.Module,
         task: Task,
         recipe: Recipe,
-        stage: Stage,
         source: Mixture,
         folder: Path,
         *,
@@ -99,11 +153,11 @@ class StageTrainer(Trainer):
         freeze_all_but(module, task.learning, self.parts)
         super().__init__(
             module,
-            _training_arguments(recipe, stage, folder, seed=seed),
+            _training_arguments(recipe, task.stage, folder, seed=seed),
             data_collator=task.collate,
             train_dataset=source,
         )
-        self.task, self.stage = task, stage
+        self.task, self.stage = task, task.stage
         self.model_accepts_loss_kwargs = False  # losses are means over a batch, accumulated as means
         self._sums: dict[str, Tensor] = {}
         self._batches = 0

@@ -32,6 +32,9 @@ class Task(Protocol):
     recipe: ClassVar[type[Recipe]]
     """The fields of the task's recipes; a field that the task does not use is not among them."""
 
+    stage: Any
+    """Its fields."""
+
     learning: Sequence[str]
     """Parts that learn in this stage."""
 
@@ -62,8 +65,10 @@ class Task(Protocol):
         """The stage's losses by name, from one call of the module's forward; the loop weighs them."""
         ...
 
-    def save(self, module: nn.Module, folder: Path) -> None:
-        """The finished model, as a folder that `stepwell.load` takes."""
+    def save(self, weights: Path, folder: Path) -> None:
+        """The model of a stage's weights, without that stage's geometry, as a folder that `stepwell.load`
+        takes.
+        """
         ...
 
 
