@@ -57,6 +57,8 @@ arguments = TrainingArguments(
 trainer = Trainer(model, arguments, train_dataset=Stream(), data_collator=collate)
 trainer.train()
 trainer.save_model(folder)
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # its threads would end the process with an abort, at times
 """
 
 
