@@ -4,15 +4,16 @@
     model = stepwell.load()
     print(model.ask("receipt.jpg", "How much is the total?"))
 
-Importing registers the model classes with transformers' Auto classes and does nothing else. The command line
-answers before torch is imported, so under it the registration waits until a model is loaded.
+Importing loads neither torch nor transformers: public names arrive when they are used, and the model classes
+are registered with transformers' Auto classes as soon as those are loaded.
 """
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from stepwell.models.watch import register_when_needed
 
 if TYPE_CHECKING:
     from stepwell.images.open import ImageError as ImageError
@@ -52,7 +53,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_ROOMS])
 
 
-if "stepwell_command" not in sys.modules:
-    from stepwell.models.register import register
-
-    register()
+register_when_needed()
