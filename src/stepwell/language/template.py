@@ -10,6 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template as JinjaTemplate
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 __all__ = ["TEMPLATES", "Template", "find_template", "template_of", "write_content"]
 
@@ -24,6 +29,13 @@ class Template:
     name: str
     special: tuple[str, ...] = ()
     base: str | None = None
+
+    def write(self, **variables: Any) -> str:
+        """What the template makes of a conversation in which nothing is marked, without transformers.
+
+        Raises jinja2.TemplateError for a conversation that it refuses.
+        """
+        return _compiled(self.jinja).render(**variables)
 
     @property
     def jinja(self) -> str:
@@ -64,6 +76,19 @@ def template_of(jinja: object) -> Template | None:
 def write_content() -> str:
     """A template that writes the content of one message as ours do, parts as one text."""
     return _file("content") + "{{- write(messages[0]) -}}"
+
+
+@cache
+def _compiled(jinja: str) -> JinjaTemplate:
+    """As transformers compiles it, the mark of what is generated without its meaning."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    jinja = jinja.replace("{%- generation -%}", "{%- if true -%}")
+    return environment.from_string(jinja.replace("{%- endgeneration -%}", "{%- endif -%}"))
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
 
 
 @cache
