@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from stepwell.language.messages import IMAGE
 from stepwell.language.prompt import Piece, Prompt, Span
 from stepwell.language.tokenizer import special_tokens
+from stepwell.structures import TokenLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["IGNORE", "LabelledTokens", "label_tokens", "separator_tokens"]
+__all__ = ["IGNORE", "LabelledTokens", "label_tokens", "separator_tokens", "tokens_of_image"]
 
 IGNORE = -100
 """The label of a token outside the loss."""
@@ -55,6 +56,19 @@ def label_tokens(
 def separator_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A separator's ids as they stand inside of a text."""
     return [token for token, _, _ in _encode(text, tokenizer, inside=True)]
+
+
+def tokens_of_image(
+    layout: TokenLayout, tokenizer: PreTrainedTokenizerBase, image_token_id: int
+) -> list[int]:
+    """The ids that stand for an image: a placeholder for every visual token, and separators."""
+    texts = {run.text for run in layout.runs if run.text is not None}
+    separators = {text: separator_tokens(text, tokenizer) for text in texts}
+    ids: list[int] = []
+    for run in layout.runs:
+        ids += [image_token_id] * run.count if run.text is None else separators[run.text]
+        ids += run.ids or ()
+    return ids
 
 
 def _tokens(

@@ -100,6 +100,19 @@ class StepwellModel(StepwellPreTrainedModel):
         visual_tokens: list[Tensor] = self.vision(*self._unpacked(pixel_values, image_sizes))
         return visual_tokens
 
+    def embed(
+        self, input_ids: Tensor, visual_tokens: Tensor | None, *, is_checked: bool = True
+    ) -> Tensor:
+        """Embeddings (B, L, D) of ids (B, L), visual tokens (N, D) in place of the placeholders.
+
+        Raises ValueError as `place_visual_tokens` does. is_checked: False is for ids that hold none.
+        """
+        is_placeholder = input_ids == self.config.image_token_id  # an id that may lie past the vocabulary
+        embeddings: Tensor = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
+        if not is_checked:
+            return embeddings
+        return place_visual_tokens(input_ids, embeddings, visual_tokens, self.config.image_token_id)
+
     def _unpacked(self, pixel_values: Tensor, image_sizes: Tensor) -> tuple[list[Tensor], list[TokenLayout]]:
         if getattr(self, "_is_replica", False):
             raise ValueError(
@@ -133,18 +146,14 @@ class StepwellModel(StepwellPreTrainedModel):
         cache = past_key_values if cache is None else cache
         image_features = None
         if input_ids is not None:
-            is_placeholder = input_ids == self.config.image_token_id  # an id that may lie past the vocabulary
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
             if pixel_values is not None:
                 if image_sizes is None:
                     raise ValueError(
                         "pixel_values come with image_sizes; pass on all that the processor returns"
                     )
                 image_features = torch.cat(self.get_image_features(pixel_values, image_sizes))
-            if image_features is not None or _may_hold_placeholders(input_ids, cache):
-                inputs_embeds = place_visual_tokens(
-                    input_ids, inputs_embeds, image_features, self.config.image_token_id
-                )
+            is_checked = image_features is not None or _may_hold_placeholders(input_ids, cache)
+            inputs_embeds = self.embed(input_ids, image_features, is_checked=is_checked)
         elif pixel_values is not None:
             raise ValueError("pixel_values belong with input_ids; inputs_embeds already hold their images")
         outputs = self.language_model(

@@ -15,7 +15,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 from transformers.utils.chat_template_utils import _get_template_variables
 
-from stepwell.language.labels import IGNORE, LabelledTokens, label_tokens, separator_tokens
+from stepwell.language.labels import IGNORE, LabelledTokens, label_tokens, tokens_of_image
 from stepwell.language.messages import IMAGE, Message, images_of
 from stepwell.language.prompt import Prompt, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template, template_of
@@ -104,13 +104,7 @@ class StepwellProcessor(ProcessorMixin):
 
     def image_tokens(self, layout: TokenLayout) -> list[int]:
         """The token ids that stand for an image."""
-        texts = {run.text for run in layout.runs if run.text is not None}
-        separators = {text: separator_tokens(text, self.tokenizer) for text in texts}
-        ids: list[int] = []
-        for run in layout.runs:
-            ids += [self.image_token_id] * run.count if run.text is None else separators[run.text]
-            ids += run.ids or ()
-        return ids
+        return tokens_of_image(layout, self.tokenizer, self.image_token_id)
 
     def num_tokens(self, layout: TokenLayout) -> int:
         """All that the language model reads of an image, separators counted."""
@@ -129,7 +123,7 @@ class StepwellProcessor(ProcessorMixin):
         """
         prompt = render(
             messages,
-            self._jinja(None),
+            self.jinja(),
             self.tokenizer,
             add_generation_prompt=add_generation_prompt,
         )
@@ -171,7 +165,7 @@ class StepwellProcessor(ProcessorMixin):
         and options of the call, as are processor_kwargs (return_tensors, padding, ...); others are refused.
         return_assistant_tokens_mask marks what is supervised.
         """
-        jinja = self._jinja(chat_template)
+        jinja = self.jinja(chat_template)
         known = _get_template_variables(jinja)
         variables = {name: value for name, value in kwargs.items() if name in known}
         options = {name: value for name, value in kwargs.items() if name not in known}
@@ -232,7 +226,7 @@ class StepwellProcessor(ProcessorMixin):
             data |= self.image_processor(opened, layouts=layouts)
         return BatchFeature(data, tensor_type=options.return_tensors)
 
-    def _jinja(self, chat_template: str | None) -> str:
+    def jinja(self, chat_template: str | None = None) -> str:
         """The Jinja of a chat template that a call names or gives; None: this processor's."""
         own = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         jinja = own.get("default" if chat_template is None else chat_template, chat_template)

@@ -1,0 +1,87 @@
+"""An assistant without transformers, whose import takes longer than an answer: a plain Llama, greedily.
+
+The one exception to a library being better than our code, for the command that everybody types first.
+weights/light.py tells which folders it may open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stepwell.language.decoder import LlamaDecoder, decode_greedily
+from stepwell.language.light_tokenizer import LightTokenizer
+from stepwell.language.splice import place_visual_tokens
+from stepwell.models.vision import VisionSystem
+from stepwell.structures import Geometry, TokenLayout, VisionFeatures
+
+__all__ = ["LightEngine", "LightModel"]
+
+
+class LightModel(nn.Module):
+    """The parameters of a StepwellForConditionalGeneration, by the same names."""
+
+    def __init__(self, vision: VisionSystem, language_model: LlamaDecoder) -> None:
+        super().__init__()
+        settings = language_model.settings
+        self.model = nn.ModuleDict({"vision": vision, "language_model": language_model})
+        self.lm_head = nn.Linear(settings.hidden_size, settings.vocab_size, bias=False)
+        if settings.tie_word_embeddings:
+            self.lm_head.weight = language_model.embed_tokens.weight
+
+
+class LightEngine:
+    """An Engine (models/engine.py). end: ids that end an answer."""
+
+    def __init__(
+        self,
+        model: LightModel,
+        tokenizer: LightTokenizer,
+        *,
+        chat_template: str,
+        image_token_id: int,
+        end: Sequence[int],
+    ) -> None:
+        self.vision: VisionSystem = model.model["vision"]
+        self.language_model: LlamaDecoder = model.model["language_model"]
+        self.head = model.lm_head
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.image_token_id = image_token_id
+        self.end = end
+        self.max_positions: int | None = self.language_model.settings.max_position_embeddings
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.vision.geometry
+
+    def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
+        weight = self.language_model.embed_tokens.weight
+        return self.vision.encode([x.to(weight.device, weight.dtype) for x in inputs], layouts)
+
+    def answer(
+        self,
+        input_ids: Tensor,
+        is_text: Tensor,
+        visual_tokens: Tensor,
+        *,
+        max_new_tokens: int,
+        each: Callable[[list[int]], object],
+    ) -> Tensor:
+        embedding = self.language_model.embed_tokens
+        input_ids, is_text = input_ids.to(embedding.weight.device), is_text.to(embedding.weight.device)
+        is_placeholder = input_ids == self.image_token_id  # an id that may lie past the vocabulary
+        embeddings = embedding(input_ids.masked_fill(is_placeholder, 0))
+        return decode_greedily(
+            self.language_model,
+            self.head,
+            place_visual_tokens(input_ids, embeddings, visual_tokens, self.image_token_id),
+            is_text,
+            max_new_tokens=max_new_tokens,
+            end=self.end,
+            never=[self.image_token_id] if self.image_token_id < len(embedding.weight) else [],
+            pad=self.tokenizer.pad_token_id or 0,
+            each=lambda tokens: each(tokens.tolist()),
+        )

@@ -1,0 +1,94 @@
+"""Opens a folder of ours without transformers, where nothing in it says that an answer would be another.
+
+Every field of every file is looked at. Whatever is not known to be of no matter sends the folder the way
+through transformers, which also says what is wrong with a folder that is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from stepwell.language.decoder import LlamaDecoder, plain_llama
+from stepwell.language.light_tokenizer import LightTokenizer
+from stepwell.language.messages import IMAGE
+from stepwell.language.template import TEMPLATES
+from stepwell.models.ask import Assistant
+from stepwell.models.light import LightEngine, LightModel
+from stepwell.models.systems import vision_settings
+from stepwell.models.vision import settings_json
+
+__all__ = ["load_light"]
+
+_CONFIG = frozenset(
+    {
+        *("architectures", "dtype", "image_token_id", "model_type", "separators", "template", "text_config"),
+        *("tie_word_embeddings", "transformers_version", "vision_config"),
+    }
+)
+_PROCESSOR = frozenset({"image_processor", "processor_class", "separators", "template"})
+_IMAGE_PROCESSOR = frozenset({"image_processor_type", "vision_config"})
+
+
+def load_light(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> Assistant | None:
+    """As `stepwell.load` does, None where it has to be asked. dtype: None is the stored one."""
+    try:
+        config, processor, generation = (
+            json.loads((folder / f"{name}.json").read_text("utf-8"))
+            for name in ("config", "processor_config", "generation_config")
+        )
+        engine = _engine(folder, config, processor, generation, device, dtype)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return None
+    return None if engine is None else Assistant.on(engine)
+
+
+def _engine(
+    folder: Path,
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> LightEngine | None:
+    settings, vision = plain_llama(config["text_config"]), vision_settings(config["vision_config"])
+    tokenizer = LightTokenizer.read(folder)
+    is_known = (
+        config.keys() <= _CONFIG
+        and processor.keys() <= _PROCESSOR
+        and processor["image_processor"].keys() <= _IMAGE_PROCESSOR
+        and not config.get("separators")
+        and not processor.get("separators")
+        and config["template"] in TEMPLATES
+    )
+    if settings is None or tokenizer is None or not is_known:
+        return None
+    tied = config.get("tie_word_embeddings", settings.tie_word_embeddings)
+    agrees = (
+        tied == settings.tie_word_embeddings
+        and processor["template"] == config["template"]
+        and tokenizer.convert_tokens_to_ids(IMAGE) == config["image_token_id"]
+        and settings_json(vision_settings(processor["image_processor"]["vision_config"]))
+        == settings_json(vision)
+    )
+    if not agrees:
+        return None
+    model = LightModel(vision.build(settings.hidden_size), LlamaDecoder(settings))
+    weights = load_file(folder / "model.safetensors")
+    if settings.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"]
+    model.load_state_dict(weights, assign=True)
+    model.to(device, dtype or getattr(torch, config["dtype"])).eval()
+    end = generation["eos_token_id"]
+    return LightEngine(
+        model,
+        tokenizer,
+        chat_template=TEMPLATES[config["template"]].jinja,
+        image_token_id=config["image_token_id"],
+        end=end if isinstance(end, list) else [end],
+    )
