@@ -14,7 +14,7 @@ from measure import peak_gib
 from stepwell.reader.drawn import draw_page
 
 SIDES = (1000, 4000)
-ASK = "import sys; from stepwell_command import main; sys.argv[0] = 'stepwell'; sys.exit(main())"
+ASK = "import sys; from stepwell.cli import run; sys.argv[0] = 'stepwell'; sys.exit(run())"
 
 
 def run(rounds: int = 3) -> list[str]:

@@ -37,7 +37,7 @@ class FakeAssistant(stepwell.Assistant):
 
     def __init__(self, **settings: object) -> None:
         self.settings = settings
-        self.processor = SimpleNamespace(geometry=GEOMETRY)  # type: ignore[assignment]
+        self.engine = SimpleNamespace(geometry=GEOMETRY)  # type: ignore[assignment]
 
     def layout(self, image: Any) -> TokenLayout:
         return GEOMETRY.layout((image.height, image.width))
@@ -58,14 +58,14 @@ class FakeAssistant(stepwell.Assistant):
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeAssistant]:
-    """stepwell.load gives a fake and lists it here."""
+    """Loading gives a fake and lists it here."""
     assistants: list[FakeAssistant] = []
 
     def load(model: str | None = None, device: str | None = None, dtype: str | None = None) -> FakeAssistant:
         assistants.append(FakeAssistant(model=model, device=device, dtype=dtype))
         return assistants[-1]
 
-    monkeypatch.setitem(vars(stepwell), "load", load)  # not setattr, which would first import the real one
+    monkeypatch.setattr("stepwell.weights.light.load_to_ask", load)
     return assistants
 
 
@@ -263,7 +263,7 @@ def test_a_dry_run_that_does_not_fit_prints_the_report_and_refuses(
 def test_a_model_that_cannot_answer_is_refused(
     capsys: pytest.CaptureFixture[str], image_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(vars(stepwell), "load", lambda *args, **kwargs: object())
+    monkeypatch.setattr("stepwell.weights.light.load_to_ask", lambda *args, **kwargs: object())
     assert "answers no questions" in refusal(capsys, "ask", image_path, "What?")
 
 
@@ -295,7 +295,7 @@ def test_an_error_of_several_lines_is_told_in_one(
     def load(*args: object, **kwargs: object) -> None:
         raise ValueError("weights do not fit:\n  a.weight (2, 3)\n  b.weight (4,)")
 
-    monkeypatch.setitem(vars(stepwell), "load", load)  # not setattr, which would first import the real one
+    monkeypatch.setattr("stepwell.weights.light.load_to_ask", load)
     line = refusal(capsys, "ask", image_path, "What?")
     assert line == "stepwell: weights do not fit: a.weight (2, 3) b.weight (4,)\n"
     with pytest.raises(ValueError, match="do not fit"):

@@ -229,8 +229,8 @@ def test_the_command_answers_without_torch(arguments: list[str]) -> None:
     run(f"""
 import sys
 sys.argv = ["stepwell", *{arguments!r}]
-import stepwell_command
-stepwell_command.main()
+from stepwell.cli import run
+run()
 heavy = {{"torch", "transformers", "timm", "torchvision"}} & set(sys.modules)
 assert not heavy, heavy
 """)
@@ -248,7 +248,7 @@ def test_costs_are_told_without_transformers(arguments: list[str]) -> None:
     run(f"""
 import sys
 sys.argv = ["stepwell", *{arguments!r}]
-import stepwell_command
-assert stepwell_command.main() in (0, None)
+from stepwell.cli import run
+assert run() == 0
 assert "transformers" not in sys.modules
 """)

@@ -81,7 +81,7 @@ def test_the_wheel_holds_assets_recipes_and_nothing_of_the_workshop(wheel: Path)
     assert any(name.startswith("stepwell/recipes/") and name.endswith(".yaml") for name in files)
     assert "stepwell/py.typed" in files
     tops = {name.split("/")[0] for name in files}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"stepwell", "stepwell_command.py"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"stepwell"}
     assert {Path(name).name for name in files if "/licenses/" in name} == {"LICENSE", "NOTICE"}
 
 
@@ -94,7 +94,7 @@ def test_the_installed_command_answers_a_question(clean: Path, tmp_path: Path) -
 
 
 def test_the_installed_package_is_the_one_from_the_wheel(clean: Path, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['stepwell_command'] = sys; import stepwell; print(stepwell.__file__)"
+    code = "import stepwell; print(stepwell.__file__)"
     asked = run(clean, "python", "-c", code, folder=tmp_path)
     assert Path(asked.stdout.strip()).is_relative_to(clean), asked.stderr
 

@@ -23,7 +23,7 @@ from typer.exceptions import TyperException
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["app", "ask", "convert", "flops", "main", "plan", "train"]
+__all__ = ["app", "ask", "convert", "flops", "main", "plan", "run", "train"]
 
 REFUSED = 2
 INTERRUPTED = 130
@@ -36,6 +36,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's panels would double the time --help takes
 )
+
+
+def run() -> int:
+    """The command of this process; returns its exit code."""
+    try:
+        return main(sys.argv[1:])
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
 
 
 def main(arguments: list[str]) -> int:
@@ -148,16 +156,17 @@ def ask(
     if device is not None:
         _check_device(device)
 
-    import stepwell
+    from stepwell.models.ask import Assistant
+    from stepwell.weights.light import load_to_ask
 
     _quieten()
-    assistant = stepwell.load(model, device=device, dtype=dtype)
-    if not isinstance(assistant, stepwell.Assistant):
+    assistant = load_to_ask(model, device=device, dtype=dtype)
+    if not isinstance(assistant, Assistant):
         raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
     if show is not None:
         from stepwell.views.sheet import write_views
 
-        write_views(show, opened, assistant.processor.geometry)
+        write_views(show, opened, assistant.engine.geometry)
     started = time.perf_counter()
     answer = assistant.ask(
         opened,
@@ -214,10 +223,7 @@ def _check_device(device: str) -> None:
 
 def _quieten() -> None:
     """Loading bars and library warnings would drown a one-line answer."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     warnings.simplefilter("ignore")
 
 

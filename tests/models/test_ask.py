@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
 from PIL import Image
 
 
@@ -65,3 +68,65 @@ def test_an_opened_image_is_not_copied_on_its_way(assistant, draw, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", refuse)
     assert assistant.layout(image).image_size == (60, 90)
     assistant.ask(image, "What is it?", max_new_tokens=1)
+
+
+def test_an_image_is_encoded_once_for_all_questions(assistant, draw):
+    encoder, calls = assistant.model.model.vision.encoder.branches[0], []
+    handle = encoder.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    try:
+        a, questions = draw(90, 60), ["What is it?", "What else?", "And how many are there?"]
+        answers = assistant.ask(a, questions, max_new_tokens=6)
+        assert len(calls) == 1
+        encoded = assistant.encode(a)
+        assert [assistant.ask(encoded, text, max_new_tokens=6) for text in questions] == answers
+        assert len(calls) == 2
+        assert assistant.ask([encoded, draw(40, 40)], "Which?", max_new_tokens=2) is not None
+        assert len(calls) == 3
+    finally:
+        handle.remove()
+
+
+def test_many_are_batched_and_told_as_they_come(assistant, draw):
+    pairs = [([draw(90, 60, i)], "What is it?") for i in range(5)]
+    counts = []
+    answers = assistant.ask_many(pairs, max_new_tokens=4, batch_size=2, progress=counts.append)
+    assert counts == [2, 4, 5]
+    assert answers == assistant.ask_many(pairs, max_new_tokens=4, batch_size=5)
+    counts.clear()
+    features = assistant.encode_many([images[0] for images, _ in pairs], batch_size=3, progress=counts.append)
+    assert counts == [3, 5]
+    for (images, _), made in zip(pairs, features, strict=True):
+        torch.testing.assert_close(made.tokens, assistant.features(images[0]).tokens)
+    assert assistant.ask_many([]) == []
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        assistant.ask_many(pairs, batch_size=0)
+
+
+def test_settings_of_a_folders_generation_are_left_aside(assistant, draw):
+    expected = assistant.ask(draw(90, 60), "What is it?", max_new_tokens=12)
+    kept = assistant.model.generation_config
+    assistant.model.generation_config = copy.deepcopy(kept)
+    assistant.model.generation_config.update(repetition_penalty=5.0, no_repeat_ngram_size=1, num_beams=3)
+    try:
+        assert assistant.ask(draw(90, 60), "What is it?", max_new_tokens=12) == expected
+        assert assistant.model.generation_config.repetition_penalty == 5.0
+    finally:
+        assistant.model.generation_config = kept
+
+
+def test_what_exceeds_the_language_models_positions_is_refused_and_answers_end_with_them(assistant, draw):
+    length = len(assistant._prompt("What is it?", [assistant.layout(draw(90, 60))]))
+    engine, lengths = assistant.engine, []
+    kept = engine.max_positions
+    assert kept == assistant.model.config.text_config.max_position_embeddings
+    handle = assistant.model.lm_head.register_forward_hook(lambda *_: lengths.append(1))
+    try:
+        engine.max_positions = length + 3
+        assistant.ask(draw(90, 60), "What is it?", max_new_tokens=50)
+        assert len(lengths) <= 3
+        engine.max_positions = length
+        with pytest.raises(ValueError, match=rf"takes {length} tokens, .* made for {length}; show smaller"):
+            assistant.ask(draw(90, 60), "What is it?")
+    finally:
+        engine.max_positions = kept
+        handle.remove()

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import stepwell
-from stepwell.weights.load import SHIPPED
+from stepwell.weights.hub import SHIPPED
 
 HEAVY = ("torch", "transformers", "torchvision", "timm", "numpy", "PIL")
 

@@ -152,8 +152,8 @@ class Assistant:
         if engine.max_positions is not None:
             if length >= engine.max_positions:
                 raise ValueError(
-                    f"the question with its images takes {length} tokens, and the language model was made for "
-                    f"{engine.max_positions}; show smaller or fewer images"
+                    f"the question with its images takes {length} tokens, and the language model was made "
+                    f"for {engine.max_positions}; show smaller or fewer images"
                 )
             max_new_tokens = min(max_new_tokens, engine.max_positions - length)
         filler = engine.tokenizer.pad_token_id or 0

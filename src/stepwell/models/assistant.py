@@ -100,9 +100,7 @@ class StepwellModel(StepwellPreTrainedModel):
         visual_tokens: list[Tensor] = self.vision(*self._unpacked(pixel_values, image_sizes))
         return visual_tokens
 
-    def embed(
-        self, input_ids: Tensor, visual_tokens: Tensor | None, *, is_checked: bool = True
-    ) -> Tensor:
+    def embed(self, input_ids: Tensor, visual_tokens: Tensor | None, *, is_checked: bool = True) -> Tensor:
         """Embeddings (B, L, D) of ids (B, L), visual tokens (N, D) in place of the placeholders.
 
         Raises ValueError as `place_visual_tokens` does. is_checked: False is for ids that hold none.

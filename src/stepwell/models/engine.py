@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from stepwell.structures import Geometry, TokenLayout, VisionFeatures
@@ -22,10 +21,13 @@ class Engine(Protocol):
     that the language model was made for, prompt and answer together; None where it does not say.
     """
 
-    geometry: Geometry
     tokenizer: Any
     image_token_id: int
     max_positions: int | None
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the vision system."""
 
     @property
     def chat_template(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from stepwell.language.decoder import LlamaDecoder, decode_greedily
@@ -26,10 +25,16 @@ class LightModel(nn.Module):
     def __init__(self, vision: VisionSystem, language_model: LlamaDecoder) -> None:
         super().__init__()
         settings = language_model.settings
-        self.model = nn.ModuleDict({"vision": vision, "language_model": language_model})
+        self.model = _Parts(vision, language_model)
         self.lm_head = nn.Linear(settings.hidden_size, settings.vocab_size, bias=False)
         if settings.tie_word_embeddings:
             self.lm_head.weight = language_model.embed_tokens.weight
+
+
+class _Parts(nn.Module):
+    def __init__(self, vision: VisionSystem, language_model: LlamaDecoder) -> None:
+        super().__init__()
+        self.vision, self.language_model = vision, language_model
 
 
 class LightEngine:
@@ -44,8 +49,7 @@ class LightEngine:
         image_token_id: int,
         end: Sequence[int],
     ) -> None:
-        self.vision: VisionSystem = model.model["vision"]
-        self.language_model: LlamaDecoder = model.model["language_model"]
+        self.vision, self.language_model = model.model.vision, model.model.language_model
         self.head = model.lm_head
         self.tokenizer = tokenizer
         self.chat_template = chat_template

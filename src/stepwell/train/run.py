@@ -21,7 +21,6 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from stepwell.data.mixture import Mixture
-from stepwell.models.register import register
 from stepwell.train.groups import freeze_all_but, parameter_groups
 from stepwell.train.recipe import Recipe, Stage, load_recipe
 from stepwell.train.tasks import Task, find_task
@@ -43,7 +42,6 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     """
     settings = load_recipe(recipe, overrides)
     _require_accelerate()
-    register()
     tasks = [find_task(settings.task)(settings, stage) for stage in settings.stages]
     sources = [mixture(task, seed=settings.seed + i) for i, task in enumerate(tasks)]
     folder = settings.output / settings.name

@@ -7,13 +7,10 @@ from pathlib import Path
 
 from stepwell.folders import read_config
 
-__all__ = [
-    "ModelError",
-    "cache_folder",
-    "check_hub_name",
-    "find_folder",
-    "model_type",
-]
+__all__ = ["SHIPPED", "ModelError", "cache_folder", "check_hub_name", "find_folder", "model_type"]
+
+SHIPPED = Path(__file__).parents[1] / "assets"
+"""The model that travels with the package."""
 
 
 class ModelError(ValueError):

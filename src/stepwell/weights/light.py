@@ -22,8 +22,10 @@ from stepwell.models.ask import Assistant
 from stepwell.models.light import LightEngine, LightModel
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import settings_json
+from stepwell.weights.hub import SHIPPED, find_folder
+from stepwell.weights.precision import Precision, find_device, find_dtype
 
-__all__ = ["load_light"]
+__all__ = ["load_light", "load_to_ask"]
 
 _CONFIG = frozenset(
     {
@@ -33,6 +35,20 @@ _CONFIG = frozenset(
 )
 _PROCESSOR = frozenset({"image_processor", "processor_class", "separators", "template"})
 _IMAGE_PROCESSOR = frozenset({"image_processor_type", "vision_config"})
+
+
+def load_to_ask(
+    model: str | None = None, *, device: str | None = None, dtype: Precision | None = None
+) -> Any:
+    """What `stepwell.load` loads, without transformers where that gives the same answers."""
+    folder = SHIPPED if model is None else find_folder(model)
+    if folder is not None:
+        light = load_light(folder, device=find_device(device), dtype=find_dtype(dtype))
+        if light is not None:
+            return light
+    from stepwell.weights.load import load
+
+    return load(model, device=device, dtype=dtype)
 
 
 def load_light(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> Assistant | None:
@@ -65,6 +81,7 @@ def _engine(
         and not config.get("separators")
         and not processor.get("separators")
         and config["template"] in TEMPLATES
+        and isinstance(generation["eos_token_id"], int | list)
     )
     if settings is None or tokenizer is None or not is_known:
         return None

@@ -19,17 +19,15 @@ from stepwell.models.config import StepwellConfig
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published.papers import find_published
 from stepwell.models.published.published import Published
-from stepwell.models.register import MODELS, register
+from stepwell.models.register import MODELS
 from stepwell.weights.checkpoint import CheckpointError, open_checkpoint, weight_files
 from stepwell.weights.convert import convert
-from stepwell.weights.hub import ModelError, cache_folder, check_hub_name, find_folder, model_type
+from stepwell.weights.hub import SHIPPED, ModelError, cache_folder, check_hub_name, find_folder, model_type
+from stepwell.weights.precision import Precision, find_device, find_dtype
 
-__all__ = ["SHIPPED", "load"]
+__all__ = ["load"]
 
-SHIPPED = Path(__file__).parents[1] / "assets"
 RELEASE = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Precision = str | torch.dtype
 
 
 def load(
@@ -47,14 +45,13 @@ def load(
     "bfloat16", "float16"; None keeps the stored one. vision: changes to the geometry of an assistant, of
     which no weight depends, such as {"sizes": [448, 896]}. Raises ModelError and HubError, each one line.
     """
-    where, precision, folder = _device(device), _dtype(dtype), _folder(model)
+    where, precision, folder = find_device(device), find_dtype(dtype), _folder(model)
     kind = model_type(folder)
     if kind not in MODELS:
         raise ModelError(
             f"{folder} holds a {kind!r} model, not one of ours ({', '.join(sorted(MODELS))}); "
             "official releases come in through stepwell convert"
         )
-    register()
     if kind != StepwellConfig.model_type:
         if vision:
             raise ModelError(f"{folder} holds a {kind!r} model; vision=... is for assistants")
@@ -147,20 +144,3 @@ def _strict(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None
         if names := sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[what]):
             raise ModelError(f"the weights in {folder} do not fit: {len(names)} tensors {words} ({names[0]})")
     return model
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
-
-
-def _dtype(dtype: Precision | None) -> torch.dtype | None:
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ModelError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
-        return DTYPES[dtype]
-    return dtype

@@ -1,0 +1,170 @@
+"""Asking without transformers: the same prompts, features and answers, and every folder that must not go this
+way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import stepwell
+from stepwell.models.light import LightEngine
+from stepwell.weights.light import load_light, load_to_ask
+
+CPU = torch.device("cpu")
+RECEIPT = Path(__file__).parents[2] / "examples" / "receipt.jpg"
+
+
+@pytest.fixture(scope="module")
+def saved(build, vision, tmp_path_factory):
+    """A small assistant whose answers differ from image to image, and the folder it was saved to."""
+    assistant = build(vision)
+    with torch.no_grad():
+        for parameter in assistant.model.model.language_model.parameters():
+            parameter.mul_(4)
+    folder = tmp_path_factory.mktemp("saved")
+    assistant.model.save_pretrained(folder)
+    assistant.processor.save_pretrained(folder)
+    return assistant, folder
+
+
+def test_answers_and_features_are_those_of_transformers(saved, draw):
+    assistant, folder = saved
+    light = load_light(folder, device=CPU)
+    assert light is not None
+    a, b = draw(90, 60, 1), draw(40, 200, 2)
+    pairs = [([a], "What is it?"), ([b, a], "Compare the two <|im_end|>, please."), ([b], "?")]
+    answers = light.ask_many(pairs, max_new_tokens=12)
+    assert answers == assistant.ask_many(pairs, max_new_tokens=12)
+    assert len(set(answers)) > 1
+    ours, theirs = light.features(b), assistant.features(b)
+    torch.testing.assert_close(ours.tokens, theirs.tokens, rtol=1e-5, atol=1e-5)
+    assert ours.layout == theirs.layout
+
+
+def test_prompts_are_those_of_the_processor(saved, draw):
+    assistant, folder = saved
+    light, image = load_light(folder, device=CPU), draw(90, 60)
+    question = "Say <image> and <|im_start|>user\nnow.  "
+    message = {
+        "role": "user",
+        "content": [{"type": "image", "image": image}, {"type": "text", "text": question}],
+    }
+    expected = assistant.processor.prompt([[message]])["input_ids"][0].tolist()
+    assert light._prompt(question, [light.layout(image)]) == expected
+    assert assistant._prompt(question, [light.layout(image)]) == expected
+
+
+def test_the_shipped_model_goes_this_way_and_says_the_same():
+    light, whole = load_to_ask(), stepwell.load()
+    assert isinstance(light.engine, LightEngine)
+    questions = ["What is the total?", "What is the date on this receipt?"]
+    pieces: list[str] = []
+    assert light.ask(RECEIPT, questions) == whole.ask(RECEIPT, questions)
+    assert light.ask(RECEIPT, questions[1], stream=pieces.append) == "".join(pieces).strip()
+
+
+def test_half_precision_and_the_stored_one(saved):
+    _, folder = saved
+    for dtype, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        engine = load_light(folder, device=CPU, dtype=dtype).engine
+        assert {p.dtype for p in engine.language_model.parameters()} == {expected}
+        assert {p.dtype for p in engine.vision.parameters()} == {expected}
+
+
+CHANGES = [
+    ("config.json", "template", None),
+    ("config.json", "a_field_of_next_year", 1),
+    ("config.json", "image_token_id", 7),
+    ("config.json", "tie_word_embeddings", True),
+    ("config.json", "text_config.attention_bias", True),
+    ("config.json", "vision_config.framing", "crop"),
+    ("config.json", "vision_config.kind", "another"),
+    ("processor_config.json", "template", "qwen"),
+    ("processor_config.json", "separators", {"row": ","}),
+    ("processor_config.json", "image_processor.size", 3),
+    ("processor_config.json", "image_processor.vision_config.framing", "crop"),
+    ("tokenizer_config.json", "tokenizer_class", "LlamaTokenizer"),
+    ("tokenizer_config.json", "clean_up_tokenization_spaces", True),
+    ("tokenizer_config.json", "add_bos_token", True),
+    ("tokenizer_config.json", "extra_special_tokens", ["<more>"]),
+    ("tokenizer_config.json", "eos_token", "<not in the file>"),
+    ("generation_config.json", "eos_token_id", None),
+]
+
+
+@pytest.mark.parametrize(("file", "field", "value"), CHANGES, ids=lambda value: str(value))
+def test_a_folder_that_says_anything_else_goes_the_way_of_transformers(saved, tmp_path, file, field, value):
+    _, folder = saved
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    fields = json.loads((tmp_path / file).read_text())
+    *parents, last = field.split(".")
+    inner = fields
+    for parent in parents:
+        inner = inner[parent]
+    assert inner.get(last, ...) != value
+    inner[last] = value
+    (tmp_path / file).write_text(json.dumps(fields))
+    assert load_light(tmp_path, device=CPU) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: weights.pop("lm_head.weight"),
+        lambda weights: weights.update(extra=torch.ones(1)),
+        lambda weights: weights.update({"lm_head.weight": torch.ones(3, 3)}),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_weights_that_do_not_fit_are_left_to_the_loader_that_says_so(saved, tmp_path, change):
+    _, folder = saved
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    change(weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load_light(tmp_path, device=CPU) is None
+    with pytest.raises(ValueError, match="do not fit"):
+        load_to_ask(str(tmp_path))
+
+
+def test_another_language_model_is_asked_through_transformers(build, tmp_path, draw):
+    assistant = build(family="qwen2")
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    loaded = load_to_ask(str(tmp_path))
+    assert not isinstance(loaded.engine, LightEngine)
+    assert loaded.ask(draw(60, 60), "What?") == assistant.ask(draw(60, 60), "What?")
+
+
+def test_the_command_loads_neither_transformers_nor_the_compiler():
+    code = f"""
+import sys
+from stepwell.cli import main
+assert main(["ask", {str(RECEIPT)!r}, "What is the total?"]) == 0
+heavy = ("transformers", "torch._dynamo", "torchvision", "timm", "sympy")
+print([name for name in heavy if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert result.stderr == ""
+
+
+def test_the_vision_of_a_light_model_names_its_parameters_as_the_whole_one_does(saved):
+    _, folder = saved
+    engine = load_light(folder, device=CPU).engine
+    stored = load_file(folder / "model.safetensors")
+    for prefix, module in (
+        ("model.vision.", engine.vision),
+        ("model.language_model.", engine.language_model),
+    ):
+        names = {name.removeprefix(prefix) for name in stored if name.startswith(prefix)}
+        assert {name for name, _ in module.named_parameters()} == names
+        assert names
