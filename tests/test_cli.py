@@ -166,7 +166,7 @@ REFUSALS = [
     (["CUT", "What?"], "cut.png"),
     (["FOLDER", "What?"], "Is a directory"),
     (["-", "-", "What?"], "more than once"),
-    (["IMAGE"], "missing argument"),
+    (["IMAGE"], "name an image and a question"),
     (["IMAGE", "What?", "--max-new-tokens", "0"], "--max-new-tokens"),
     (["IMAGE", "What?", "--max-new-tokens", "many"], "--max-new-tokens"),
     (["IMAGE", "What?", "--dtype", "int3"], "float32"),
@@ -186,7 +186,7 @@ REFUSALS = [
 
 OTHER_REFUSALS = [
     (["train", "no_such_recipe"], "no recipe no_such_recipe"),
-    (["train"], "missing argument"),
+    (["train"], "name an image and a question"),
     (["convert", "no_such.pth", "out", "--as", "piip"], "no such file or folder: no_such.pth"),
     (["convert", RECEIPT, "out"], "--as NAME"),
     (["convert", RECEIPT, "--as", "piip"], "which folder to write"),
@@ -360,3 +360,41 @@ def test_ctrl_c_ends_in_one_line() -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"", b"stepwell: interrupted\n")
+
+
+def test_lines_of_a_file_are_answered_as_lines(
+    capsys: pytest.CaptureFixture[str], image_path: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    lines = [{"image": image, "question": "What is it?"} for image in (image_path, "missing.png")]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    assert cli.main(["ask", "--jsonl", str(file), "--max-new-tokens", "2"]) == 2
+    out, err = capsys.readouterr()
+    first, second = map(json.loads, out.splitlines())
+    assert isinstance(first["answer"], str)
+    assert "missing.png: no such file" in second["error"]
+    assert err == f"stepwell: 1 of 2 lines of {file} have no answer; their error says why\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--jsonl", "no_such.jsonl"], "no such file: no_such.jsonl"),
+        (["--jsonl", "FILE", "a.png", "What?"], "--jsonl FILE names the images and questions itself"),
+        (["--jsonl", "FILE", "--stream"], "--jsonl FILE names the images"),
+        (["--jsonl", "FILE"], "questions.jsonl, line 1 is not JSON"),
+        ([], "name an image and a question"),
+        (["a.png"], "name an image and a question"),
+    ],
+)
+def test_files_of_questions_are_refused_before_a_model_is_loaded(
+    arguments: list[str],
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+    loaded: list[FakeAssistant],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text("no JSON")
+    assert reason in refusal(capsys, "ask", *(str(file) if word == "FILE" else word for word in arguments))
+    assert loaded == []

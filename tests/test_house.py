@@ -29,6 +29,7 @@ GROUPS = [
     ["train"],
     ["reader"],
     ["weights"],
+    ["commands"],
     ["cli", "__init__"],  # the command line, and the list of public names
 ]
 RANK = {room: rank for rank, group in enumerate(GROUPS) for room in group}

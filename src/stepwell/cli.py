@@ -10,18 +10,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-import warnings
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from stepwell.commands.ask import ask
 
 __all__ = ["app", "ask", "convert", "flops", "main", "plan", "run", "train"]
 
@@ -107,139 +103,7 @@ def _root(
         print(context.get_help())
 
 
-# ---- ask ----
-
-
-@app.command()
-def ask(
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE", help="Image files; - reads one from standard input.")
-    ],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="A model folder or a hub name. [default: the shipped model]"),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE", help="Such as cpu, cuda or cuda:1. [default: a GPU where there is one]"
-        ),
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="[default: as the model was saved]"),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
-    stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print answer, seconds, visual tokens and views as one JSON object."),
-    ] = False,
-    show: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="Draw the images with their views and grids."),
-    ] = None,
-) -> None:
-    """Ask a question about one image or several."""
-    if not question.strip():
-        raise ValueError("the question is empty")
-    if stream and as_json:
-        raise ValueError("--stream and --json exclude each other: JSON is printed whole")
-    opened = _open_images(images, question)
-    if show is not None:
-        from stepwell.views.sheet import check_target
-
-        check_target(show)
-    if model is not None:
-        _check_model(model)
-    if device is not None:
-        _check_device(device)
-
-    from stepwell.models.ask import Assistant
-    from stepwell.weights.light import load_to_ask
-
-    _quieten()
-    assistant = load_to_ask(model, device=device, dtype=dtype)
-    if not isinstance(assistant, Assistant):
-        raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
-    if show is not None:
-        from stepwell.views.sheet import write_views
-
-        write_views(show, opened, assistant.engine.geometry)
-    started = time.perf_counter()
-    answer = assistant.ask(
-        opened,
-        question,
-        max_new_tokens=max_new_tokens,
-        stream=partial(print, end="", flush=True) if stream else None,
-    )
-    seconds = time.perf_counter() - started
-    if as_json:
-        layouts = [assistant.layout(image) for image in opened]
-        print(json.dumps(_report(answer, seconds, images, layouts), ensure_ascii=False))
-    else:
-        print("" if stream else answer)
-
-
-def _open_images(names: list[str], question: str) -> list[Image]:
-    """Decoded images in the order of their names; needs no torch."""
-    for name in names:
-        if name != "-" and not Path(name).exists():
-            hint = "; the question comes last" if Path(question).is_file() else ""
-            raise ValueError(f"no such file: {name}{hint}")
-    if names.count("-") > 1:
-        raise ValueError("standard input (-) holds one image; it was named more than once")
-    if "-" in names and sys.stdin.isatty():
-        raise ValueError("- reads an image from standard input, which is a terminal here: use '< image.jpg'")
-
-    from stepwell.images.open import ImageError, open_image
-
-    images = []
-    for name in names:
-        try:
-            images.append(open_image(sys.stdin.buffer if name == "-" else name))
-        except ImageError as error:
-            raise ValueError(f"{'standard input' if name == '-' else name}: {error}") from error
-    return images
-
-
-def _check_model(model: str) -> None:
-    """Raises ValueError for a folder that holds no model, and for what is neither a folder nor a hub name."""
-    from stepwell.weights.hub import check_hub_name, find_folder, model_type
-
-    folder = find_folder(model)
-    if folder is not None:
-        model_type(folder)
-    elif "/" in model or "_" not in model:  # others may be published names, whose list is read where torch is
-        check_hub_name(model.partition(":")[0])
-
-
-def _check_device(device: str) -> None:
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps", "xpu") or (":" in device and not index.isdecimal()):
-        raise ValueError(f"unknown device {device}: use cpu, cuda, cuda:1, mps or xpu")
-
-
-def _quieten() -> None:
-    """Loading bars and library warnings would drown a one-line answer."""
-    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    warnings.simplefilter("ignore")
-
-
-def _report(answer: str, seconds: float, names: list[str], layouts: list[Any]) -> dict[str, Any]:
-    """What --json prints; sizes are [height, width], boxes [left, top, right, bottom] in source pixels."""
-    return {
-        "answer": answer,
-        "seconds": round(seconds, 3),
-        "visual_tokens": sum(layout.num_visual for layout in layouts),
-        "views": [
-            {"image": name, "name": view.name, "size": view.size, "grid": view.grid, "box": view.box}
-            for name, layout in zip(names, layouts, strict=True)
-            for view in layout.views
-        ],
-    }
-
+app.command()(ask)
 
 # ---- train ----
 

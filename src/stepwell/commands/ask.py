@@ -1,0 +1,197 @@
+"""`stepwell ask`: one question about images, or many of a file.
+
+Only typer and the standard library are imported above: what needs no model is answered before torch is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from stepwell.models.ask import Assistant
+
+__all__ = ["ask"]
+
+
+def ask(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE", help="Image files; - reads one from standard input."),
+    ] = None,
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")
+    ] = None,
+    jsonl: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help='Answer many: lines of {"image": "a.jpg", "question": "What?"}, answered as lines.',
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A model folder or a hub name. [default: the shipped model]"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE", help="Such as cpu, cuda or cuda:1. [default: a GPU where there is one]"
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="[default: as the model was saved]"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print answer, seconds, visual tokens and views as one JSON object."),
+    ] = False,
+    show: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Draw the images with their views and grids."),
+    ] = None,
+) -> None:
+    """Ask a question about one image or several, or many questions of a file."""
+    if jsonl is not None:
+        if question is not None or stream or as_json or show is not None:
+            raise ValueError("--jsonl FILE names the images and questions itself, and prints lines of JSON")
+        _ask_lines(jsonl, model, device, dtype, max_new_tokens)
+        return
+    if not images or question is None:
+        raise ValueError("name an image and a question: stepwell ask IMAGE QUESTION")
+    if not question.strip():
+        raise ValueError("the question is empty")
+    if stream and as_json:
+        raise ValueError("--stream and --json exclude each other: JSON is printed whole")
+    opened = _open_images(images, question)
+    if show is not None:
+        from stepwell.views.sheet import check_target
+
+        check_target(show)
+    assistant = _load_to_ask(model, device, dtype)
+    if show is not None:
+        from stepwell.views.sheet import write_views
+
+        write_views(show, opened, assistant.engine.geometry)
+    started = time.perf_counter()
+    answer = assistant.ask(
+        opened,
+        question,
+        max_new_tokens=max_new_tokens,
+        stream=partial(print, end="", flush=True) if stream else None,
+    )
+    seconds = time.perf_counter() - started
+    if as_json:
+        layouts = [assistant.layout(image) for image in opened]
+        print(json.dumps(_report(answer, seconds, images, layouts), ensure_ascii=False))
+    else:
+        print("" if stream else answer)
+
+
+def _load_to_ask(model: str | None, device: str | None, dtype: str | None) -> Assistant:
+    if model is not None:
+        _check_model(model)
+    if device is not None:
+        _check_device(device)
+
+    from stepwell.models.ask import Assistant
+    from stepwell.weights.light import load_to_ask
+
+    _quieten()
+    assistant = load_to_ask(model, device=device, dtype=dtype)
+    if not isinstance(assistant, Assistant):
+        raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
+    return assistant
+
+
+def _ask_lines(
+    file: Path, model: str | None, device: str | None, dtype: str | None, max_new_tokens: int
+) -> None:
+    """Prints a line of JSON for every line of the file. Raises ValueError at the end if one has no answer."""
+    if not file.is_file():
+        raise ValueError(f"no such file: {file}")
+
+    from stepwell.models.ask_file import answer_lines, read_question_lines
+
+    lines = read_question_lines(file)
+    assistant, failed = _load_to_ask(model, device, dtype), 0
+    for count, fields in enumerate(answer_lines(assistant, lines, max_new_tokens=max_new_tokens), start=1):
+        print(json.dumps(fields, ensure_ascii=False), flush=True)
+        failed += "error" in fields
+        if sys.stderr.isatty():
+            print(f"\r{count} of {len(lines)}", end="\n" if count == len(lines) else "", file=sys.stderr)
+    if failed:
+        raise ValueError(f"{failed} of {len(lines)} lines of {file} have no answer; their error says why")
+
+
+def _open_images(names: list[str], question: str) -> list[Image]:
+    """Decoded images in the order of their names; needs no torch."""
+    for name in names:
+        if name != "-" and not Path(name).exists():
+            hint = "; the question comes last" if Path(question).is_file() else ""
+            raise ValueError(f"no such file: {name}{hint}")
+    if names.count("-") > 1:
+        raise ValueError("standard input (-) holds one image; it was named more than once")
+    if "-" in names and sys.stdin.isatty():
+        raise ValueError("- reads an image from standard input, which is a terminal here: use '< image.jpg'")
+
+    from stepwell.images.open import ImageError, open_image
+
+    images = []
+    for name in names:
+        try:
+            images.append(open_image(sys.stdin.buffer if name == "-" else name))
+        except ImageError as error:
+            raise ValueError(f"{'standard input' if name == '-' else name}: {error}") from error
+    return images
+
+
+def _check_model(model: str) -> None:
+    """Raises ValueError for a folder that holds no model, and for what is neither a folder nor a hub name."""
+    from stepwell.weights.hub import check_hub_name, find_folder, model_type
+
+    folder = find_folder(model)
+    if folder is not None:
+        model_type(folder)
+    elif "/" in model or "_" not in model:  # others may be published names, whose list is read where torch is
+        check_hub_name(model.partition(":")[0])
+
+
+def _check_device(device: str) -> None:
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps", "xpu") or (":" in device and not index.isdecimal()):
+        raise ValueError(f"unknown device {device}: use cpu, cuda, cuda:1, mps or xpu")
+
+
+def _quieten() -> None:
+    """Loading bars and library warnings would drown a one-line answer."""
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    warnings.simplefilter("ignore")
+
+
+def _report(answer: str, seconds: float, names: list[str], layouts: list[Any]) -> dict[str, Any]:
+    """What --json prints; sizes are [height, width], boxes [left, top, right, bottom] in source pixels."""
+    return {
+        "answer": answer,
+        "seconds": round(seconds, 3),
+        "visual_tokens": sum(layout.num_visual for layout in layouts),
+        "views": [
+            {"image": name, "name": view.name, "size": view.size, "grid": view.grid, "box": view.box}
+            for name, layout in zip(names, layouts, strict=True)
+            for view in layout.views
+        ],
+    }
