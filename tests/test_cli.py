@@ -186,7 +186,7 @@ REFUSALS = [
 
 OTHER_REFUSALS = [
     (["train", "no_such_recipe"], "no recipe no_such_recipe"),
-    (["train"], "name an image and a question"),
+    (["train"], "missing argument"),
     (["convert", "no_such.pth", "out", "--as", "piip"], "no such file or folder: no_such.pth"),
     (["convert", RECEIPT, "out"], "--as NAME"),
     (["convert", RECEIPT, "--as", "piip"], "which folder to write"),
