@@ -225,6 +225,42 @@ def test_the_version_is_written_the_same_twice() -> None:
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+PATH_ALONE = """
+import importlib, pkgutil, sys
+import stepwell
+
+rooms = ("structures", "folders", "ops", "keys", "layers", "images", "views", "encoders", "fuse", "heads")
+rooms += ("language", "flops")
+names = [module.name for module in pkgutil.walk_packages(stepwell.__path__, "stepwell.")]
+names = [name for name in names if name.split(".")[1] in rooms]
+of_models = ("ask", "ask_file", "light", "runs", "systems", "published.papers")
+for name in [*names, *(f"stepwell.models.{name}" for name in of_models)]:
+    importlib.import_module(name)
+
+import torch
+from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.piip import PiipConfig
+from stepwell.models.plain import PlainConfig
+from stepwell.models.pyramid import BranchConfig
+
+branches = [BranchConfig(encoder="vit_nano", size=size, interactions=((0, 1), (2, 3))) for size in (32, 64)]
+for settings in (PlainConfig(encoder="vit_nano", size=64), PiipConfig(branches=branches)):
+    vision = settings.build(32)
+    layouts = [vision.geometry.layout((40, 60))]
+    vision([torch.zeros(3, *size) for size in layouts[0].inputs], layouts)
+dense, classifier = DenseSettings(branches=branches), ClassifierSettings(branches=branches)
+for network in (dense.build(), classifier.build(num_classes=3)):
+    network(torch.zeros(1, 3, 64, 64))
+heavy = ("transformers", "torchvision", "timm", "torch._dynamo", "sympy")
+print([name for name in heavy if name in sys.modules])
+"""
+
+
+def test_the_path_needs_neither_transformers_nor_the_compiler() -> None:
+    """Everything between an image and its visual tokens or maps, and the planner, imported and run."""
+    assert run(PATH_ALONE).strip() == "[]"
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["ask", "missing.jpg", "What?"]])
 def test_the_command_answers_without_torch(arguments: list[str]) -> None:
     run(f"""

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_next import render_next
 from record import Case, Record, TableCheck
@@ -127,6 +126,8 @@ def _conversation(template: str, facts: dict[str, Any], case: dict[str, Any]) ->
 
 def _jinja(template: str, messages: list[Message], **variables: Any) -> str:
     """The template as anybody renders it."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     jinja = find_template(template).jinja
     texts, _ = render_jinja_template(conversations=[messages], chat_template=jinja, **variables)
     return str(texts[0])
