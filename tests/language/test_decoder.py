@@ -156,6 +156,7 @@ def test_a_field_that_is_not_there_is_either_told_or_of_no_matter(field):
         None,
         {},
         {"rope_type": "default"},
+        {"rope_type": "dynamic", "rope_theta": 1e4},
         {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
     ],
 )
