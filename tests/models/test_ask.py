@@ -50,13 +50,17 @@ def test_several_images_in_one_question_are_all_seen(assistant, draw):
 
 
 def test_the_placeholder_is_never_an_answer(assistant, draw):
-    bias = assistant.model.lm_head.weight.detach().clone()
+    """However likely: what is next in line is said, as if the vocabulary had no placeholder."""
+    expected = assistant.ask(draw(60, 60), "What?", max_new_tokens=4)
+    assert expected
+    placeholder = assistant.processor.image_token_id
+    handle = assistant.model.lm_head.register_forward_hook(
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([placeholder]), 1e4)
+    )
     try:
-        assistant.model.lm_head.weight.data[assistant.processor.image_token_id] = 100 * bias.abs().max()
-        answer = assistant.ask(draw(60, 60), "What?", max_new_tokens=4)
+        assert assistant.ask(draw(60, 60), "What?", max_new_tokens=4) == expected
     finally:
-        assistant.model.lm_head.weight.data.copy_(bias)
-    assert "<image>" not in answer
+        handle.remove()
 
 
 def test_an_opened_image_is_not_copied_on_its_way(assistant, draw, monkeypatch):

@@ -47,6 +47,16 @@ def test_answers_and_features_are_those_of_transformers(saved, draw):
     assert ours.layout == theirs.layout
 
 
+def test_the_placeholder_is_never_an_answer(saved, draw):
+    _, folder = saved
+    light = load_light(folder, device=CPU)
+    expected = light.ask(draw(60, 60), "What?", max_new_tokens=4)
+    assert expected
+    placeholder = torch.tensor([light.engine.image_token_id])
+    light.engine.head.register_forward_hook(lambda _, inputs, logits: logits.index_fill(-1, placeholder, 1e4))
+    assert light.ask(draw(60, 60), "What?", max_new_tokens=4) == expected
+
+
 def test_prompts_are_those_of_the_processor(saved, draw):
     assistant, folder = saved
     light, image = load_light(folder, device=CPU), draw(90, 60)
