@@ -26,3 +26,9 @@ def test_the_first_gradient_is_the_fast_ones_and_the_reference_serves_those_that
 def test_without_a_gradient_nothing_is_added() -> None:
     out = torch.ones(2)
     assert with_derivatives_of(torch.mul, (out, out), out) is out
+
+
+def test_a_tensor_in_two_roles_has_a_gradient_in_each() -> None:
+    x = torch.tensor(3.0, requires_grad=True)
+    out = with_derivatives_of(torch.mul, (x, x), x * x)
+    assert torch.autograd.grad(out, x, create_graph=True)[0] == 2 * 3
