@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -173,3 +174,13 @@ def test_is_an_encoder_and_lives_on_the_meta_device() -> None:
 def test_arguments_that_contradict_each_other_are_refused(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         vit(**arguments)
+
+
+def test_layers_are_repeated_in_the_backward_pass_on_the_path_they_took() -> None:
+    """Also where it runs in another thread, as it does on a GPU: other layers would keep other tensors."""
+    model, image = vit(checkpointing=True).train(), torch.randn(1, 3, 16, 24)
+    with prefer("reference"):
+        loss = model(image).tokens.square().sum()
+    with ThreadPoolExecutor(max_workers=1) as other:
+        other.submit(loss.backward).result()
+    assert all(parameter.grad is not None for parameter in model.blocks.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import gradgradcheck
 
 from stepwell.layers.attention import SelfAttention, attention
 from stepwell.ops.choose import prefer
@@ -105,6 +106,39 @@ def test_attention_in_bf16_does_not_round_its_logits(path: str) -> None:
     with prefer(path):
         error = attention(q, k, v).double() - exact
     assert error.square().mean().sqrt() < 3e-3
+
+
+@pytest.mark.parametrize("path", ["reference", "fast"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_second_derivatives_of_attention_are_numeric_ones(path: str, biased: bool) -> None:
+    q, k, v, bias = (torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(4))
+    with prefer(path):
+        assert gradgradcheck(lambda *t: attention(*t, bias[0] if biased else None), (q, k, v))
+        assert gradgradcheck(lambda x: attention(x, x, v), (k,))  # one tensor in two roles
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("path", ["reference", "fast"])
+def test_no_images_give_no_tokens(path: str, window: int) -> None:
+    layer = SelfAttention(8, num_heads=2, window=window)
+    with prefer(path):
+        assert layer(torch.randn(0, 15, 8), (3, 5)).shape == (0, 15, 8)
+
+
+@pytest.mark.parametrize("dtypes", ["fff", "bbb", "ffb", "bbf"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_autocast_and_mixed_dtypes_are_alike_on_both_paths(dtypes: str, biased: bool) -> None:
+    """Autocast is for linear layers; what reaches attention in single precision stays so."""
+    kinds = {"f": torch.float32, "b": torch.bfloat16}
+    q, k, v = (torch.randn(2, 2, 5, 4).to(kinds[kind]) for kind in dtypes)
+    bias, outs = torch.randn(2, 5, 5) if biased else None, []
+    for path in ("reference", "fast"):
+        with prefer(path), torch.autocast("cpu", torch.bfloat16):
+            outs.append(attention(q, k, v, bias))
+    assert outs[0].dtype == outs[1].dtype == v.dtype
+    close = 1e-6 if v.dtype == torch.float32 else 2**-5
+    torch.testing.assert_close(outs[1], outs[0], atol=close, rtol=close)
+    torch.testing.assert_close(outs[1], attention(q, k, v, bias), atol=0, rtol=0)
 
 
 def test_queries_and_keys_are_normalised_over_the_full_width() -> None:

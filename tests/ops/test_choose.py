@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+import torch
 
 from stepwell.ops.choose import Path, choose, prefer
 
@@ -43,3 +46,27 @@ def test_a_wish_ends_with_its_block_even_after_an_error() -> None:
 def test_an_unknown_path_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown path 'quick'"), prefer("quick"):  # type: ignore[arg-type]
         pass
+
+
+def test_a_wish_of_one_thread_is_not_heard_by_another() -> None:
+    with ThreadPoolExecutor(max_workers=1) as other:
+        assert other.submit(choose).result()
+        with prefer("reference"):
+            assert not choose()
+            assert other.submit(choose).result()  # neither by one that runs already
+            with ThreadPoolExecutor(max_workers=1) as third:
+                assert third.submit(choose).result()  # nor by one that starts now
+        wish = prefer("reference")
+        other.submit(wish.__enter__).result()
+        assert choose()
+        assert not other.submit(choose).result()
+
+
+def test_a_compiled_graph_follows_the_wish_of_the_thread_that_calls_it() -> None:
+    compiled = torch.compile(lambda x: x + 1 if choose() else x * 3, fullgraph=True, backend="eager")
+    x = torch.ones(1)
+    assert compiled(x) == 2
+    with prefer("reference"), ThreadPoolExecutor(max_workers=1) as other:
+        assert compiled(x) == 3
+        assert other.submit(compiled, x).result() == 2
+    assert compiled(x) == 2

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from stepwell.ops.choose import prefer
 from stepwell.ops.deform_attn import deform_attn, deform_attn_fast, deform_attn_reference
@@ -107,12 +107,77 @@ def test_gradient_of_half_precision_value_is_as_good_as_rounding_allows():
     torch.testing.assert_close(half.grad.float(), full.grad, rtol=2**-7, atol=1e-3)
 
 
-def test_points_that_are_not_numbers_read_nothing():
+@pytest.mark.parametrize("path", ["reference", "fast"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_place_that_is_no_finite_number_gives_nan_and_only_there(path, bad, axis):
+    value, *places, weights = make_inputs((3, 4))
+    places[axis][0, 2, 1, 3] = bad
+    with prefer(path):
+        out = deform_attn(value, (3, 4), *places, weights).unflatten(2, (3, 5))
+    assert out[0, 2, 1].isnan().all()
+    assert out.isnan().sum() == 5
+
+
+def test_a_number_on_a_gpu_is_told_by_the_reference_itself(monkeypatch):
+    """There grid_sample reads zeros at NaN, as this stand-in does."""
+    sample = torch.nn.functional.grid_sample
+    monkeypatch.setattr("torch.nn.functional.grid_sample", lambda *a, **k: sample(*a, **k).nan_to_num())
     value, x, y, weights = make_inputs((3, 4))
-    x[0, 0], y[0, 1], x[0, 2], y[0, 3] = torch.nan, torch.inf, -torch.inf, 1e30
-    out = deform_attn_fast(value, (3, 4), x, y, weights)
-    assert out[0, :4].eq(0).all()
-    torch.testing.assert_close(out[:, 4:], deform_attn_reference(value, (3, 4), x, y, weights)[:, 4:])
+    x[0, 0, 0, 0], y[1, 0, 0, 0] = math.nan, math.inf
+    assert deform_attn_reference(value, (3, 4), x, y, weights)[:, 0, :5].isnan().all()
+
+
+@pytest.mark.parametrize("path", ["reference", "fast"])
+@pytest.mark.parametrize("far", [1e30, -1e30, 3e9, -3e9, -1.5, -2.5, -7, 9.5])
+def test_points_far_outside_read_nothing(path, far):
+    value, x, y, weights = make_inputs((3, 4))
+    x[0, 0], y[0, 1] = far, far
+    with prefer(path):
+        assert deform_attn(value, (3, 4), x, y, weights)[0, :2].eq(0).all()
+
+
+@pytest.mark.parametrize("path", ["reference", "fast"])
+@pytest.mark.parametrize("size", [(3, 4), (1, 5)])
+def test_second_derivatives_are_numeric_ones_or_refused(path, size):
+    inputs = [
+        t.requires_grad_()
+        for t in make_inputs(size, queries=3, heads=2, dim=3, points=2, dtype=torch.float64)
+    ]
+    with prefer(path):
+        try:
+            right = gradgradcheck(lambda v, *points: deform_attn(v, size, *points), inputs)
+        except RuntimeError as error:
+            if path == "fast" or "is not implemented" not in str(error):  # grid_sample of an older torch
+                raise
+            right = True
+    assert right
+
+
+@pytest.mark.parametrize("path", ["reference", "fast"])
+@pytest.mark.parametrize("empty", [{"batch": 0}, {"queries": 0}, {"batch": 0, "queries": 0}])
+def test_no_images_and_no_queries_give_nothing_and_gradients_of_zero(path, empty):
+    inputs = make_inputs((3, 4), **empty)
+    expected = (inputs[3].shape[0], inputs[3].shape[1], 15)
+    with prefer(path):
+        with torch.no_grad():
+            assert deform_attn(inputs[0], (3, 4), *inputs[1:]).shape == expected
+        out = deform_attn(inputs[0].requires_grad_(), (3, 4), *(t.requires_grad_() for t in inputs[1:]))
+        assert out.shape == expected
+        out.sum().backward()
+    for tensor in inputs:
+        assert torch.equal(tensor.grad, torch.zeros_like(tensor))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_both_paths_give_one_dtype_and_the_same_values(dtype):
+    value, *points = make_inputs((5, 7))
+    value, outs = value.to(dtype), []
+    for path in ("reference", "fast"):
+        with prefer(path), torch.autocast("cpu", torch.bfloat16):
+            outs.append(deform_attn(value, (5, 7), *points))
+    assert outs[0].dtype == outs[1].dtype == dtype
+    torch.testing.assert_close(outs[1], outs[0])
 
 
 def test_compiles_without_graph_breaks_forward_and_backward():

@@ -43,3 +43,25 @@ def test_half_precision_stays_half():
     assert out.dtype == torch.bfloat16
     expected = double_map(*(tensor.bfloat16().float() for tensor in inputs(torch.bfloat16)))
     torch.testing.assert_close(out.float(), expected, atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("path", ["reference", "fast"])
+def test_no_images_give_no_maps(path):
+    _, weight, bias = inputs(torch.float32)
+    with prefer(path):
+        assert double_map(torch.zeros(0, 6, 3, 5), weight, bias).shape == (0, 4, 6, 10)
+
+
+@pytest.mark.parametrize("path", ["reference", "fast"])
+def test_second_derivatives_are_numeric_ones(path):
+    with prefer(path):
+        assert torch.autograd.gradgradcheck(double_map, [t.requires_grad_() for t in inputs(torch.float64)])
+
+
+def test_under_autocast_both_paths_give_one_dtype_and_the_same_values():
+    outs = []
+    for path in ("reference", "fast"):
+        with prefer(path), torch.autocast("cpu", torch.bfloat16):
+            outs.append(double_map(*inputs(torch.float32)))
+    assert outs[0].dtype == outs[1].dtype == torch.bfloat16
+    torch.testing.assert_close(outs[1], outs[0], rtol=2**-6, atol=2**-6)

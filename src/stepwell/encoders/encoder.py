@@ -6,12 +6,14 @@ not a closed function: `stem`, then `run` over closed ranges of layers, then `to
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stepwell.ops.choose import prefer, preferred
 from stepwell.structures import EncoderSpec, TokenMap
 
 __all__ = ["Encoder", "run_layers"]
@@ -45,7 +47,12 @@ def run_layers(
         raise ValueError(f"layers {first}..{last} asked of a network with layers 0..{len(layers) - 1}")
     for i in range(first, last + 1):
         if checkpointing and torch.is_grad_enabled():
-            x = checkpoint(layers[i], x, *arguments, use_reentrant=False)
+            x = checkpoint(layers[i], x, *arguments, use_reentrant=False, context_fn=_same_path)
         else:
             x = layers[i](x, *arguments)
     return x
+
+
+def _same_path() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For the forward pass and for its repetition, which on a GPU runs in a thread of the backward pass."""
+    return nullcontext(), prefer(preferred())

@@ -102,9 +102,11 @@ def relative_position_bias(table: Tensor, grid: Size) -> Tensor:
     Row (dr + H-1) * (2W-1) + (dc + W-1) is for a query dr rows below and dc columns right of its key (BEiT).
     """
     H, W = grid
-    offsets = table.unflatten(0, (2 * H - 1, 2 * W - 1))
-    shifted: Tensor = offsets.unfold(0, H, 1).unfold(1, W, 1)  # (H, W, h, H, W): offsets[r + a, c + b]
-    return shifted.flip(3, 4).permute(2, 0, 1, 3, 4).reshape(table.shape[1], H * W, H * W)
+    offsets = table.T.unflatten(1, (2 * H - 1, 2 * W - 1)).flip(1, 2)  # (h, H-1-dr, W-1-dc)
+    lines = offsets.unfold(2, W, 1).flip(2)  # (h, H-1-dr, query's column, key's column)
+    lines = lines.transpose(1, 2).flatten(2)  # (h, query's column, rows of keys one behind the other)
+    rows = [lines[..., (H - 1 - r) * W :][..., : H * W] for r in range(H)]  # what a query in row r reads
+    return torch.stack(rows, 1).flatten(1, 2)
 
 
 def resize_relative_table(table: Tensor, source: Size, target: Size) -> Tensor:

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-__all__ = ["Path", "choose", "prefer"]
+__all__ = ["Path", "choose", "prefer", "preferred"]
 
 Path = Literal["auto", "reference", "fast"]
 
-# A plain global: torch.compile traces reading one (guarded, a change recompiles) in every torch we support,
-# and a ContextVar only in recent ones. It holds for the whole process, threads included.
-_preferred: Path = "auto"
+
+class _Preferred(threading.local):
+    """A thread's own wish, "auto" at its start.
+
+    Not a ContextVar, which torch.compile traces in recent torch only; an attribute of a thread-local is read
+    and guarded (a change recompiles) in every torch we support.
+    """
+
+    def __init__(self) -> None:
+        self.path: Path = "auto"
+
+
+_preferred = _Preferred()
 
 
 @contextmanager
 def prefer(path: Path) -> Iterator[None]:
-    """Run the block on one path: "reference", "fast" (an error without one) or "auto" (fast if possible)."""
-    global _preferred
+    """Run the block on one path: "reference", "fast" (an error without one) or "auto" (fast if possible).
+
+    It holds for the calling thread alone: for what a block starts elsewhere, wish there.
+    """
     if path not in ("auto", "reference", "fast"):
         raise ValueError(f"unknown path {path!r}; choose 'auto', 'reference' or 'fast'")
-    before, _preferred = _preferred, path
+    before, _preferred.path = _preferred.path, path
     try:
         yield
     finally:
-        _preferred = before
+        _preferred.path = before
+
+
+def preferred() -> Path:
+    """What this thread wishes."""
+    return _preferred.path
 
 
 def choose(*, fast_ok: bool = True, why_not: str = "") -> bool:
     """True when an op should take its fast twin; `why_not` says what stands in the way when it cannot."""
-    if _preferred == "fast" and not fast_ok:
+    if _preferred.path == "fast" and not fast_ok:
         raise RuntimeError(f"fast path requested but {why_not}")
-    return fast_ok and _preferred != "reference"
+    return fast_ok and _preferred.path != "reference"

@@ -1,7 +1,8 @@
 """Deformable attention: every query reads its own few points of a map, and sums them by weight.
 
 Deformable DETR, arXiv 2010.04159, equation 2, for one level; the branches of PIIP (arXiv 2501.07783) talk
-through it. Points are read bilinearly, and outside the map there is zero.
+through it. Points are read bilinearly, and outside the map there is zero. A place that is no finite number
+gives NaN.
 Letters: B batch, M heads, D width of a head, Nq queries, P points, (H, W) the grid that is sampled; x and y
 the column and row of a point, counted in cells from the centre of the first.
 
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepwell.ops.choose import choose
+from stepwell.ops.derivatives import with_derivatives_of
 from stepwell.ops.parts import in_parts
 from stepwell.structures import Size
 
@@ -45,17 +47,22 @@ def deform_attn_reference(value: Tensor, size: Size, x: Tensor, y: Tensor, weigh
     grid = torch.stack([(2 * x + 1) / size[1] - 1, (2 * y + 1) / size[0] - 1], -1)  # -1 and 1 are the edges
     grid = grid.transpose(1, 2).flatten(0, 1)  # (B*M, Nq, P, 2)
     points = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    weights = weights + 0 * (x + y)  # NaN where a place is none: on GPUs grid_sample reads zeros there
     heads = (points * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)  # (B*M, D, Nq)
-    return heads.view(value.shape[0], -1, *heads.shape[1:]).permute(0, 3, 1, 2).flatten(2)
+    out: Tensor = heads.unflatten(0, (value.shape[0], value.shape[2]))
+    return out.permute(0, 3, 1, 2).flatten(2)
 
 
 def deform_attn_fast(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """As `deform_attn`, all tensors of one dtype."""
-    return in_parts(lambda *queries: _read(value, size, *queries), x, y, weights)
+    out = in_parts(lambda *queries: _read(value, size, *queries), x, y, weights)
+    return with_derivatives_of(
+        lambda value, *queries: deform_attn_reference(value, size, *queries), (value, x, y, weights), out
+    )
 
 
 def _read(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    (batch, cells, heads, dim), points = value.shape, weights.shape[-1]
+    (batch, cells, heads, dim), (_, queries, _, points) = value.shape, weights.shape
     small = max(batch * cells * heads, 4 * weights.numel()) < 2**31
     integer = torch.int32 if small else torch.int64  # half the memory to read, and a faster sort
     head = torch.arange(heads, dtype=integer, device=value.device).repeat_interleave(points)
@@ -70,25 +77,26 @@ def _read(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> T
     index = torch.stack([line + column for line, _ in lines for column, _ in columns], -1)
     corners = torch.stack([above * beside for _, above in lines for _, beside in columns], -1)
 
-    bags = (-1, 4 * points)  # one for each query and head
-    out = _sum_rows(value.reshape(-1, dim), index.view(bags), corners.view(bags))
-    return out.view(batch, -1, heads * dim)
+    bags = (batch * queries * heads, 4 * points)
+    out = _sum_rows(value.flatten(0, 2), index.view(bags), corners.view(bags))
+    return out.view(batch, queries, heads * dim)
 
 
 def _neighbours(position: Tensor, length: int, integer: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Positions along an axis of `length` cells -> (cell, weight) before and after each, weight 0 outside.
-
-    What is inside is told by floats, 1 and 0: ops on truth values are not vectorised on a CPU.
-    """
-    position = position.nan_to_num(nan=-1).clamp(-1, length)  # further outside all is alike
-    before = position.detach().floor()
+    """Positions along an axis of `length` cells -> (cell, weight) before and after each, weight 0 outside."""
+    # All further outside is alike, but no number stays none: it is in `share`, and 0 times it is NaN.
+    before = position.detach().floor().clamp(-2, length).nan_to_num(nan=-2)
+    after = before + 1
     share = position - before
-    inside = ((before + 1).clamp(max=1) * (length - before).clamp(max=1), (length - 1 - before).clamp(0, 1))
-    cells = (before.clamp(0, length - 1), (before + 1).clamp(max=length - 1))
     return [
-        (cells[0].to(integer), (1 - share) * inside[0]),
-        (cells[1].to(integer), share * inside[1]),
+        (before.clamp(0, length - 1).to(integer), (1 - share) * _inside(before, length)),
+        (after.clamp(0, length - 1).to(integer), share * _inside(after, length)),
     ]
+
+
+def _inside(cell: Tensor, length: int) -> Tensor:
+    """1.0 for whole numbers in 0..length-1, else 0.0: ops on truth values are not vectorised on a CPU."""
+    return (length / 2 + 0.5 - (cell - (length - 1) / 2).abs()).clamp(0, 1)
 
 
 def _sum_rows(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -107,13 +115,14 @@ class _GradientOfRows(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         _, rows, index, weights = inputs
+        ctx.set_materialize_grads(False)
         ctx.num_rows = rows.shape[0]
         ctx.save_for_backward(index, weights)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        if not ctx.needs_input_grad[1]:
+        if grad is None or not ctx.needs_input_grad[1]:
             return grad, None, None, None
         index, weights = ctx.saved_tensors
         row_of_entry, entry = index.flatten().sort()

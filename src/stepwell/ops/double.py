@@ -40,4 +40,4 @@ def double_map_fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return products.transpose(2, 3)
 
     out = in_parts(double, x.permute(0, 2, 3, 1), most=max(1, MOST_CELLS // width))
-    return out.reshape(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+    return out.reshape(batch, 2 * height, 2 * width, weight.shape[1]).permute(0, 3, 1, 2)
