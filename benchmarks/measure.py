@@ -9,6 +9,7 @@ the worker. Whoever waits, waits in a read and takes no processor time.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import platform
 import resource
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STEADY = 1.5  # the slowest of the repeats over the quickest, at most; else they are run again
+LARGE = 4  # GiB that an idle worker may hold without giving back what it does not use
 CLOSE = {"float32": 1e-3, "bfloat16": 0.2}  # largest relative difference of things that are worth timing
 
 Command = tuple[str, ...]  # a file of this folder, a function of it, and its arguments
@@ -87,8 +89,10 @@ def work(file: str, function: str, *arguments: str) -> None:
     module = import_module(file)
     imports = own_peak_gib()
     run = getattr(module, function)(*arguments)
+    built = own_peak_gib()
     gc.collect()
-    print(imports, own_peak_gib(), file=answers, flush=True)
+    _release()
+    print(imports, built, file=answers, flush=True)
     output: object = None
     for order in sys.stdin:
         match order.split(maxsplit=1):
@@ -97,7 +101,9 @@ def work(file: str, function: str, *arguments: str) -> None:
                 gc.collect()
                 start = time.perf_counter()
                 output = run()
-                print(time.perf_counter() - start, own_peak_gib(), file=answers, flush=True)
+                seconds, peak = time.perf_counter() - start, own_peak_gib()
+                _release()
+                print(seconds, peak, file=answers, flush=True)
             case ["keep", path]:
                 torch.save(output, path.strip())
                 output = None
@@ -226,11 +232,25 @@ def peak_gib(*arguments: str) -> float:
 
 def own_peak_gib() -> float:
     """Peak resident memory of this process so far; on Linux without what its parent held before exec."""
+    return _status_gib("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _status_gib(key: str) -> float:
+    """A line of Linux's report on this process; 0 elsewhere."""
     try:
         with open("/proc/self/status", encoding="utf-8") as file:
-            return int(next(line.split()[1] for line in file if line.startswith("VmHWM"))) / 2**20
+            return int(next(line.split()[1] for line in file if line.startswith(key))) / 2**20
     except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return 0.0
+
+
+def _release() -> None:
+    """Gives freed memory back to the system where there is much of it: after a large training step glibc
+    keeps gigabytes, which the other worker needs while this one waits. Small things keep theirs, as in any
+    loop."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None and _status_gib("VmRSS") > LARGE:
+        trim(0)
 
 
 def has_bf16() -> bool:

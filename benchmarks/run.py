@@ -1,7 +1,8 @@
 """`make bench`: every comparison in one run, printed as the tables that results.md keeps. Under 25 minutes.
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
-                                            (deform, piip, runtimes, memory, ask, imports; training, openvino)
+                                            (deform, piip, runtimes, memory, user, ask,
+                                            imports; training, openvino)
 
 Rows are appended to latest.md as they come. Run it on a quiet machine. Ratios above 1 say that ours is the
 faster; times are of this machine, today.
