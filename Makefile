@@ -16,7 +16,7 @@ help:
 	@echo "make test         the whole test suite: no network, no GPU, under five minutes"
 	@echo "make check        formatting, lint and types, as continuous integration sees them"
 	@echo "make fix          format the code and mend what lint can mend"
-	@echo "make bench        time our parts against plain peers, side by side in one run"
+	@echo "make bench        time our parts against plain peers, ONNX Runtime and OpenVINO; ROWS=deform: some of it"
 	@echo "make test-oldest  the suite on the oldest supported torch and transformers, in $(OLDEST)"
 	@echo "make clean        remove both environments and the caches"
 
@@ -36,8 +36,9 @@ fix: $(VENV)/.ready-dev
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-bench: $(VENV)/.ready-dev
-	$(PYTHON) benchmarks/run.py
+# make bench ROWS="piip training": the rows whose table or name holds these words
+bench: $(VENV)/.ready-bench
+	@$(PYTHON) benchmarks/run.py $(ROWS)
 
 test-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python -m pytest
@@ -91,6 +92,10 @@ $(VENV)/.ready-demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
 	$(call install,$(VENV),-e ".[dev]")
 	@touch $@ $(VENV)/.ready-demo
+
+$(VENV)/.ready-bench: $(VENV)/.ready-dev
+	$(call install,$(VENV),-e ".[bench]")
+	@touch $@
 
 $(OLDEST)/.ready: pyproject.toml | $(OLDEST)/bin/python
 	$(call install,$(OLDEST),-e ".[dev]" torch==2.11.0 torchvision==0.26.0 transformers==5.17.0)

@@ -108,11 +108,11 @@ class ConvNext(nn.Module):
 
 
 class PeerLlava(nn.Module):
-    """runs: the layers of both branches before each interaction."""
+    """runs: the layers of both branches before each interaction; side: of CLIP's view of any image."""
 
-    def __init__(self, runs: list[list[tuple[int, int]]], sides: tuple[int, int] = (336, 1024)) -> None:
+    def __init__(self, runs: list[list[tuple[int, int]]], side: int = 336) -> None:
         super().__init__()
-        self.runs, self.sides = runs, sides
+        self.runs, self.side = runs, side
         self.branch1, self.branch2 = nn.Module(), nn.Module()
         self.branch1.clip_model, self.branch2.convnext_model = Clip(), ConvNext()
         widths = [
@@ -130,7 +130,7 @@ class PeerLlava(nn.Module):
         """(B, 3, H, W) -> the maps of both branches."""
         clip, convnext = self.branch1.clip_model, self.convnext()
         x, a_size = clip.embed(
-            F.interpolate(image, scale_factor=self.sides[0] / self.sides[1], mode="bilinear")
+            F.interpolate(image, scale_factor=self.side / image.shape[-1], mode="bilinear")
         )
         y, layers = convnext.stem(image), convnext.layers()
         for (first, last), (start, stop), interaction in zip(*self.runs, self.interactions, strict=True):

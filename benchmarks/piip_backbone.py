@@ -1,18 +1,17 @@
 """PIIP against straightforward peers with the same weights: time, share of the machine's matrix rate, memory.
 
 PIIP-TSB at 1120/896/448 as a detection backbone with its pyramid: 750 GFLOP of matrix products and
-convolutions, 2 per multiply-accumulate. CLIP-L and ConvNeXt-B at 336/1024 as in PIIP-LLaVA. Batch 1.
+convolutions, 2 per multiply-accumulate. CLIP-L and ConvNeXt-B at 336/1024 as in PIIP-LLaVA, 336/768
+in a training step. Batch 1.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from measure import compare, matmul_rate, own_peak_gib
+from measure import CLOSE, Command, Row, Worker, compare, matrix_rates
 from peer_llava import PeerLlava
 from peer_piip import PeerPiip
 from torch import Tensor, nn
@@ -26,9 +25,124 @@ from stepwell.models.pyramid import PyramidEncoder, build_pyramid
 from stepwell.views.pyramid import image_pyramid
 
 Run = Callable[[Tensor], list[Tensor]]
-GFLOP = 750  # of the detection backbone
+NAMES = {"detection": "PIIP-TSB 1120/896/448", "llava": "CLIP-L + ConvNeXt-B 336/1024"}
+SIDES = {"detection": 1120, "llava": 1024}
+TRAINING_SIDES = {"detection": 1120, "llava": 768}  # a step of the latter at 1024 takes 11 GiB
+GFLOP = {"detection": 750}
 DETECTION = PUBLISHED["piip_det_tsb_1120_896_448"]
 LLAVA = PUBLISHED["piip_llava_convnext_b_clip_l_1024_336_7b"]
+
+
+def rows() -> list[Row]:
+    return [
+        row
+        for which, name in NAMES.items()
+        for row in (
+            (f"{name}, inference, fp32", partial(_inference, which, "float32", 1.4)),
+            (f"{name}, inference, bf16", partial(_inference, which, "bfloat16", 1.2)),
+            (_training_name(which), partial(_training, which)),
+        )
+    ]
+
+
+def memory_rows() -> list[Row]:
+    return [(f"{name}, fp32, peak memory", partial(_memory, which)) for which, name in NAMES.items()]
+
+
+def inference(which: str, whose: str, dtype: str) -> Command:
+    """What builds the network for a worker that times it."""
+    return ("piip_backbone", "build_inference", which, whose, dtype)
+
+
+def _inference(which: str, dtype: str, target: float) -> Iterator[str]:
+    kind: torch.dtype = getattr(torch, dtype)
+    name = f"{NAMES[which]}, inference, {'fp32' if dtype == 'float32' else 'bf16'}"
+    before = max(matrix_rates(kind))
+    ours, peer = inference(which, "ours", dtype), inference(which, "peer", dtype)
+    row = compare(name, ours, peer, target=target, close=CLOSE[dtype], rounds=5)
+    yield str(row)
+    if which in GFLOP:
+        rates = before, max(matrix_rates(kind))
+        share = GFLOP[which] * 1e9 / row.ours / (sum(rates) / 2)
+        shown = " and ".join(f"{rate / 1e9:.0f}" for rate in rates)
+        what = f"its share of the better matrix rate, {shown} GFLOP/s before and after"
+        yield f"| {what} | {share:.2f} | | | | | | |"
+
+
+def _training(which: str) -> Iterator[str]:
+    ours, peer = (("piip_backbone", "build_training", which, whose) for whose in ("ours", "peer"))
+    yield str(compare(_training_name(which), ours, peer, target=1.2, close=None, rounds=3))
+
+
+def _training_name(which: str) -> str:
+    return f"{NAMES[which].replace(str(SIDES[which]), str(TRAINING_SIDES[which]))}, training step, fp32"
+
+
+def _memory(which: str) -> Iterator[str]:
+    """Of one inference, with random weights: taking over the peer's would hold both networks. Both processes
+    import the same."""
+    found = []
+    for whose in ("ours", "peer"):
+        with Worker(("piip_backbone", "build_inference", which, whose, "float32", "random")) as worker:
+            found.append((*worker.ready(), worker.go()[1]))
+    for what, of in (
+        ("the whole process", lambda imports, built, peak: peak),
+        ("weights and inference", lambda imports, built, peak: peak - imports),
+        ("inference alone", lambda imports, built, peak: peak - built),
+    ):
+        ours, peer = (of(*peaks) for peaks in found)
+        yield f"| {NAMES[which]}, {what} | {ours:.2f} | {peer:.2f} | {ours / peer:.2f} |"
+
+
+def build_inference(
+    which: str, whose: str, dtype: str, weights: str = "shared"
+) -> Callable[[], list[Tensor]]:
+    """For a worker: one forward pass, which returns the maps."""
+    kind: torch.dtype = getattr(torch, dtype)
+    network, run = build(which, whose, weights)
+    network.to(kind)
+    x = image(which).to(kind)
+
+    def once() -> list[Tensor]:
+        with torch.inference_mode():
+            return run(x)
+
+    return once
+
+
+def build_training(which: str, whose: str) -> Callable[[], None]:
+    """For a worker: one step, which is forward, the mean square of all maps, backward; as an optimiser does,
+    it gives the gradients of the step before back first, or they would be held beside the activations."""
+    network, run = build(which, whose)
+    network.train()
+    x = image(which, TRAINING_SIDES)
+
+    def once() -> None:
+        network.zero_grad()
+        sum(out.square().mean() for out in run(x)).backward()
+
+    return once
+
+
+def image(which: str, sides: dict[str, int] = SIDES) -> Tensor:
+    """The same noise in every process: (1, 3, side, side)."""
+    return torch.randn(1, 3, sides[which], sides[which], generator=torch.Generator().manual_seed(1))
+
+
+def build(which: str, whose: str, weights: str = "shared") -> tuple[nn.Module, Run]:
+    """A network and what runs it. "shared": ours takes over the weights of the peer, which are the same in
+    every process; "random": it is built alone."""
+    torch.manual_seed(0)
+    peer = None
+    if whose == "peer" or weights == "shared":
+        peer = detection_peer() if which == "detection" else llava_peer()
+    if whose == "peer":
+        return peer, peer
+    if which == "detection":
+        model = detection(peer)
+        return model, partial(detect, model)
+    tower = llava(peer)
+    return tower, partial(see, tower)
 
 
 def detection_peer() -> PeerPiip:
@@ -65,90 +179,5 @@ def detect(model: PyramidFeatures, image: Tensor) -> list[Tensor]:
 
 
 def see(model: PyramidEncoder, image: Tensor) -> list[Tensor]:
-    (final,) = model(image_pyramid(image, (336 / 1024, 1.0)))
+    (final,) = model(image_pyramid(image, (336 / image.shape[-1], 1.0)))
     return model.maps(final)
-
-
-def run() -> Iterator[str]:
-    peer = detection_peer()
-    model = detection(peer)
-    image = torch.randn(1, 3, 1120, 1120)
-    yield from _inference("PIIP-TSB 1120/896/448", model, partial(detect, model), peer, image, GFLOP)
-    yield from _memory("PIIP-TSB 1120/896/448", "detection")
-    yield _training("PIIP-TSB 1120/896/448", model, partial(detect, model), peer, image)
-    tower_peer = llava_peer()
-    tower = llava(tower_peer)
-    image = torch.randn(1, 3, 1024, 1024)
-    yield from _inference("CLIP-L + ConvNeXt-B 336/1024", tower, partial(see, tower), tower_peer, image)
-    yield from _memory("CLIP-L + ConvNeXt-B 336/1024", "llava")
-    yield _training("CLIP-L + ConvNeXt-B 336/1024", tower, partial(see, tower), tower_peer, image)
-
-
-def _inference(
-    name: str, model: nn.Module, ours: Run, peer: nn.Module, image: Tensor, gflop: float | None = None
-) -> Iterator[str]:
-    with torch.inference_mode():
-        pairs = zip(ours(image), peer(image), strict=True)
-        worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-        yield f"| {name}, largest difference, relative | {worst:.1e} | | |"
-        for dtype in (torch.float32, torch.bfloat16):
-            model.to(dtype), peer.to(dtype)
-            x, rates = image.to(dtype), [matmul_rate(dtype)]
-            row = compare(f"{name}, inference, {dtype}", partial(ours, x), partial(peer, x), rounds=5)
-            yield str(row)
-            if gflop is not None:
-                rates.append(matmul_rate(dtype))
-                share = gflop * 1e9 / row.ours / (sum(rates) / 2)
-                shown = " and ".join(f"{rate / 1e9:.0f}" for rate in rates)
-                yield f"| share of the matrix rate, {shown} GFLOP/s before and after | {share:.2f} | | |"
-
-
-def _memory(name: str, which: str) -> Iterator[str]:
-    """Each in a process of its own; both import the same."""
-    found = [_peaks(which, whose) for whose in ("ours", "peer")]
-    for what, of in (
-        ("the whole process", lambda imports, built, peak: peak),
-        ("weights and inference", lambda imports, built, peak: peak - imports),
-        ("inference alone", lambda imports, built, peak: peak - built),
-    ):
-        ours, theirs = (of(*peaks) for peaks in found)
-        yield f"| {name}, fp32, peak GiB of {what} | {ours:.2f} | {theirs:.2f} | {ours / theirs:.2f} |"
-
-
-def _peaks(which: str, whose: str) -> list[float]:
-    command = [sys.executable, __file__, which, whose]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [float(number) for number in output.split()]
-
-
-def _training(name: str, model: nn.Module, ours: Run, peer: nn.Module, image: Tensor) -> str:
-    """One step: forward, the mean square of all maps, backward."""
-    model.float().train(), peer.float().train()
-    return str(compare(f"{name}, training step, fp32", _step(ours, image), _step(peer, image), rounds=2))
-
-
-def _step(network: Run, image: Tensor) -> Callable[[], None]:
-    def once() -> None:
-        sum(out.square().mean() for out in network(image)).backward()
-
-    return once
-
-
-def _measure_memory(which: str, whose: str) -> None:
-    """Prints the peak memory of this process after importing, after building and after one inference."""
-    imports = own_peak_gib()
-    model: nn.Module
-    if which == "detection":
-        model, side = detection_peer() if whose == "peer" else detection(), 1120
-        network: Run = model if whose == "peer" else partial(detect, model)
-    else:
-        model, side = llava_peer() if whose == "peer" else llava(), 1024
-        network = model if whose == "peer" else partial(see, model)
-    built = own_peak_gib()
-    with torch.inference_mode():
-        network(torch.randn(1, 3, side, side))
-    print(imports, built, own_peak_gib())
-
-
-if __name__ == "__main__":
-    _measure_memory(*sys.argv[1:])

@@ -1,28 +1,92 @@
-"""`make bench`: every comparison in one run, printed as the tables that results.md keeps. Under ten minutes.
+"""`make bench`: every comparison in one run, printed as the tables that results.md keeps. Under 25 minutes.
 
-Run it on a quiet machine. Ratios above 1 say that ours is the faster; times are of this machine, today.
+    python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
+                                            (deform, piip, runtimes, memory, user, ask,
+                                            imports; training, openvino)
+
+Rows are appended to latest.md as they come. Run it on a quiet machine. Ratios above 1 say that ours is the
+faster; times are of this machine, today.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import ask
 import deform_attn
+import imports
 import piip_backbone
-from measure import machine
+import runtimes
+from measure import HEADER, machine
+
+LATEST = Path(__file__).with_name("latest.md")
+SECTIONS = {
+    "deform": ("Deformable attention; other: eager grid_sample", HEADER, deform_attn.rows()),
+    "piip": ("PIIP; other: a plain peer with the same weights", HEADER, piip_backbone.rows()),
+    "runtimes": (
+        "Inference of the exported graph; 0.74x is 1.35 times OpenVINO's time, 0.91x is 1.1 times",
+        HEADER,
+        runtimes.rows(),
+    ),
+    "memory": (
+        "Peak memory of one inference, GiB",
+        "| PIIP | ours | peer | ours / peer |\n| --- | --- | --- | --- |",
+        piip_backbone.memory_rows(),
+    ),
+    "user": (
+        "User time of `stepwell ask` on the README's receipt; target: 1.6 times `import torch`, and 1 s",
+        "| command | user s | import torch, user s | target | |\n| --- | --- | --- | --- | --- |",
+        ask.user_rows(),
+    ),
+    "ask": (
+        "`stepwell ask`, the whole process",
+        "| command | seconds | peak memory |\n| --- | --- | --- |",
+        ask.rows(),
+    ),
+    "imports": (
+        "Imports, each package with what it imports, so that columns overlap",
+        imports.HEADER,
+        imports.rows(),
+    ),
+}
 
 
-def main() -> None:
-    print(f"{machine()}\n")
-    print("| what | ours, ms | peer, ms | ratio |\n| --- | --- | --- | --- |")
-    for row in deform_attn.run():
-        print(row, flush=True)
-    print("\n| PIIP | ours | peer | ratio |\n| --- | --- | --- | --- |")
-    for line in piip_backbone.run():
-        print(line, flush=True)
-    print("\n| command | seconds | peak memory |\n| --- | --- | --- |")
-    for line in ask.run():
-        print(line, flush=True)
+def main(words: list[str]) -> int:
+    chosen = {
+        section: [row for row in rows if all(word.lower() in f"{section} {row[0]}".lower() for word in words)]
+        for section, (_, _, rows) in SECTIONS.items()
+    }
+    if not any(chosen.values()):
+        print(f"no row holds {' '.join(words)!r}; tables: {', '.join(SECTIONS)}", file=sys.stderr)
+        return 2
+    failed = False
+    try:
+        _tell(machine())
+        for section, rows in chosen.items():
+            title, header, _ = SECTIONS[section]
+            if rows:
+                _tell(f"\n## {title}\n\n{header}")
+            for name, lines in rows:
+                try:
+                    for line in lines():
+                        _tell(line)
+                except (RuntimeError, ValueError, OSError, subprocess.CalledProcessError) as error:
+                    failed = True
+                    _tell(f"| {name} | failed: {error} |")
+        _tell("")
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the rows so far are in {LATEST}", file=sys.stderr)
+        return 130
+    return int(failed)
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+    with LATEST.open("a", encoding="utf-8") as file:  # one write each: an interrupted bench keeps whole lines
+        file.write(f"{line}\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
