@@ -70,6 +70,22 @@ def test_prompts_are_those_of_the_processor(saved, draw):
     assert assistant._prompt(question, [light.layout(image)]) == expected
 
 
+def test_truncation_and_padding_that_a_tokenizer_file_remembers_are_left_aside(saved, draw, tmp_path):
+    assistant, folder = saved
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    fields = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    fields["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    fields["padding"] = {
+        **{"strategy": {"Fixed": 99}, "direction": "Left", "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields), "utf-8")
+    light, question = load_light(tmp_path, device=CPU), "What is written in the third line of this page?"
+    layouts = [light.layout(draw(90, 60))]
+    assert light._prompt(question, layouts) == assistant._prompt(question, layouts)
+
+
 def test_the_shipped_model_goes_this_way_and_says_the_same():
     light, whole = load_to_ask(), stepwell.load()
     assert isinstance(light.engine, LightEngine)
