@@ -77,8 +77,12 @@ def test_truncation_and_padding_that_a_tokenizer_file_remembers_are_left_aside(s
     fields = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
     fields["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
     fields["padding"] = {
-        **{"strategy": {"Fixed": 99}, "direction": "Left", "pad_to_multiple_of": None},
-        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
+        "strategy": {"Fixed": 99},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<pad>",
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields), "utf-8")
     light, question = load_light(tmp_path, device=CPU), "What is written in the third line of this page?"

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from stepwell.ops.choose import prefer, preferred
 from stepwell.structures import EncoderSpec, TokenMap
 
-__all__ = ["Encoder", "run_layers"]
+__all__ = ["Encoder", "run_layers", "same_path"]
 
 
 @runtime_checkable
@@ -47,12 +47,12 @@ def run_layers(
         raise ValueError(f"layers {first}..{last} asked of a network with layers 0..{len(layers) - 1}")
     for i in range(first, last + 1):
         if checkpointing and torch.is_grad_enabled():
-            x = checkpoint(layers[i], x, *arguments, use_reentrant=False, context_fn=_same_path)
+            x = checkpoint(layers[i], x, *arguments, use_reentrant=False, context_fn=same_path)
         else:
             x = layers[i](x, *arguments)
     return x
 
 
-def _same_path() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def same_path() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For the forward pass and for its repetition, which on a GPU runs in a thread of the backward pass."""
     return nullcontext(), prefer(preferred())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stepwell.encoders.catalogue import build_encoder, encoder_arguments, encoder_spec
-from stepwell.encoders.encoder import Encoder
+from stepwell.encoders.encoder import Encoder, same_path
 from stepwell.fuse.interaction import Interaction, InteractionConfig
 from stepwell.models.vision import STRICT
 from stepwell.structures import EncoderSpec, TokenMap
@@ -125,7 +125,9 @@ class PyramidEncoder(nn.Module):
 
     def _interact(self, interaction: nn.Module, states: list[TokenMap]) -> list[TokenMap]:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return cast("list[TokenMap]", checkpoint(interaction, states, use_reentrant=False))
+            return cast(
+                "list[TokenMap]", checkpoint(interaction, states, use_reentrant=False, context_fn=same_path)
+            )
         return cast("list[TokenMap]", interaction(states))
 
 
