@@ -118,6 +118,38 @@ def test_settings_of_a_folders_generation_are_left_aside(assistant, draw):
         assistant.model.generation_config = kept
 
 
+def test_a_long_question_does_not_cut_the_answers_beside_it(assistant, draw):
+    engine, image = assistant.engine, draw(90, 60)
+    short, long = "What?", "What is written on this? " * 6
+    kept = engine.max_positions
+    engine.max_positions = len(assistant._prompt(long, [assistant.layout(image)])) + 2
+    try:
+        expected = [assistant.ask(image, text, max_new_tokens=12) for text in (short, long)]
+        assert assistant.ask(image, [short, long], max_new_tokens=12) == expected
+        assert len(expected[0]) > len(expected[1])
+    finally:
+        engine.max_positions = kept
+
+
+def test_a_question_without_a_position_is_refused_before_an_image_is_encoded(assistant, draw, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("an image was encoded")
+
+    monkeypatch.setattr(assistant.engine, "encode", refuse)
+    with pytest.raises(ValueError, match="show smaller or fewer images"):
+        assistant.ask([draw(90, 60)] * 300, "What?")
+
+
+def test_text_is_made_as_it_comes_only_where_somebody_listens(assistant, draw, monkeypatch):
+    kind, calls = type(assistant.engine.tokenizer), []
+    decode = kind.decode
+    monkeypatch.setattr(kind, "decode", lambda *a, **k: calls.append(1) or decode(*a, **k))
+    assistant.ask(draw(90, 60), "What is it?", max_new_tokens=8)
+    assert len(calls) == 1
+    assistant.ask(draw(90, 60), "What is it?", max_new_tokens=8, stream=lambda text: None)
+    assert len(calls) > 3
+
+
 def test_what_exceeds_the_language_models_positions_is_refused_and_answers_end_with_them(assistant, draw):
     length = len(assistant._prompt("What is it?", [assistant.layout(draw(90, 60))]))
     engine, lengths = assistant.engine, []

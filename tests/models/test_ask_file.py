@@ -94,6 +94,15 @@ def test_files_that_hold_nothing_or_no_text_are_refused(folder):
         read_question_lines(path)
 
 
+def test_files_of_windows_and_of_other_ends_of_lines(folder):
+    """JSON text may hold U+2028 as it is, which Python takes for the end of a line."""
+    text = "one\u2028two\x85three"
+    line = json.dumps({"image": "0.png", "question": text}, ensure_ascii=False)
+    path = folder / "questions.jsonl"
+    path.write_bytes("\r\n".join([line, "", line, ""]).encode())
+    assert [entry.questions[0][1] for entry in read_question_lines(path)] == [text, text]
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_line(folder):
     path = write(folder, "\ufeff" + json.dumps({"image": "0.png", "question": "?"}))
     (line,) = read_question_lines(path)

@@ -11,9 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 import stepwell
-from stepwell.models.light import LightEngine
+from stepwell.models.ask import Assistant
+from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.models.config import StepwellConfig
+from stepwell.models.image_processor import StepwellImageProcessor
+from stepwell.models.light import LightEngine, LightModel
+from stepwell.models.plain import PlainConfig
+from stepwell.models.processor import StepwellProcessor
 from stepwell.weights.light import load_light, load_to_ask
 
 CPU = torch.device("cpu")
@@ -97,6 +105,46 @@ def test_the_shipped_model_goes_this_way_and_says_the_same():
     pieces: list[str] = []
     assert light.ask(RECEIPT, questions) == whole.ask(RECEIPT, questions)
     assert light.ask(RECEIPT, questions[1], stream=pieces.append) == "".join(pieces).strip()
+
+
+def test_a_placeholder_past_the_vocabulary_and_tied_embeddings(tmp_path, draw):
+    """As in a converted release: <image> is the first id that the embedding has not."""
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    raw = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<pad>")
+    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)])
+    vocab_size = len(tokenizer)
+    tokenizer.add_tokens([AddedToken("<image>", special=True)])
+    vision = PlainConfig(encoder="vit_nano", size=64)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = LlamaConfig(vocab_size=vocab_size, tie_word_embeddings=True, **sizes)
+    torch.manual_seed(0)
+    config = StepwellConfig(vision, text, image_token_id=vocab_size, template="chatml_direct")
+    model = StepwellForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    processor = StepwellProcessor(StepwellImageProcessor(vision), tokenizer, template="chatml_direct")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    light = load_light(tmp_path, device=CPU)
+    assert light is not None
+    assert light.engine.head.weight is light.engine.language_model.embed_tokens.weight
+    expected = Assistant(model, processor).ask(draw(60, 60), "What?", max_new_tokens=8)
+    assert light.ask(draw(60, 60), "What?", max_new_tokens=8) == expected
+
+
+def test_no_random_weights_are_made(saved, monkeypatch):
+    """Those of a large language model would take minutes, and as much memory again as its file."""
+    _, folder = saved
+    load, devices = LightModel.load_state_dict, set()
+
+    def remember(model, *arguments, **options):
+        devices.update(parameter.device.type for parameter in model.parameters())
+        return load(model, *arguments, **options)
+
+    monkeypatch.setattr(LightModel, "load_state_dict", remember)
+    assert load_light(folder, device=CPU) is not None
+    assert devices == {"meta"}
 
 
 def test_half_precision_and_the_stored_one(saved):

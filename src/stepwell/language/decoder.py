@@ -203,7 +203,7 @@ def decode_greedily(
     end: Sequence[int],
     never: Sequence[int] = (),
     pad: int = 0,
-    each: Callable[[Tensor], object] = lambda tokens: None,
+    each: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
     """Prompts of embeddings (B, L, D), padded on the left where is_text (B, L) is False -> new ids (B, n).
 
@@ -221,7 +221,8 @@ def decode_greedily(
         logits[:, list(never)] = -torch.inf
         tokens = logits.argmax(-1).masked_fill(is_over, pad)
         ids.append(tokens)
-        each(tokens)
+        if each is not None:
+            each(tokens)
         is_over |= torch.isin(tokens, tokens.new_tensor(list(end)))
         if bool(is_over.all()):
             break

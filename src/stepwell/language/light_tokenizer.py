@@ -35,10 +35,9 @@ class LightTokenizer:
 
     is_fast = True
 
-    def __init__(self, tokenizer: Tokenizer, special: dict[str, str], model_max_length: float) -> None:
+    def __init__(self, tokenizer: Tokenizer, special: dict[str, str]) -> None:
         self._tokenizer = tokenizer
         self.special_tokens_map = special
-        self.model_max_length = model_max_length
 
     @classmethod
     def read(cls, folder: Path) -> LightTokenizer | None:
@@ -55,11 +54,12 @@ class LightTokenizer:
             and not config.get("extra_special_tokens")
             and {*special.values(), *filter(None, more)} <= known
         )
-        if not takes_file_as_it_is or (folder / "added_tokens.json").exists():
+        others = ("added_tokens.json", "special_tokens_map.json")  # older transformers' changes to it
+        if not takes_file_as_it_is or any((folder / name).exists() for name in others):
             return None
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        return cls(tokenizer, special, config.get("model_max_length", float("inf")))
+        return cls(tokenizer, special)
 
     def __len__(self) -> int:
         return int(self._tokenizer.get_vocab_size())

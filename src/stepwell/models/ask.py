@@ -15,7 +15,7 @@ from PIL.Image import Image
 from stepwell.images.open import ImageSource, open_image
 from stepwell.language.labels import label_tokens, tokens_of_image
 from stepwell.language.prompt import render
-from stepwell.models.engine import Engine, TransformersEngine
+from stepwell.models.engine import Engine, Prompts, TransformersEngine
 from stepwell.structures import TokenLayout, VisionFeatures
 
 __all__ = ["Assistant", "Question"]
@@ -113,7 +113,7 @@ class Assistant:
         """Of each image; `batch_size` are opened at a time, and those alike in layout encoded together."""
         features: list[VisionFeatures] = []
         for batch in _batches(images, batch_size):
-            opened = [image if isinstance(image, VisionFeatures) else open_image(image) for image in batch]
+            opened = [_opened(image) for image in batch]
             new = [image for image in opened if isinstance(image, Image)]
             layouts = [self._layout(image) for image in new]
             inputs = [
@@ -131,7 +131,9 @@ class Assistant:
         """The views and visual tokens that an image will cost, without running the model."""
         return self._layout(open_image(image))
 
-    def _layout(self, image: Image) -> TokenLayout:
+    def _layout(self, image: Image | VisionFeatures) -> TokenLayout:
+        if isinstance(image, VisionFeatures):
+            return image.layout
         return self.engine.geometry.layout((image.height, image.width))
 
     @torch.inference_mode()
@@ -139,13 +141,11 @@ class Assistant:
         self, questions: Sequence[Question], max_new_tokens: int, stream: Stream | None
     ) -> list[str]:
         engine = self.engine
+        opened = {_key(image): _opened(image) for images, _ in questions for image in images}
+        layouts = {key: self._layout(image) for key, image in opened.items()}
         keys = [[_key(image) for image in images] for images, _ in questions]
-        distinct = {_key(image): image for images, _ in questions for image in images}
-        features = dict(
-            zip(distinct, self.encode_many(distinct.values(), batch_size=len(distinct)), strict=True)
-        )
         rows = [
-            self._prompt(text, [features[key].layout for key in row])
+            self._prompt(text, [layouts[key] for key in row])
             for row, (_, text) in zip(keys, questions, strict=True)
         ]
         length = max(map(len, rows))
@@ -155,18 +155,29 @@ class Assistant:
                     f"the question with its images takes {length} tokens, and the language model was made "
                     f"for {engine.max_positions}; show smaller or fewer images"
                 )
+            if len(rows) > 1 and length + max_new_tokens > engine.max_positions:
+                # Together, all would end where the longest has to.
+                alone = [
+                    ([opened[key] for key in row], text)
+                    for row, (_, text) in zip(keys, questions, strict=True)
+                ]
+                return [self._answers([question], max_new_tokens, None)[0] for question in alone]
             max_new_tokens = min(max_new_tokens, engine.max_positions - length)
+        encoded = self.encode_many(opened.values(), batch_size=len(opened))
+        features = dict(zip(opened, encoded, strict=True))
         filler = engine.tokenizer.pad_token_id or 0
         padding = [length - len(row) for row in rows]
-        pieces = _Pieces(engine.tokenizer, stream or (lambda text: None))
-        ids = engine.answer(
+        prompts = Prompts(
             torch.tensor([[filler] * n + row for n, row in zip(padding, rows, strict=True)]),
             torch.tensor([[False] * n + [True] * len(row) for n, row in zip(padding, rows, strict=True)]),
             torch.cat([features[key].tokens for row in keys for key in row]),
-            max_new_tokens=max_new_tokens,
-            each=lambda column: pieces.add(column[0]),
         )
-        pieces.end()
+        pieces = None if stream is None else _Pieces(engine.tokenizer, stream)
+        ids = engine.answer(
+            prompts, max_new_tokens=max_new_tokens, each=None if pieces is None else pieces.add
+        )
+        if pieces is not None:
+            pieces.end()
         return [engine.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids.tolist()]
 
     def _prompt(self, question: str, layouts: Sequence[TokenLayout]) -> list[int]:
@@ -184,6 +195,10 @@ def _check(images: Sequence[Seen], question: str) -> None:
         raise ValueError("the question is empty")
     if not images:
         raise ValueError("a question needs at least one image")
+
+
+def _opened(image: Seen) -> Image | VisionFeatures:
+    return image if isinstance(image, VisionFeatures) else open_image(image)
 
 
 def _key(image: Seen) -> Any:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from stepwell.folders import one_line
-from stepwell.images.open import ImageError
 from stepwell.models.ask import Assistant, Question
 
 __all__ = ["QuestionLine", "answer_lines", "read_question_lines"]
@@ -37,7 +36,7 @@ def read_question_lines(path: str | Path) -> list[QuestionLine]:
         raise ValueError(f"{path} is not UTF-8 text") from None
     lines = [
         _read(line, path.parent, f"{path}, line {number}")
-        for number, line in enumerate(text.splitlines(), start=1)
+        for number, line in enumerate(text.split("\n"), start=1)  # JSON may hold other ends of lines
         if line.strip()
     ]
     if not lines:
@@ -60,7 +59,7 @@ def answer_lines(
                 assistant.ask_many(questions, max_new_tokens=max_new_tokens, batch_size=batch_size)
             )
             yield from [_with_answers(line, [next(answers) for _ in line.questions]) for line in batch]
-        except (ImageError, ValueError, OSError):
+        except (ValueError, OSError):
             yield from (_alone(assistant, line, max_new_tokens) for line in batch)
 
 
@@ -93,7 +92,7 @@ def _with_answers(line: QuestionLine, answers: list[str]) -> dict[str, Any]:
 def _alone(assistant: Assistant, line: QuestionLine, max_new_tokens: int) -> dict[str, Any]:
     try:
         return _with_answers(line, assistant.ask_many(line.questions, max_new_tokens=max_new_tokens))
-    except (ImageError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         return {**line.fields, "error": _reason(error)}
 
 

@@ -158,9 +158,8 @@ class PyramidFeatures(nn.Module):
 
     ratios: side of every branch's view relative to the image. merges: one after each interaction in
     `merge_after`, whose numbers rise, and a last one for the final states (`LastMap` where nothing is to be
-    merged). neck: resamples each of them, or the only one in
-    several ways. Map i that leaves is
-    `dims[i]` wide and at stride `strides[i]`, in pixels of the image.
+    merged). neck: resamples each of them, or the only one in several ways. Map i that leaves is `dims[i]`
+    wide and at stride `strides[i]`, in pixels of the image.
     """
 
     def __init__(

@@ -7,13 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from stepwell.structures import Geometry, TokenLayout, VisionFeatures
 
-__all__ = ["Engine", "TransformersEngine"]
+__all__ = ["Each", "Engine", "Prompts", "TransformersEngine"]
+
+
+Each = Callable[[int], object]
+
+
+class Prompts(NamedTuple):
+    """A batch of prompts, padded on the left, and the visual tokens that stand where its placeholders are."""
+
+    input_ids: Tensor  # (B, L)
+    is_text: Tensor  # (B, L), False for padding
+    visual_tokens: Tensor  # (N, D), in reading order
 
 
 class Engine(Protocol):
@@ -36,18 +47,9 @@ class Engine(Protocol):
     def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
         """Arguments as for VisionSystem.encode, on any device and in any precision."""
 
-    def answer(
-        self,
-        input_ids: Tensor,
-        is_text: Tensor,
-        visual_tokens: Tensor,
-        *,
-        max_new_tokens: int,
-        each: Callable[[list[int]], object],
-    ) -> Tensor:
-        """input_ids and is_text (B, L), padded on the left -> ids (B, n), greedily, settings of a folder's
-        generation left aside. visual_tokens stand where the placeholders are; `each` is called with every
-        column of ids.
+    def answer(self, prompts: Prompts, *, max_new_tokens: int, each: Each | None = None) -> Tensor:
+        """Prompts -> ids (B, n), greedily, settings of a folder's generation left aside. `each` is called
+        with every token of the one answer.
         """
 
 
@@ -83,29 +85,20 @@ class TransformersEngine:
         features: list[VisionFeatures] = self.model.model.vision.encode(moved, layouts)
         return features
 
-    def answer(
-        self,
-        input_ids: Tensor,
-        is_text: Tensor,
-        visual_tokens: Tensor,
-        *,
-        max_new_tokens: int,
-        each: Callable[[list[int]], object],
-    ) -> Tensor:
+    def answer(self, prompts: Prompts, *, max_new_tokens: int, each: Each | None = None) -> Tensor:
         from transformers import GenerationConfig
 
         model, kept = copy(self.model), self.model.generation_config  # same weights, settings of its own
         model.generation_config = GenerationConfig(
             **{name: getattr(kept, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         )
-        input_ids, is_text = input_ids.to(model.device), is_text.to(model.device)
         answers: Tensor = model.generate(
-            inputs_embeds=model.model.embed(input_ids, visual_tokens),
-            attention_mask=is_text.long(),
+            inputs_embeds=model.model.embed(prompts.input_ids.to(model.device), prompts.visual_tokens),
+            attention_mask=prompts.is_text.long().to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             suppress_tokens=[self.image_token_id],
-            streamer=_Streamer(each) if len(input_ids) == 1 else None,
+            streamer=None if each is None else _Streamer(each),
         )
         return answers
 
@@ -113,12 +106,12 @@ class TransformersEngine:
 class _Streamer:
     """What `generate` calls: first with the prompt, then with every token."""
 
-    def __init__(self, each: Callable[[list[int]], object]) -> None:
+    def __init__(self, each: Each) -> None:
         self.each, self.is_prompt = each, True
 
     def put(self, ids: Tensor) -> None:
         if not self.is_prompt:
-            self.each(ids.flatten().tolist())
+            self.each(int(ids))
         self.is_prompt = False
 
     def end(self) -> None:

@@ -6,13 +6,14 @@ weights/light.py tells which folders it may open.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from stepwell.language.decoder import LlamaDecoder, decode_greedily
 from stepwell.language.light_tokenizer import LightTokenizer
 from stepwell.language.splice import place_visual_tokens
+from stepwell.models.engine import Each, Prompts
 from stepwell.models.vision import VisionSystem
 from stepwell.structures import Geometry, TokenLayout, VisionFeatures
 
@@ -27,8 +28,6 @@ class LightModel(nn.Module):
         settings = language_model.settings
         self.model = _Parts(vision, language_model)
         self.lm_head = nn.Linear(settings.hidden_size, settings.vocab_size, bias=False)
-        if settings.tie_word_embeddings:
-            self.lm_head.weight = language_model.embed_tokens.weight
 
 
 class _Parts(nn.Module):
@@ -65,27 +64,19 @@ class LightEngine:
         weight = self.language_model.embed_tokens.weight
         return self.vision.encode([x.to(weight.device, weight.dtype) for x in inputs], layouts)
 
-    def answer(
-        self,
-        input_ids: Tensor,
-        is_text: Tensor,
-        visual_tokens: Tensor,
-        *,
-        max_new_tokens: int,
-        each: Callable[[list[int]], object],
-    ) -> Tensor:
+    def answer(self, prompts: Prompts, *, max_new_tokens: int, each: Each | None = None) -> Tensor:
         embedding = self.language_model.embed_tokens
-        input_ids, is_text = input_ids.to(embedding.weight.device), is_text.to(embedding.weight.device)
+        input_ids = prompts.input_ids.to(embedding.weight.device)
         is_placeholder = input_ids == self.image_token_id  # an id that may lie past the vocabulary
         embeddings = embedding(input_ids.masked_fill(is_placeholder, 0))
         return decode_greedily(
             self.language_model,
             self.head,
-            place_visual_tokens(input_ids, embeddings, visual_tokens, self.image_token_id),
-            is_text,
+            place_visual_tokens(input_ids, embeddings, prompts.visual_tokens, self.image_token_id),
+            prompts.is_text.to(embedding.weight.device),
             max_new_tokens=max_new_tokens,
             end=self.end,
             never=[self.image_token_id] if self.image_token_id < len(embedding.weight) else [],
             pad=self.tokenizer.pad_token_id or 0,
-            each=lambda tokens: each(tokens.tolist()),
+            each=None if each is None else lambda tokens: each(int(tokens)),
         )

@@ -41,10 +41,10 @@ class _Derivatives(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        wanted = ctx.needs_input_grad[2:]
+        is_needed = ctx.needs_input_grad[2:]
         if not torch.is_grad_enabled():
-            return None, grad, *(None for _ in wanted)
+            return None, grad, *(None for _ in is_needed)
         inputs = [tensor.view_as(tensor) for tensor in ctx.saved_tensors]  # apart, if one was given twice
-        to = [tensor for tensor, needed in zip(inputs, wanted, strict=True) if needed]
-        found = iter(torch.autograd.grad(ctx.reference(*inputs), to, grad, create_graph=True))
-        return None, None, *(next(found) if needed else None for needed in wanted)
+        sources = [tensor for tensor, needed in zip(inputs, is_needed, strict=True) if needed]
+        gradients = iter(torch.autograd.grad(ctx.reference(*inputs), sources, grad, create_graph=True))
+        return None, None, *(next(gradients) if needed else None for needed in is_needed)

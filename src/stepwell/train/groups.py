@@ -56,8 +56,8 @@ def parameter_groups(
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
 
 
-def _refuse_unknown(wanted: Iterable[str], names: Collection[str], whose: str) -> None:
-    for part in wanted:
+def _refuse_unknown(parts: Iterable[str], names: Collection[str], whose: str) -> None:
+    for part in parts:
         if not any(_within(name, part) for name in names):
             known = sorted({name.split(".")[0] for name in names})
             raise ValueError(f"no part {whose} is called {part!r}; its parts are {', '.join(known)}")

@@ -60,6 +60,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
                 _built(task, settings, weights), task, settings, source, stage_folder, seed=settings.seed + i
             )
             last = get_last_checkpoint(str(stage_folder)) if resume and stage_folder.is_dir() else None
+            trainer.accelerator.wait_for_everyone()  # all have looked before anything is removed
             if trainer.is_world_process_zero():
                 if last is None:
                     shutil.rmtree(stage_folder, ignore_errors=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from stepwell.flops.outlines import outlines
 from stepwell.language.decoder import LlamaDecoder, plain_llama
 from stepwell.language.light_tokenizer import LightTokenizer
 from stepwell.language.messages import IMAGE
@@ -23,7 +24,7 @@ from stepwell.models.light import LightEngine, LightModel
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import settings_json
 from stepwell.weights.hub import SHIPPED, find_folder
-from stepwell.weights.precision import Precision, find_device, find_dtype
+from stepwell.weights.placement import Precision, find_device, find_dtype
 
 __all__ = ["load_light", "load_to_ask"]
 
@@ -95,11 +96,14 @@ def _engine(
     )
     if not agrees:
         return None
-    model = LightModel(vision.build(settings.hidden_size), LlamaDecoder(settings))
     weights = load_file(folder / "model.safetensors")
     if settings.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"]
+    with outlines():  # random weights of a large model would take minutes, and its memory twice
+        model = LightModel(vision.build(settings.hidden_size), LlamaDecoder(settings))
     model.load_state_dict(weights, assign=True)
+    if settings.tie_word_embeddings:
+        model.lm_head.weight = model.model.language_model.embed_tokens.weight
     model.to(device, dtype or getattr(torch, config["dtype"])).eval()
     end = generation["eos_token_id"]
     return LightEngine(

@@ -23,7 +23,7 @@ from stepwell.models.register import MODELS
 from stepwell.weights.checkpoint import CheckpointError, open_checkpoint, weight_files
 from stepwell.weights.convert import convert
 from stepwell.weights.hub import SHIPPED, ModelError, cache_folder, check_hub_name, find_folder, model_type
-from stepwell.weights.precision import Precision, find_device, find_dtype
+from stepwell.weights.placement import Precision, find_device, find_dtype
 
 __all__ = ["load"]
 

@@ -1,4 +1,4 @@
-"""Where a model is to run and in which precision, as users say it."""
+"""Where a model runs and in which precision, as users say it."""
 
 from __future__ import annotations
 

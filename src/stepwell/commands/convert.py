@@ -1,0 +1,54 @@
+"""`stepwell convert`: a released checkpoint becomes a model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A checkpoint, file or folder; with --dry-run a manifest."),
+    ],
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The new model folder.")] = None,
+    as_: Annotated[str, typer.Option("--as", metavar="NAME", help="The published model it is.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only compare names and shapes: SOURCE is a JSON file of them.")
+    ] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where its tokenizer is. [default: beside SOURCE]")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON, with every name.")] = False,
+) -> None:
+    """Turn a released checkpoint into a model folder."""
+    if not as_:
+        raise ValueError("say which published model it is: --as NAME")
+    if not source.exists():
+        raise ValueError(f"no such file or folder: {source}")
+    if (out is None) != dry_run:
+        raise ValueError(
+            "--dry-run writes nothing, leave OUT out" if dry_run else "say which folder to write: OUT"
+        )
+
+    from stepwell.weights.convert import ConversionError
+    from stepwell.weights.convert import convert as run
+    from stepwell.weights.convert import dry_run as compare
+
+    try:
+        if out is None:
+            report = compare(source, as_=as_)
+        else:
+            report = run(source, out, as_=as_, overwrite=overwrite, tokenizer=tokenizer)
+        complaint = report.complaint()
+    except ConversionError as error:
+        report, complaint = error.report, str(error)
+    print(json.dumps(report.json(), indent=2) if as_json else report.text())
+    if complaint:
+        raise ValueError(complaint)

@@ -1,0 +1,32 @@
+"""`stepwell train`: a recipe, by its name or as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field; may be repeated.")
+    ] = None,
+) -> None:
+    """Train a model from a recipe."""
+    _check_recipe(recipe)
+
+    from stepwell.train.run import train as run
+
+    print(f"trained: {run(recipe, overrides or [])}")
+
+
+def _check_recipe(recipe: str) -> None:
+    from stepwell.train.shipped import recipe_names
+
+    names = recipe_names()
+    if recipe not in names and not Path(recipe).is_file():
+        raise ValueError(f"no recipe {recipe}: not a file, and not one of {', '.join(names)}")
