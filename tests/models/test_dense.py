@@ -5,14 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from pyramids import make_pyramid
+from torch import nn
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import BranchMerge, LastMap, stage_stacks
 from stepwell.heads.neck import SimplePyramid
+from stepwell.layers.linear import Linear
 from stepwell.models.dense import ClassifierSettings, DenseSettings, PyramidFeatures
 from stepwell.models.perception import PyramidBackbone, PyramidBackboneConfig
+from stepwell.models.published.papers import PUBLISHED
 from stepwell.models.pyramid import BranchConfig, PyramidEncoder, build_interactions
+from stepwell.ops import products
 from stepwell.structures import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD
 from stepwell.views.pyramid import image_pyramid
 
@@ -43,6 +47,40 @@ def test_maps_leave_after_chosen_interactions_at_their_strides():
     assert [tuple(x.shape[1:]) for x in maps] == [(8, 16, 32), (12, 8, 16), (16, 4, 8), (20, 2, 4)]
     steps = features.encoder(image_pyramid(image, (0.5, 1.0)), (0, 1, 2))
     torch.testing.assert_close(maps[1], features.merges[1](features.encoder.maps(steps[1])))
+
+
+@pytest.mark.parametrize("name", ["piip_det_convnext_tsb_1024_672_448", "piip_det_beit_sbl_1568_1120_672"])
+def test_every_linear_layer_has_its_product_chosen(name):
+    with torch.device("meta"):
+        features = PUBLISHED[name].settings.build()
+    kinds = [type(module) for module in features.modules() if isinstance(module, nn.Linear)]
+    assert kinds == [Linear] * len(kinds)
+    assert len(kinds) > 100
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_products_taken_as_convolutions_give_the_same_maps_and_gradients(monkeypatch, grad):
+    features, image = make_mixed_features(), torch.randn(1, 3, 64, 128)
+    monkeypatch.setattr(products, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(products, "FEWEST_PRODUCTS", 1)
+    taken = []
+    fast = products.linear_fast
+    monkeypatch.setattr(products, "linear_fast", lambda *given: taken.append(1) or fast(*given))
+    found = {}
+    for slow in (False, True):
+        monkeypatch.setattr(products, "has_slow_products", lambda slow=slow: slow)
+        with torch.set_grad_enabled(grad):
+            maps = features(image)
+        found[slow] = [*maps]
+        if grad:
+            parameters = [p for p in features.parameters() if p.requires_grad]
+            total = sum(x.square().mean() for x in maps)
+            found[slow] += [
+                g for g in torch.autograd.grad(total, parameters, allow_unused=True) if g is not None
+            ]
+    assert len(taken) > 20
+    for ours, theirs in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def dense(*ranges, **options):

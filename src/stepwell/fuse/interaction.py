@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from stepwell.layers.attention import attention
 from stepwell.layers.drop_path import DropPath
+from stepwell.layers.linear import Linear
 from stepwell.ops.deform_attn import deform_attn
 from stepwell.ops.parts import in_parts
 from stepwell.ops.rearrange import map_to_tokens, tokens_to_map
@@ -128,7 +129,7 @@ class Message(nn.Module):
         super().__init__()
         self.source, self.target = direction
         source_dim, dim = dims[self.source], dims[self.target]
-        self.project = nn.Linear(source_dim, dim) if config.project else nn.Identity()
+        self.project = Linear(source_dim, dim) if config.project else nn.Identity()
         self.injector = Injector(dim, dim if config.project else source_dim, config)
 
     def forward(self, states: Sequence[TokenMap]) -> TokenMap:
@@ -202,10 +203,10 @@ class DeformableCrossAttention(nn.Module):
             )
         self.num_heads = num_heads
         self.num_points = num_points
-        self.value = nn.Linear(feature_dim, inner)
-        self.offsets = nn.Linear(dim, num_heads * num_points * 2)
-        self.weights = nn.Linear(dim, num_heads * num_points)
-        self.out = nn.Linear(inner, dim)
+        self.value = Linear(feature_dim, inner)
+        self.offsets = Linear(dim, num_heads * num_points * 2)
+        self.weights = Linear(dim, num_heads * num_points)
+        self.out = Linear(inner, dim)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -262,10 +263,10 @@ class RegularCrossAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"width {dim} does not divide into {num_heads} heads")
         self.num_heads = num_heads
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(feature_dim, dim, bias=False)
-        self.value = nn.Linear(feature_dim, dim, bias=False)
-        self.out = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim, bias=False)
+        self.key = Linear(feature_dim, dim, bias=False)
+        self.value = Linear(feature_dim, dim, bias=False)
+        self.out = Linear(dim, dim)
 
     def values_of(self, features: Tensor) -> Tensor:
         """features (B, M, d_f) -> keys and values, (B, M, 2 d)."""
@@ -286,9 +287,9 @@ class ConvFfn(nn.Module):
 
     def __init__(self, dim: int, *, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.conv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         """(B, H*W, d) -> (B, H*W, d), size = (H, W)."""

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from stepwell.layers.linear import Linear
 from stepwell.layers.position import fraction_position_embedding
 from stepwell.ops.rearrange import map_to_tokens
 from stepwell.structures import Size, TokenMap
@@ -104,7 +105,7 @@ def linear_stacks(dims: Sequence[int], *, num_groups: int = 32) -> list[nn.Modul
     return [norm(dims[0]), *others]
 
 
-class _CellLinear(nn.Linear):
+class _CellLinear(Linear):
     """A linear layer on every cell of a map."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,12 +143,12 @@ class TokenMerge(nn.Module):
         self.config = config
         self.stacks = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(dim, hidden_dim),
+                Linear(dim, hidden_dim),
                 _TokenGroupNorm(config.num_groups, hidden_dim)
                 if config.norm == "groupnorm"
                 else nn.LayerNorm(hidden_dim, elementwise_affine=False),
                 nn.GELU(),
-                nn.Linear(hidden_dim, out_dim),
+                Linear(hidden_dim, out_dim),
             )
             for dim in dims
         )

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepwell.layers.linear import Linear
+
 __all__ = ["LlamaDecoder", "LlamaSettings", "decode_greedily", "plain_llama"]
 
 
@@ -133,10 +135,10 @@ class _Attention(nn.Module):
         super().__init__()
         dim, self.head_dim = settings.hidden_size, settings.head_dim
         heads, key_heads = settings.num_attention_heads, settings.num_key_value_heads
-        self.q_proj = nn.Linear(dim, heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(dim, key_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(dim, key_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * self.head_dim, dim, bias=False)
+        self.q_proj = Linear(dim, heads * self.head_dim, bias=False)
+        self.k_proj = Linear(dim, key_heads * self.head_dim, bias=False)
+        self.v_proj = Linear(dim, key_heads * self.head_dim, bias=False)
+        self.o_proj = Linear(heads * self.head_dim, dim, bias=False)
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor, keys_values: Tensor) -> Tensor:
         """keys_values (2, B, K, T, d): the last L of the T are written here."""
@@ -158,9 +160,9 @@ class _Attention(nn.Module):
 class _Mlp(nn.Module):
     def __init__(self, settings: LlamaSettings) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(settings.hidden_size, settings.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(settings.hidden_size, settings.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(settings.intermediate_size, settings.hidden_size, bias=False)
+        self.gate_proj = Linear(settings.hidden_size, settings.intermediate_size, bias=False)
+        self.up_proj = Linear(settings.hidden_size, settings.intermediate_size, bias=False)
+        self.down_proj = Linear(settings.intermediate_size, settings.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -10,6 +10,8 @@ import re
 
 from torch import nn
 
+from stepwell.layers.linear import Linear
+
 __all__ = ["build_projector"]
 
 
@@ -20,7 +22,7 @@ def build_projector(kind: str, in_dim: int, out_dim: int) -> nn.Module:
     Raises ValueError for any other kind, and for "identity" between different widths.
     """
     if kind == "linear":
-        return nn.Linear(in_dim, out_dim)
+        return Linear(in_dim, out_dim)
     if kind == "identity":
         if in_dim != out_dim:
             raise ValueError(f"an identity projector cannot turn width {in_dim} into {out_dim}; use 'linear'")
@@ -30,7 +32,7 @@ def build_projector(kind: str, in_dim: int, out_dim: int) -> nn.Module:
         raise ValueError(
             f"unknown projector {kind!r}; choose 'linear', 'mlp2x_gelu' (any number) or 'identity'"
         )
-    layers: list[nn.Module] = [nn.Linear(in_dim, out_dim)]
+    layers: list[nn.Module] = [Linear(in_dim, out_dim)]
     for _ in range(int(match[1]) - 1):
-        layers += [nn.GELU(), nn.Linear(out_dim, out_dim)]
+        layers += [nn.GELU(), Linear(out_dim, out_dim)]
     return nn.Sequential(*layers)

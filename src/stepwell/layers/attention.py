@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepwell.layers.linear import Linear
 from stepwell.layers.norm import RMSNorm
 from stepwell.layers.position import relative_position_bias
 from stepwell.ops.choose import choose
@@ -91,14 +92,14 @@ class SelfAttention(nn.Module):
         self.window = window
         self.window_padding = window_padding
         self.relative_grid = relative_grid
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm = RMSNorm(dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.relative_table: nn.Parameter | None = None
         if relative_grid is not None:
             rows, cols = relative_grid
             self.relative_table = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * cols - 1), num_heads))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, tokens: Tensor, size: Size) -> Tensor:
         """tokens (B, N, C) -> (B, N, C), size = (H, W).

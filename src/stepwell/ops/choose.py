@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path as FilePath
 from typing import Literal
 
-__all__ = ["Path", "choose", "prefer", "preferred"]
+import torch
+
+__all__ = ["Path", "choose", "has_slow_products", "prefer", "preferred"]
 
 Path = Literal["auto", "reference", "fast"]
+PROCESSOR_REPORT = FilePath("/proc/cpuinfo")  # on Linux
 
 
 class _Preferred(threading.local):
@@ -51,3 +57,21 @@ def choose(*, fast_ok: bool = True, why_not: str = "") -> bool:
     if _preferred.path == "fast" and not fast_ok:
         raise RuntimeError(f"fast path requested but {why_not}")
     return fast_ok and _preferred.path != "reference"
+
+
+@cache
+def has_slow_products() -> bool:
+    """Whether torch's fp32 matrix products use half of this processor, and its convolutions all of it.
+
+    By the processor's vendor, not by a measurement: two runs, and two processes of one training, give the
+    same values.
+    """
+    libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return libraries and torch.backends.cpu.get_cpu_capability() == "AVX512" and not _is_intel()
+
+
+def _is_intel() -> bool:
+    try:
+        return "GenuineIntel" in PROCESSOR_REPORT.read_text(encoding="utf-8")
+    except OSError:
+        return "GenuineIntel" in platform.processor()

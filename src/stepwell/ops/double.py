@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stepwell.ops.choose import choose
 from stepwell.ops.parts import in_parts
+from stepwell.ops.products import linear
 
 __all__ = ["double_map", "double_map_fast", "double_map_reference"]
 
@@ -36,7 +37,7 @@ def double_map_fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     def double(lines: Tensor) -> Tensor:
         """(B, h, W, C) -> (B, h, 2, W, 2*E)."""
-        products: Tensor = F.linear(lines, blocks, bias).unflatten(3, (2, -1))
+        products: Tensor = linear(lines, blocks, bias).unflatten(3, (2, -1))
         return products.transpose(2, 3)
 
     out = in_parts(double, x.permute(0, 2, 3, 1), most=max(1, MOST_CELLS // width))
