@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from stepwell.layers import position
 from stepwell.layers.position import (
+    RelativeBias,
     cubic_spline_weights,
     relative_position_bias,
     resize_patch_kernel,
@@ -86,6 +92,77 @@ def test_the_spline_takes_the_border_value_outside() -> None:
     x = torch.arange(5, dtype=torch.float64)
     outside = cubic_spline_weights(x, torch.tensor([-2.0, 9.0], dtype=torch.float64))
     torch.testing.assert_close(outside, torch.eye(5, dtype=torch.float64)[[0, 4]])
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The tables that a bias was built of."""
+    tables: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        position,
+        "relative_position_bias",
+        lambda table, grid: tables.append(table) or relative_position_bias(table, grid),
+    )
+    return tables
+
+
+def test_a_bias_is_built_once_where_no_gradient_is_recorded(built: list[torch.Tensor]) -> None:
+    table, bias = nn.Parameter(torch.randn(15, 2)), RelativeBias((2, 3))
+    with torch.inference_mode():
+        first = bias(table)
+        assert bias(table) is first
+    with torch.no_grad():
+        assert bias(table) is first
+    assert len(built) == 1
+    torch.testing.assert_close(first, relative_position_bias(table, (2, 3)))
+
+
+def test_a_table_that_changed_in_any_way_gets_another_bias(built: list[torch.Tensor]) -> None:
+    table, bias = nn.Parameter(torch.randn(15, 2)), RelativeBias((2, 3))
+    for change in (
+        lambda: table.add_(1),
+        lambda: table.data.copy_(torch.randn(15, 2)),  # of which torch's version counter knows nothing
+        lambda: setattr(table, "data", table.data.bfloat16()),
+    ):
+        with torch.no_grad():
+            bias(table)
+            change()
+            assert torch.equal(bias(table), relative_position_bias(table, (2, 3)))
+    assert bias(nn.Parameter(torch.zeros(15, 2))).eq(0).all()
+
+
+def test_a_bias_with_a_gradient_is_always_built_and_nothing_is_kept() -> None:
+    table, bias = nn.Parameter(torch.randn(15, 2)), RelativeBias((2, 3))
+    with torch.inference_mode():
+        first = bias(table)
+    for _ in range(2):
+        bias(table).sum().backward()
+    torch.testing.assert_close(table.grad.sum(), torch.tensor(2.0 * 2 * 36))
+    with torch.no_grad():
+        assert bias(table) is not first
+
+
+def test_a_large_bias_and_one_without_numbers_are_not_kept(
+    built: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bias = RelativeBias((2, 3))
+    with torch.no_grad():
+        for table in (torch.zeros(15, 2), nn.Parameter(torch.zeros(15, 2, device="meta"))):
+            assert bias(table) is not bias(table)
+        monkeypatch.setattr(position, "MOST_BYTES", 4 * 2 * 36 - 1)
+        table = nn.Parameter(torch.zeros(15, 2))
+        assert bias(table) is not bias(table)
+        monkeypatch.setattr(position, "MOST_BYTES", 4 * 2 * 36)
+        assert bias(table) is bias(table)
+
+
+def test_copies_leave_the_kept_bias_behind(built: list[torch.Tensor]) -> None:
+    table, bias = nn.Parameter(torch.randn(15, 2)), RelativeBias((2, 3))
+    with torch.no_grad():
+        bias(table)
+        for other in (copy.deepcopy(bias), pickle.loads(pickle.dumps(bias))):
+            assert torch.equal(other(table), bias(table))
+    assert len(built) == 3
 
 
 def test_a_resized_relative_table_keeps_the_centre_and_stretches_the_rest() -> None:

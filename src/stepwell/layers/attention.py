@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stepwell.layers.linear import Linear
 from stepwell.layers.norm import RMSNorm
-from stepwell.layers.position import relative_position_bias
+from stepwell.layers.position import RelativeBias
 from stepwell.ops.choose import choose
 from stepwell.ops.derivatives import with_derivatives_of
 from stepwell.ops.rearrange import merge_windows, split_windows
@@ -96,8 +96,10 @@ class SelfAttention(nn.Module):
         self.q_norm = RMSNorm(dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.relative_table: nn.Parameter | None = None
+        self._relative_bias: RelativeBias | None = None
         if relative_grid is not None:
             rows, cols = relative_grid
+            self._relative_bias = RelativeBias(relative_grid)
             self.relative_table = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * cols - 1), num_heads))
         self.proj = Linear(dim, dim)
 
@@ -140,6 +142,6 @@ class SelfAttention(nn.Module):
         """(B, N, C) each -> (B, N, C)."""
         q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         bias = None
-        if self.relative_table is not None and self.relative_grid is not None:
-            bias = relative_position_bias(self.relative_table, self.relative_grid)
+        if self.relative_table is not None and self._relative_bias is not None:
+            bias = self._relative_bias(self.relative_table)
         return attention(q, k, v, bias).transpose(1, 2).flatten(2)

@@ -10,11 +10,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepwell.structures import Size
 
 __all__ = [
+    "RelativeBias",
     "cubic_spline_weights",
     "fraction_embedding",
     "fraction_position_embedding",
@@ -24,6 +25,10 @@ __all__ = [
     "resize_relative_table",
     "sincos_position_embedding",
 ]
+
+MOST_BYTES = (
+    2**26
+)  # of a bias that is kept: 16 heads in windows of 28; a global layer of 64x64 needs a gigabyte
 
 
 def resize_position_embedding(
@@ -107,6 +112,37 @@ def relative_position_bias(table: Tensor, grid: Size) -> Tensor:
     lines = lines.transpose(1, 2).flatten(2)  # (h, query's column, rows of keys one behind the other)
     rows = [lines[..., (H - 1 - r) * W :][..., : H * W] for r in range(H)]  # what a query in row r reads
     return torch.stack(rows, 1).flatten(1, 2)
+
+
+class RelativeBias:
+    """`relative_position_bias` of one layer's table, which between two trainings is always the same.
+
+    Where no gradient is recorded, on a CPU, the last bias is kept beside a copy of its table and handed out
+    again as long as the table holds the same numbers, whichever way they may be written. On other devices it
+    is cheap to build and dear to ask. Copies and pickles of a network leave it behind.
+    """
+
+    def __init__(self, grid: Size) -> None:
+        self.grid = grid
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, table: Tensor) -> Tensor:
+        """((2H-1)*(2W-1), h) -> (h, H*W, H*W)."""
+        size = table.shape[1] * math.prod(self.grid) ** 2 * table.element_size()
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or size > MOST_BYTES:
+            self._kept = None
+        elif type(table) is nn.Parameter and table.device.type == "cpu":  # and no stand-in without numbers
+            kept = self._kept
+            if kept is None or kept[0].dtype != table.dtype or not torch.equal(kept[0], table):
+                kept = self._kept = (
+                    table.detach().clone(),
+                    relative_position_bias(table.detach(), self.grid),
+                )
+            return kept[1]
+        return relative_position_bias(table, self.grid)
+
+    def __reduce__(self) -> tuple[type[RelativeBias], tuple[Size]]:
+        return RelativeBias, (self.grid,)
 
 
 def resize_relative_table(table: Tensor, source: Size, target: Size) -> Tensor:
