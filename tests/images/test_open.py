@@ -28,7 +28,7 @@ from image_files import (
 )
 from PIL import Image, ImageOps
 
-from stepwell.images.open import ImageError, ImageLimits, open_image, upright_rgb
+from stepwell.images.open import ImageError, ImageLimits, image_size, open_image, upright_rgb
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -68,7 +68,10 @@ def test_every_orientation_is_turned_upright(format: str, orientation: int) -> N
     exif[274] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](np.asarray(scene()))))
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(format, {})
-    upright = open_image(saved(stored, format, exif=exif, **options))
+    file = saved(stored, format, exif=exif, **options)
+    upright = open_image(file)
+    assert image_size(file) == (upright.height, upright.width) == (scene().height, scene().width)
+    assert image_size(Image.open(io.BytesIO(file))) == image_size(file)
     assert np.abs(pixels(upright) - pixels(scene())).mean() < 12
     assert not upright.getexif(), "a second transpose would turn it again"
 
@@ -360,3 +363,18 @@ def test_a_pillow_image_is_turned_as_pillow_turns_it_and_left_as_it_was(orientat
 def test_decoding_needs_neither_torch_nor_transformers() -> None:
     code = "import sys\nimport stepwell.images.open\nassert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_size_is_told_without_decoding_and_refused_as_the_image_would_be(tmp_path: Path) -> None:
+    whole = saved(scene(), "JPEG")
+    cut = whole[:-100]
+    assert image_size(cut) == (scene().height, scene().width)
+    with pytest.raises(ImageError):
+        open_image(cut)
+    assert image_size(np.zeros((3, 5), np.uint8)) == (3, 5)
+    with pytest.raises(ImageError, match="max_pixels=100"):
+        image_size(whole, limits=ImageLimits(max_pixels=100))
+    with pytest.raises(ImageError, match="not an image"):
+        image_size(b"text")
+    with pytest.raises(FileNotFoundError):
+        image_size(tmp_path / "none.png")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
 from PIL import Image
+
+from stepwell.models import ask
 
 
 def test_batch_gives_the_answers_of_single_questions(assistant, draw):
@@ -104,6 +107,68 @@ def test_many_are_batched_and_told_as_they_come(assistant, draw):
     assert assistant.ask_many([]) == []
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         assistant.ask_many(pairs, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        assistant.encode_many(iter([]), batch_size=0)
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
+        assistant.ask_many(pairs, max_new_tokens=0)
+
+
+@pytest.fixture
+def encoded(assistant, monkeypatch):
+    """The sizes of the inputs of every image, call by call of the encoder."""
+    calls = []
+    encode = assistant.engine.encode
+
+    def spy(inputs, layouts):
+        calls.append([layout.inputs for layout in layouts])
+        return encode(inputs, layouts)
+
+    monkeypatch.setattr(assistant.engine, "encode", spy)
+    return calls
+
+
+def test_images_alike_in_layout_are_encoded_together(assistant, draw, encoded):
+    images = [draw(*((90, 60) if i % 2 else (60, 90)), i) for i in range(6)]
+    features = assistant.encode_many(images, batch_size=3)
+    assert len(encoded) == 2
+    assert [len(set(batch)) for batch in encoded] == [1, 1]
+    assert encoded[0][0] != encoded[1][0]
+    for image, made in zip(images, features, strict=True):
+        torch.testing.assert_close(made.tokens, assistant.features(image).tokens)
+    encoded.clear()
+    pairs = [([image], "What is it?") for image in images]
+    answers = assistant.ask_many(pairs, max_new_tokens=4, batch_size=3)
+    assert [len(set(batch)) for batch in encoded] == [1, 1]
+    assert answers == [assistant.ask(image, "What is it?", max_new_tokens=4) for image in images]
+
+
+def test_questions_about_one_image_are_answered_together(assistant, draw, encoded, tmp_path):
+    names = [tmp_path / "a.png", str(tmp_path / "b.png")]
+    for seed, name in enumerate(names):
+        draw(60, 60, seed).save(name)
+    pairs = [([name], text) for text in ("What?", "Which?") for name in names]
+    assistant.ask_many(pairs, max_new_tokens=2, batch_size=2)
+    assert [len(batch) for batch in encoded] == [1, 1]
+
+
+def test_a_window_of_images_is_taken_before_they_are_encoded(assistant, draw, encoded, monkeypatch):
+    monkeypatch.setattr(ask, "WINDOW", 2)
+    taken = []
+    images = (taken.append(len(encoded)) or draw(40, 40, i) for i in range(5))
+    assert len(assistant.encode_many(images, batch_size=1)) == 5
+    assert taken == [0, 0, 2, 2, 4]
+
+
+def test_files_that_can_be_read_once_are_batched_too(assistant, draw):
+    def file(seed):
+        buffer = io.BytesIO()
+        draw(60, 40, seed).save(buffer, "PNG")
+        buffer.seek(0)
+        return buffer
+
+    pairs = [([file(i)], "What is it?") for i in range(3)]
+    answers = assistant.ask_many(pairs, max_new_tokens=3, batch_size=1)
+    assert answers == [assistant.ask(draw(60, 40, i), "What is it?", max_new_tokens=3) for i in range(3)]
 
 
 def test_settings_of_a_folders_generation_are_left_aside(assistant, draw):

@@ -13,13 +13,14 @@ import os
 import re
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps, _imaging
+from PIL import ExifTags, Image, ImageOps, _imaging
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -29,8 +30,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from stepwell.images.metadata import bare_png, bare_tiff
+from stepwell.structures import Size
 
-__all__ = ["ImageError", "ImageLimits", "ImageSource", "open_image", "upright_rgb"]
+__all__ = ["ImageError", "ImageLimits", "ImageSource", "image_size", "open_image", "upright_rgb"]
 
 _File = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 ImageSource = _File | Image.Image | np.ndarray[Any, Any]
@@ -78,22 +80,22 @@ def open_image(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> I
         return upright_rgb(source)
     if isinstance(source, np.ndarray):
         return upright_rgb(_from_array(source))
-    raw = _read(source, limits.max_bytes)
-    if not raw:
-        raise ImageError("the file is empty")
-    if len(raw) > limits.max_bytes:
-        raise ImageError(
-            f"the file is larger than {limits.max_bytes:,} bytes; ImageLimits(max_bytes=...) allows more"
-        )
-    reader = next((r for start, r in _READERS.items() if re.match(start, raw, re.DOTALL)), None)
-    if reader is None:
-        raise ImageError("not an image: only PNG, JPEG, WEBP, GIF, BMP and TIFF are read")
-    try:
-        return upright_rgb(_decode(raw, reader, limits))
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow and the libraries below it raise whatever they like on damaged files
-        raise ImageError(f"damaged or unsupported {reader.format} ({type(error).__name__})") from None
+    with _lazily_open(source, limits) as image:
+        image.load()
+        return upright_rgb(image)
+
+
+def image_size(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> Size:
+    """(height, width) of what `open_image` gives, without decoding it: only the header is looked at.
+
+    Raises as `open_image` does, where the header says enough. A file object is read from where it stands.
+    """
+    if isinstance(source, Image.Image):
+        return _upright_size(source)
+    if isinstance(source, np.ndarray):
+        return _upright_size(_from_array(source))
+    with _lazily_open(source, limits) as image:
+        return _upright_size(image)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -104,12 +106,25 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if type(image) is Image.Image and image.mode == "RGB" and not image.info:
         return image
     copy = None
-    if len(image.info.get("exif") or b"") <= 2**17:  # of a longer one, Pillow would read every number
+    if _has_short_exif(image):
         with suppress(Exception):  # a damaged Exif block does not spoil an image
             copy = ImageOps.exif_transpose(image)
     rgb = _rgb(copy or image.copy())
     rgb.info = {}  # what told of the turn would turn it once more
     return rgb
+
+
+def _upright_size(image: Image.Image) -> Size:
+    orientation = None
+    if _has_short_exif(image) and not isinstance(image, TiffImageFile):  # which turns its size itself
+        with suppress(Exception):
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+
+
+def _has_short_exif(image: Image.Image) -> bool:
+    """Of a longer one, Pillow would read every number."""
+    return len(image.info.get("exif") or b"") <= 2**17
 
 
 # Reading: never more than one byte past the limit, and no waiting for what never comes.
@@ -186,7 +201,28 @@ class _TimedFile(io.BytesIO):
         return super().read(size)
 
 
-def _decode(raw: bytes, reader: type[ImageFile], limits: ImageLimits) -> Image.Image:
+@contextmanager
+def _lazily_open(source: _File, limits: ImageLimits) -> Iterator[ImageFile]:
+    """An image whose header is read and within the limits; what goes wrong in the block is an ImageError."""
+    raw = _read(source, limits.max_bytes)
+    if not raw:
+        raise ImageError("the file is empty")
+    if len(raw) > limits.max_bytes:
+        raise ImageError(
+            f"the file is larger than {limits.max_bytes:,} bytes; ImageLimits(max_bytes=...) allows more"
+        )
+    reader = next((r for start, r in _READERS.items() if re.match(start, raw, re.DOTALL)), None)
+    if reader is None:
+        raise ImageError("not an image: only PNG, JPEG, WEBP, GIF, BMP and TIFF are read")
+    try:
+        yield _read_header(raw, reader, limits)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow and the libraries below it raise whatever they like on damaged files
+        raise ImageError(f"damaged or unsupported {reader.format} ({type(error).__name__})") from None
+
+
+def _read_header(raw: bytes, reader: type[ImageFile], limits: ImageLimits) -> ImageFile:
     tiff_tags: set[int] = set()
     if reader is PngImageFile:
         raw = bare_png(raw)
@@ -202,7 +238,6 @@ def _decode(raw: bytes, reader: type[ImageFile], limits: ImageLimits) -> Image.I
     elif isinstance(image, PngImageFile):
         _scale_transparent(image)
     image.decodermaxblock = 4096  # so that few scans of a progressive JPEG pass between two looks at the time
-    image.load()
     return image
 
 

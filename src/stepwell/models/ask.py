@@ -5,14 +5,15 @@ The same `ask` serves Python, the command line, evaluation and servers. Greedy d
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, cast
+from itertools import count, islice
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL.Image import Image
 
-from stepwell.images.open import ImageSource, open_image
+from stepwell.images.open import ImageSource, image_size, open_image
 from stepwell.language.labels import label_tokens, tokens_of_image
 from stepwell.language.prompt import render
 from stepwell.models.engine import Engine, Prompts, TransformersEngine
@@ -26,6 +27,10 @@ Question = tuple[Sequence[Seen], str]
 """Images and what is asked about them."""
 Stream = Callable[[str], None]
 Progress = Callable[[int], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+WINDOW = 8  # batches, among which images alike in layout are brought together
 
 
 class Assistant:
@@ -83,22 +88,23 @@ class Assistant:
     ) -> list[str]:
         """Answers to (images, question) pairs, each as it would be alone.
 
-        `batch_size` questions are answered together, and an image that several of them are about is encoded
-        once. `stream` takes one pair; `progress` is called with the number of answers there are.
+        `batch_size` questions are answered together: of the next eight batches' worth, those whose images
+        are alike in layout, and those about the same image, which is then encoded once. `stream` takes one
+        pair; `progress` is called with the number of answers there are.
         """
         if stream is not None and len(questions) != 1:
             raise ValueError(f"only one question can be streamed at a time, got {len(questions)}")
-        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         for images, text in questions:
             _check(images, text)
-        answers: list[str] = []
-        for batch in _batches(questions, batch_size):
-            answers += self._answers(batch, max_new_tokens, stream)
-            if progress is not None:
-                progress(len(answers))
-        return answers
+        return self._in_alike_batches(
+            [([_held(image) for image in images], text) for images, text in questions],
+            lambda question: question[0],
+            lambda batch: self._answers(batch, max_new_tokens, stream),
+            batch_size,
+            progress,
+        )
 
     def encode(self, image: Seen) -> VisionFeatures:
         """Feature maps and visual tokens of one image, from one pass; `ask` takes them in its place."""
@@ -110,31 +116,60 @@ class Assistant:
     def encode_many(
         self, images: Iterable[Seen], *, batch_size: int = 8, progress: Progress | None = None
     ) -> list[VisionFeatures]:
-        """Of each image; `batch_size` are opened at a time, and those alike in layout encoded together."""
-        features: list[VisionFeatures] = []
-        for batch in _batches(images, batch_size):
-            opened = [_opened(image) for image in batch]
-            new = [image for image in opened if isinstance(image, Image)]
-            layouts = [self._layout(image) for image in new]
-            inputs = [
-                tensor
-                for image, layout in zip(new, layouts, strict=True)
-                for tensor in self.engine.geometry.inputs(image, layout)
-            ]
-            encoded = iter(self.engine.encode(inputs, layouts) if new else [])
-            features += [next(encoded) if isinstance(image, Image) else image for image in opened]
-            if progress is not None:
-                progress(len(features))
-        return features
+        """Of each image, in their order; `batch_size` are opened and encoded at a time.
 
-    def layout(self, image: ImageSource) -> TokenLayout:
-        """The views and visual tokens that an image will cost, without running the model."""
-        return self._layout(open_image(image))
+        Eight batches' worth are taken from `images` before, and those alike in layout brought together.
+        """
+        return self._in_alike_batches(
+            map(_held, images), lambda image: [image], self._encode, batch_size, progress
+        )
 
-    def _layout(self, image: Image | VisionFeatures) -> TokenLayout:
+    def _encode(self, images: Sequence[Seen]) -> list[VisionFeatures]:
+        opened = [_opened(image) for image in images]
+        new = [image for image in opened if isinstance(image, Image)]
+        layouts = [self.layout(image) for image in new]
+        inputs = [
+            tensor
+            for image, layout in zip(new, layouts, strict=True)
+            for tensor in self.engine.geometry.inputs(image, layout)
+        ]
+        encoded = iter(self.engine.encode(inputs, layouts) if new else [])
+        return [next(encoded) if isinstance(image, Image) else image for image in opened]
+
+    def layout(self, image: Seen) -> TokenLayout:
+        """The views and visual tokens that an image will cost, from its size alone: no pixel is decoded."""
         if isinstance(image, VisionFeatures):
             return image.layout
-        return self.engine.geometry.layout((image.height, image.width))
+        return self.engine.geometry.layout(image_size(image))
+
+    def _in_alike_batches(
+        self,
+        items: Iterable[Item],
+        images_of: Callable[[Item], Sequence[Seen]],
+        run: Callable[[list[Item]], list[Result]],
+        batch_size: int,
+        progress: Progress | None,
+    ) -> list[Result]:
+        """run: a batch of items -> a result each. Its results for all items, in the items' order."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        results: list[Result] = []
+        for window in _batches(items, WINDOW * batch_size):
+            order: Sequence[int] = range(len(window))
+            if len(window) > batch_size:
+                first: dict[Any, int] = defaultdict(count().__next__)  # which came first: sizes, images
+                keys = [
+                    [(first[self.layout(image).inputs], first[_key(image)]) for image in images_of(item)]
+                    for item in window
+                ]
+                order = sorted(order, key=keys.__getitem__)
+            found: dict[int, Result] = {}
+            for batch in _batches(order, batch_size):
+                found |= zip(batch, run([window[i] for i in batch]), strict=True)
+                if progress is not None:
+                    progress(len(results) + len(found))
+            results += [found[i] for i in range(len(window))]
+        return results
 
     @torch.inference_mode()
     def _answers(
@@ -142,7 +177,7 @@ class Assistant:
     ) -> list[str]:
         engine = self.engine
         opened = {_key(image): _opened(image) for images, _ in questions for image in images}
-        layouts = {key: self._layout(image) for key, image in opened.items()}
+        layouts = {key: self.layout(image) for key, image in opened.items()}
         keys = [[_key(image) for image in images] for images, _ in questions]
         rows = [
             self._prompt(text, [layouts[key] for key in row])
@@ -163,8 +198,7 @@ class Assistant:
                 ]
                 return [self._answers([question], max_new_tokens, None)[0] for question in alone]
             max_new_tokens = min(max_new_tokens, engine.max_positions - length)
-        encoded = self.encode_many(opened.values(), batch_size=len(opened))
-        features = dict(zip(opened, encoded, strict=True))
+        features = dict(zip(opened, self._encode(list(opened.values())), strict=True))
         filler = engine.tokenizer.pad_token_id or 0
         padding = [length - len(row) for row in rows]
         prompts = Prompts(
@@ -195,6 +229,11 @@ def _check(images: Sequence[Seen], question: str) -> None:
         raise ValueError("the question is empty")
     if not images:
         raise ValueError("a question needs at least one image")
+
+
+def _held(image: Seen) -> Seen:
+    """An image that can be looked at twice."""
+    return open_image(image) if not isinstance(image, VisionFeatures) and hasattr(image, "read") else image
 
 
 def _opened(image: Seen) -> Image | VisionFeatures:
