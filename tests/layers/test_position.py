@@ -122,12 +122,14 @@ def test_a_table_that_changed_in_any_way_gets_another_bias(built: list[torch.Ten
     for change in (
         lambda: table.add_(1),
         lambda: table.data.copy_(torch.randn(15, 2)),  # of which torch's version counter knows nothing
-        lambda: setattr(table, "data", table.data.bfloat16()),
+        lambda: table.data.fill_(1),
+        lambda: setattr(table, "data", table.data.bfloat16()),  # ones are equal in both
     ):
         with torch.no_grad():
             bias(table)
             change()
             assert torch.equal(bias(table), relative_position_bias(table, (2, 3)))
+            assert bias(table).dtype == table.dtype
     assert bias(nn.Parameter(torch.zeros(15, 2))).eq(0).all()
 
 

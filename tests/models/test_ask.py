@@ -155,7 +155,9 @@ def test_a_window_of_images_is_taken_before_they_are_encoded(assistant, draw, en
     monkeypatch.setattr(ask, "WINDOW", 2)
     taken = []
     images = (taken.append(len(encoded)) or draw(40, 40, i) for i in range(5))
-    assert len(assistant.encode_many(images, batch_size=1)) == 5
+    counts = []
+    assert len(assistant.encode_many(images, batch_size=1, progress=counts.append)) == 5
+    assert counts == [1, 2, 3, 4, 5]
     assert taken == [0, 0, 2, 2, 4]
 
 
