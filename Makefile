@@ -9,11 +9,12 @@ export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench test-oldest clean
+.PHONY: help demo test test-slow check fix bench test-oldest clean
 
 help:
 	@echo "make demo         ask the shipped model about a receipt and a drawn page, write views.png"
-	@echo "make test         the whole test suite: no network, no GPU, some six minutes"
+	@echo "make test         the test suite: no network, no GPU, some five minutes"
+	@echo "make test-slow    the tests that take several processes"
 	@echo "make check        formatting, lint and types, as continuous integration sees them"
 	@echo "make fix          format the code and mend what lint can mend"
 	@echo "make bench        time our parts against plain peers, ONNX Runtime and OpenVINO; ROWS=deform: some of it"
@@ -25,7 +26,11 @@ demo: $(VENV)/.ready-demo
 
 test: $(VENV)/.ready-dev
 	@echo "running the tests"
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -m "not slow"
+
+test-slow: $(VENV)/.ready-dev
+	@echo "running the slow tests"
+	@$(PYTHON) -m pytest -m slow
 
 check: $(VENV)/.ready-dev
 	$(PYTHON) -m ruff format --check .

@@ -11,10 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -295,7 +296,7 @@ def test_an_error_of_several_lines_is_told_in_one(
     def load(*args: object, **kwargs: object) -> None:
         raise ValueError("weights do not fit:\n  a.weight (2, 3)\n  b.weight (4,)")
 
-    monkeypatch.setattr("stepwell.weights.light.load_to_ask", load)
+    monkeypatch.setattr("stepwell.weights.light.load_to_ask", exec_in_package(load))
     line = refusal(capsys, "ask", image_path, "What?")
     assert line == "stepwell: weights do not fit: a.weight (2, 3) b.weight (4,)\n"
     with pytest.raises(ValueError, match="do not fit"):
@@ -398,3 +399,41 @@ def test_files_of_questions_are_refused_before_a_model_is_loaded(
     file.write_text("no JSON")
     assert reason in refusal(capsys, "ask", *(str(file) if word == "FILE" else word for word in arguments))
     assert loaded == []
+
+
+def test_a_fault_of_ours_shows_where_it_was_and_asks_for_a_report(
+    capsys: pytest.CaptureFixture[str],
+    loaded: list[FakeAssistant],
+    image_path: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise ValueError("no such thing here")
+
+    refusing = exec_in_package(refuse)
+    faults = (lambda: int("x"), lambda: {}["key"], lambda: torch.zeros(2) @ torch.zeros(3), refuse)
+    for fault in faults:
+        monkeypatch.setattr(FakeAssistant, "ask", lambda *_, fault=fault, **__: fault())
+        assert cli.main(["ask", image_path, "What?"]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("Traceback")
+        assert told.splitlines()[-1].startswith("stepwell: a fault of stepwell, not of what it was given")
+    refusals = {
+        refusing: "no such thing here",
+        lambda: Path("nowhere").read_text(): "no such file: nowhere",
+        out_of_memory: "not enough memory",
+    }
+    for refused, words in refusals.items():
+        monkeypatch.setattr(FakeAssistant, "ask", lambda *_, refused=refused, **__: refused())
+        assert cli.main(["ask", image_path, "What?"]) == 2
+        assert capsys.readouterr().err == f"stepwell: {words}\n"
+
+
+def exec_in_package(function: Any) -> Any:
+    """The same function, as if it stood in a file of the package."""
+    code = function.__code__.replace(co_filename=str(Path(cli.__file__).with_name("somewhere.py")))
+    return FunctionType(code, globals())
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")

@@ -2,14 +2,17 @@
 
 Only typer and the standard library are imported above: what needs no model (help, a missing file, an empty
 question) is answered at once, and torch is imported after all of that. A refusal is one line on standard
-error and exit code 2; `stepwell --traceback COMMAND ...` shows where it came from.
+error and exit code 2; `stepwell --traceback COMMAND ...` shows where it came from. A fault of ours is a
+traceback, a line that asks for a report, and exit code 1.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +25,7 @@ from stepwell.commands.train import train
 
 __all__ = ["app", "main", "run"]
 
+FAULT = 1
 REFUSED = 2
 INTERRUPTED = 130
 
@@ -42,7 +46,9 @@ def run() -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command and return its exit code: 0, 2 for a refusal, 130 for Ctrl-C, 1 if our reader left."""
+    """Run one command and return its exit code: 0; 2 for a refusal, 130 for Ctrl-C, 1 for a fault of ours or
+    if our reader left.
+    """
     try:
         code = app(args=arguments, prog_name="stepwell", standalone_mode=False)
         sys.stdout.flush()
@@ -55,11 +61,34 @@ def main(arguments: list[str]) -> int:
         command = context.command_path if context else "stepwell"
         message = _one_line(error.format_message()).replace("Value error, ", "").rstrip(".")
         return _say(f"{message[:1].lower()}{message[1:]} (see '{command} --help')", REFUSED)
-    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         if "--traceback" in arguments:
             raise
-        return _say(_reason(error), REFUSED)
+        if _is_refusal(error):
+            return _say(_reason(error), REFUSED)
+        traceback.print_exception(error)
+        return _say(
+            "a fault of stepwell, not of what it was given: please report it, with the lines above", FAULT
+        )
     return _say("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or 0)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """What the machine or the user's files refuse, or what our code refuses in so many words: everything else
+    is a mistake in it.
+    """
+    if isinstance(error, OSError | ImportError) or _is_about_memory(error):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    ours = Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+    return ours and isinstance(error, ValueError | RuntimeError)
+
+
+def _is_about_memory(error: Exception) -> bool:
+    words = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words)
+    )
 
 
 def _say(line: str, code: int) -> int:
@@ -77,7 +106,7 @@ def _reason(error: Exception) -> str:
         return f"no such file: {error.filename}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}"
-    if isinstance(error, MemoryError):
+    if _is_about_memory(error):
         return "not enough memory"
     return _one_line(error) or type(error).__name__
 

@@ -1,4 +1,5 @@
-"""A model's folder before anything in it is opened: fetched from the Hugging Face hub, its settings read.
+"""A model's folder before anything in it is opened: found by a name, fetched from the Hugging Face hub, its
+settings read.
 
 Weights and settings are fetched, never code. What goes wrong is one line. Needs no torch.
 """
@@ -6,13 +7,34 @@ Weights and settings are fetched, never code. What goes wrong is one line. Needs
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HubError", "download", "one_line", "read_config"]
+__all__ = [
+    "SHIPPED",
+    "SHIPPED_NAMES",
+    "HubError",
+    "ModelError",
+    "cache_folder",
+    "check_hub_name",
+    "download",
+    "find_folder",
+    "model_type",
+    "one_line",
+    "read_config",
+]
+
+SHIPPED = Path(__file__).parent / "assets"
+"""The model that travels with the package."""
+SHIPPED_NAMES = ("reader_tiny",)
 
 OURS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+
+
+class ModelError(ValueError):
+    """A model that is not there, is not one, or whose weights do not fit. One line."""
 
 
 class HubError(OSError):
@@ -65,3 +87,48 @@ def read_config(folder: Path) -> dict[str, Any]:
 def one_line(error: BaseException) -> str:
     """What an error says, short enough to end a line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def find_folder(model: str | Path) -> Path | None:
+    """The folder that `model` names, or its shipped model; None where there is none. Raises ModelError for a
+    file.
+    """
+    if model in SHIPPED_NAMES:
+        return SHIPPED
+    folder = Path(model).expanduser()
+    if folder.is_file():
+        raise ModelError(f"{model} is a file; convert it into a model folder first: stepwell convert --help")
+    return folder if str(model) and folder.is_dir() else None
+
+
+def model_type(folder: Path) -> str:
+    """What kind of model a folder says it holds. Raises ModelError without settings or without weights."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
+        hint = f" ({pickles[0]} is a pickle, which is not opened: stepwell convert)" if pickles else ""
+        raise ModelError(f"{folder} holds no weights: no *.safetensors beside its config.json{hint}")
+    try:
+        return str(read_config(folder)["model_type"])
+    except KeyError:
+        raise ModelError(f"{config} cannot be read: it says no model_type") from None
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+
+
+def check_hub_name(name: str) -> None:
+    """Raises ModelError unless `name` is owner/name, as the hub spells repositories."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise ModelError(
+            f"unknown model {name}: no such folder, not the shipped {', '.join(SHIPPED_NAMES)}, "
+            "and hub names look like owner/name"
+        )
+
+
+def cache_folder(name: str) -> Path:
+    """Where a converted release is kept: beside the hub's own cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "stepwell" / re.sub(r"[^\w.-]+", "--", name)

@@ -57,3 +57,19 @@ def test_weights_must_fit():
         Mixture([Numbers("a", 2)], [0], length=1)
     with pytest.raises(ValueError, match="source 1 is empty"):
         Mixture([Numbers("a", 2), Numbers("b", 0)], [1, 1], length=1)
+
+
+def test_no_sample_comes_again_before_all_of_its_source_have_come():
+    said = answers(Mixture([Numbers("a", 10), Numbers("b", 7)], [2, 1], length=90))
+    for name, count in (("a", 10), ("b", 7)):
+        of_this = [answer for answer in said if answer[0] == name]
+        epochs = [of_this[start : start + count] for start in range(0, len(of_this), count)]
+        assert len(epochs) > 2
+        assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+        assert epochs[0] != epochs[1]
+
+
+def test_sources_are_shuffled_each_in_its_own_way():
+    said = answers(Mixture([Numbers("a", 50), Numbers("b", 50)], [1, 1], length=60))
+    orders = [[answer[1:] for answer in said if answer[0] == name][:20] for name in "ab"]
+    assert orders[0] != orders[1]

@@ -84,6 +84,7 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, *, processes: int) ->
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = (trained(tmp_path / str(n), monkeypatch, processes=n) for n in (1, 2))
     assert one.keys() == two.keys()

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import stepwell
-from stepwell.weights.hub import SHIPPED
+from stepwell.folders import SHIPPED
 
 HEAVY = ("torch", "transformers", "torchvision", "timm", "numpy", "PIL")
 

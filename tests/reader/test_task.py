@@ -69,7 +69,7 @@ def test_frames_are_as_dense_in_the_view_as_asked_for():
 def test_every_loss_of_a_stage_sends_gradients_to_the_encoders():
     task = make_task()
     module, batch = task.build(), batch_of(task, 0, 1)
-    losses = task.losses(module, batch)
+    losses = module(**batch)
     assert set(losses) == {"language", "frames", "pointer"}
     kernel = next(p for n, p in module.named_parameters() if "branches.1" in n and p.ndim == 4)
     for loss in losses.values():
@@ -82,7 +82,7 @@ def test_a_loss_that_is_not_named_is_not_computed():
     task = make_task(losses={"frames": 1.0})
     module = task.build()
     module.lm_head.register_forward_hook(lambda *_: pytest.fail("the language model ran"))
-    assert set(task.losses(module, batch_of(task, 0))) == {"frames"}
+    assert set(module(**batch_of(task, 0))) == {"frames"}
 
 
 def test_the_pointer_reads_the_head_that_the_stage_names():
@@ -90,7 +90,7 @@ def test_the_pointer_reads_the_head_that_the_stage_names():
     for head in (0, 1):
         task = make_task(losses={"pointer": 1.0}, pointer_head=head)
         torch.manual_seed(0)
-        losses.append(task.losses(task.build(), batch_of(task, 0, 1))["pointer"])
+        losses.append(task.build()(**batch_of(task, 0, 1))["pointer"])
     assert losses[0] != losses[1]
 
 
@@ -99,7 +99,7 @@ def test_the_language_loss_is_the_models_own():
     module, batch = task.build(), batch_of(task, 0, 1)
     names = ("input_ids", "attention_mask", "labels", "pixel_values", "image_sizes")
     own = super(type(module), module).forward(**{name: batch[name] for name in names}).loss
-    torch.testing.assert_close(task.losses(module, batch), {"language": own})
+    torch.testing.assert_close(module(**batch), {"language": own})
 
 
 def test_questions_apart_are_learned_as_if_they_were_asked_alone():
@@ -109,19 +109,19 @@ def test_questions_apart_are_learned_as_if_they_were_asked_alone():
     page = mixture(apart, seed=0)[1]
     contents = [message["content"] for message in page.messages]
     assert len(contents) > 4
-    at_once = apart.losses(module, apart.collate([page]))["language"]
+    at_once = module(**apart.collate([page]))["language"]
     alone = []
     for question, answer in zip(contents[::2], contents[1::2], strict=True):
         question = "<image>\n" + question.removeprefix("<image>\n")
         single = replace(page, messages=conversation((question, answer)))
-        alone += [together.losses(module, together.collate([single]))["language"]] * (len(answer) + 1)
+        alone += [module(**together.collate([single]))["language"]] * (len(answer) + 1)
     torch.testing.assert_close(at_once, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_text_without_an_image_costs_no_frames_and_no_pointers():
     task = make_task()
     batch = task.collate([Sample(image=None, messages=conversation(("Two and two?", "FOUR")))])
-    losses = task.losses(task.build(), batch)
+    losses = task.build()(**batch)
     assert losses["frames"] == losses["pointer"] == 0
     assert losses["language"] > 0
 

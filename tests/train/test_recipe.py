@@ -56,6 +56,17 @@ def test_a_circle_of_bases_is_refused(tmp_path):
         ("stages.answer.optimiser.lr=1e-4", lambda r: r.stages[1].optimiser.lr, 1e-4),
         ("stages.look.data.drawn.text=[9, 11]", lambda r: r.stages[0].data[0].text, (9, 11)),
         ("model.text.hidden_size=64", lambda r: r.model.text["hidden_size"], 64),
+        ("stages.look.trainer={adam_epsilon: 1e-6}", lambda r: r.stages[0].trainer, {"adam_epsilon": 1e-6}),
+        (
+            "stages.look.trainer={a: .5e-6, b: -2E+3}",
+            lambda r: r.stages[0].trainer,
+            {"a": 5e-7, "b": -2000.0},
+        ),
+        (
+            "stages.look.trainer={a: 1e, b: e-6, c: 1e-6x}",
+            lambda r: [*r.stages[0].trainer.values()],
+            ["1e", "e-6", "1e-6x"],
+        ),
     ],
 )
 def test_overrides_reach_any_field(override, read, value):
@@ -71,6 +82,13 @@ def test_overrides_reach_any_field(override, read, value):
         ("stages.later.steps=1", "no entry 'later' in a list of 2"),
         ("stages.look.steps.deep=1", "stages.look.steps.deep: there is no 'deep' in the value 2"),
         ("seed", "a.b=c"),
+        ("seed={", "--set seed: '{' is not YAML"),
+        ("name=../elsewhere", "name: String should match"),
+        ("name=..", "name: String should match"),
+        ("stages.look.name=a/b", r"stages\.0\.name: String should match"),
+        ("stages.look.epochs=1.5", "stages.0: give either steps or epochs"),
+        ("stages.look.steps=null", "stages.0: give either steps or epochs"),
+        ("stages.look.keep=best", "stages.0: keep: best needs validation data"),
         ("stages.look.losses={}", r"stages\.0\.losses"),
         ("stages.look.losses={words: 1.0}", r"stages\.0\.losses\.words"),
         ("model.start=somewhere", "start is a whole model; start_looking beside it would be ignored"),

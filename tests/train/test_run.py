@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -12,10 +15,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from stepwell.folders import SHIPPED
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.processor import StepwellProcessor
-from stepwell.reader.task import ReaderTask
+from stepwell.reader.task import ReaderModel, ReaderTask
 from stepwell.train.groups import part_of
 from stepwell.train.recipe import load_recipe
 from stepwell.train.run import StageTrainer, mixture, train
@@ -161,25 +165,271 @@ def test_a_model_is_saved_in_its_own_geometry_and_not_in_that_of_its_last_stage(
     assert [branch["size"] for branch in stage["vision_config"]["branches"]] == [64, 128]
 
 
-def test_an_interrupted_stage_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
-    settings = ["bf16=false", "save_steps=1", "stages.look.steps=3", "stages.answer.steps=1"]
-    through = train("reader_smoke", [*settings, f"output={tmp_path}/through"])
-    steps = iter(range(2))
+def killed_after(steps, monkeypatch, *arguments):
+    """A training that ends in the step behind so many."""
+    left = iter(range(steps))
     whole = StageTrainer.training_step
 
     def until_killed(self, *args, **kwargs):
-        if next(steps, None) is None:
+        if next(left, None) is None:
             raise KeyboardInterrupt
         return whole(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(StageTrainer, "training_step", until_killed)
         with pytest.raises(KeyboardInterrupt):
-            train("reader_smoke", [*settings, f"output={tmp_path}/killed"])
+            train(*arguments)
+
+
+def equal_weights(*folders):
+    one, other = (load_file(folder / "model.safetensors") for folder in folders)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_interrupted_stage_ends_as_if_it_had_not_been(tmp_path, monkeypatch, workers):
+    settings = ["bf16=false", "save_steps=1", "stages.look.steps=3", "stages.answer.steps=1"]
+    settings += [f"workers={workers}"]
+    through = train("reader_smoke", [*settings, f"output={tmp_path}/through"])
+    killed_after(2, monkeypatch, "reader_smoke", [*settings, f"output={tmp_path}/killed"])
     assert (tmp_path / "killed/reader_smoke/1_look/checkpoint-2").is_dir()
     resumed = train("reader_smoke", [*settings, f"output={tmp_path}/killed"])
-    one, other = (load_file(folder / "model.safetensors") for folder in (through, resumed))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert equal_weights(through, resumed)
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path, monkeypatch, caplog):
+    settings = ["bf16=false", "save_steps=1", "stages.look.steps=4", "stages.answer.steps=1"]
+    settings += [f"output={tmp_path}"]
+    stage = tmp_path / "reader_smoke/1_look"
+
+    def die(self, folder):
+        (stage / "checkpoint-3/optimizer.pt").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # in the third checkpoint, behind the weights
+        whole = StageTrainer._save_optimizer_and_scheduler
+        patch.setattr(
+            StageTrainer,
+            "_save_optimizer_and_scheduler",
+            lambda self, folder: (die if folder.endswith("-3") else whole)(self, folder),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train("reader_smoke", settings)
+    assert (stage / "checkpoint-3/model.safetensors").is_file()
+    starts = []
+    begin = StageTrainer.train
+    monkeypatch.setattr(
+        StageTrainer, "train", lambda self, **given: starts.append(given) or begin(self, **given)
+    )
+    resumed = train("reader_smoke", settings)
+    assert starts[0] == {"resume_from_checkpoint": str(stage / "checkpoint-2")}
+    assert "checkpoint-3 was not written to its end; it is passed over" in caplog.text
+    monkeypatch.undo()
+    through = train("reader_smoke", [*settings[:-1], f"output={tmp_path}/through"])
+    assert equal_weights(through, resumed)
+
+
+def read_metrics(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+VALIDATED = [
+    "bf16=false",
+    "save_steps=2",
+    "stages.look.steps=5",
+    "stages.look.validate_steps=2",
+    "stages.look.validation=[{kind: drawn, count: 3, seed: 9, sides: [128, 128], text: [12, 16]}]",
+    "stages.answer.steps=1",
+]
+
+
+def test_validation_losses_are_measured_and_the_best_weights_kept(tmp_path, monkeypatch):
+    losses = iter([0.5, 0.25, 0.75])
+    weights = []
+
+    def measured(self):
+        weights.append({n: p.detach().clone() for n, p in self.model.named_parameters()})
+        return {"frames": next(losses)}
+
+    monkeypatch.setattr(StageTrainer, "_validation_losses", measured)
+    train("reader_smoke", [*VALIDATED, f"output={tmp_path}"])
+    stage = tmp_path / "reader_smoke/1_look"
+    rows = read_metrics(stage)
+    assert [(r["step"], r["value"]) for r in rows if r["metric"] == "eval_loss"] == [
+        ("2", "0.5"),
+        ("4", "0.25"),
+        ("5", "0.75"),
+    ]
+    assert [r["step"] for r in rows if r["metric"] == "loss"] == ["1", "2", "3", "4", "5"]
+    kept, last = (load_file(stage / name / "model.safetensors") for name in ("finished", "last"))
+    name = "model.vision.encoder.branches.0.blocks.0.attn.qkv.weight"
+    assert torch.equal(kept[name], weights[1][name])
+    assert torch.equal(last[name], weights[2][name])
+    assert not torch.equal(kept[name], last[name])
+
+
+def test_a_stage_can_keep_its_last_weights(tmp_path, monkeypatch):
+    losses = iter([0.25, 0.5, 0.75])
+    monkeypatch.setattr(StageTrainer, "_validation_losses", lambda self: {"frames": next(losses)})
+    train("reader_smoke", [*VALIDATED, f"output={tmp_path}", "stages.look.keep=last"])
+    stage = tmp_path / "reader_smoke/1_look"
+    assert not (stage / "last").exists()
+    name = "model.vision.encoder.branches.0.blocks.0.attn.qkv.weight"
+    best, kept = (load_file(stage / folder / "model.safetensors")[name] for folder in ("best", "finished"))
+    assert not torch.equal(best, kept)
+
+
+def test_a_validation_loss_is_the_mean_over_all_samples_and_moves_no_weight(tmp_path):
+    trainer = stage_trainer(
+        tmp_path,
+        "stages.answer.validation=[{kind: drawn, count: 5, seed: 9, sides: [160, 256], text: [12, 16]}]",
+        "stages.answer.batch=2",
+        "stages.answer.losses={language: 2.0, frames: 0.5}",
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    metrics = trainer.evaluate()
+    batch = trainer.task.collate([trainer.eval_dataset[i] for i in range(5)])
+    with torch.no_grad():
+        whole = trainer.model.eval()(**batch)
+    for name, loss in whole.items():
+        assert metrics[f"eval_loss_{name}"] == pytest.approx(float(loss), rel=1e-4)
+    assert metrics["eval_loss"] == pytest.approx(
+        float(2.0 * whole["language"] + 0.5 * whole["frames"]), rel=1e-4
+    )
+    assert all(torch.equal(before[n], p) for n, p in trainer.model.named_parameters())
+    assert trainer.state.best_metric == metrics["eval_loss"]
+
+
+def test_metrics_go_on_where_the_checkpoint_was(tmp_path, monkeypatch):
+    through = train("reader_smoke", [*VALIDATED, f"output={tmp_path}/through"])
+    killed_after(3, monkeypatch, "reader_smoke", [*VALIDATED, f"output={tmp_path}/killed"])
+    killed = tmp_path / "killed/reader_smoke/1_look"
+    assert {row["step"] for row in read_metrics(killed)} == {"1", "2", "3"}
+    resumed = train("reader_smoke", [*VALIDATED, f"output={tmp_path}/killed"])
+    assert equal_weights(through, resumed)
+    told, again = (
+        [row for row in read_metrics(tmp_path / name / "reader_smoke/1_look") if "loss" in row["metric"]]
+        for name in ("through", "killed")
+    )
+    assert told == again
+
+
+def test_epochs_are_as_long_as_the_sources_together(tmp_path):
+    task_of = "stages.answer.data=[{kind: drawn, count: 5}, {kind: drawn, count: 4, seed: 1}]"
+    overrides = ["stages.answer.steps=null", "stages.answer.epochs=1.5", task_of, "stages.answer.batch=2"]
+    trainer = stage_trainer(tmp_path, *overrides, "stages.answer.accumulate=2")
+    assert trainer.args.max_steps == 4  # 13.5 samples, 4 a step
+    assert len(trainer.train_dataset) == 16
+
+
+def test_every_process_has_samples_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    recipe = load_recipe("reader_smoke")
+    task = ReaderTask(recipe, recipe.stages[1])
+    assert len(mixture(task, seed=0)) == 3 * 2 * 2
+
+
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+SCRIPT = """
+import sys
+import torch
+from stepwell.train.run import StageTrainer, train
+
+kill, *overrides = sys.argv[1:]
+whole = StageTrainer.training_step
+left = iter(range(int(kill)))
+
+
+def until_killed(self, *args, **kwargs):
+    if next(left, None) is None:
+        raise SystemExit(5)
+    return whole(self, *args, **kwargs)
+
+
+StageTrainer.training_step = until_killed
+train("reader_smoke", overrides)
+torch.distributed.destroy_process_group()
+"""
+
+
+def in_two_processes(folder, *overrides, kill=99):
+    (folder / "script.py").write_text(SCRIPT)
+    result = subprocess.run(
+        [*TWO, str(folder / "script.py"), str(kill), *overrides],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (result.returncode == 0) == (kill == 99), result.stderr[-3000:]
+
+
+DISTRIBUTED = ["bf16=false", "stages.look.steps=2", "stages.answer.steps=2"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_model_of_one(tmp_path):
+    sgd = [f"stages.{name}.optimiser={{name: sgd, lr: 0.1}}" for name in ("look", "answer")]
+    in_two_processes(
+        tmp_path, *DISTRIBUTED, *sgd, f"output={tmp_path}/two", "stages.look.batch=1", "stages.answer.batch=1"
+    )
+    one = train("reader_smoke", [*DISTRIBUTED, *sgd, f"output={tmp_path}/one", "save_dtype=float32"])
+    runs = [one.parent, tmp_path / "two/reader_smoke"]
+    for stage in ("1_look", "2_answer"):
+        ours, theirs = (load_file(run / stage / "finished/model.safetensors") for run in runs)
+        for name, weights in ours.items():
+            torch.testing.assert_close(theirs[name], weights, rtol=1e-3, atol=1e-5, msg=f"{stage} {name}")
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_they_were(tmp_path):
+    settings = [*DISTRIBUTED, "stages.look.steps=3", "save_steps=1", "workers=1"]
+    in_two_processes(tmp_path, *settings, f"output={tmp_path}/through")
+    in_two_processes(tmp_path, *settings, f"output={tmp_path}/killed", kill=2)
+    assert (tmp_path / "killed/reader_smoke/1_look/checkpoint-2/whole").is_file()
+    in_two_processes(tmp_path, *settings, f"output={tmp_path}/killed")
+    assert equal_weights(*(tmp_path / name / "reader_smoke/model" for name in ("through", "killed")))
+
+
+def test_a_run_starts_from_a_model_by_the_command_line(finished, tmp_path):
+    """In a process that has imported nothing before."""
+    _, folder = finished
+    recipe = load_recipe("reader_smoke").model_dump(mode="json", exclude_unset=True)
+    recipe |= {"model": {"start": str(folder)}, "bf16": False, "output": str(tmp_path)}
+    recipe["stages"] = [{**recipe["stages"][1], "steps": 1}]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "stepwell", "train", str(tmp_path / "mine.yaml")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.splitlines()[-1] == f"trained: {tmp_path}/reader_smoke/model"
+    start, end = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "reader_smoke/model"))
+    assert start.keys() == end.keys()
+    assert max((start[name].float() - end[name].float()).abs().max() for name in start) < 0.02
+
+
+def test_the_shipped_model_can_be_named_as_a_start():
+    recipe = load_recipe("reader_smoke")
+    recipe = recipe.model_copy(update={"model": ReaderModel(start="reader_tiny")})
+    stage = recipe.stages[1].model_copy(update={"vision": {}})
+    task = ReaderTask(recipe, stage)
+    assert task.origin == SHIPPED
+    assert task.config.text_config.num_hidden_layers > 3
+
+
+@pytest.mark.parametrize(
+    ("start", "complaint"),
+    [
+        ("reader_tinny", "unknown model reader_tinny: no such folder, not the shipped reader_tiny, and hub"),
+        ("./nowhere", "unknown model ./nowhere"),
+    ],
+)
+def test_a_start_that_there_is_not_is_refused_at_once(start, complaint):
+    recipe = load_recipe("reader_smoke")
+    recipe = recipe.model_copy(update={"model": ReaderModel(start=start)})
+    with pytest.raises(ValueError, match=complaint):
+        ReaderTask(recipe, recipe.stages[0])
 
 
 def test_optimiser_schedule_and_trainer_arguments_are_the_stages(tmp_path):
@@ -229,7 +479,7 @@ def test_what_a_stage_cannot_have_is_refused_in_one_line(tmp_path, override, com
 def test_losses_are_weighed_as_the_stage_says(tmp_path):
     trainer = stage_trainer(tmp_path, "stages.answer.losses={language: 2.0, frames: 0.5}")
     batch = trainer.task.collate([trainer.train_dataset[0]])
-    losses = trainer.task.losses(trainer.model, batch)
+    losses = trainer.model(**batch)
     total = trainer.compute_loss(trainer.model, batch)
     torch.testing.assert_close(total, 2.0 * losses["language"] + 0.5 * losses["frames"])
 

@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import stepwell
-from stepwell.folders import HubError
+from stepwell.folders import HubError, ModelError
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.models.dense import ClassifierSettings
 from stepwell.models.perception import PyramidClassifierConfig, PyramidForImageClassification
 from stepwell.models.published.papers import find_published
 from stepwell.models.pyramid import BranchConfig
 from stepwell.weights import load as module
-from stepwell.weights.hub import ModelError
 from stepwell.weights.load import load
 
 

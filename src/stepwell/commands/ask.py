@@ -162,7 +162,7 @@ def _open_images(names: list[str], question: str) -> list[Image]:
 
 def _check_model(model: str) -> None:
     """Raises ValueError for a folder that holds no model, and for what is neither a folder nor a hub name."""
-    from stepwell.weights.hub import check_hub_name, find_folder, model_type
+    from stepwell.folders import check_hub_name, find_folder, model_type
 
     folder = find_folder(model)
     if folder is not None:

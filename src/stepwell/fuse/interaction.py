@@ -172,6 +172,12 @@ class Injector(nn.Module):
             self.ffn_gate = nn.Parameter(torch.zeros(dim))
             self.drop_path = DropPath(config.drop_path)
 
+    def reset_parameters(self) -> None:
+        """Closed gates: the branches begin as they were apart."""
+        nn.init.zeros_(self.gate)
+        if self.ffn is not None:
+            nn.init.zeros_(self.ffn_gate)
+
     def values_of(self, features: Tensor) -> Tensor:
         """features (B, M, d_f) -> what the attention reads of them, (B, M, ...)."""
         values: Tensor = self.attn.values_of(self.feature_norm(features))

@@ -56,6 +56,9 @@ class BranchMerge(nn.Module):
         self.stacks = nn.ModuleList(stacks)
         self.weights = nn.Parameter(torch.ones(len(stacks)))
 
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weights)
+
     def forward(self, maps: Sequence[Tensor], size: Size | None = None) -> Tensor:
         """maps: (B, C, h, w) of every branch -> (B, C', H, W), by default on the last branch's grid."""
         size = (maps[-1].shape[-2], maps[-1].shape[-1]) if size is None else size
@@ -89,10 +92,17 @@ def stage_stacks(dims: Sequence[int], *, num_groups: int = 32) -> list[nn.Module
 def _conv_stack(dim: int, out_dim: int, num_layers: int, num_groups: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in [dim, *[out_dim] * (num_layers - 1)]:
-        conv = nn.Conv2d(width, out_dim, 3, padding=1, bias=False)
-        nn.init.normal_(conv.weight, std=(2 / (9 * out_dim)) ** 0.5)
-        layers += [conv, nn.GroupNorm(num_groups, out_dim), nn.ReLU()]
+        layers += [_StackConv(width, out_dim), nn.GroupNorm(num_groups, out_dim), nn.ReLU()]
     return nn.Sequential(*layers)
+
+
+class _StackConv(nn.Conv2d):
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__(dim, out_dim, 3, padding=1, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Normal, by the fan-out."""
+        nn.init.normal_(self.weight, std=(2 / (9 * self.out_channels)) ** 0.5)
 
 
 def linear_stacks(dims: Sequence[int], *, num_groups: int = 32) -> list[nn.Module]:

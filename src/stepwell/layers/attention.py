@@ -103,6 +103,10 @@ class SelfAttention(nn.Module):
             self.relative_table = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * cols - 1), num_heads))
         self.proj = Linear(dim, dim)
 
+    def reset_parameters(self) -> None:
+        if self.relative_table is not None:
+            nn.init.zeros_(self.relative_table)
+
     def forward(self, tokens: Tensor, size: Size) -> Tensor:
         """tokens (B, N, C) -> (B, N, C), size = (H, W).
 

@@ -60,7 +60,12 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, *, init: float | None) -> None:
         super().__init__()
+        self.init = init
         self.gamma = None if init is None else nn.Parameter(torch.full((dim,), float(init)))
+
+    def reset_parameters(self) -> None:
+        if self.gamma is not None and self.init is not None:
+            nn.init.constant_(self.gamma, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         """gamma * x, (..., dim)."""

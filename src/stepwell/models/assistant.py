@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from stepwell.language.splice import place_visual_tokens
 from stepwell.models.config import StepwellConfig
+from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.ops.pack import unpack
 from stepwell.structures import TokenLayout, VisionFeatures
 
@@ -62,8 +63,15 @@ class StepwellPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = False  # images of a batch are grouped by size in Python
     _skip_keys_device_placement = ("past_key_values", "cache")
 
+    def initialize_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, StepwellModel):
+                start_missing(module.vision)
+        super().initialize_weights()
+
     def _init_weights(self, module: nn.Module) -> None:
-        """Every part of ours initialises itself when built, and language models bring their own rule."""
+        """Of what is not in a vision system; language models bring their own rule."""
+        reset(module)
 
 
 class StepwellModel(StepwellPreTrainedModel):
@@ -73,6 +81,7 @@ class StepwellModel(StepwellPreTrainedModel):
         super().__init__(config)
         self.language_model = language_model or AutoModel.from_config(config.text_config)
         self.vision = config.vision.build(_embedding_dim(self.language_model))
+        keep_built(self.vision)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -110,6 +119,15 @@ class StepwellModel(StepwellPreTrainedModel):
         if not is_checked:
             return embeddings
         return place_visual_tokens(input_ids, embeddings, visual_tokens, self.config.image_token_id)
+
+    def _mask(self, mask: Tensor | None) -> Tensor | None:
+        """A mask of who looks at whom (B, 1, L, L) as eager attention wants it, which would add True as 1."""
+        if mask is None or mask.ndim != 4 or mask.dtype != torch.bool:
+            return mask
+        if self.language_model.config._attn_implementation != "eager":
+            return mask
+        dtype: torch.dtype = next(self.language_model.parameters()).dtype
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def _unpacked(self, pixel_values: Tensor, image_sizes: Tensor) -> tuple[list[Tensor], list[TokenLayout]]:
         if getattr(self, "_is_replica", False):
@@ -156,7 +174,7 @@ class StepwellModel(StepwellPreTrainedModel):
             raise ValueError("pixel_values belong with input_ids; inputs_embeds already hold their images")
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
+            attention_mask=self._mask(attention_mask),
             position_ids=position_ids,
             **{**kwargs, CACHE: cache, "return_dict": True},
         )
@@ -197,6 +215,12 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         name = next(name for name, module in self.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.lm_head:
+            self.model.language_model._init_weights(module)
+        else:
+            super()._init_weights(module)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

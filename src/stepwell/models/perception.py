@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 
 from stepwell.models.config import refuse_unknown
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import settings_json, validated
 
 __all__ = [
@@ -85,8 +86,12 @@ class PyramidPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
 
+    def initialize_weights(self) -> None:
+        start_missing(self.pyramid)
+        super().initialize_weights()
+
     def _init_weights(self, module: Any) -> None:
-        """Every part initialises itself when it is built."""
+        reset(module)
 
 
 class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):
@@ -97,6 +102,7 @@ class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):
         super().__init__(config)
         self.pyramid = config.settings.build()
         self.num_features = list(self.pyramid.dims)
+        keep_built(self.pyramid)
         self.post_init()
 
     @can_return_tuple
@@ -118,6 +124,7 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
     def __init__(self, config: PyramidClassifierConfig) -> None:
         super().__init__(config)
         self.pyramid = config.settings.build(config.num_labels)
+        keep_built(self.pyramid)
         self.post_init()
 
     @can_return_tuple

@@ -64,6 +64,9 @@ class _Outermost(Loader):
     def __init__(self, loader: Any, watch: _Watch) -> None:
         self.loader, self.watch = loader, watch
 
+    def __getattr__(self, name: str) -> Any:  # `python -m stepwell` asks a loader for its code
+        return getattr(self.loader, name)
+
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         module: ModuleType | None = self.loader.create_module(spec)
         return module

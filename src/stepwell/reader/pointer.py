@@ -37,15 +37,15 @@ class AttentionTap:
     def __init__(self) -> None:
         self.seen: list[tuple[nn.Module, Tensor, tuple[Tensor, Tensor]]] = []
 
-    def loss(self, pointers: Sequence[Pointers], *, head: int = 0) -> Tensor:
-        """Mean cross-entropy of query head `head` over rows and layers, fp32; 0 where no row points."""
+    def loss(self, pointers: Sequence[Pointers], *, head: int = 0) -> Tensor | None:
+        """Mean cross-entropy of query head `head` over rows and layers, fp32; None where no row points."""
         losses = [
             F.cross_entropy(_scores(attention, hidden, rotary, row, pointed, head).float(), pointed["cells"])
             for attention, hidden, rotary in self.seen
             for row, pointed in enumerate(pointers)
             if len(pointed["positions"])
         ]
-        return torch.stack(losses).mean() if losses else torch.zeros(())
+        return torch.stack(losses).mean() if losses else None
 
 
 def _scores(

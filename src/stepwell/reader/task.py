@@ -27,7 +27,15 @@ from stepwell.reader.start import start_looking
 from stepwell.reader.text_lines import TextLines
 from stepwell.reader.tokenizer import build_reader_tokenizer
 from stepwell.structures import Geometry, TokenLayout
-from stepwell.train.chat import ChatModel, ChatRecipe, ChatStage, ChatTask, ConversationData, language_loss
+from stepwell.train.chat import (
+    ChatModel,
+    ChatRecipe,
+    ChatStage,
+    ChatTask,
+    ConversationData,
+    language_loss,
+    without_images,
+)
 from stepwell.train.collate import Row
 from stepwell.train.recipe import Positive, Rate, Recipe, Strict
 
@@ -92,6 +100,7 @@ class ReaderStage(ChatStage):
     pointer_layers: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2)
     pointer_head: Annotated[int, Field(ge=0)] = 0
     data: Annotated[tuple[Data, ...], Field(min_length=1)]  # type: ignore[assignment]
+    validation: tuple[Data, ...] = ()  # type: ignore[assignment]
 
     @model_validator(mode="after")
     def _fields_have_their_loss(self) -> ReaderStage:
@@ -133,15 +142,20 @@ class ReaderTraining(StepwellForConditionalGeneration):
             with tap_attention([layers[i] for i in self.stage.pointer_layers] if layers else []) as tap:
                 losses["language"], outputs = language_loss(super().forward, labels, **inputs, **images)
             if layers:
-                losses["pointer"] = tap.loss(pointers, head=self.stage.pointer_head)
+                pointer_loss = tap.loss(pointers, head=self.stage.pointer_head)
+                losses["pointer"] = outputs.logits.sum() * 0.0 if pointer_loss is None else pointer_loss
             visual_tokens = outputs.image_hidden_states
         elif image_sizes is not None:
             visual_tokens = torch.cat(self.get_image_features(inputs["pixel_values"], image_sizes))
         if "frames" in self.stage.losses:
-            losses["frames"] = self.line_head.unfold.weight.sum() * 0.0
-            if image_sizes is not None:
-                losses["frames"] = losses["frames"] + self._frame_loss(visual_tokens, image_sizes, frames)
-        return {name: loss for name, loss in losses.items() if name in self.stage.losses}
+            if image_sizes is None:
+                losses["frames"] = labels.new_zeros((), dtype=torch.float32) + without_images(
+                    self.line_head, images
+                )
+            else:
+                losses["frames"] = self._frame_loss(visual_tokens, image_sizes, frames)
+        nothing = without_images(self.model.vision, images)
+        return {name: loss + nothing for name, loss in losses.items() if name in self.stage.losses}
 
     def _frame_loss(self, visual_tokens: Tensor, image_sizes: Tensor, frames: Sequence[Any]) -> Tensor:
         """The mean over the images that have frames."""
@@ -152,7 +166,9 @@ class ReaderTraining(StepwellForConditionalGeneration):
             for visual, layout, targets in zip(tokens, layouts, frames, strict=True)
             if len(targets["classes"])
         ]
-        return torch.stack(losses).mean() if losses else visual_tokens.sum() * 0.0
+        if not losses:
+            return visual_tokens.sum() * 0.0 + without_images(self.line_head, {})
+        return torch.stack(losses).mean()
 
 
 class ReaderTask(ChatTask):
@@ -217,9 +233,13 @@ class ReaderTask(ChatTask):
         ]
         return {**self.collator.batch(rows, images), "pointers": pointers, "frames": frames}
 
-    def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = module(**batch)
-        return losses
+    def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
+        counts = {
+            **super().counts(batch),
+            "frames": sum(len(targets["classes"]) > 0 for targets in batch["frames"]),
+            "pointer": sum(len(pointed["positions"]) > 0 for pointed in batch["pointers"]),
+        }
+        return {name: count for name, count in counts.items() if name in self.stage.losses}
 
 
 def _check_grid(geometry: Geometry) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from stepwell.data.conversations import Conversations
 from stepwell.data.sample import Source
 from stepwell.encoders.pretrained import load_encoder_weights
+from stepwell.folders import ModelError, check_hub_name, download, find_folder, model_type
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE
 from stepwell.models.assistant import StepwellForConditionalGeneration
@@ -32,19 +33,28 @@ from stepwell.models.vision import settings_json
 from stepwell.train.collate import Collator, TurnOrder
 from stepwell.train.recipe import Positive, Rate, Recipe, Stage, Strict
 
-__all__ = ["ChatModel", "ChatRecipe", "ChatStage", "ChatTask", "ConversationData", "language_loss"]
+__all__ = [
+    "ChatModel",
+    "ChatRecipe",
+    "ChatStage",
+    "ChatTask",
+    "ChatTraining",
+    "ConversationData",
+    "language_loss",
+    "without_images",
+]
 
 
 class ChatModel(Strict):
-    """A vision system, a language model's configuration, a tokenizer, a chat template; or the folder of a
-    model.
+    """A vision system, a language model's configuration, a tokenizer, a chat template; or a whole model.
 
+    start: a folder, the shipped reader_tiny, or owner/name on the hub.
     parts: where parts start, by the names of `ChatTask.parts`: `vision.branches.0` or `language` from a
     folder or a name on the hub, any part from a .safetensors file of ours. text: a transformers configuration
     with its model_type; by default that of the part `language`, as is the tokenizer.
     """
 
-    start: Path | None = None
+    start: str | None = None
     vision: Annotated[Any, BeforeValidator(vision_settings)] = None
     text: dict[str, Any] | None = None
     parts: dict[str, str] = {}
@@ -82,12 +92,22 @@ class ChatStage(Stage):
     turns: TurnOrder = "together"
     max_length: Positive = 8192
     data: Annotated[tuple[ConversationData, ...], Field(min_length=1)]
+    validation: tuple[ConversationData, ...] = ()
 
 
 class ChatRecipe(Recipe):
     task: Literal["chat"] = "chat"
     model: ChatModel
     stages: Annotated[tuple[ChatStage, ...], Field(min_length=1)]
+
+
+class ChatTraining(StepwellForConditionalGeneration):
+    """The model, whose forward gives the loss of its answers."""
+
+    def forward(self, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
+        """A batch of `Collator` -> the loss `language`."""
+        loss, _ = language_loss(super().forward, labels, **inputs)
+        return {"language": loss + without_images(self.model.vision, inputs)}
 
 
 class ChatTask:
@@ -104,8 +124,9 @@ class ChatTask:
             image_processor = StepwellImageProcessor(recipe.model.vision)
             self.processor = StepwellProcessor(image_processor, tokenizer, template=recipe.model.template)
         else:
-            self.config = StepwellConfig.from_pretrained(recipe.model.start)
-            self.processor = StepwellProcessor.from_pretrained(recipe.model.start)
+            self.origin = _folder(recipe.model.start)
+            self.config = StepwellConfig.from_pretrained(self.origin)
+            self.processor = StepwellProcessor.from_pretrained(self.origin)
         vision = self.config.vision.adjusted(stage.vision)
         self.stage_config = copy.deepcopy(self.config)
         self.stage_config.vision_config = settings_json(vision)
@@ -120,7 +141,7 @@ class ChatTask:
     def configuration(cls, recipe: Any) -> StepwellConfig:
         if recipe.model.start is None:
             return _config(recipe.model, cls.build_tokenizer(recipe.model))
-        config: StepwellConfig = StepwellConfig.from_pretrained(recipe.model.start)
+        config: StepwellConfig = StepwellConfig.from_pretrained(_folder(recipe.model.start))
         return config
 
     @classmethod
@@ -137,14 +158,14 @@ class ChatTask:
         return tokenizer
 
     def build(self) -> nn.Module:
-        module: nn.Module = self.start(StepwellForConditionalGeneration, self.stage_config)
+        module: nn.Module = self.start(ChatTraining, self.stage_config)
         return module
 
     def start(self, kind: type[Any], config: StepwellConfig, **arguments: Any) -> Any:
         """A model of the class `kind` with the starting weights of the recipe."""
         settings = self.settings.model
         if settings.start is not None:
-            return kind.from_pretrained(settings.start, config=config, dtype=torch.float32, **arguments)
+            return kind.from_pretrained(self.origin, config=config, dtype=torch.float32, **arguments)
         model = kind(config, **arguments)
         model.generation_config.pad_token_id = self.processor.tokenizer.pad_token_id
         model.generation_config.eos_token_id = self.processor.tokenizer.eos_token_id
@@ -163,8 +184,8 @@ class ChatTask:
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
         return self.collator(samples)
 
-    def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"language": language_loss(module, **batch)[0]}
+    def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
+        return {"language": (batch["labels"][:, 1:] != IGNORE).sum()}
 
     def save(self, weights: Path, folder: Path) -> None:
         model = self.start(StepwellForConditionalGeneration, self.config)
@@ -176,6 +197,17 @@ class ChatTask:
         model.config.dtype = torch.float32
         model.config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def _folder(start: str) -> Path:
+    """Of a whole model of ours, fetched if it must be. Raises ModelError and HubError."""
+    folder = find_folder(start)
+    if folder is None:
+        check_hub_name(start)
+        folder = download(start)
+    if (kind := model_type(folder)) != StepwellConfig.model_type:
+        raise ModelError(f"model.start: {folder} holds a {kind!r} model, which answers no questions")
+    return folder
 
 
 def _config(model: Any, tokenizer: Any) -> StepwellConfig:
@@ -193,14 +225,27 @@ def _config(model: Any, tokenizer: Any) -> StepwellConfig:
 
 
 def language_loss(forward: Callable[..., Any], labels: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
-    """Cross-entropy of the supervised tokens, fp32, and the outputs; logits of other positions are never
-    made.
+    """Mean cross-entropy of the supervised tokens, fp32, 0 without any; and the outputs. Logits of other
+    positions are never made.
     """
     following = labels[:, 1:]
     supervised = (following != IGNORE).any(0).nonzero()[:, 0]
     outputs = forward(**inputs, logits_to_keep=supervised, use_cache=False)
-    logits = outputs.logits.float().flatten(0, 1)
-    return F.cross_entropy(logits, following[:, supervised].flatten(), ignore_index=IGNORE), outputs
+    logits, wanted = outputs.logits.float().flatten(0, 1), following[:, supervised].flatten()
+    total = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
+    return total / (wanted != IGNORE).sum().clamp(min=1), outputs
+
+
+def without_images(module: nn.Module, inputs: Mapping[str, Any]) -> Tensor | float:
+    """0; in a batch without an image one through which the parameters of `module` that learn have a gradient.
+
+    It is zero too. Otherwise such a batch has no gradient where nothing else learns, and processes that train
+    together wait for one.
+    """
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if inputs.get("image_sizes") is not None or not learning:
+        return 0.0
+    return torch.stack([parameter.flatten()[0].float() for parameter in learning]).sum() * 0.0
 
 
 def _start_part(

@@ -8,20 +8,33 @@ place in a list.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from stepwell.folders import one_line
 from stepwell.models.vision import first_complaint
 from stepwell.train.shipped import recipe_names
 from stepwell.train.tasks import find_task
 
-__all__ = ["Optimiser", "Positive", "Rate", "Recipe", "Schedule", "Stage", "Strict", "load_recipe"]
+__all__ = [
+    "FileName",
+    "Optimiser",
+    "Positive",
+    "Rate",
+    "Recipe",
+    "Schedule",
+    "Stage",
+    "Strict",
+    "load_recipe",
+]
 
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of one folder: what it is in stays there
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -57,27 +70,42 @@ class Schedule(Strict):
 class Stage(Strict):
     """A stretch of training with one set of data, learning parts, losses and rates.
 
+    steps or epochs: how long; an epoch is as many samples as the sources hold together. validation: sources
+    like those of `data`, all of whose samples are looked at every `validate_steps` and at the end. keep: the
+    weights that the stage ends with, by default the best on the validation data where there is any.
     vision: changes to the model's geometry in this stage, such as {sizes: [160, 320]} or {max_slices: 1}.
     losses: weights of the task's losses; one that is not named is not computed. trainer: further fields of
     transformers' TrainingArguments.
     """
 
-    name: str
-    steps: Positive
+    name: FileName
+    steps: Positive | None = None
+    epochs: Rate | None = None
     batch: Positive = 3
     accumulate: Positive = 1
     train: tuple[str, ...]
     vision: dict[str, Any] = {}
     losses: Mapping[Any, Rate]
     data: Any
+    validation: Any = ()
+    validate_steps: Positive = 500
+    keep: Literal["best", "last"] | None = None
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     trainer: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.keep == "best" and not self.validation:
+            raise ValueError("keep: best needs validation data to tell")
+        return self
+
 
 class Recipe(Strict):
     task: str
-    name: str
+    name: FileName
     model: Any
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     output: Path = Path("runs")
@@ -111,9 +139,9 @@ def _read(source: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"recipe {source} is its own base: {' -> '.join((*seen, str(source)))}")
     text, folder = _text(source)
     try:
-        fields = yaml.safe_load(text)
+        fields = _yaml(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"recipe {source} is not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"recipe {source} is not YAML: {one_line(error)}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"recipe {source} must be a mapping of fields, got {type(fields).__name__}")
     base = fields.pop("base", None)
@@ -134,6 +162,19 @@ def _text(source: str | Path) -> tuple[str, Path | None]:
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers may be written 1e-6, as YAML 1.2 and people do; PyYAML reads that as a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
@@ -152,7 +193,10 @@ def _set(fields: dict[str, Any], override: str) -> None:
         if isinstance(place, dict):
             place.setdefault(key, {})
         place = place[_index(place, key, path)]
-    place[_index(place, last, path)] = yaml.safe_load(text)
+    try:
+        place[_index(place, last, path)] = _yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {path}: {text!r} is not YAML: {one_line(error)}") from None
 
 
 def _index(place: Any, key: str, path: str) -> Any:

@@ -1,7 +1,7 @@
 """TASKS: what a recipe can train, by the name of its `task`. A new task adds its line here.
 
-The loop (train/run.py) knows a task by this protocol alone: how its module is built, its batches made, its
-losses computed, and its result written.
+The loop (train/run.py) knows a task by this protocol alone: how its module is built, its batches made, what
+its losses are means over, and how its result is written.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Task(Protocol):
         ...
 
     def build(self) -> nn.Module:
-        """What is trained, with its starting weights. The next stage begins with this one's state dict."""
+        """What is trained, with its starting weights: a module whose forward takes a batch and gives the
+        stage's losses by name, each a mean. The next stage begins with this one's state dict.
+        """
         ...
 
     def parts(self, module: nn.Module) -> Mapping[str, str]:
@@ -61,8 +63,10 @@ class Task(Protocol):
         """Samples -> a batch: tensors, and lists and dicts of them."""
         ...
 
-    def losses(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The stage's losses by name, from one call of the module's forward; the loop weighs them."""
+    def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
+        """How many items each of the stage's losses is the mean of: the batches of a step, in all processes,
+        are weighed as if they were one.
+        """
         ...
 
     def save(self, weights: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from stepwell.flops.outlines import outlines
+from stepwell.folders import SHIPPED, find_folder
 from stepwell.language.decoder import LlamaDecoder, plain_llama
 from stepwell.language.light_tokenizer import LightTokenizer
 from stepwell.language.messages import IMAGE
@@ -23,7 +24,6 @@ from stepwell.models.ask import Assistant
 from stepwell.models.light import LightEngine, LightModel
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import settings_json
-from stepwell.weights.hub import SHIPPED, find_folder
 from stepwell.weights.placement import Precision, find_device, find_dtype
 
 __all__ = ["load_light", "load_to_ask"]

@@ -13,7 +13,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from stepwell.folders import HubError, download, one_line
+from stepwell.folders import (
+    SHIPPED,
+    HubError,
+    ModelError,
+    cache_folder,
+    check_hub_name,
+    download,
+    find_folder,
+    model_type,
+    one_line,
+)
 from stepwell.models.ask import Assistant
 from stepwell.models.config import StepwellConfig
 from stepwell.models.processor import StepwellProcessor
@@ -22,7 +32,6 @@ from stepwell.models.published.published import Published
 from stepwell.models.register import MODELS
 from stepwell.weights.checkpoint import CheckpointError, open_checkpoint, weight_files
 from stepwell.weights.convert import convert
-from stepwell.weights.hub import SHIPPED, ModelError, cache_folder, check_hub_name, find_folder, model_type
 from stepwell.weights.placement import Precision, find_device, find_dtype
 
 __all__ = ["load"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stepwell.folders import one_line
-from stepwell.weights.hub import ModelError
+from stepwell.folders import ModelError, one_line
 
 __all__ = ["DTYPES", "Precision", "find_device", "find_dtype"]
 

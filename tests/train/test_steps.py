@@ -1,0 +1,167 @@
+"""A training step is a module's forward: whatever its batches are cut into, it is the same step."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from stepwell.language.labels import IGNORE
+from stepwell.reader.task import ReaderTask
+from stepwell.train.chat import ChatTask, language_loss
+from stepwell.train.recipe import load_recipe
+from stepwell.train.run import StageTrainer, mixture
+
+SGD = "{name: sgd, lr: 0.5, weight_decay: 0.0}"
+ONE_STEP = ["bf16=false", "stages.answer.steps=1", f"stages.answer.optimiser={SGD}", "workers=0"]
+
+
+def trainer_of(folder, *overrides, stage=1, recipe="reader_smoke"):
+    settings = load_recipe(recipe, [f"output={folder}", *overrides])
+    task = ReaderTask(settings, settings.stages[stage])
+    torch.manual_seed(0)
+    return StageTrainer(task.build(), task, settings, mixture(task, seed=0), folder, seed=0)
+
+
+def after_a_step(trainer):
+    trainer.train()
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def tensors(value):
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """Data whose answers are of very different lengths, with images and without."""
+
+    def entry(i, answer, image=True):
+        question = {"from": "human", "value": f"{'<image>' if image else ''}What is it?"}
+        entry = {"conversations": [question, {"from": "gpt", "value": answer}]}
+        if image:
+            Image.new("RGB", (64, 32 + 8 * i), (60 * i, 10, 200)).save(tmp_path / f"{i}.png")
+        return entry | ({"image": f"{i}.png"} if image else {})
+
+    answers = ("A", "A LONG ANSWER OF SOME WORDS", "NO", "A CAT ON A MAT")
+    (tmp_path / "talk.json").write_text(json.dumps([entry(i, answer) for i, answer in enumerate(answers)]))
+    (tmp_path / "text.json").write_text(json.dumps([entry(0, "FOUR", image=False)]))
+    return lambda name: json.dumps([{"kind": "conversations", "path": str(tmp_path / f"{name}.json")}])
+
+
+def test_accumulated_batches_are_the_step_of_one_large_batch(tmp_path, talk):
+    data = ["stages.answer.losses={language: 1.0}", f"stages.answer.data={talk('talk')}"]
+    split = ["stages.answer.batch=1", "stages.answer.accumulate=4"]
+    one = after_a_step(trainer_of(tmp_path / "one", *ONE_STEP, *data, "stages.answer.batch=4"))
+    four = after_a_step(trainer_of(tmp_path / "four", *ONE_STEP, *data, *split))
+    start = dict(trainer_of(tmp_path / "start", *ONE_STEP, *data).model.named_parameters())
+    assert any((one[name] - start[name]).abs().max() > 1e-3 for name in one)
+    for name, weights in one.items():
+        torch.testing.assert_close(four[name], weights, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_losses_of_several_kinds_are_each_weighed_by_what_they_count(tmp_path):
+    """Pages have unlike numbers of lines, and some lines have no pointers."""
+    split = ["stages.answer.batch=1", "stages.answer.accumulate=3"]
+    one = after_a_step(trainer_of(tmp_path / "one", *ONE_STEP, "stages.answer.batch=3"))
+    three = after_a_step(trainer_of(tmp_path / "three", *ONE_STEP, *split))
+    for name, weights in one.items():
+        torch.testing.assert_close(three[name], weights, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_losses_are_logged_as_means_over_what_they_count(tmp_path, talk):
+    data = ["stages.answer.losses={language: 1.0}", f"stages.answer.data={talk('talk')}"]
+    logged = []
+    for split in (["stages.answer.batch=4"], ["stages.answer.batch=1", "stages.answer.accumulate=4"]):
+        trainer = trainer_of(tmp_path / str(len(logged)), *ONE_STEP, *data, *split)
+        trainer.train()
+        logged.append(trainer.state.log_history[0])
+    for name in ("loss", "loss_language"):
+        assert logged[1][name] == pytest.approx(logged[0][name], abs=2e-4)
+
+
+@pytest.mark.parametrize("parts", ["[projector]", "[vision]", "[vision, projector]", "[language]"])
+@pytest.mark.parametrize("losses", ["{language: 1.0}", "{frames: 1.0}", "{pointer: 1.0}"])
+def test_a_batch_without_an_image_is_trained_whatever_learns(tmp_path, talk, parts, losses):
+    data = [f"stages.answer.data={talk('text')}", f"stages.answer.train={parts}"]
+    rates = f"stages.answer.losses={losses}"
+    trainer = trainer_of(tmp_path / "run", *ONE_STEP, *data, rates, "stages.answer.batch=1")
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    after = after_a_step(trainer)
+    moved = any(not torch.equal(before[name], after[name]) for name in after)
+    assert moved == (parts == "[language]" and losses == "{language: 1.0}")
+    assert all(weights.isfinite().all() for weights in after.values())
+
+
+def test_a_mixed_batch_is_trained_by_a_chat_too(tmp_path, talk):
+    settings = load_recipe("reader_smoke", ["bf16=false", "workers=0"])
+    entries = [json.loads(talk(name))[0] for name in ("talk", "text")]
+    fields = settings.stages[1].model_dump(include={"name", "train", "schedule"})
+    model = settings.model.model_dump(exclude={"start_looking"}, exclude_unset=True, mode="json")
+    tokenizer = ReaderTask(settings, settings.stages[1]).processor.tokenizer
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    recipe = {
+        "task": "chat",
+        "name": "mixed",
+        "bf16": False,
+        "workers": 0,
+        "output": str(tmp_path),
+        "model": {**model, "tokenizer": str(tmp_path / "tokenizer")},
+        "stages": [{**fields, "steps": 2, "batch": 2, "train": ["projector"], "data": entries}],
+    }
+    for data in (entries, entries[1:]):
+        recipe["stages"][0]["data"] = data
+        (tmp_path / "mixed.yaml").write_text(json.dumps(recipe))
+        chat = load_recipe(tmp_path / "mixed.yaml")
+        task = ChatTask(chat, chat.stages[0])
+        trainer = StageTrainer(task.build(), task, chat, mixture(task, seed=0), tmp_path / "run", seed=0)
+        assert all(weights.isfinite().all() for weights in after_a_step(trainer).values())
+
+
+def test_every_tensor_of_a_batch_moves_with_it(tmp_path):
+    trainer = trainer_of(tmp_path, "bf16=false")
+    batch = trainer.task.collate([trainer.train_dataset[i] for i in range(2)])
+    trainer.args = SimpleNamespace(device=torch.device("meta"))
+    found = tensors(trainer._prepare_input(batch))
+    assert len(found) > 12
+    assert {tensor.device.type for tensor in found} == {"meta"}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_bf16_holds_in_a_stage_without_a_language_loss(tmp_path, bf16):
+    trainer = trainer_of(tmp_path, f"bf16={bf16}", "stages.look.steps=1", "workers=0", stage=0)
+    kinds = set()
+    linear = next(m for n, m in trainer.model.named_modules() if "vision" in n and isinstance(m, nn.Linear))
+    linear.register_forward_hook(lambda module, args, out: kinds.add(out.dtype))
+    trainer.train()
+    assert kinds == {torch.bfloat16 if bf16 else torch.float32}
+
+
+def test_an_answer_of_no_tokens_costs_nothing(tmp_path):
+    trainer = trainer_of(tmp_path, "bf16=false")
+    batch = trainer.task.collate([trainer.train_dataset[0]])
+    labels = torch.full_like(batch["labels"], IGNORE)
+    inputs = {
+        k: batch[k] for k in ("input_ids", "attention_mask", "position_ids", "pixel_values", "image_sizes")
+    }
+    loss, _ = language_loss(super(type(trainer.model), trainer.model).forward, labels, **inputs)
+    assert loss == 0
+
+
+def test_eager_attention_looks_where_the_others_look(tmp_path):
+    """A mask of true and false, which eager attention would add as ones and zeros."""
+    trainer = trainer_of(tmp_path, "bf16=false", "stages.answer.losses={language: 1.0}")
+    batch = trainer.task.collate([trainer.train_dataset[i] for i in range(2)])
+    assert batch["attention_mask"].dtype == torch.bool
+    losses = []
+    for kind in ("sdpa", "eager"):
+        trainer.model.set_attn_implementation(kind)
+        losses.append(trainer.model.eval()(**batch)["language"])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-5)
