@@ -31,6 +31,7 @@ PROCESSOR = "from transformers import AutoProcessor as Auto"
 LOAD = "print(type(Auto.from_pretrained(sys.argv[1])).__name__)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
