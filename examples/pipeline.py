@@ -10,7 +10,7 @@ import sys
 from transformers import pipeline
 
 import stepwell  # noqa: F401  (registers the model with the Auto classes)
-from stepwell.weights.hub import SHIPPED
+from stepwell.folders import SHIPPED
 
 ask = pipeline("image-text-to-text", model=str(SHIPPED))
 message = {
