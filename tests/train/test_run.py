@@ -270,7 +270,7 @@ def test_validation_losses_are_measured_and_the_best_weights_kept(tmp_path, monk
 
 
 def test_a_stage_can_keep_its_last_weights(tmp_path, monkeypatch):
-    losses = iter([0.25, 0.5, 0.75])
+    losses = iter([float("nan"), 0.5, 0.75])
     monkeypatch.setattr(StageTrainer, "_validation_losses", lambda self: {"frames": next(losses)})
     train("reader_smoke", [*VALIDATED, f"output={tmp_path}", "stages.look.keep=last"])
     stage = tmp_path / "reader_smoke/1_look"

@@ -253,7 +253,8 @@ class StageTrainer(Trainer):
         super().log(metrics)
         self._validated = self.state.global_step
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if self.state.best_metric is None or metrics["eval_loss"] < self.state.best_metric:
+        best = self.state.best_metric
+        if best is None or math.isnan(best) or metrics["eval_loss"] < best:
             self.state.best_metric = metrics["eval_loss"]
             self._keep(Path(self.args.output_dir) / BEST)
         return metrics
