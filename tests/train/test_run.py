@@ -269,14 +269,23 @@ def test_validation_losses_are_measured_and_the_best_weights_kept(tmp_path, monk
     assert not torch.equal(kept[name], last[name])
 
 
-def test_a_stage_can_keep_its_last_weights(tmp_path, monkeypatch):
-    losses = iter([float("nan"), 0.5, 0.75])
-    monkeypatch.setattr(StageTrainer, "_validation_losses", lambda self: {"frames": next(losses)})
+def test_a_stage_can_keep_its_last_weights_and_a_loss_that_is_no_number_is_not_the_best(
+    tmp_path, monkeypatch
+):
+    losses, weights = iter([float("nan"), 0.5, 0.75]), []
+    name = "model.vision.encoder.branches.0.blocks.0.attn.qkv.weight"
+
+    def measured(self):
+        weights.append(self.model.get_parameter(name).detach().clone())
+        return {"frames": next(losses)}
+
+    monkeypatch.setattr(StageTrainer, "_validation_losses", measured)
     train("reader_smoke", [*VALIDATED, f"output={tmp_path}", "stages.look.keep=last"])
     stage = tmp_path / "reader_smoke/1_look"
     assert not (stage / "last").exists()
-    name = "model.vision.encoder.branches.0.blocks.0.attn.qkv.weight"
     best, kept = (load_file(stage / folder / "model.safetensors")[name] for folder in ("best", "finished"))
+    assert torch.equal(best, weights[1])
+    assert torch.equal(kept, weights[2])
     assert not torch.equal(best, kept)
 
 
