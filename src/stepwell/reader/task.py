@@ -34,7 +34,7 @@ from stepwell.train.chat import (
     ChatTask,
     ConversationData,
     language_loss,
-    without_images,
+    zero_through,
 )
 from stepwell.train.collate import Row
 from stepwell.train.recipe import Positive, Rate, Recipe, Strict
@@ -148,13 +148,12 @@ class ReaderTraining(StepwellForConditionalGeneration):
         elif image_sizes is not None:
             visual_tokens = torch.cat(self.get_image_features(inputs["pixel_values"], image_sizes))
         if "frames" in self.stage.losses:
-            if image_sizes is None:
-                losses["frames"] = labels.new_zeros((), dtype=torch.float32) + without_images(
-                    self.line_head, images
-                )
-            else:
-                losses["frames"] = self._frame_loss(visual_tokens, image_sizes, frames)
-        nothing = without_images(self.model.vision, images)
+            losses["frames"] = (
+                zero_through(self.line_head)
+                if image_sizes is None
+                else self._frame_loss(visual_tokens, image_sizes, frames)
+            )
+        nothing = zero_through(self.model.vision) if image_sizes is None else 0.0
         return {name: loss + nothing for name, loss in losses.items() if name in self.stage.losses}
 
     def _frame_loss(self, visual_tokens: Tensor, image_sizes: Tensor, frames: Sequence[Any]) -> Tensor:
@@ -167,7 +166,7 @@ class ReaderTraining(StepwellForConditionalGeneration):
             if len(targets["classes"])
         ]
         if not losses:
-            return visual_tokens.sum() * 0.0 + without_images(self.line_head, {})
+            return visual_tokens.sum() * 0.0 + zero_through(self.line_head)
         return torch.stack(losses).mean()
 
 

@@ -41,7 +41,7 @@ __all__ = [
     "ChatTraining",
     "ConversationData",
     "language_loss",
-    "without_images",
+    "zero_through",
 ]
 
 
@@ -107,7 +107,9 @@ class ChatTraining(StepwellForConditionalGeneration):
     def forward(self, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
         """A batch of `Collator` -> the loss `language`."""
         loss, _ = language_loss(super().forward, labels, **inputs)
-        return {"language": loss + without_images(self.model.vision, inputs)}
+        if inputs.get("image_sizes") is None:
+            loss = loss + zero_through(self.model.vision)
+        return {"language": loss}
 
 
 class ChatTask:
@@ -236,15 +238,15 @@ def language_loss(forward: Callable[..., Any], labels: Tensor, **inputs: Any) ->
     return total / (wanted != IGNORE).sum().clamp(min=1), outputs
 
 
-def without_images(module: nn.Module, inputs: Mapping[str, Any]) -> Tensor | float:
-    """0; in a batch without an image one through which the parameters of `module` that learn have a gradient.
+def zero_through(module: nn.Module) -> Tensor:
+    """0, through which the parameters of `module` that learn have a gradient, of zeros.
 
-    It is zero too. Otherwise such a batch has no gradient where nothing else learns, and processes that train
-    together wait for one.
+    Without it a batch that has nothing for them ends a run where nothing else learns, and processes that
+    train together wait.
     """
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if inputs.get("image_sizes") is not None or not learning:
-        return 0.0
+    if not learning:
+        return next(module.parameters()).new_zeros((), dtype=torch.float32)
     return torch.stack([parameter.flatten()[0].float() for parameter in learning]).sum() * 0.0
 
 

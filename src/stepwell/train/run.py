@@ -106,8 +106,9 @@ def _processes() -> int:
 
 def _last_checkpoint(stage_folder: Path) -> str | None:
     """The last that was written to its end."""
-    checkpoints = sorted(stage_folder.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-    for folder in reversed(checkpoints):
+    steps = {folder: folder.name.removeprefix("checkpoint-") for folder in stage_folder.glob("checkpoint-*")}
+    checkpoints = [folder for folder, step in steps.items() if step.isdecimal()]
+    for folder in sorted(checkpoints, key=lambda folder: int(steps[folder]), reverse=True):
         if (folder / _WHOLE).is_file():
             return str(folder)
         _logger.warning("%s was not written to its end; it is passed over", folder)
