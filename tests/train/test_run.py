@@ -48,6 +48,34 @@ def test_a_trained_folder_answers(finished):
     assert isinstance(assistant.ask(Image.new("RGB", (90, 60)), "What?", max_new_tokens=3), str)
 
 
+def test_a_model_that_is_not_written_to_its_end_does_not_replace_one(finished, tmp_path, monkeypatch):
+    runs, folder = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    model = tmp_path / "runs/reader_smoke/model"
+
+    def die(self, weights, folder):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ReaderTask, "save", die)
+        with pytest.raises(KeyboardInterrupt):
+            train("reader_smoke", [f"output={tmp_path}/runs", "bf16=false"])
+    assert equal_weights(folder, model)
+    train("reader_smoke", [f"output={tmp_path}/runs", "bf16=false"])
+    assert equal_weights(folder, model)
+    assert sorted(path.name for path in model.parent.iterdir()) == ["1_look", "2_answer", "model"]
+
+
+def test_only_the_first_process_writes_the_model(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0], tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs/reader_smoke/model")
+    monkeypatch.setenv("RANK", "1")
+    folder = train("reader_smoke", [f"output={tmp_path}/runs", "bf16=false"])
+    assert not folder.exists()
+
+
 def test_training_only_heads_stay_out_of_the_model(finished):
     runs, folder = finished
     assert not any("line_head" in name for name in load_file(folder / "model.safetensors"))

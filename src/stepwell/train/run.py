@@ -78,7 +78,13 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
         weights = finished / "model.safetensors"
     assert weights is not None  # a recipe has a stage
     set_seed(settings.seed)
-    tasks[-1].save(weights, folder / "model")
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one writes
+        part = folder / "model.part"
+        shutil.rmtree(part, ignore_errors=True)
+        tasks[-1].save(weights, part)
+        _put(part, folder / "model")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
     return folder / "model"
 
 
@@ -154,6 +160,16 @@ def _write(file: Path, fields: Any) -> None:
     part = file.with_suffix(".part")
     part.write_text(json.dumps(fields, indent=2), "utf-8")
     part.replace(file)
+
+
+def _put(part: Path, folder: Path) -> None:
+    """`part` takes the place of a folder, which is replaced."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    part.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class _Sealing(TrainerCallback):
@@ -285,14 +301,10 @@ class StageTrainer(Trainer):
 
     def _keep(self, folder: Path) -> None:
         """The weights of now, there as a whole or not at all; an older folder is replaced."""
-        part, old = (folder.with_name(f"{folder.name}.{end}") for end in ("part", "old"))
+        part = folder.with_name(f"{folder.name}.part")
         self.save_model(str(part))
         if self.is_world_process_zero():
-            shutil.rmtree(old, ignore_errors=True)
-            if folder.exists():
-                folder.replace(old)
-            part.replace(folder)
-            shutil.rmtree(old, ignore_errors=True)
+            _put(part, folder)
         self.accelerator.wait_for_everyone()
 
     def finish(self, folder: Path) -> None:
