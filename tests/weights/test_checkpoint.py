@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stepwell.weights.checkpoint import CheckpointError, new_folder, open_checkpoint, write_safetensors
+from stepwell.keys.checkpoint import CheckpointError, open_checkpoint
+from stepwell.weights.write import new_folder, write_safetensors
 
 STATE = {
     "a.weight": torch.arange(6.0).reshape(2, 3),
@@ -156,7 +157,17 @@ def test_archives_torch_did_not_write(tmp_path):
     assert "compressed" in refusal(tmp_path / "bomb.pth")
     with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
         archive.writestr("readme", b"")
-    assert "not one that torch.save wrote" in refusal(tmp_path / "zip.pth")
+    assert "not one that torch.save or np.savez wrote" in refusal(tmp_path / "zip.pth")
+
+
+def test_numpys_archives(tmp_path):
+    arrays = {"a/kernel": np.arange(6.0).reshape(2, 3), "b": np.ones(4, np.float32)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    check_equal(open_checkpoint(tmp_path), {name: torch.from_numpy(array) for name, array in arrays.items()})
+    np.savez_compressed(tmp_path / "x.npz", **arrays)
+    assert "compressed" in refusal(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", a=np.array([print], dtype=object))
+    assert "damaged or cut short: Object arrays cannot be loaded" in refusal(tmp_path / "x.npz")
 
 
 def test_a_tensor_larger_than_what_is_stored_is_refused(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from stepwell.keys.engine import Drop, Join, Rename, plan
-from stepwell.weights.report import SHOWN, compare
+from stepwell.keys.report import SHOWN, compare
 
 RULES = [
     Rename("same|wide", r"\g<0>"),

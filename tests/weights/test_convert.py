@@ -22,12 +22,12 @@ from transformers import (
 )
 
 import stepwell
+from stepwell.keys.checkpoint import open_checkpoint
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.published.papers import PUBLISHED
 from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD
 from stepwell.weights.build import text_config
-from stepwell.weights.checkpoint import open_checkpoint
-from stepwell.weights.convert import ConversionError, convert, dry_run, read_manifest
+from stepwell.weights.convert import FitError, convert, dry_run, read_manifest
 
 DETECTOR = "piip_det_ct_vs_vb_1024_672_448"
 FOUR = "piip_det_tsbl_1568_1120_672_448_as_released_code"
@@ -263,14 +263,14 @@ def test_any_language_model_answers_as_in_transformers(tmp_path, monkeypatch, ki
 def test_sizes_that_contradict_the_tensors_are_one_line(tmp_path, monkeypatch):
     shrink(CHAT, monkeypatch)
     chat_source(tmp_path / "source", config=lambda fields: fields | {"vocab_size": 11})
-    with pytest.raises(ConversionError, match=r"2 of another shape \(.*: expected 11x512, got 10x512\)$"):
+    with pytest.raises(FitError, match=r"2 of another shape \(.*: expected 11x512, got 10x512\)$"):
         convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
 
 
 def test_another_language_model_needs_its_config(tmp_path, monkeypatch):
     shrink(CHAT, monkeypatch)
     chat_source(tmp_path / "source", config=None, num_hidden_layers=3)
-    with pytest.raises(ConversionError, match=r"unknown \(.*; its config.json has to lie beside it$"):
+    with pytest.raises(FitError, match=r"unknown \(.*; its config.json has to lie beside it$"):
         convert(tmp_path / "source", tmp_path / "out", as_=CHAT)
 
 
@@ -329,7 +329,7 @@ def test_a_tokenizer_that_cannot_be_read_stops_the_conversion(tmp_path, monkeypa
 def test_a_vision_tower_alone_is_no_assistant(tmp_path, monkeypatch):
     shrink(CHAT, monkeypatch)
     save_file(small_state(CHAT), tmp_path / "x.safetensors")
-    with pytest.raises(ConversionError, match="no language model"):
+    with pytest.raises(FitError, match="no language model"):
         convert(tmp_path / "x.safetensors", tmp_path / "out", as_=CHAT)
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
@@ -352,7 +352,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, monkeypatch
     state = small_state(CLASSIFIER)
     change(state)
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(ConversionError, match=word) as caught:
+    with pytest.raises(FitError, match=word) as caught:
         convert(tmp_path / "x.safetensors", tmp_path / "out", as_=CLASSIFIER)
     assert "\n" not in str(caught.value)
     assert len(getattr(caught.value.report, heading)) == 1
@@ -370,7 +370,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr("stepwell.weights.checkpoint.save_file", full_after_two)
+    monkeypatch.setattr("stepwell.weights.write.save_file", full_after_two)
     with pytest.raises(OSError, match="No space"):
         convert(tmp_path / "x.safetensors", tmp_path / "out", as_=CLASSIFIER, max_shard_bytes=100_000)
     assert len(written) == 3

@@ -37,7 +37,7 @@ def convert(
             "--dry-run writes nothing, leave OUT out" if dry_run else "say which folder to write: OUT"
         )
 
-    from stepwell.weights.convert import ConversionError
+    from stepwell.keys.report import FitError
     from stepwell.weights.convert import convert as run
     from stepwell.weights.convert import dry_run as compare
 
@@ -47,7 +47,7 @@ def convert(
         else:
             report = run(source, out, as_=as_, overwrite=overwrite, tokenizer=tokenizer)
         complaint = report.complaint()
-    except ConversionError as error:
+    except FitError as error:
         report, complaint = error.report, str(error)
     print(json.dumps(report.json(), indent=2) if as_json else report.text())
     if complaint:

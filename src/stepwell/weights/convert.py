@@ -17,24 +17,17 @@ import torch
 from transformers import PreTrainedConfig
 
 from stepwell.folders import read_config
+from stepwell.keys.checkpoint import open_checkpoint
 from stepwell.keys.engine import Plan, plan
+from stepwell.keys.report import FitError, Report, compare
 from stepwell.models.published.papers import PUBLISHED, find_published
 from stepwell.models.published.published import Published
 from stepwell.weights.build import build_model, write_processor
-from stepwell.weights.checkpoint import new_folder, open_checkpoint, write_safetensors
-from stepwell.weights.report import Report, compare
+from stepwell.weights.write import new_folder, write_safetensors
 
-__all__ = ["ConversionError", "convert", "dry_run", "read_manifest"]
+__all__ = ["convert", "dry_run", "read_manifest"]
 
 Shape = tuple[int, ...]
-
-
-class ConversionError(ValueError):
-    """A checkpoint that is not the model it was said to be. One line; `report` has every name."""
-
-    def __init__(self, message: str, report: Report) -> None:
-        super().__init__(message)
-        self.report = report
 
 
 def convert(
@@ -48,7 +41,7 @@ def convert(
 ) -> Report:
     """Write the checkpoint `source` (file or folder) to the new folder `out`, as the published model `as_`.
 
-    tokenizer: a folder with one, by default the source's. Raises ConversionError (nothing is written) where
+    tokenizer: a folder with one, by default the source's. Raises FitError (nothing is written) where
     names or shapes contradict `as_`, CheckpointError for what cannot be read, FileExistsError for a folder in
     use.
     """
@@ -60,10 +53,10 @@ def convert(
     report.notes += checkpoint.notes
     if not report.ok:
         hint = "; its config.json has to lie beside it" if published.text_config and not fields else ""
-        raise ConversionError(report.complaint() + hint, report)
+        raise FitError(report.complaint() + hint, report)
     if report.absent:
         name, why = next(iter(report.absent.items()))
-        raise ConversionError(f"{len(report.absent)} tensors cannot be made ({name}): {why}", report)
+        raise FitError(f"{len(report.absent)} tensors cannot be made ({name}): {why}", report)
     metas = {name: target.make(checkpoint.meta) for name, target in renaming.targets.items()}
     elements: Counter[torch.dtype] = Counter()
     for meta in metas.values():

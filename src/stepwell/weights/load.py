@@ -24,13 +24,13 @@ from stepwell.folders import (
     model_type,
     one_line,
 )
+from stepwell.keys.checkpoint import CheckpointError, open_checkpoint, weight_files
 from stepwell.models.ask import Assistant
 from stepwell.models.config import StepwellConfig
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published.papers import find_published
 from stepwell.models.published.published import Published
 from stepwell.models.register import MODELS
-from stepwell.weights.checkpoint import CheckpointError, open_checkpoint, weight_files
 from stepwell.weights.convert import convert
 from stepwell.weights.placement import Precision, find_device, find_dtype
 

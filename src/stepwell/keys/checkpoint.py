@@ -1,29 +1,24 @@
-"""Reading other people's checkpoints without running them, and writing ours so that none is ever half there.
+"""Reading other people's checkpoints without running them.
 
-A checkpoint is safetensors or what torch.save writes (`.pth`, `.pt`, `.bin`, DeepSpeed's
-`mp_rank_00_model_states.pt`): one file, or shards with an index. Pickles are opened only by torch's
-weights-only loader; beside tensors they may hold argparse.Namespace and numpy numbers, nothing else. Tensors
-are read one by one through a memory map that is let go every `window` bytes, so memory does not grow with the
-file. Not read: ZeRO optimiser shards, quantised or sparse tensors, torch files from before 1.6.
+A checkpoint is safetensors, what torch.save writes (`.pth`, `.pt`, `.bin`, DeepSpeed's
+`mp_rank_00_model_states.pt`), or numpy's `.npz`: one file, or shards with an index. Pickles are opened only
+by torch's weights-only loader; beside tensors they may hold argparse.Namespace and numpy numbers, nothing
+else. Tensors are read one by one through a memory map that is let go every `window` bytes, so memory does not
+grow with the file. Not read: ZeRO optimiser shards, quantised or sparse tensors, torch files from before 1.6.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -32,10 +27,10 @@ from stepwell.folders import one_line
 __all__ = [
     "Checkpoint",
     "CheckpointError",
-    "new_folder",
+    "TensorSource",
+    "Tensors",
     "open_checkpoint",
     "weight_files",
-    "write_safetensors",
 ]
 
 CONTAINERS = ("state_dict", "model", "module")  # mmdetection and Lightning, DeiT's training script, DeepSpeed
@@ -59,6 +54,32 @@ HARMLESS: list[Any] = [
 
 class CheckpointError(ValueError):
     """A source that is not a checkpoint, is damaged, or asks for code to be run. One line."""
+
+
+class TensorSource(Protocol):
+    """Named tensors, in a file or in memory."""
+
+    shapes: dict[str, tuple[int, ...]]
+    notes: list[str]
+
+    def meta(self, name: str) -> Tensor: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class Tensors:
+    """A state dict in memory, as what is read from a file."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        self.notes: list[str] = []
+        self._state = state
+
+    def meta(self, name: str) -> Tensor:
+        return torch.empty_like(self._state[name], device="meta")
+
+    def read(self, name: str) -> Tensor:
+        return self._state[name]
 
 
 class Checkpoint:
@@ -126,7 +147,7 @@ def _file_in(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder} holds ZeRO shards; join them with DeepSpeed's zero_to_fp32.py and convert the result"
         )
-    suffixes = (".safetensors", ".pth", ".pt", ".bin")
+    suffixes = (".safetensors", ".pth", ".pt", ".bin", ".npz")
     files = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
     if len(files) != 1:
         listed = ", ".join(path.name for path in files[:4]) or "none"
@@ -158,7 +179,7 @@ def _map(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         head = file.read(64)
     try:
         if head.startswith(b"PK\x03\x04"):
-            return _state_dict(_unpickled(path), path)
+            return _archived(path)
         if head[8:9] == b"{":
             with safe_open(path, framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.offset_keys()}, []
@@ -173,16 +194,26 @@ def _map(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             f"{path} is a bare pickle or a torch file from before version 1.6, which cannot be read without "
             "trusting it; save it again with a current torch.save where it came from"
         )
-    raise CheckpointError(f"{path} is neither a safetensors nor a torch file")
+    raise CheckpointError(f"{path} is neither a safetensors nor a torch file, nor numpy's .npz")
+
+
+def _archived(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a zip archive, torch's or numpy's, and notes."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):  # mapped, it would read as noise
+        raise CheckpointError(
+            f"{path} is a compressed archive; torch.save and np.savez write uncompressed ones"
+        )
+    if any(entry.filename.endswith("/data.pkl") for entry in entries):
+        return _state_dict(_unpickled(path), path)
+    if all(entry.filename.endswith(".npy") for entry in entries):
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}, []
+    raise CheckpointError(f"{path} is a zip archive but not one that torch.save or np.savez wrote")
 
 
 def _unpickled(path: Path) -> object:
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-        raise CheckpointError(f"{path} is a zip archive but not one that torch.save wrote")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):  # mapped, it would read as noise
-        raise CheckpointError(f"{path} is a compressed archive; torch.save writes uncompressed ones")
     with safe_globals(HARMLESS):
         if refused := get_unsafe_globals_in_checkpoint(path):
             raise CheckpointError(
@@ -215,58 +246,3 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]
         else:
             state[str(name)] = value
     return state, notes
-
-
-@contextmanager
-def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends, and vanishes if it fails.
-
-    Whatever happens in between (disk full, a kill), `folder` is either as it was or complete. Raises
-    FileExistsError when it holds files; with `overwrite` it is replaced, but only if it holds a model.
-    """
-    folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; name a folder")
-    full = folder.exists() and any(folder.iterdir())
-    if full and not overwrite:
-        raise FileExistsError(f"{folder} is not empty; choose another folder or ask to overwrite it")
-    if full and not ((folder / "config.json").is_file() and any(folder.glob("*.safetensors"))):
-        raise FileExistsError(f"{folder} holds other things than a model; it will not be replaced")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        old = partial.with_name(partial.name + "-old")
-        if full:
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def write_safetensors(
-    folder: Path,
-    metas: Mapping[str, Tensor],
-    make: Callable[[str], Tensor],
-    *,
-    max_shard_bytes: int = 2_000_000_000,
-) -> dict[str, str]:
-    """Tensors that `make` gives by name -> `model.safetensors`, or shards and their index.
-
-    metas: name -> shape and dtype, on the meta device; in this order tensors are made, a shard at a time. One
-    that is larger than `max_shard_bytes` gets a shard of its own. Returns name -> file. Raises OSError.
-    """
-    sizes = {name: torch.empty_like(meta, device="meta") for name, meta in metas.items()}  # no views
-    split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_bytes)
-    for file, names in split.filename_to_tensors.items():
-        try:
-            save_file({n: make(n).contiguous() for n in names}, folder / file, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"could not write a shard to {folder.parent}: {one_line(error)}") from None
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), "utf-8")
-    return dict(split.tensor_to_filename)

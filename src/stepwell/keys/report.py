@@ -15,10 +15,18 @@ import torch
 
 from stepwell.keys.engine import Plan, Target
 
-__all__ = ["Report", "WrongShape", "compare"]
+__all__ = ["FitError", "Report", "WrongShape", "compare"]
 
 Shape = tuple[int, ...]
 SHOWN = 8  # names listed per heading; the JSON form has all
+
+
+class FitError(ValueError):
+    """Tensors that are not those of the model they were said to be of. One line; `report` has every name."""
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ class Report:
     name: str
     used: list[str] = field(default_factory=list)  # same name in both
     renamed: dict[str, str] = field(default_factory=dict)  # theirs -> ours; joined tensors share one of ours
+    resized: dict[str, str] = field(default_factory=dict)  # ours -> from which shape to which
     dropped: dict[str, str] = field(default_factory=dict)  # theirs -> why
     missing: list[str] = field(default_factory=list)  # ours, and nothing makes it
     absent: dict[str, str] = field(default_factory=dict)  # ours, of another source -> what stands there
@@ -59,13 +68,17 @@ class Report:
 
     def complaint(self) -> str:
         """One line: what stands in the way. Empty when nothing does."""
+        problems = self.problems()
+        return f"the tensors are not those of {self.name}: {problems}" if problems else ""
+
+    def problems(self) -> str:
+        """How many tensors have none, and the first of each kind."""
         problems = {
             "of another shape": self.mismatches,
             "missing": self.missing,
             "unknown": self.unknown,
         }
-        parts = [f"{len(items)} {what} ({items[0]})" for what, items in problems.items() if items]
-        return f"the tensors are not those of {self.name}: {', '.join(parts)}" if parts else ""
+        return ", ".join(f"{len(items)} {what} ({items[0]})" for what, items in problems.items() if items)
 
     def text(self) -> str:
         """Several lines: a count per heading, and the names where there is something to look at."""
@@ -73,13 +86,14 @@ class Report:
         for heading, items, details in (
             ("used", self.used, []),
             ("renamed", self.renamed, []),
+            ("resized", self.resized, [f"{name}: {sizes}" for name, sizes in self.resized.items()][:SHOWN]),
             ("dropped", self.dropped, _by_reason(self.dropped)),
             ("missing", self.missing, _first(self.missing)),
             ("absent", self.absent, _by_reason(self.absent)),
             ("unknown", self.unknown, _first(self.unknown)),
             ("wrong shape", self.mismatches, _first(self.mismatches)),
         ):
-            if items or heading != "absent":
+            if items or heading not in ("absent", "resized"):
                 lines += [f"  {heading:<12} {len(items)}", *(f"    {detail}" for detail in details)]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
