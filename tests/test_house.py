@@ -149,7 +149,8 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             imported |= {module.split(".")[0] for module in modules} - sys.stdlib_module_names
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["train"], *extras["timm"]]
     required = {re.split("[<>=]", line)[0] for line in lines}
     assert {names.get(name, name) for name in imported} - {"stepwell"} == required
 

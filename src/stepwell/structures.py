@@ -85,11 +85,12 @@ class EncoderSpec:
 
 
 class TokenMap(NamedTuple):
-    """Tokens that know their grid. The class token travels beside them, so that grids stay grids."""
+    """Tokens that know their grid. What has no place in it travels beside them, so that grids stay grids."""
 
     tokens: Tensor  # (B, H*W, C), row-major
     size: Size  # (H, W) in cells
     class_token: Tensor | None = None  # (B, 1, C)
+    registers: Tensor | None = None  # (B, R, C)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

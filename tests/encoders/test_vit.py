@@ -166,9 +166,11 @@ def test_is_an_encoder_and_lives_on_the_meta_device() -> None:
     [
         ({"windows": [7, 7]}, "3 blocks need one window each, got 2"),
         ({"windows": 7, "class_token": True}, "no place for a class token"),
-        ({"class_slot": True}, "needs both"),
+        ({"class_slot": True, "position": "sincos"}, "position='sincos' has none"),
+        ({"windows": 7, "registers": 2}, "no place for a class token and registers"),
         ({"position": "rotary"}, "'rotary'"),
         ({"position": "relative", "class_token": True}, "between patches only"),
+        ({"position": "relative", "registers": 1}, "between patches only"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(arguments: dict[str, Any], says: str) -> None:

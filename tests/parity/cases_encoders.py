@@ -13,7 +13,7 @@ from torch import Tensor
 
 from record import Case, Record, Unsupported, check_required
 from stepwell.encoders.convnext import ConvNeXt
-from stepwell.encoders.pretrained import fit_tables, spread_shared_table
+from stepwell.encoders.pretrained import TableFit
 from stepwell.encoders.vit import Position, VisionTransformer
 from stepwell.keys.backbones import Naming, backbone_rules
 from stepwell.keys.engine import Rule, convert
@@ -31,8 +31,13 @@ def encoder_from_settings(branch: Mapping[str, Any]) -> tuple[VisionTransformer 
     if naming in ("convnext_hf", "convnext_timm"):
         return _convnext(branch), backbone_rules(naming, depths=branch["depths"])
     encoder = _vit(branch)
-    class_slot = bool(branch.get("pos_embed_class_slot_added"))
-    return encoder, backbone_rules(naming, class_token=branch["use_cls_token"], class_slot=class_slot)
+    rules = backbone_rules(
+        naming,
+        class_token=branch["use_cls_token"],
+        class_slot=encoder.class_slot,
+        grid=encoder.position_grid,
+    )
+    return encoder, rules
 
 
 def _vit(branch: Mapping[str, Any]) -> VisionTransformer:
@@ -166,21 +171,25 @@ def _load_position_and_patch(record: Record) -> dict[str, Tensor]:
     naming: Naming = settings["block_class"]
     if naming in ("deit", "internvit"):  # what PIIP loads is a release, under timm's names
         naming = "timm_vit"
-    if settings["content"] == "relative_tables":
-        state = spread_shared_table(state, settings["depth"])
     class_slot = bool(settings.get("keep_class_slot"))
-    rules = backbone_rules(naming, class_token=bool(settings.get("keep_cls_token")), class_slot=class_slot)
     window = settings.get("source_window")
-    source_grid = [window, window] if window else settings.get("source_grid", [14, 14])
-    fitted = fit_tables(
-        convert(state, rules),
+    source_grid = tuple([window, window] if window else settings.get("source_grid", [14, 14]))
+    rules = backbone_rules(
+        naming,
+        class_token=bool(settings.get("keep_cls_token")),
+        class_slot=class_slot,
+        grid=source_grid,
+        depth=settings.get("depth", 0),
+    )
+    fit = TableFit(
         patch=settings.get("patch_size", 16),
-        source_grid=tuple(source_grid),
+        source_grid=source_grid,
         position_grid=tuple(settings.get("target_grid", source_grid)),
         class_slot=class_slot,
         windows=settings.get("window_size", ()),
     )
-    return {name: fitted[_ours(name)].reshape(stored.shape) for name, stored in record.outputs.items()}
+    ours = {name: fit(name, tensor) for name, tensor in convert(state, rules).items()}
+    return {name: ours[_ours(name)].reshape(stored.shape) for name, stored in record.outputs.items()}
 
 
 def _ours(name: str) -> str:

@@ -4,7 +4,7 @@ An entry holds constructor arguments and the family (told, never guessed from a 
 those of a branch in PIIP's dense models (arXiv 2501.07783): patch 16, no class token, layer scale even where
 the weights have none. What a task changes, it overrides: class_token=True for classification, and
 class_slot=True, final_norm=True beside it for the network as it was pretrained. Mean and std are those of the
-pretraining.
+pretraining. `timm:NAME` is any network of timm (encoders/timm_encoder.py).
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from stepwell.encoders.convnext import ConvNeXt
+from stepwell.encoders.pretrained import load_encoder_weights
+from stepwell.encoders.timm_encoder import TimmEncoder, build_timm
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.structures import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, EncoderSpec
 
@@ -30,10 +36,15 @@ Family = Literal[
     "beitv2",
     "uniperceiver",
     "clip",
+    "siglip",
     "internvit",
     "convnext",
     "convnext_clip",
 ]
+
+
+TIMM = "timm:"
+"""Before a name of timm's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +59,13 @@ class Entry:
 def encoder_arguments(name: str, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
     """The entry's arguments and those that differ, the lists that JSON makes of tuples undone.
 
-    Raises ValueError unless there is an encoder of this name with constructor arguments of these names.
+    Raises ValueError unless there is an encoder of this name with constructor arguments of these names; those
+    of timm are known to timm alone.
     """
+    if name.startswith(TIMM):
+        return dict(overrides)
     if name not in ENCODERS:
-        raise ValueError(f"unknown encoder {name!r}; choose from {', '.join(sorted(ENCODERS))}")
+        raise ValueError(f"unknown encoder {name!r}; choose from {', '.join(sorted(ENCODERS))}, {TIMM}NAME")
     known = inspect.signature(ENCODERS[name].build).parameters
     if unknown := sorted(overrides.keys() - known.keys()):
         raise ValueError(
@@ -63,8 +77,10 @@ def encoder_arguments(name: str, overrides: Mapping[str, Any] = {}) -> dict[str,
 
 
 def encoder_spec(name: str, arguments: Mapping[str, Any] = {}) -> EncoderSpec:
-    """`build_encoder(name, **arguments).spec` without building a network; the same errors."""
+    """`build_encoder(name, **arguments).spec` without weights in memory; the same errors."""
     merged = encoder_arguments(name, arguments)
+    if name.startswith(TIMM):
+        return _timm_spec(name, tuple(sorted(merged.items())))
     build = ENCODERS[name].build
     call = inspect.signature(build).bind(**merged)
     call.apply_defaults()
@@ -72,13 +88,29 @@ def encoder_spec(name: str, arguments: Mapping[str, Any] = {}) -> EncoderSpec:
     return build.spec_of(**{key: call.arguments[key] for key in needed})
 
 
-def build_encoder(name: str, **overrides: Any) -> VisionTransformer | ConvNeXt:
-    """An encoder of the catalogue with random weights; `overrides` are constructor arguments that differ.
+@lru_cache
+def _timm_spec(name: str, arguments: tuple[tuple[str, Any], ...]) -> EncoderSpec:
+    with torch.device("meta"):
+        return build_timm(name.removeprefix(TIMM), **dict(arguments)).spec
 
-    Raises ValueError for a name or an argument that does not exist.
+
+def build_encoder(
+    name: str, *, weights: str | Path | None = None, **overrides: Any
+) -> VisionTransformer | ConvNeXt | TimmEncoder:
+    """An encoder of the catalogue; `overrides` are constructor arguments that differ.
+
+    weights: a folder, a file or a name on the hub, as for `load_encoder_weights`; None leaves random ones.
+    Raises ValueError for a name or an argument that does not exist, and what loading raises.
     """
     arguments = encoder_arguments(name, overrides)
-    return ENCODERS[name].build(**arguments)
+    encoder: VisionTransformer | ConvNeXt | TimmEncoder
+    if name.startswith(TIMM):
+        encoder = build_timm(name.removeprefix(TIMM), **arguments)
+    else:
+        encoder = ENCODERS[name].build(**arguments)
+    if weights is not None:
+        load_encoder_weights(encoder, weights)
+    return encoder
 
 
 _TINY: dict[str, Any] = {"dim": 192, "depth": 12, "num_heads": 3}
@@ -86,6 +118,7 @@ _SMALL: dict[str, Any] = {"dim": 384, "depth": 12, "num_heads": 6}
 _BASE: dict[str, Any] = {"dim": 768, "depth": 12, "num_heads": 12}
 _LARGE: dict[str, Any] = {"dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE: dict[str, Any] = {"dim": 1280, "depth": 32, "num_heads": 16}
+_SO400M: dict[str, Any] = {"dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 4304.5 / 1152}
 
 
 def _vit(family: Family, **arguments: Any) -> Entry:
@@ -104,6 +137,19 @@ def _augreg(size: dict[str, Any], grid: int) -> Entry:
 def _dinov2(size: dict[str, Any]) -> Entry:
     """Patch 14 at 518 pixels (grid 37), taken over at patch 16 (grid 518 // 16 = 32)."""
     return _timm("dinov2", size, position_grid=(32, 32))
+
+
+def _dinov2_registers(size: dict[str, Any]) -> Entry:
+    """As pretrained, patch 14: four registers, and a table that was resized with antialiasing."""
+    arguments = {"patch": 14, "position_grid": (37, 37), "class_token": True, "class_slot": True}
+    return _timm("dinov2", size, **arguments, registers=4, antialias=True)
+
+
+def _siglip(size: dict[str, Any], *, side: int, patch: int) -> Entry:
+    """Without a class token (arXiv 2303.15343); its pooling head is not taken over."""
+    grid = (side // patch, side // patch)
+    half = {"mean": HALF_MEAN, "std": HALF_STD}
+    return _vit("siglip", **size, patch=patch, position_grid=grid, activation="gelu_tanh", **half)
 
 
 def _beitv2(size: dict[str, Any]) -> Entry:
@@ -166,6 +212,9 @@ ENCODERS: dict[str, Entry] = {
     "dinov2_s": _dinov2(_SMALL),
     "dinov2_b": _dinov2(_BASE),
     "dinov2_l": _dinov2(_LARGE),
+    "dinov2_s_reg": _dinov2_registers(_SMALL),
+    "dinov2_b_reg": _dinov2_registers(_BASE),
+    "dinov2_l_reg": _dinov2_registers(_LARGE),
     "beitv2_b": _beitv2(_BASE),
     "beitv2_l": _beitv2(_LARGE),
     "uniperceiver_b": _uniperceiver(_BASE),
@@ -174,6 +223,9 @@ ENCODERS: dict[str, Entry] = {
     "clip_l": _clip(_LARGE, 14),
     "clip_l_336": _clip(_LARGE, 21),
     "clip_l_14_336": _clip(_LARGE, 24, patch=14),
+    "siglip_b": _siglip(_BASE, side=224, patch=16),
+    "siglip_l_384": _siglip(_LARGE, side=384, patch=16),
+    "siglip_so400m_384": _siglip(_SO400M, side=384, patch=14),
     "internvit_6b": _vit(
         "internvit",
         dim=3200,

@@ -6,6 +6,7 @@ not a closed function: `stem`, then `run` over closed ranges of layers, then `to
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from stepwell.ops.choose import prefer, preferred
 from stepwell.structures import EncoderSpec, TokenMap
 
-__all__ = ["Encoder", "run_layers", "same_path"]
+__all__ = ["Encoder", "run_layers", "same_path", "side_by_side", "with_grid"]
 
 
 @runtime_checkable
@@ -37,7 +38,12 @@ class Encoder(Protocol):
 
 
 def run_layers(
-    layers: nn.ModuleList, x: Tensor, first: int, last: int, *arguments: Any, checkpointing: bool
+    layers: nn.ModuleList | Sequence[Callable[..., Tensor]],
+    x: Tensor,
+    first: int,
+    last: int,
+    *arguments: Any,
+    checkpointing: bool,
 ) -> Tensor:
     """x through layers first..last, both included; `arguments` go to each of them beside x.
 
@@ -51,6 +57,26 @@ def run_layers(
         else:
             x = layers[i](x, *arguments)
     return x
+
+
+def side_by_side(state: TokenMap) -> Tensor:
+    """(B, [1 +] [R +] H*W, C): class token, registers and patches in one sequence, as blocks take them."""
+    in_front = [token for token in (state.class_token, state.registers) if token is not None]
+    return torch.cat([*in_front, state.tokens], dim=1) if in_front else state.tokens
+
+
+def with_grid(tokens: Tensor, like: TokenMap) -> TokenMap:
+    """The inverse: a sequence taken apart as `like` is."""
+    lengths = [0 if token is None else token.shape[1] for token in (like.class_token, like.registers)]
+    if not any(lengths):
+        return like._replace(tokens=tokens)
+    class_token, registers, patches = tokens.split([*lengths, tokens.shape[1] - sum(lengths)], dim=1)
+    return TokenMap(
+        patches,
+        like.size,
+        None if like.class_token is None else class_token,
+        None if like.registers is None else registers,
+    )
 
 
 def same_path() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -1,215 +1,236 @@
-"""Pretrained weights into an encoder: a folder, a file, or a name on the hub, of timm or transformers.
+"""Pretrained weights into an encoder: a folder, a file, or a name on the hub, of timm, transformers or the
+authors of a network.
 
-Only safetensors are opened. The config.json beside them says whose names the tensors have and for what image
-size the position embedding was made; tables and patch kernels are resized to the encoder's, which is how PIIP
-(arXiv 2501.07783) takes weights of patch 14 over at patch 16.
+Whose names the tensors have is told by the names themselves, and held to them strictly: every tensor is used,
+renamed or dropped for a reason, and none of the encoder's is left over. Position tables and patch kernels are
+resized to the encoder's, which is how PIIP (arXiv 2501.07783) takes weights of patch 14 over at patch 16.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepwell.encoders.convnext import ConvNeXt
+from stepwell.encoders.timm_encoder import TimmEncoder
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.folders import download, read_config
-from stepwell.keys.backbones import Naming, backbone_rules
-from stepwell.keys.engine import Rule, convert, plan
+from stepwell.keys.backbones import Naming, backbone_rules, recognise
+from stepwell.keys.checkpoint import Tensors, TensorSource, open_checkpoint
+from stepwell.keys.engine import Plan, Rule, Target, plan
+from stepwell.keys.fill import fill
+from stepwell.keys.report import Report
 from stepwell.layers.position import resize_patch_kernel, resize_position_embedding, resize_relative_table
 from stepwell.structures import Size
 
-__all__ = ["fit_tables", "load_encoder_state", "load_encoder_weights", "spread_shared_table"]
+__all__ = ["TableFit", "find_weights", "load_encoder_state", "load_encoder_weights"]
 
-VisionEncoder = VisionTransformer | ConvNeXt
-
-TRANSFORMERS_NAMINGS: dict[str, Naming] = {
-    "clip": "clip",
-    "clip_vision_model": "clip",
-    "convnext": "convnext_hf",
-    "vit": "transformers_vit",
-    "vit_mae": "transformers_vit",
-    "dinov2": "transformers_vit",
-    "beit": "transformers_beit",
-}
-"""`model_type` of a transformers config -> whose names its tensors have."""
+ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+"""transformers' names -> ours."""
 
 
 def load_encoder_weights(
-    encoder: VisionEncoder,
+    encoder: nn.Module,
     source: str | Path,
     *,
     naming: Naming | None = None,
     image_size: Size | None = None,
-) -> dict[str, str]:
-    """Fill an encoder from a local folder or .safetensors file, or from a repository on the hub.
+) -> Report:
+    """Fill an encoder from a folder or a file (.safetensors, .pth, .bin, .npz), from `owner/name` on the hub,
+    or from `timm:NAME`, timm's own weights there.
 
-    `naming` and `image_size` (of the pretraining) say what config.json would; a file without one needs them.
-    -> what was not taken over, and why: tensors of the source, and layer scales of ours that it lacks.
-    Raises FileNotFoundError, HubError, and ValueError for other formats, unknown names and what does not fit.
+    naming: whose names the tensors have, where these do not say it themselves; image_size: of the
+    pretraining, by default what config.json beside the weights says, or a square. -> what became of every
+    tensor. Raises FileNotFoundError, HubError, CheckpointError for what cannot be read safely, and ValueError
+    (FitError, with the report) for what does not fit; the encoder is then as it was.
     """
-    path = _local(str(source))
+    path = find_weights(str(source))
     config = read_config(path if path.is_dir() else path.parent)
-    return load_encoder_state(
-        encoder,
-        _read_tensors(path),
-        naming=naming or _naming(config, encoder, path),
-        image_size=image_size or _image_size(config),
-    )
+    tensors = open_checkpoint(path)
+    notes = _differences(encoder, config)
+    report = _load(encoder, tensors, str(source), naming, image_size or _image_size(config))
+    report.notes += notes
+    return report
 
 
 def load_encoder_state(
-    encoder: VisionEncoder,
+    encoder: nn.Module,
     state: Mapping[str, Tensor],
     *,
-    naming: Naming,
+    naming: Naming | None = None,
     image_size: Size | None = None,
-) -> dict[str, str]:
+) -> Report:
     """The same for tensors in memory."""
-    rules = _rules(encoder, naming)
-    if isinstance(encoder, ConvNeXt):
-        ours = convert(state, rules)
-    else:
-        state = spread_shared_table(state, encoder.spec.depth)
-        ours = _fit(encoder, convert(state, rules), image_size)
-    try:
-        missing, unexpected = encoder.load_state_dict(ours, strict=False)
-    except RuntimeError as error:  # a shape differs
-        raise ValueError(f"{error}; check the encoder's name and arguments") from None
-    scales = {name: "not in the source, left as it was" for name in missing if name.endswith(".gamma")}
-    if lacking := sorted(set(missing) - scales.keys()):
-        raise ValueError(f"the source lacks {len(lacking)} tensors of this encoder: {', '.join(lacking[:4])}")
-    if unexpected:
-        some = ", ".join(sorted(unexpected)[:4])
-        raise ValueError(f"this encoder has no place for {len(unexpected)} tensors: {some}")
-    return plan(state, rules).dropped | scales
+    return _load(encoder, Tensors(state), "these weights", naming, image_size)
 
 
-def _rules(encoder: VisionEncoder, naming: Naming) -> list[Rule]:
+def find_weights(source: str) -> Path:
+    """A folder or file on this machine; otherwise owner/name or timm:NAME, fetched from the hub.
+
+    Safetensors are fetched where a repository has them, else what torch.save wrote.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    repository = f"timm/{source.removeprefix('timm:')}" if source.startswith("timm:") else source
+    if repository.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"no such file or folder: {source}")
+    folder = download(repository, ["*.json", "model*.safetensors"])
+    if not any(folder.glob("*.safetensors")):
+        folder = download(repository, ["*.json", "pytorch_model*.bin"])
+    return folder
+
+
+def _load(
+    encoder: nn.Module, tensors: TensorSource, name: str, naming: Naming | None, image_size: Size | None
+) -> Report:
+    if isinstance(encoder, TimmEncoder):
+        return fill(encoder, *encoder.plan(tensors), name=name)
+    naming = naming or recognise(tensors.shapes)
+    if naming is None:
+        first = ", ".join(list(tensors.shapes)[:3])
+        raise ValueError(f"{name}: the names of its tensors ({first}, ...) are none that are known here")
     if isinstance(encoder, ConvNeXt):
-        return backbone_rules(naming, depths=encoder.depths)
+        rules = backbone_rules(naming, depths=encoder.depths)
+        return fill(encoder, plan(tensors.shapes, rules), tensors, name=name)
+    if not isinstance(encoder, VisionTransformer):
+        raise ValueError(f"weights of others are not known for a {type(encoder).__name__}")
+    grid = _source_grid(encoder, tensors, plan(tensors.shapes, _rules(encoder, naming, None)), image_size)
+    renaming = plan(tensors.shapes, _rules(encoder, naming, grid))
+    _place_distillation_token(renaming, tensors, grid)
+    resized = _fit(renaming, tensors, TableFit.of(encoder, grid))
+    scales = [name for name in encoder.state_dict() if name.endswith(".gamma")]
+    absent = dict.fromkeys(scales, "not in the source, left as it was")
+    report = fill(encoder, renaming, tensors, name=name, absent=absent)
+    report.resized = resized
+    return report
+
+
+def _rules(encoder: VisionTransformer, naming: Naming, grid: Size | None) -> list[Rule]:
     return backbone_rules(
         naming,
         class_token=encoder.class_token is not None,
         class_slot=encoder.class_slot,
+        registers=encoder.registers is not None,
         final_norm=encoder.final_norm,
+        grid=grid,
+        depth=encoder.spec.depth,
     )
 
 
-def _fit(encoder: VisionTransformer, state: dict[str, Tensor], image_size: Size | None) -> dict[str, Tensor]:
-    kernel = state.get("patch_embed.proj.weight")
-    grid = None
-    if kernel is not None and image_size is not None:
-        grid = (image_size[0] // kernel.shape[2], image_size[1] // kernel.shape[3])
-    return fit_tables(
-        state,
-        patch=encoder.spec.stride,
-        source_grid=grid,
-        position_grid=encoder.position_grid,
-        class_slot=encoder.class_slot,
-        windows=encoder.windows,
-    )
-
-
-def spread_shared_table(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """A BEiT checkpoint that shares one relative table between all blocks -> one per block, in its names."""
-    state = dict(state)
-    shared = state.pop("rel_pos_bias.relative_position_bias_table", None)
-    state.pop("rel_pos_bias.relative_position_index", None)
-    if shared is not None:
-        state |= {f"blocks.{i}.attn.relative_position_bias_table": shared for i in range(depth)}
-    return state
-
-
-def fit_tables(
-    state: Mapping[str, Tensor],
-    *,
-    patch: int,
-    source_grid: Size | None,
-    position_grid: Size,
-    class_slot: bool = False,
-    windows: Sequence[int] = (),
-) -> dict[str, Tensor]:
-    """Our names -> our names, patch kernel, position embedding and relative tables resized for an encoder.
-
-    `source_grid` is the grid of the source's tables, None where it is the encoder's own; `position_grid`,
-    `class_slot` and `windows` are the encoder's. Relative tables may end in three rows for a class token,
-    which are dropped.
+def _source_grid(
+    encoder: VisionTransformer, tensors: TensorSource, renaming: Plan, image_size: Size | None
+) -> Size | None:
+    """The grid of the source's tables: image over patch; else the encoder's own if the rows are as many; else
+    a square, which is None.
     """
-    fitted = dict(state)
-    for name, tensor in state.items():
+    kernel, table = (renaming.targets.get(name) for name in ("patch_embed.proj.weight", "position.table"))
+    if kernel is not None and image_size is not None:
+        height, width = kernel.make(tensors.meta).shape[2:]
+        return image_size[0] // height, image_size[1] // width
+    if table is not None:
+        rows = math.prod(tensors.shapes[table.sources[0]][:-1])
+        if rows - math.prod(encoder.position_grid) in (0, 1, 2):
+            return encoder.position_grid
+    return None
+
+
+def _place_distillation_token(renaming: Plan, tensors: TensorSource, grid: Size | None) -> None:
+    """DeiT's second token has a row of the position table, which a register does not: it is added to it."""
+    token, table = (renaming.targets.get(name) for name in ("registers", "position.table"))
+    if token is None or table is None:
+        return
+    rows = math.prod(tensors.shapes[table.sources[0]][:-1])
+    if rows - (math.isqrt(rows) ** 2 if grid is None else math.prod(grid)) == 2:
+        renaming.targets["registers"] = Target(
+            "registers",
+            (*token.sources, *table.sources),
+            lambda parts: parts[0] + parts[1].flatten(0, -2)[1],
+        )
+
+
+def _fit(renaming: Plan, tensors: TensorSource, fit: TableFit) -> dict[str, str]:
+    """Tables and kernels of the plan come out resized. -> which of them change, from which shape to which."""
+    resized = {}
+    for name, target in renaming.targets.items():
+        before = target.make(tensors.meta)
+        after = fit(name, before)
+        if after.shape != before.shape:
+            resized[name] = f"{_dims(before)} -> {_dims(after)}"
+            renaming.targets[name] = Target(name, target.sources, _then(target, fit))
+    return resized
+
+
+def _then(target: Target, fit: TableFit) -> Any:
+    return lambda parts: fit(target.name, target.transform(parts))
+
+
+def _dims(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFit:
+    """What becomes of patch kernels, position tables and relative tables in an encoder of another geometry.
+
+    source_grid: of the source's tables; None is square. position_grid, class_slot, windows, antialias: the
+    encoder's.
+    """
+
+    patch: int
+    position_grid: Size
+    source_grid: Size | None = None
+    class_slot: bool = False
+    windows: Sequence[int] = ()
+    antialias: bool = False
+
+    @classmethod
+    def of(cls, encoder: VisionTransformer, source_grid: Size | None) -> TableFit:
+        return cls(
+            patch=encoder.spec.stride,
+            position_grid=encoder.position_grid,
+            source_grid=source_grid,
+            class_slot=encoder.class_slot,
+            windows=encoder.windows,
+            antialias=encoder.antialias,
+        )
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        """name: ours. Relative tables may end in three rows for a class token, which are dropped. What fits
+        no grid is returned as it is.
+        """
         if name == "patch_embed.proj.weight":
-            fitted[name] = resize_patch_kernel(tensor, patch)
-        elif name == "position.table":
-            fitted[name] = _fit_position(tensor, source_grid or position_grid, position_grid, class_slot)
-        elif name.endswith(".attn.relative_table"):
-            window = windows[int(name.split(".")[1])]
-            target = (window, window) if window else position_grid
-            fitted[name] = _fit_relative(tensor, source_grid or target, target)
-    return fitted
+            return resize_patch_kernel(tensor, self.patch)
+        if name == "position.table":
+            return self._position(tensor)
+        if name.endswith(".attn.relative_table"):
+            window = self.windows[int(name.split(".")[1])]
+            return self._relative(tensor, (window, window) if window else self.position_grid)
+        return tensor
 
-
-def _fit_position(table: Tensor, source: Size, target: Size, class_slot: bool) -> Tensor:
-    has_slot = table.shape[0] == source[0] * source[1] + 1
-    if class_slot and not has_slot:
-        raise ValueError(
-            f"no row for a class token among {table.shape[0]} for grid {source}; set class_slot=False"
+    def _position(self, table: Tensor) -> Tensor:
+        cells = table.shape[0] - self.class_slot
+        source = self.source_grid or (math.isqrt(cells), math.isqrt(cells))
+        if math.prod(source) != cells:
+            return table
+        return resize_position_embedding(
+            table, source, self.position_grid, class_slot=self.class_slot, antialias=self.antialias
         )
-    table = table[1:] if has_slot and not class_slot else table
-    return resize_position_embedding(table, source, target, class_slot=class_slot)
 
-
-def _fit_relative(table: Tensor, source: Size, target: Size) -> Tensor:
-    rows = (2 * source[0] - 1) * (2 * source[1] - 1)
-    if table.shape[0] not in (rows, rows + 3):
-        raise ValueError(
-            f"a relative table for windows {source} has {rows} rows (and 3), not {table.shape[0]}"
-        )
-    return resize_relative_table(table[:rows], source, target)
-
-
-def _local(source: str) -> Path:
-    """A folder or file on this machine; otherwise owner/name, fetched from the hub."""
-    path = Path(source)
-    if path.exists():
-        return path
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"no such file or folder: {source}")
-    return download(source, ["config.json", "model*.safetensors"])
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    files = [path]
-    if path.is_dir():  # timm's folders may hold a second copy under another library's names
-        files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
-    if not files or any(file.suffix != ".safetensors" for file in files):
-        names = sorted(p.name for p in path.iterdir())[:4] if path.is_dir() else [path.name]
-        raise ValueError(
-            f"{path} holds no safetensors ({', '.join(names)}); other formats can run code: convert them"
-        )
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is not a readable safetensors file ({type(error).__name__})") from error
-    return tensors
-
-
-def _naming(config: Mapping[str, Any], encoder: VisionEncoder, path: Path) -> Naming:
-    if "architecture" in config:  # timm
-        if isinstance(encoder, ConvNeXt):
-            return "convnext_timm"
-        return "timm_beit" if encoder.relative else "timm_vit"
-    kind = str(config.get("model_type", "missing"))
-    if kind not in TRANSFORMERS_NAMINGS:
-        known = ", ".join(sorted(TRANSFORMERS_NAMINGS))
-        raise ValueError(f"{path}: model_type {kind} in config.json is none of {known}; say naming=...")
-    return TRANSFORMERS_NAMINGS[kind]
+    def _relative(self, table: Tensor, target: Size) -> Tensor:
+        rows = table.shape[0]
+        side = (math.isqrt(rows) + 1) // 2
+        for source in (self.source_grid, target, (side, side)):
+            if source is not None and rows - (2 * source[0] - 1) * (2 * source[1] - 1) in (0, 3):
+                return resize_relative_table(
+                    table[: (2 * source[0] - 1) * (2 * source[1] - 1)], source, target
+                )
+        return table
 
 
 def _image_size(config: Mapping[str, Any]) -> Size | None:
@@ -219,3 +240,23 @@ def _image_size(config: Mapping[str, Any]) -> Size | None:
     if isinstance(size, int):
         return size, size
     return None if size is None else (int(size[0]), int(size[1]))
+
+
+def _differences(encoder: nn.Module, config: Mapping[str, Any]) -> list[str]:
+    """What no tensor shows: heads, which have to agree; notes on what else differs in how it is computed."""
+    fields = config.get("vision_config", config)
+    if not isinstance(encoder, VisionTransformer) or "num_attention_heads" not in fields:
+        return []
+    block: Any = encoder.blocks[0]
+    if (heads := fields["num_attention_heads"]) != block.attn.num_heads:
+        raise ValueError(f"config.json says {heads} attention heads, this encoder has {block.attn.num_heads}")
+    theirs = {
+        "layer_norm_eps": fields.get("layer_norm_eps"),
+        "hidden_act": ACTIVATIONS.get(fields.get("hidden_act"), fields.get("hidden_act")),
+    }
+    ours = {"layer_norm_eps": block.norm1.eps, "hidden_act": block.mlp.activation}
+    return [
+        f"{key} is {theirs[key]} in config.json and {value} in this encoder"
+        for key, value in ours.items()
+        if theirs[key] is not None and theirs[key] != value
+    ]

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stepwell.encoders.encoder import run_layers
+from stepwell.encoders.encoder import run_layers, side_by_side, with_grid
 from stepwell.layers.attention import SelfAttention, WindowPadding
 from stepwell.layers.drop_path import DropPath, DropPathSchedule, drop_path_rates
 from stepwell.layers.mlp import Activation, LayerScale, Mlp
@@ -35,9 +35,10 @@ class VisionTransformer(nn.Module):
 
     `windows` is one window side for all blocks or one per block, 0 for global attention. `position_grid` is
     (rows, cols) of the learned position embedding, or with position="relative" the grid of the global blocks.
-    `class_slot` and `temporal_rows` are those of `PositionEmbedding`. `embed_norm`: a norm after the
-    embedding, as Uni-Perceiver and CLIP have (`pre_layrnorm`). `final_norm` is applied by `forward` only:
-    fusion wants the states before it.
+    `class_slot`, `temporal_rows` and `antialias` are those of `PositionEmbedding`. `registers`: learned
+    tokens behind the class token, without a place in the image (DINOv2 with registers, arXiv 2309.16588;
+    DeiT's distillation token is one too). `embed_norm`: a norm after the embedding, as Uni-Perceiver and CLIP
+    have (`pre_layrnorm`). `final_norm` is applied by `forward` only: fusion wants the states before it.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class VisionTransformer(nn.Module):
         position: Position = "table",
         position_grid: Size = (14, 14),
         temporal_rows: int = 0,
+        antialias: bool = False,
         class_token: bool = False,
         class_slot: bool = False,
+        registers: int = 0,
         embed_norm: bool = False,
         final_norm: bool = False,
         drop_path: float = 0.0,
@@ -73,23 +76,33 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.spec = self.spec_of(dim=dim, depth=depth, patch=patch, windows=windows, mean=mean, std=std)
         windows = _per_block(windows, depth)
-        if class_token and any(windows):
+        if (class_token or registers) and any(windows):
             raise ValueError(
-                "windowed blocks have no place for a class token; set class_token=False or windows=0"
+                "windowed blocks have no place for a class token and registers; set class_token=False and "
+                "registers=0, or windows=0"
             )
-        if class_slot and not (class_token and position == "table"):
-            raise ValueError("class_slot is the class token's row of a position table: it needs both")
+        if class_slot and position != "table":
+            raise ValueError(
+                f"class_slot is a row of a position table, of which position={position!r} has none"
+            )
         if position not in ("table", "sincos", "relative", "none"):
             raise ValueError(f"unknown position {position!r}; choose 'table', 'sincos', 'relative' or 'none'")
-        if position == "relative" and class_token:
-            raise ValueError("relative positions are defined between patches only; set class_token=False")
+        if position == "relative" and (class_token or registers):
+            raise ValueError(
+                "relative positions are defined between patches only; set class_token=False and registers=0"
+            )
 
         self.patch_embed = _PatchEmbed(dim, patch=patch, bias=patch_bias)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
+        self.registers = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         self.position: PositionEmbedding | _SincosPositionEmbedding | None = None
         if position == "table":
             self.position = PositionEmbedding(
-                dim, position_grid, class_slot=class_slot, temporal_rows=temporal_rows
+                dim,
+                position_grid,
+                class_slot=class_slot,
+                temporal_rows=temporal_rows,
+                antialias=antialias,
             )
         elif position == "sincos":
             self.position = _SincosPositionEmbedding(dim)
@@ -122,6 +135,7 @@ class VisionTransformer(nn.Module):
         self.norm = build_norm(norm, dim, eps=norm_eps) if final_norm else nn.Identity()
         self.windows = windows
         self.position_grid = position_grid
+        self.antialias = antialias
         self.class_slot = class_slot
         self.final_norm = final_norm
         self.gradient_checkpointing = checkpointing  # as transformers looks for it
@@ -150,8 +164,9 @@ class VisionTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, PositionEmbedding):
                 module.reset_parameters()
-        if self.class_token is not None:
-            nn.init.trunc_normal_(self.class_token, std=0.02)
+        for token in (self.class_token, self.registers):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
 
     def stem(self, image: Tensor) -> TokenMap:
         """(B, 3, height, width) -> tokens with positions; a remainder smaller than a patch is dropped."""
@@ -161,20 +176,17 @@ class VisionTransformer(nn.Module):
             cells, slot = self.position(size, tokens)
             tokens = tokens + cells
             class_token = class_token if class_token is None or slot is None else class_token + slot
-        return _on_all_tokens(self.embed_norm, TokenMap(tokens, size, class_token))
+        registers = None if self.registers is None else self.registers.expand(len(tokens), -1, -1)
+        return _on_all_tokens(self.embed_norm, TokenMap(tokens, size, class_token, registers))
 
     def run(self, state: TokenMap, first: int, last: int) -> TokenMap:
         """Blocks first..last, both included; an empty range (last < first) returns `state` unchanged."""
         if last < first:
             return state
-        tokens = state.tokens
-        if state.class_token is not None:
-            tokens = torch.cat([state.class_token, tokens], dim=1)
         checkpointing = self.gradient_checkpointing and self.training
+        tokens = side_by_side(state)
         tokens = run_layers(self.blocks, tokens, first, last, state.size, checkpointing=checkpointing)
-        if state.class_token is None:
-            return TokenMap(tokens, state.size)
-        return TokenMap(tokens[:, 1:], state.size, tokens[:, :1])
+        return with_grid(tokens, state)
 
     def to_map(self, state: TokenMap) -> Tensor:
         """-> (B, C, H, W) of the patch tokens: a view, so its memory is channels-last."""
@@ -236,13 +248,23 @@ class _PatchEmbed(nn.Module):
 class PositionEmbedding(nn.Module):
     """A learned vector per cell of a grid, resized to whatever grid is asked for.
 
-    `table` ([1 +] rows*cols, C) has the class token's row in front when `class_slot`. Row 0 of `temporal`, if
+    `table` ([1 +] rows*cols, C) has the class token's row in front when `class_slot`, also where there is no
+    class token to add it to. `antialias`: as in `resize_position_embedding`. Row 0 of `temporal`, if
     there is one, is added to every cell (Uni-Perceiver, where the other rows are for video).
     """
 
-    def __init__(self, dim: int, grid: Size, *, class_slot: bool = False, temporal_rows: int = 0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        grid: Size,
+        *,
+        class_slot: bool = False,
+        temporal_rows: int = 0,
+        antialias: bool = False,
+    ) -> None:
         super().__init__()
         self.grid = grid
+        self.antialias = antialias
         self.class_slot = class_slot
         self.table = nn.Parameter(torch.zeros(grid[0] * grid[1] + class_slot, dim))
         self.temporal = nn.Parameter(torch.zeros(temporal_rows, dim)) if temporal_rows else None
@@ -253,7 +275,9 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, size: Size, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> what to add to the patches, (H*W, C), and to the class token, (1, C), in the dtype of `like`."""
-        table = resize_position_embedding(self.table, self.grid, size, class_slot=self.class_slot)
+        table = resize_position_embedding(
+            self.table, self.grid, size, class_slot=self.class_slot, antialias=self.antialias
+        )
         table = table.to(like.dtype)
         slot, cells = (table[:1], table[1:]) if self.class_slot else (None, table)
         if self.temporal is not None:
@@ -274,9 +298,10 @@ class _SincosPositionEmbedding(nn.Module):
 
 
 def _on_all_tokens(norm: nn.Module, state: TokenMap) -> TokenMap:
-    """A token-by-token module on patches and class token."""
+    """A token-by-token module on patches, class token and registers."""
     class_token = None if state.class_token is None else norm(state.class_token)
-    return TokenMap(norm(state.tokens), state.size, class_token)
+    registers = None if state.registers is None else norm(state.registers)
+    return TokenMap(norm(state.tokens), state.size, class_token, registers)
 
 
 def _per_block(windows: int | Sequence[int], depth: int) -> tuple[int, ...]:

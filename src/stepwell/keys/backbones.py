@@ -1,24 +1,26 @@
 """Names of vision backbones in other code bases -> ours.
 
-PIIP's released code has seven block classes (arXiv 2501.07783); timm and transformers name the same networks
-differently. Ours: patch_embed.proj, class_token, position.{table,temporal}, embed_norm, blocks.<i>.{norm1,
-attn.{qkv,proj,q_norm,k_norm,relative_table}, scale1.gamma, norm2, mlp.{fc1,fc2}, scale2.gamma}, norm; and for
-ConvNeXt embed.{conv,norm}, layers.<i>.{norm,conv} where it samples down, layers.<i>.{dwconv,norm,
-mlp.{fc1,fc2},scale.gamma} elsewhere.
+PIIP's released code has seven block classes (arXiv 2501.07783); timm, transformers and the networks' own
+authors name the same networks differently. Ours: patch_embed.proj, class_token, registers, position.{table,
+temporal}, embed_norm, blocks.<i>.{norm1, attn.{qkv,proj,q_norm,k_norm,relative_table}, scale1.gamma, norm2,
+mlp.{fc1,fc2}, scale2.gamma}, norm; those of ConvNeXt are in keys/convnext.py.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from stepwell.keys.convnext import convnext_rules
 from stepwell.keys.engine import Drop, Join, Rename, Rule
+from stepwell.structures import Size
 
-__all__ = ["Naming", "backbone_rules"]
+__all__ = ["Naming", "backbone_rules", "recognise"]
 
 Naming = Literal[
     "deit",
@@ -28,14 +30,42 @@ Naming = Literal[
     "clip",
     "convnext_hf",
     "convnext_timm",
+    "convnext_official",
     "timm_vit",
     "timm_beit",
     "transformers_vit",
     "transformers_beit",
+    "internvit_hf",
+    "augreg_npz",
 ]
-"""Who names. The first seven are PIIP's block classes; "clip" and "convnext_hf" are transformers' names too,
-and "convnext_timm" is timm's; "transformers_vit" is ViT, ViTMAE and Dinov2.
+"""Who names. The first seven are PIIP's block classes. "clip" is transformers' CLIP and SigLIP, "convnext_hf"
+its ConvNeXt, "transformers_vit" its ViT, DeiT, ViTMAE and Dinov2. "timm_vit" is timm's and what the authors
+of DeiT, DeiT III, MAE, DINOv2 and InternViT released; "timm_beit" is timm's and the authors' BEiT v2.
+"internvit_hf" are the folders of InternViT on the hub, "augreg_npz" is AugReg's JAX files (arXiv 2106.10270).
 """
+
+_TELLTALES: tuple[tuple[Naming, str], ...] = (
+    ("augreg_npz", r"embedding/kernel"),
+    ("uniperceiver", r"visual_embed\.patch_embed\.proj\.weight"),
+    ("convnext_official", r"downsample_layers\.0\.0\.weight"),
+    ("convnext_timm", r"(?:\w+\.)?stages\.0\.blocks\.0\.conv_dw\.weight"),
+    ("convnext_hf", r"(?:\w+\.)?encoder\.stages\.0\.layers\.0\.dwconv\.weight"),
+    ("internvit_hf", r"(?:\w+\.)?encoder\.layers\.0\.attn\.qkv\.weight"),
+    ("clip", r"(?:\w+\.)*encoder\.layers\.0\.self_attn\.q_proj\.weight"),
+    ("transformers_beit", r"(?:\w+\.)?encoder\.layer\.0\.lambda_1"),
+    ("transformers_vit", r"(?:\w+\.)?embeddings\.patch_embeddings\.projection\.weight"),
+    ("timm_beit", r"blocks\.0\.attn\.q_bias"),
+    ("timm_vit", r"blocks\.0\.attn\.qkv\.weight"),
+)
+
+
+def recognise(names: Iterable[str]) -> Naming | None:
+    """Whose names these are, by one that every network of the naming has and no other; None for nobody's."""
+    names = list(names)
+    return next(
+        (naming for naming, telltale in _TELLTALES if any(re.fullmatch(telltale, name) for name in names)),
+        None,
+    )
 
 
 def backbone_rules(
@@ -43,51 +73,84 @@ def backbone_rules(
     *,
     class_token: bool = False,
     class_slot: bool = False,
+    registers: bool = False,
     final_norm: bool = False,
+    grid: Size | None = None,
+    depth: int = 0,
     depths: Sequence[int] = (),
 ) -> list[Rule]:
-    """The key table of a naming, for an encoder of ours that has a class token, a slot for it, a final norm.
+    """The key table of a naming, for an encoder of ours that has a class token, a slot for it in its position
+    table, registers, a final norm.
 
+    grid: of the source's position table, which may begin with rows for a class token and a distillation
+    token; None is square. depth: blocks, among which a relative table that BEiT v2 shares is handed out.
     ConvNeXt needs `depths`, residual blocks per stage, to number its layers. Heads are dropped.
     """
-    if naming in ("convnext_hf", "convnext_timm"):
-        return _convnext_hf(depths) if naming == "convnext_hf" else _convnext_timm(depths)
+    if naming in ("convnext_hf", "convnext_timm", "convnext_official"):
+        return convnext_rules(naming, depths)
     tables = {
-        "deit": [*_PLAIN, _table(r"pos_embed")],
-        "internvit": [*_PLAIN, _table(r"pos_embed", keep_slot=class_slot)],
-        "beit": [*_PLAIN, *_BEIT],
+        "deit": _PLAIN,
+        "internvit": _PLAIN,
+        "beit": [*_PLAIN, *_beit(depth)],
         "uniperceiver": _UNIPERCEIVER,
-        "clip": [
-            *_CLIP,
-            _table(rf"{_CLIP_PREFIX}embeddings\.position_embedding\.weight", keep_slot=class_slot),
-        ],
-        "timm_vit": [*_PLAIN, _table(r"pos_embed"), *_TIMM_HEADS],
-        "timm_beit": [*_PLAIN, *_BEIT, *_TIMM_HEADS],
+        "clip": _CLIP,
+        "timm_vit": [*_PLAIN, *_TIMM_HEADS],
+        "timm_beit": [*_PLAIN, *_beit(depth), *_TIMM_HEADS],
         "transformers_vit": _TRANSFORMERS_VIT,
         "transformers_beit": _TRANSFORMERS_BEIT,
+        "internvit_hf": _INTERNVIT_HF,
+        "augreg_npz": _AUGREG_NPZ,
     }
     if naming not in tables:
         raise ValueError(f"unknown naming {naming!r}; choose from {', '.join(get_args(Naming))}")
-    return [*_class_token(class_token), *_final_norm(final_norm), *tables[naming]]
+    in_front = [*_class_token(class_token), *_registers(registers), *_final_norm(final_norm)]
+    return [*in_front, *tables[naming], _position_table(grid, class_slot)]
 
 
-def _table(pattern: str, *, keep_slot: bool = True) -> Rename:
-    """(1, N, C) or (N, C) -> ours (N, C); without the class token's row in front if it is not to be kept."""
-    return Rename(pattern, "position.table", lambda t: t.flatten(0, -2)[0 if keep_slot else 1 :])
+def _position_table(grid: Size | None, class_slot: bool) -> Rename:
+    """(1, [1 +] [1 +] N, C), or without its first axis -> ours ([1 +] N, C).
+
+    Rows for a class token and a distillation token stand in front of the cells' where the source has them. A
+    class slot that it lacks is 0, which adds nothing.
+    """
+
+    def fit(table: Tensor) -> Tensor:
+        rows = table.flatten(0, -2)
+        cells = math.isqrt(len(rows)) ** 2 if grid is None else grid[0] * grid[1]
+        extra = len(rows) - cells
+        if extra not in (0, 1, 2):
+            return rows  # of another shape, and told so
+        slot = rows[:class_slot] if extra else rows.new_zeros(int(class_slot), rows.shape[1])
+        return torch.cat([slot, rows[extra:]])
+
+    pattern = (
+        rf"pos_embed|(?:{_HF})?embeddings\.position_embeddings?(?:\.weight)?|"
+        rf"{_CLIP_PREFIX}embeddings\.position_embedding\.weight|"
+        r"visual_embed\.patch_embed\.spatial_pos_embed\.weight|Transformer/posembed_input/pos_embedding"
+    )
+    return Rename(pattern, "position.table", fit)
 
 
 def _class_token(exists: bool) -> list[Rule]:
-    pattern = rf"(?:{_HF})?(?:embeddings\.)?cls_token|{_CLIP_PREFIX}embeddings\.class_embedding"
+    pattern = rf"(?:{_HF})?(?:embeddings\.)?cls_token|{_CLIP_PREFIX}embeddings\.class_embedding|cls"
     if exists:
         return [Rename(pattern, "class_token", lambda t: t.view(1, 1, -1))]
     return [Drop(pattern, "this encoder has no class token")]
 
 
+def _registers(exist: bool) -> list[Rule]:
+    pattern = rf"reg_token|dist_token|(?:{_HF})?(?:embeddings\.)?(?:register_tokens|distillation_token)"
+    if exist:
+        return [Rename(pattern, "registers")]
+    return [Drop(pattern, "this encoder has no registers")]
+
+
 def _final_norm(exists: bool) -> list[Rule]:
     pattern = rf"(?:{_CLIP_PREFIX}post_layernorm|(?:{_HF})?layernorm|norm)\.(weight|bias)"
+    jax = r"Transformer/encoder_norm/(scale|bias)"
     if exists:
-        return [Rename(pattern, r"norm.\1")]
-    return [Drop(pattern, "this encoder ends before the final norm")]
+        return [Rename(pattern, r"norm.\1"), Rename(jax, lambda m: f"norm.{_of_jax(m[1])}")]
+    return [Drop(rf"{pattern}|{jax}", "this encoder ends before the final norm")]
 
 
 def _no_key_bias(parts: list[Tensor]) -> Tensor:
@@ -96,9 +159,8 @@ def _no_key_bias(parts: list[Tensor]) -> Tensor:
     return torch.cat([query, torch.zeros_like(query), value])
 
 
-_HF = r"(?:vit|dinov2|beit)\."
+_HF = r"(?:vit|deit|dinov2|dinov2_with_registers|beit)\."
 _CLIP_PREFIX = r"(?:clip_model\.)?(?:vision_model\.)?"
-_NEXT_PREFIX = r"(?:convnext_model\.|convnext\.)?"
 
 _PLAIN: list[Rule] = [
     Rename(r"patch_embed\.proj\.(?:weight|bias)", r"\g<0>"),
@@ -111,20 +173,25 @@ _PLAIN: list[Rule] = [
     ),
 ]
 
-_BEIT: list[Rule] = [
-    Join(
-        (r"blocks\.(\d+)\.attn\.q_bias", r"blocks\.(\d+)\.attn\.v_bias"),
-        r"blocks.\1.attn.qkv.bias",
-        _no_key_bias,
-    ),
-    Rename(r"blocks\.(\d+)\.attn\.relative_position_bias_table", r"blocks.\1.attn.relative_table"),
-    Drop(r"blocks\.\d+\.attn\.relative_position_index", "computed from the grid"),
-    Drop(r"pos_embed", "BEiT's blocks know relative positions only"),
-]
+
+def _beit(depth: int) -> list[Rule]:
+    every_block = tuple(f"blocks.{i}.attn.relative_table" for i in range(depth))
+    return [
+        Join(
+            (r"blocks\.(\d+)\.attn\.q_bias", r"blocks\.(\d+)\.attn\.v_bias"),
+            r"blocks.\1.attn.qkv.bias",
+            _no_key_bias,
+        ),
+        Rename(r"rel_pos_bias\.relative_position_bias_table", every_block),
+        Rename(r"blocks\.(\d+)\.attn\.relative_position_bias_table", r"blocks.\1.attn.relative_table"),
+        Drop(r"(?:blocks\.\d+\.attn|rel_pos_bias)\.relative_position_index", "computed from the grid"),
+        Drop(r"pos_embed", "BEiT's blocks know relative positions only"),
+        Drop(r"cls_pt_layers\..*|lm_head\..*", "for masked pretraining"),
+    ]
+
 
 _UNIPERCEIVER: list[Rule] = [
     Rename(r"visual_embed\.patch_embed\.proj\.(weight|bias)", r"patch_embed.proj.\1"),
-    Rename(r"visual_embed\.patch_embed\.spatial_pos_embed\.weight", "position.table"),
     Rename(r"visual_embed\.patch_embed\.temporal_pos_embed\.weight", "position.temporal"),
     Rename(r"visual_embed\.embeddings_norm\.(weight|bias)", r"embed_norm.\1"),
     Rename(r"layers\.(\d+)\.self_attn\.in_proj[._](weight|bias)", r"blocks.\1.attn.qkv.\2"),
@@ -150,12 +217,15 @@ _CLIP: list[Rule] = [
     Rename(rf"{_CLIP_LAYER}self_attn\.out_proj\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
     Rename(rf"{_CLIP_LAYER}layer_norm([12])\.(weight|bias)", r"blocks.\1.norm\2.\3"),
     Rename(rf"{_CLIP_LAYER}mlp\.(fc[12])\.(weight|bias)", r"blocks.\1.mlp.\2.\3"),
-    Drop(r"text_model\..*|text_projection\..*|visual_projection\..*|logit_scale", "CLIP's other half"),
+    Drop(r"text_model\..*|(?:text|visual)_projection\..*|logit_(?:scale|bias)", "the text half"),
+    Drop(rf"{_CLIP_PREFIX}head\..*", "SigLIP's pooling head"),
 ]
 
 _TIMM_HEADS: list[Rule] = [
-    Drop(r"(?:head|head_dist|fc_norm)\.(?:weight|bias)", "classifier"),
-    Drop(r"dist_token", "distillation token"),
+    Drop(r"(?:head|head_dist|fc_norm|pre_logits\.fc)\.(?:weight|bias)", "classifier"),
+    Drop(r"mask_token|decoder_.*", "for masked pretraining"),
+    Drop(r"attn_pool\..*", "pooling head"),
+    Drop(r"clip_projector\..*", "InternViT's projector into the space of texts"),
 ]
 
 _HF_LAYER = rf"(?:{_HF})?encoder\.layer\.(\d+)\."
@@ -173,11 +243,10 @@ _TRANSFORMERS_COMMON: list[Rule] = [
     Rename(rf"{_HF_LAYER}layernorm_after\.(weight|bias)", r"blocks.\1.norm2.\2"),
     Rename(rf"{_HF_LAYER}intermediate\.dense\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
     Rename(rf"{_HF_LAYER}output\.dense\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
-    Drop(rf"(?:{_HF})?pooler\..*|classifier\..*|decoder\..*|lm_head\..*", "head"),
+    Drop(rf"(?:{_HF})?pooler\..*|\w*classifier\..*|decoder\..*|lm_head\..*", "head"),
 ]
 
 _TRANSFORMERS_VIT: list[Rule] = [
-    _table(rf"(?:{_HF})?embeddings\.position_embeddings"),
     Join(
         tuple(rf"{_HF_ATTENTION}{part}\.bias" for part in ("query", "key", "value")),
         r"blocks.\1.attn.qkv.bias",
@@ -203,54 +272,49 @@ _TRANSFORMERS_BEIT: list[Rule] = [
     *_TRANSFORMERS_COMMON,
 ]
 
-
-def _convnext_hf(depths: Sequence[int]) -> list[Rule]:
-    stage = rf"{_NEXT_PREFIX}encoder\.stages\.(\d+)\."
-    parts = {"dwconv": "dwconv", "layernorm": "norm", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2"}
-    return [
-        Rename(rf"{_NEXT_PREFIX}embeddings\.patch_embeddings\.(weight|bias)", r"embed.conv.\1"),
-        Rename(rf"{_NEXT_PREFIX}embeddings\.layernorm\.(weight|bias)", r"embed.norm.\1"),
-        *_convnext_downsampling(rf"{stage}downsampling_layer", depths),
-        *_convnext_blocks(rf"{stage}layers", parts, "layer_scale_parameter", depths),
-        Drop(rf"{_NEXT_PREFIX}layernorm\.(weight|bias)", "the final norm is stored and never applied"),
-        Drop(r"classifier\.(weight|bias)", "classifier"),
-    ]
+_INTERN_LAYER = rf"{_CLIP_PREFIX}encoder\.layers\.(\d+)\."
+_INTERNVIT_HF: list[Rule] = [
+    Rename(rf"{_CLIP_PREFIX}embeddings\.patch_embedding\.(weight|bias)", r"patch_embed.proj.\1"),
+    Rename(
+        rf"{_INTERN_LAYER}(norm[12]|attn\.(?:qkv|proj|q_norm|k_norm)|mlp\.fc[12])\.(weight|bias)",
+        r"blocks.\1.\2.\3",
+    ),
+    Rename(rf"{_INTERN_LAYER}ls([12])", r"blocks.\1.scale\2.gamma"),
+]
 
 
-def _convnext_timm(depths: Sequence[int]) -> list[Rule]:
-    stage = rf"{_NEXT_PREFIX}stages\.(\d+)\."
-    parts = {"conv_dw": "dwconv", "norm": "norm", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-    return [
-        Rename(rf"{_NEXT_PREFIX}stem\.0\.(weight|bias)", r"embed.conv.\1"),
-        Rename(rf"{_NEXT_PREFIX}stem\.1\.(weight|bias)", r"embed.norm.\1"),
-        *_convnext_downsampling(rf"{stage}downsample", depths),
-        *_convnext_blocks(rf"{stage}blocks", parts, "(?:gamma|weight)", depths),  # PIIP-LLaVA says `weight`
-        Drop(rf"{_NEXT_PREFIX}(?:head|norm_pre)\..*", "head"),
-    ]
+def _of_jax(kind: str) -> str:
+    return {"kernel": "weight", "scale": "weight"}.get(kind, kind)
 
 
-def _convnext_downsampling(prefix: str, depths: Sequence[int]) -> list[Rule]:
-    """Groups of `prefix`: the stage. Entry 0 is the norm, entry 1 the convolution."""
-
-    def number(stage: str) -> int:
-        return sum(depths[: int(stage)]) + int(stage) - 1
-
-    return [
-        Rename(rf"{prefix}\.0\.(weight|bias)", lambda m: f"layers.{number(m[1])}.norm.{m[2]}"),
-        Rename(rf"{prefix}\.1\.(weight|bias)", lambda m: f"layers.{number(m[1])}.conv.{m[2]}"),
-    ]
+def _heads_first(parts: list[Tensor]) -> Tensor:
+    """JAX's (C, h, d) of query, key and value -> (3 C, C); biases (h, d) -> (3 C)."""
+    return torch.cat([part.flatten(-2).T if part.ndim == 3 else part.flatten() for part in parts])
 
 
-def _convnext_blocks(prefix: str, parts: dict[str, str], scale: str, depths: Sequence[int]) -> list[Rule]:
-    """Groups of `prefix`: the stage; then comes the block. Stages but the first start with a downsampling."""
-
-    def number(stage: str, block: str) -> int:
-        return sum(depths[: int(stage)]) + int(stage) + int(block)
-
-    def part(match: re.Match[str]) -> str:
-        return f"layers.{number(match[1], match[2])}.{parts[match[3]]}.{match[4]}"
-
-    return [
-        Rename(rf"{prefix}\.(\d+)\.{scale}", lambda m: f"layers.{number(m[1], m[2])}.scale.gamma"),
-        Rename(rf"{prefix}\.(\d+)\.({'|'.join(map(re.escape, parts))})\.(weight|bias)", part),
-    ]
+_JAX_LAYER = r"Transformer/encoderblock_(\d+)/"
+_JAX_ATTENTION = rf"{_JAX_LAYER}MultiHeadDotProductAttention_1/"
+_AUGREG_NPZ: list[Rule] = [
+    Rename(r"embedding/kernel", "patch_embed.proj.weight", lambda t: t.permute(3, 2, 0, 1)),
+    Rename(r"embedding/bias", "patch_embed.proj.bias"),
+    *(
+        Join(
+            tuple(rf"{_JAX_ATTENTION}{part}/{kind}" for part in ("query", "key", "value")),
+            rf"blocks.\1.attn.qkv.{_of_jax(kind)}",
+            _heads_first,
+        )
+        for kind in ("kernel", "bias")
+    ),
+    Rename(rf"{_JAX_ATTENTION}out/kernel", r"blocks.\1.attn.proj.weight", lambda t: t.flatten(0, 1).T),
+    Rename(rf"{_JAX_ATTENTION}out/bias", r"blocks.\1.attn.proj.bias"),
+    Rename(
+        rf"{_JAX_LAYER}LayerNorm_([02])/(scale|bias)",
+        lambda m: f"blocks.{m[1]}.norm{1 + int(m[2]) // 2}.{_of_jax(m[3])}",
+    ),
+    Rename(
+        rf"{_JAX_LAYER}MlpBlock_3/Dense_([01])/(kernel|bias)",
+        lambda m: f"blocks.{m[1]}.mlp.fc{1 + int(m[2])}.{_of_jax(m[3])}",
+        lambda t: t.T if t.ndim == 2 else t,
+    ),
+    Drop(r"(?:head|pre_logits)/(?:kernel|bias)", "classifier"),
+]

@@ -36,10 +36,12 @@ Transform = Callable[[list[Tensor]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """Source names that match `pattern` (re.fullmatch) become `to`; `transform` may change the tensor."""
+    """Source names that match `pattern` (re.fullmatch) become `to`, or each of them; `transform` may change
+    the tensor.
+    """
 
     pattern: str
-    to: Replacement
+    to: Replacement | tuple[str, ...]
     transform: Callable[[Tensor], Tensor] | None = None
 
 
@@ -105,12 +107,14 @@ def plan(names: Iterable[str], rules: Iterable[Rule]) -> Plan:
             case Drop() as rule, _, _:
                 result.dropped[name] = rule.reason
             case Join() as rule, to, part:
+                assert isinstance(to, str)
                 sources = joins.setdefault(to, (rule, {}))[1]
                 if part in sources:
                     raise ValueError(f"{sources[part]!r} and {name!r} would both be part {part} of {to!r}")
                 sources[part] = name
             case rule, to, _:
-                _add(result, Target(to, (name,), _of_one(rule.transform)))
+                for target in to if isinstance(to, tuple) else (to,):
+                    _add(result, Target(target, (name,), _of_one(rule.transform)))
     for to, (join, sources) in joins.items():
         if len(sources) == len(join.patterns):
             _add(result, Target(to, tuple(sources[part] for part in sorted(sources)), join.transform))
@@ -121,7 +125,7 @@ def plan(names: Iterable[str], rules: Iterable[Rule]) -> Plan:
 
 class _Match(NamedTuple):
     rule: Rename | Join | Drop
-    to: str  # empty for Drop
+    to: str | tuple[str, ...]  # empty for Drop
     part: int  # which pattern of a Join
 
 
@@ -131,7 +135,7 @@ def _match(name: str, rules: Sequence[Rule]) -> _Match | None:
         if isinstance(rule, Prefix):
             prefix = _compiled(rule.source).match(name)
             if prefix and (inner := _match(name[prefix.end() :], rule.rules)):
-                return inner._replace(to=rule.target + inner.to)
+                return inner._replace(to=_under(rule.target, inner.to))
             continue
         for part, pattern in enumerate(rule.patterns if isinstance(rule, Join) else (rule.pattern,)):
             if match := _compiled(pattern).fullmatch(name):
@@ -139,8 +143,14 @@ def _match(name: str, rules: Sequence[Rule]) -> _Match | None:
     return None
 
 
-def _substitute(match: re.Match[str], to: Replacement) -> str:
+def _substitute(match: re.Match[str], to: Replacement | tuple[str, ...]) -> str | tuple[str, ...]:
+    if isinstance(to, tuple):
+        return tuple(match.expand(one) for one in to)
     return match.expand(to) if isinstance(to, str) else to(match)
+
+
+def _under(prefix: str, to: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return tuple(prefix + one for one in to) if isinstance(to, tuple) else prefix + to
 
 
 def _of_one(transform: Callable[[Tensor], Tensor] | None) -> Transform:

@@ -1,7 +1,8 @@
 """Position embeddings and position biases, and what happens to them on another grid.
 
 PIIP, arXiv 2501.07783, resizes everything bicubically without antialiasing and without rescaling magnitudes,
-also patch kernels. Letters: C width, (H, W) a grid in cells, h heads.
+also patch kernels; antialiasing is for families that were trained with it. Letters: C width, (H, W) a grid in
+cells, h heads.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ MOST_BYTES = (
 
 
 def resize_position_embedding(
-    table: Tensor, source: Size, target: Size, *, class_slot: bool = False
+    table: Tensor, source: Size, target: Size, *, class_slot: bool = False, antialias: bool = False
 ) -> Tensor:
     """([1 +] h*w, C) on grid source = (h, w) -> ([1 +] H*W, C) on grid target = (H, W).
 
     Bicubic by target size, corners not aligned, in fp32. A class slot in row 0 is never interpolated.
+    antialias: a smaller grid averages over the cells it covers (DINOv2 with registers).
     """
     num_rows = source[0] * source[1] + class_slot
     if table.shape[0] != num_rows:
@@ -47,7 +49,7 @@ def resize_position_embedding(
         return table
     slot, cells = table[:class_slot], table[class_slot:]
     map = cells.unflatten(0, source).permute(2, 0, 1)[None].float()  # bicubic weights need fp32
-    map = F.interpolate(map, target, mode="bicubic", align_corners=False)
+    map = F.interpolate(map, target, mode="bicubic", align_corners=False, antialias=antialias)
     return torch.cat([slot, map[0].flatten(1).t().to(table.dtype)])
 
 

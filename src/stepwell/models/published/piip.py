@@ -68,7 +68,8 @@ def _tables(branches: Sequence[BranchConfig]) -> list[list[Rule]]:
     for branch in branches:
         arguments = encoder_arguments(branch.encoder, branch.arguments)
         names = {key: arguments[key] for key in ("class_token", "class_slot", "depths") if key in arguments}
-        tables.append(backbone_rules(BLOCKS[ENCODERS[branch.encoder].family], **names))
+        naming, grid = BLOCKS[ENCODERS[branch.encoder].family], arguments.get("position_grid")
+        tables.append(backbone_rules(naming, grid=grid, **names))
     return tables
 
 

@@ -1,0 +1,174 @@
+"""Networks of timm as encoders: layer by layer they compute what timm computes in one go."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stepwell.encoders.catalogue import build_encoder, encoder_spec
+from stepwell.encoders.encoder import Encoder
+from stepwell.encoders.pretrained import load_encoder_state
+from stepwell.fuse.interaction import InteractionConfig
+from stepwell.fuse.merge import ProjectorConfig
+from stepwell.keys.report import FitError
+from stepwell.models.piip import PiipConfig
+from stepwell.models.pyramid import BranchConfig
+
+SMALL: dict[str, Any] = {"depth": 4, "embed_dim": 64, "num_heads": 2}
+NETWORKS: list[tuple[str, dict[str, Any], tuple[int, int], int]] = [
+    ("vit_tiny_patch16_224", SMALL, (64, 96), 4),
+    ("deit_tiny_distilled_patch16_224", SMALL, (64, 96), 4),
+    ("vit_small_patch14_reg4_dinov2", SMALL, (70, 98), 4),
+    ("vit_small_patch16_dinov3", SMALL, (64, 96), 4),
+    ("vit_small_patch16_rope_mixed_224", SMALL, (64, 96), 4),
+    ("vit_base_patch16_siglip_224", SMALL, (64, 96), 4),
+    ("vit_base_patch16_radio_v3", SMALL, (64, 96), 4),
+    ("convnext_atto", {}, (64, 96), 4),
+    ("resnet10t", {}, (64, 96), 5),
+    ("regnetx_002", {}, (64, 96), 4),
+    (
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
+        (224, 224),
+        4,
+    ),
+    ("tf_efficientnet_lite0", {}, (64, 96), 1),
+    ("beit_base_patch16_224", SMALL, (224, 224), 1),
+]
+"""timm's name, arguments, an image size, the number of layers."""
+
+
+def drawn(model: nn.Module) -> nn.Module:
+    """No weight left at a zero or a one that would hide a mistake."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, mean=0.05, std=0.2)
+    return model.eval()
+
+
+def whole(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """timm's network itself, at any image size where it can."""
+    try:
+        return drawn(timm.create_model(name, **arguments, dynamic_img_size=True))
+    except TypeError:
+        return drawn(timm.create_model(name, **arguments))
+
+
+@pytest.mark.parametrize(("name", "arguments", "size", "depth"), NETWORKS, ids=[n[0] for n in NETWORKS])
+def test_layer_by_layer_it_is_timms_network(
+    name: str, arguments: dict[str, Any], size: tuple[int, int], depth: int
+) -> None:
+    theirs = whole(name, arguments)
+    ours = build_encoder(f"timm:{name}", **arguments).eval()
+    assert isinstance(ours, Encoder)
+    report = load_encoder_state(ours, theirs.state_dict())
+    assert set(report.dropped.values()) <= {"behind the last layer, not taken over"}
+    assert ours.spec == encoder_spec(f"timm:{name}", arguments)
+    assert ours.spec.depth == depth
+    image = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(
+            image, intermediates_only=True, norm=False, output_fmt="NCHW"
+        )[-1]
+        state = ours.stem(image)
+        for layer in range(depth):
+            state = ours.run(state, layer, layer)
+            assert state.tokens.shape[2] == ours.spec.dims[layer]
+            assert state.size == (size[0] // ours.spec.strides[layer], size[1] // ours.spec.strides[layer])
+        torch.testing.assert_close(ours.to_map(state), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours(image).tokens, state.tokens)
+
+
+def test_statistics_are_those_of_the_pretraining() -> None:
+    assert encoder_spec("timm:tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)
+    assert encoder_spec("timm:convnext_atto").std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_front"), [("vit_tiny_patch16_224", (1, 0)), ("vit_small_patch14_reg4_dinov2", (1, 4))]
+)
+def test_class_token_and_registers_travel_beside_the_grid(name: str, in_front: tuple[int, int]) -> None:
+    encoder = build_encoder(f"timm:{name}", **SMALL)
+    state = encoder(torch.randn(1, 3, 56, 84))
+    lengths = tuple(0 if token is None else token.shape[1] for token in (state.class_token, state.registers))
+    assert lengths == in_front
+
+
+def test_a_remainder_smaller_than_a_patch_is_dropped() -> None:
+    encoder = build_encoder("timm:vit_tiny_patch16_224", **SMALL).eval()
+    image = torch.randn(1, 3, 47, 70)
+    with torch.no_grad():
+        assert torch.equal(encoder(image).tokens, encoder(image[:, :, :32, :64]).tokens)
+    with pytest.raises(ValueError, match="smaller than one patch of 16"):
+        encoder(torch.randn(1, 3, 8, 64))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "convnext_atto"])
+def test_checkpointing_gives_the_same_gradients(name: str) -> None:
+    arguments = SMALL if name.startswith("vit") else {}
+    encoder = drawn(build_encoder(f"timm:{name}", **arguments)).train()
+    image = torch.randn(1, 3, 64, 64)
+    gradients: list[list[Tensor]] = []
+    for checkpointing in (False, True):
+        encoder.gradient_checkpointing = checkpointing
+        encoder.zero_grad()
+        encoder(image).tokens.square().mean().backward()
+        gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 10
+    torch.testing.assert_close(*gradients)
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    encoder = build_encoder("timm:convnext_atto")
+    with pytest.raises(FitError, match="does not fit"):
+        load_encoder_state(encoder, timm.create_model("convnext_femto").state_dict())
+    state = timm.create_model("convnext_atto").state_dict() | {"strange": torch.zeros(1)}
+    with pytest.raises(FitError, match=r"1 unknown \(strange\)"):
+        load_encoder_state(encoder, state)
+
+
+def test_names_and_arguments_that_timm_does_not_know_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"timm cannot build 'resnet_999': Unknown model"):
+        build_encoder("timm:resnet_999")
+    with pytest.raises(ValueError, match=r"timm cannot build 'convnext_atto': .*nonsense"):
+        encoder_spec("timm:convnext_atto", {"nonsense": 3})
+
+
+def test_without_timm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "timm":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r"pip install 'stepwell\[timm\]'"):
+        build_encoder("timm:convnext_atto")
+
+
+def test_a_pyramid_of_timms_networks(tmp_path) -> None:
+    """A transformer and a convolutional network in conversation; weights from a file under timm's names."""
+    branches = [
+        BranchConfig(
+            encoder="timm:vit_tiny_patch16_224", size=64, interactions=((0, 1), (2, 3)), arguments=SMALL
+        ),
+        BranchConfig(encoder="timm:convnext_atto", size=128, interactions=((0, 1), (2, 3))),
+    ]
+    interaction = InteractionConfig(num_heads=4)
+    projector = ProjectorConfig(num_groups=8)
+    vision = PiipConfig(branches=branches, interaction=interaction, projector=projector).build(24).eval()
+    theirs = drawn(timm.create_model("convnext_atto"))
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    loaded = build_encoder("timm:convnext_atto", weights=tmp_path)
+    vision.encoders[1].load_state_dict(loaded.state_dict())
+    layouts = [vision.geometry.layout((100, 60))]
+    with torch.no_grad():
+        (tokens,) = vision([torch.randn(3, *size) for size in layouts[0].inputs], layouts)
+    assert tokens.shape == (layouts[0].num_visual, 24)
