@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stepwell.models.ask import Assistant as Assistant
     from stepwell.models.assistant import StepwellForConditionalGeneration as StepwellForConditionalGeneration
     from stepwell.models.config import StepwellConfig as StepwellConfig
+    from stepwell.models.parts import load_parts as load_parts
     from stepwell.models.processor import StepwellProcessor as StepwellProcessor
     from stepwell.ops.choose import prefer as prefer
     from stepwell.weights.load import load as load
@@ -36,6 +37,7 @@ _ROOMS = {
     "StepwellForConditionalGeneration": "models.assistant",
     "StepwellProcessor": "models.processor",
     "load": "weights.load",
+    "load_parts": "models.parts",
     "open_image": "images.open",
     "prefer": "ops.choose",
 }

@@ -234,6 +234,13 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head = value
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """Names of parts, as recipes write them -> prefixes of parameters."""
+        vision = {name: f"model.vision.{prefix}" for name, prefix in self.config.vision.parts.items()}
+        language = {"language": "model.language_model", "language.lm_head": "lm_head"}
+        return {"vision": "model.vision", **vision, **language}
+
     def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
         return self.model.get_image_features(pixel_values, image_sizes)
 

@@ -6,7 +6,7 @@ DETR family take it as they take their own. Letters: B batch, (H, W) the largest
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,6 +85,15 @@ class PyramidPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    parts: ClassVar[dict[str, str]] = {
+        "vision": "pyramid",
+        "vision.branches": "pyramid.encoder.branches",
+        "vision.interactions": "pyramid.encoder.interactions",
+        "vision.merges": "pyramid.merges",
+        "vision.neck": "pyramid.neck",
+        "head": "pyramid.head",
+    }
+    """Names of parts, as for an assistant -> prefixes of parameters."""
 
     def initialize_weights(self) -> None:
         start_missing(self.pyramid)

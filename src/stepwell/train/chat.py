@@ -7,26 +7,27 @@ answers.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
-from safetensors.torch import load_file, load_model
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from stepwell.data.conversations import Conversations
 from stepwell.data.sample import Source
-from stepwell.encoders.pretrained import load_encoder_weights
 from stepwell.folders import ModelError, check_hub_name, download, find_folder, model_type
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
+from stepwell.models.parts import load_parts
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import settings_json
@@ -49,9 +50,8 @@ class ChatModel(Strict):
     """A vision system, a language model's configuration, a tokenizer, a chat template; or a whole model.
 
     start: a folder, the shipped reader_tiny, or owner/name on the hub.
-    parts: where parts start, by the names of `ChatTask.parts`: `vision.branches.0` or `language` from a
-    folder or a name on the hub, any part from a .safetensors file of ours. text: a transformers configuration
-    with its model_type; by default that of the part `language`, as is the tokenizer.
+    parts: where parts start (models/parts.py), by the names of `ChatTask.parts`. text: a transformers
+    configuration with its model_type; by default that of the part `language`, as is the tokenizer.
     """
 
     start: str | None = None
@@ -65,6 +65,11 @@ class ChatModel(Strict):
     def _one_origin(self) -> ChatModel:
         if self.start is not None and (beside := sorted(self.model_fields_set - {"start"})):
             raise ValueError(f"start is a whole model; {beside[0]} beside it would be ignored")
+        language = self.parts.get("language")
+        if self.text is None and language is not None and Path(language).expanduser().is_file():
+            raise ValueError(
+                f"parts.language {language} is a file, which says no configuration: give text too"
+            )
         if self.start is None and (
             self.vision is None or (self.text is None and "language" not in self.parts)
         ):
@@ -164,21 +169,24 @@ class ChatTask:
         return module
 
     def start(self, kind: type[Any], config: StepwellConfig, **arguments: Any) -> Any:
-        """A model of the class `kind` with the starting weights of the recipe."""
+        """A model of the class `kind` with the starting weights of the recipe; in later stages, which go on
+        with those of the one before, without the parts'.
+        """
         settings = self.settings.model
         if settings.start is not None:
             return kind.from_pretrained(self.origin, config=config, dtype=torch.float32, **arguments)
         model = kind(config, **arguments)
         model.generation_config.pad_token_id = self.processor.tokenizer.pad_token_id
         model.generation_config.eos_token_id = self.processor.tokenizer.eos_token_id
-        for part, source in settings.parts.items():
-            _start_part(model, part, source, self.parts(model))
+        if self.stage == self.settings.stages[0] and kind is not StepwellForConditionalGeneration:
+            for part, report in load_parts(model, settings.parts, parts=self.parts(model)).items():
+                if os.environ.get("RANK", "0") == "0":
+                    print(f"{part} from {report.text()}", flush=True)
         return model
 
-    def parts(self, module: nn.Module) -> Mapping[str, str]:
-        vision = {name: f"model.vision.{prefix}" for name, prefix in self.config.vision.parts.items()}
-        language = {"language": "model.language_model", "language.lm_head": "lm_head"}
-        return {"vision": "model.vision", **vision, **language}
+    def parts(self, module: Any) -> Mapping[str, str]:
+        parts: Mapping[str, str] = module.parts
+        return parts
 
     def source(self, data: Any) -> Source:
         return Conversations(data.path, images=data.images)
@@ -216,6 +224,7 @@ def _config(model: Any, tokenizer: Any) -> StepwellConfig:
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     if model.text is None:
         text = AutoConfig.from_pretrained(model.parts["language"])
+        text = text.text_config if isinstance(text, StepwellConfig) else text
     else:
         text = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **model.text})
     return StepwellConfig(
@@ -248,31 +257,3 @@ def zero_through(module: nn.Module) -> Tensor:
     if not learning:
         return next(module.parameters()).new_zeros((), dtype=torch.float32)
     return torch.stack([parameter.flatten()[0].float() for parameter in learning]).sum() * 0.0
-
-
-def _start_part(
-    model: StepwellForConditionalGeneration, part: str, source: str, parts: Mapping[str, str]
-) -> None:
-    """Raises ValueError for a part that there is not, and where weights do not fit."""
-    if part == "language":
-        causal = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        model.model.language_model.load_state_dict(causal.base_model.state_dict())
-        model.lm_head.load_state_dict(causal.get_output_embeddings().state_dict())
-        return
-    matches = [name for name in parts if part == name or part.startswith(f"{name}.")]
-    name = max(matches, key=len, default="")
-    try:
-        module = model.get_submodule(parts[name] + part.removeprefix(name))
-    except (AttributeError, KeyError):
-        raise ValueError(
-            f"parts: the model has no part {part!r}; it has {', '.join(sorted(parts))}"
-        ) from None
-    if name == "vision.branches" and not source.endswith(".safetensors"):
-        load_encoder_weights(module, source)
-        return
-    try:
-        module.load_state_dict(load_file(source))
-    except RuntimeError as error:
-        raise ValueError(
-            f"parts.{part}: {source} does not fit: {' '.join(str(error).split())[:200]}"
-        ) from None

@@ -1,0 +1,152 @@
+"""Parts of a model start from weights of others: encoders, a language model with its head, anything of ours.
+
+Every training of the three papers starts so: from published encoders and a published language model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from stepwell.encoders.convnext import ConvNeXt
+from stepwell.encoders.pretrained import find_weights, load_encoder_weights
+from stepwell.encoders.timm_encoder import TimmEncoder
+from stepwell.encoders.vit import VisionTransformer
+from stepwell.folders import ModelError, one_line, read_config
+from stepwell.keys.checkpoint import Checkpoint, Tensors, TensorSource, open_checkpoint
+from stepwell.keys.engine import Drop, Rename, Rule, plan
+from stepwell.keys.fill import fill
+from stepwell.keys.report import Report
+from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.models.register import MODELS
+
+__all__ = ["load_parts"]
+
+LANGUAGE = "language"
+
+
+def load_parts(
+    model: PreTrainedModel,
+    weights: Mapping[str, str | Path],
+    *,
+    parts: Mapping[str, str] | None = None,
+) -> dict[str, Report]:
+    """Fill parts of a model, one of ours, with weights of others; -> what became of every tensor, by part.
+
+    weights: names of parts -> where they start. An encoder (`vision.branches.0`) starts as
+    `load_encoder_weights` says. `language` starts from a folder, a file or a name on the hub of a causal
+    language model of transformers. Any part starts from a model folder of ours, or from a file of its own
+    tensors (.safetensors, .pth, .bin). parts: names -> prefixes of the model's parameters, by default
+    `model.parts`.
+
+    Raises ValueError for a part that there is not and for weights that do not fit (FitError, with the
+    report), FileNotFoundError, HubError, CheckpointError.
+    """
+    parts = model.parts if parts is None else parts
+    reports = {}
+    for part, source in sorted(weights.items(), key=lambda item: item[0] == LANGUAGE):  # the largest last
+        try:
+            reports[part] = _load_part(model, _submodule(model, part, parts), part, str(source), parts)
+        except ValueError as error:
+            error.args = (f"parts.{part}: {one_line(error)}",)
+            raise
+    return reports
+
+
+def _submodule(model: nn.Module, part: str, parts: Mapping[str, str]) -> nn.Module:
+    if part == LANGUAGE and part in parts:
+        return nn.ModuleDict({"model": model.get_submodule(parts[part]), "lm_head": _head(model)})
+    matches = [name for name in parts if part == name or part.startswith(f"{name}.")]
+    name = max(matches, key=len, default="")
+    try:
+        return model.get_submodule(parts[name] + part.removeprefix(name))
+    except (AttributeError, KeyError):
+        raise ValueError(f"the model has no such part; its parts are {', '.join(sorted(parts))}") from None
+
+
+def _load_part(
+    model: PreTrainedModel, module: nn.Module, part: str, source: str, parts: Mapping[str, str]
+) -> Report:
+    path = Path(source).expanduser()
+    if path.is_dir() and read_config(path).get("model_type") in MODELS:
+        return _from_ours(module, open_checkpoint(path), source, _prefixes(part, parts))
+    if part == LANGUAGE:
+        return _from_causal(model, module, source)
+    if isinstance(module, VisionTransformer | ConvNeXt | TimmEncoder):
+        return load_encoder_weights(module, source)
+    tensors = open_checkpoint(find_weights(source))
+    return fill(module, plan(tensors.shapes, [_EVERY]), tensors, name=source)
+
+
+_EVERY = Rename(r".+", r"\g<0>")
+
+
+def _prefixes(part: str, parts: Mapping[str, str]) -> dict[str, str]:
+    """Of a part's tensors in a whole model -> in `_submodule`."""
+    if part == LANGUAGE:
+        return {f"{parts[part]}.": "model.", "lm_head.": "lm_head."}
+    name = max((name for name in parts if part == name or part.startswith(f"{name}.")), key=len)
+    return {f"{parts[name]}{part.removeprefix(name)}.": ""}
+
+
+def _from_ours(module: nn.Module, tensors: Checkpoint, source: str, prefixes: Mapping[str, str]) -> Report:
+    rules: list[Rule] = [
+        Rename(rf"{re.escape(theirs)}(.+)", rf"{ours}\1") for theirs, ours in prefixes.items()
+    ]
+    rules.append(Drop(r".+", "of other parts"))
+    return fill(module, plan(tensors.shapes, rules), tensors, name=source, absent=_tied(module))
+
+
+def _from_causal(model: PreTrainedModel, module: nn.Module, source: str) -> Report:
+    """The tensors of a causal language model, under the names of its own class."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        with torch.device("meta"):
+            causal = AutoModelForCausalLM.from_config(model.config.text_config)
+        tensors: TensorSource = open_checkpoint(path)
+    else:
+        causal = _causal(source)
+        tensors = Tensors(causal.state_dict())
+    names = {id(submodule): name for name, submodule in causal.named_modules()}
+    base, head = names[id(causal.base_model)], names[id(causal.get_output_embeddings())]
+    rules: list[Rule] = [
+        Rename(rf"{re.escape(head)}\.(.+)", r"lm_head.\1"),
+        Drop(r".*rotary_emb\.inv_freq", "computed from the position"),
+        Rename(rf"{re.escape(base)}\.(.+)", r"model.\1"),
+    ]
+    return fill(module, plan(tensors.shapes, rules), tensors, name=source, absent=_tied(module))
+
+
+def _causal(source: str) -> PreTrainedModel:
+    """Raises ModelError for what is none, and for one that would have to invent tensors."""
+    try:
+        causal, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype="auto", output_loading_info=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(
+            f"{source} holds no causal language model that can be read: {one_line(error)}"
+        ) from None
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{source} does not fit: {len(missing)} missing ({missing[0]})")
+    return cast(PreTrainedModel, causal)
+
+
+def _head(model: Any) -> nn.Module:
+    assert isinstance(model, StepwellForConditionalGeneration)
+    return model.get_output_embeddings()
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Names of the head's tensors that are the embedding's too."""
+    state = module.state_dict(keep_vars=True)
+    seen: dict[int, str] = {}
+    for name, tensor in state.items():
+        seen.setdefault(id(tensor), name)
+    return {name: f"is {seen[id(t)]}" for name, t in state.items() if seen[id(t)] != name}
