@@ -116,10 +116,12 @@ class StepwellProcessor(ProcessorMixin):
         images: Sequence[Image],
         *,
         add_generation_prompt: bool = False,
+        image_tokens: Sequence[Sequence[int]] | None = None,
     ) -> LabelledTokens:
         """One conversation and its opened images, in order -> token ids with labels.
 
-        Warns when it leaves nothing to learn. Raises ValueError as `render` and `label_tokens` do.
+        image_tokens: ids that stand for each image, where they are not those of its layout. Warns when it
+        leaves nothing to learn. Raises ValueError as `render` and `label_tokens` do.
         """
         prompt = render(
             messages,
@@ -127,8 +129,9 @@ class StepwellProcessor(ProcessorMixin):
             self.tokenizer,
             add_generation_prompt=add_generation_prompt,
         )
-        layouts = self.image_processor.layouts(images)
-        tokens = label_tokens(prompt, self.tokenizer, [self.image_tokens(layout) for layout in layouts])
+        if image_tokens is None:
+            image_tokens = [self.image_tokens(layout) for layout in self.image_processor.layouts(images)]
+        tokens = label_tokens(prompt, self.tokenizer, image_tokens)
         if not add_generation_prompt and all(label == IGNORE for label in tokens.labels):
             warnings.warn(
                 "no token of this conversation is supervised: nothing is learned from it", stacklevel=2

@@ -277,9 +277,10 @@ def _pointers(
     """For answers that take one token a character and one for the end: where each character stands."""
     positions: list[int] = []
     cells: list[int] = []
+    labels = row.labels.tolist()
     answers = [
         list(run)
-        for is_answer, run in groupby(range(len(row.labels)), lambda i: int(row.labels[i]) != IGNORE)
+        for is_answer, run in groupby(range(len(labels)), lambda i: labels[i] != IGNORE)
         if is_answer
     ]
     for answer, line in zip(answers, spelled, strict=False):  # the last turns may not have fitted

@@ -98,21 +98,27 @@ class Collator:
     def _apart(self, messages: Sequence[Message], image: Image | None) -> tuple[list[int], ...]:
         """Conversations of one turn each, that share what ends with the image."""
         ids, labels, groups, positions = [], [], [], []
-        shared = 0
+        placeholder, shared = self.processor.image_token_id, 0
         for number, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True), 1):
             if image is not None:
                 text = question["content"].removeprefix(IMAGE).lstrip("\n")
                 question = {**question, "content": f"{IMAGE}\n{text}"}
-            part_ids, part_labels, _, _ = self._together([question, answer], image)
             if number == 1:
+                ids, labels, groups, positions = self._together([question, answer], image)
                 if image is not None:
-                    shared = len(part_ids) - part_ids[::-1].index(self.processor.image_token_id)
-                ids, labels = part_ids[:shared], part_labels[:shared]
-                groups, positions = [0] * shared, list(range(shared))
-            ids += part_ids[shared:]
-            labels += part_labels[shared:]
-            groups += [number] * (len(part_ids) - shared)
-            positions += range(shared, len(part_ids))
+                    shared = len(ids) - ids[::-1].index(placeholder)
+                groups[shared:] = [1] * (len(ids) - shared)
+                continue
+            images = [] if image is None else [image]
+            # One placeholder stands for the image: its thousands of tokens are there already.
+            part = self.processor.label(
+                [question, answer], images, image_tokens=[[placeholder]] * len(images)
+            )
+            start = part.input_ids.index(placeholder) + 1 if images else 0
+            ids += part.input_ids[start:]
+            labels += part.labels[start:]
+            groups += [number] * (len(part.input_ids) - start)
+            positions += range(shared, shared + len(part.input_ids) - start)
         return ids, labels, groups, positions
 
 
