@@ -170,6 +170,10 @@ class VisionTransformer(nn.Module):
 
     def stem(self, image: Tensor) -> TokenMap:
         """(B, 3, height, width) -> tokens with positions; a remainder smaller than a patch is dropped."""
+        state: TokenMap = self(image, only_stem=True)  # so that what brings weights to `forward` brings them
+        return state
+
+    def _embed(self, image: Tensor) -> TokenMap:
         tokens, size = self.patch_embed(image)
         class_token = None if self.class_token is None else self.class_token.expand(len(tokens), -1, -1)
         if self.position is not None:
@@ -192,9 +196,15 @@ class VisionTransformer(nn.Module):
         """-> (B, C, H, W) of the patch tokens: a view, so its memory is channels-last."""
         return tokens_to_map(state.tokens, state.size)
 
-    def forward(self, image: Tensor) -> TokenMap:
-        """(B, 3, height, width) -> the last layer's tokens, after the final norm where there is one."""
-        return _on_all_tokens(self.norm, self.run(self.stem(image), 0, len(self.blocks) - 1))
+    def forward(self, image: Tensor, *, only_stem: bool = False) -> TokenMap:
+        """(B, 3, height, width) -> the last layer's tokens, after the final norm where there is one.
+
+        only_stem: what `stem` gives.
+        """
+        state = self._embed(image)
+        if only_stem:
+            return state
+        return _on_all_tokens(self.norm, self.run(state, 0, len(self.blocks) - 1))
 
 
 class TransformerBlock(nn.Module):

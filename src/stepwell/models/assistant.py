@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple
 from stepwell.language.splice import place_visual_tokens
 from stepwell.models.config import StepwellConfig
 from stepwell.models.starting_values import keep_built, reset, start_missing
+from stepwell.models.vision import NEVER_CUT
 from stepwell.ops.pack import unpack
 from stepwell.structures import TokenLayout, VisionFeatures
 
@@ -56,6 +57,7 @@ class StepwellPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    _no_split_modules = NEVER_CUT
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True

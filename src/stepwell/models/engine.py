@@ -81,26 +81,34 @@ class TransformersEngine:
         return self.processor.jinja()  # type: ignore[no-any-return]
 
     def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
-        moved = [x.to(self.model.device, self.model.dtype) for x in inputs]
+        moved = [x.to(_device_of(self.model), self.model.dtype) for x in inputs]
         features: list[VisionFeatures] = self.model.model.vision.encode(moved, layouts)
         return features
 
     def answer(self, prompts: Prompts, *, max_new_tokens: int, each: Each | None = None) -> Tensor:
         from transformers import GenerationConfig
 
+        device = _device_of(self.model)
         model, kept = copy(self.model), self.model.generation_config  # same weights, settings of its own
         model.generation_config = GenerationConfig(
             **{name: getattr(kept, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         )
         answers: Tensor = model.generate(
-            inputs_embeds=model.model.embed(prompts.input_ids.to(model.device), prompts.visual_tokens),
-            attention_mask=prompts.is_text.long().to(model.device),
+            inputs_embeds=model.model.embed(prompts.input_ids.to(device), prompts.visual_tokens),
+            attention_mask=prompts.is_text.long().to(device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             suppress_tokens=[self.image_token_id],
             streamer=None if each is None else _Streamer(each),
         )
         return answers
+
+
+def _device_of(model: Any) -> Any:
+    """Where a model runs: weights that accelerate has offloaded lie elsewhere, and its hooks know."""
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return next((device for device in devices if device is not None), model.device)
 
 
 class _Streamer:

@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from stepwell.models.config import refuse_unknown
 from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.starting_values import keep_built, reset, start_missing
-from stepwell.models.vision import settings_json, validated
+from stepwell.models.vision import NEVER_CUT, settings_json, validated
 
 __all__ = [
     "PyramidBackbone",
@@ -94,6 +94,7 @@ class PyramidPreTrainedModel(PreTrainedModel):
         "head": "pyramid.head",
     }
     """Names of parts, as for an assistant -> prefixes of parameters."""
+    _no_split_modules = NEVER_CUT
 
     def initialize_weights(self) -> None:
         start_missing(self.pyramid)

@@ -18,7 +18,20 @@ from torch import Tensor, nn
 from stepwell.encoders.encoder import Encoder
 from stepwell.structures import Geometry, TokenLayout, VisionFeatures
 
-__all__ = ["STRICT", "VisionConfig", "VisionSystem", "first_complaint", "settings_json", "validated"]
+__all__ = [
+    "NEVER_CUT",
+    "STRICT",
+    "VisionConfig",
+    "VisionSystem",
+    "first_complaint",
+    "settings_json",
+    "validated",
+]
+
+NEVER_CUT = ["BranchHeads", "BranchMerge", "ConvNeXt", "Interaction", "TokenMerge", "VisionTransformer"]
+"""Classes, for `_no_split_modules`, whose parts have to be on one device: they add what two of them give, or
+hold parameters beside them. What goes from one of these to another may go to another device.
+"""
 
 
 class VisionSystem(nn.Module, ABC):
