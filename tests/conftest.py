@@ -1,14 +1,17 @@
-"""What holds for every test: no network, and the same examples from hypothesis in every run."""
+"""What holds for every test: no network, the same examples from hypothesis in every run, and a GPU where a
+test is marked `cuda`."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("house", deadline=None, derandomize=True)
@@ -26,3 +29,20 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_here_only)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU on this machine")
+
+
+@pytest.fixture
+def cuda() -> Iterator[torch.device]:
+    """The GPU, with convolutions and products in whole fp32."""
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield torch.device("cuda", torch.cuda.current_device())
+    for switch, allowed in zip(switches, before, strict=True):
+        switch.allow_tf32 = allowed
