@@ -185,7 +185,7 @@ def test_its_geometry_may_change_when_it_is_loaded(assistant, draw, tmp_path: Pa
 def test_its_cost_is_counted():
     long, square = report(ToyConfig(), size=(30, 90)), report(ToyConfig())
     assert long.tokens == 10
-    assert [part.name for part in square.parts] == ["branches.0", "projector", "other"]
+    assert [part.name for part in square.parts] == ["branches.0", "projector"]
     assert long.gflops > 3 * square.gflops
 
 
