@@ -148,9 +148,7 @@ def test_an_answer_of_no_tokens_costs_nothing(tmp_path):
     trainer = trainer_of(tmp_path, "bf16=false")
     batch = trainer.task.collate([trainer.train_dataset[0]])
     labels = torch.full_like(batch["labels"], IGNORE)
-    inputs = {
-        k: batch[k] for k in ("input_ids", "attention_mask", "position_ids", "pixel_values", "image_sizes")
-    }
+    inputs = {k: batch[k] for k in ("input_ids", "groups", "position_ids", "pixel_values", "image_sizes")}
     loss, _ = language_loss(super(type(trainer.model), trainer.model).forward, labels, **inputs)
     assert loss == 0
 
@@ -159,7 +157,8 @@ def test_eager_attention_looks_where_the_others_look(tmp_path):
     """A mask of true and false, which eager attention would add as ones and zeros."""
     trainer = trainer_of(tmp_path, "bf16=false", "stages.answer.losses={language: 1.0}")
     batch = trainer.task.collate([trainer.train_dataset[i] for i in range(2)])
-    assert batch["attention_mask"].dtype == torch.bool
+    assert "attention_mask" not in batch  # as large as L x L, it is made where the model is
+    assert batch["groups"].shape == batch["input_ids"].shape
     losses = []
     for kind in ("sdpa", "eager"):
         trainer.model.set_attn_implementation(kind)

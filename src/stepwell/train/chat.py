@@ -31,7 +31,7 @@ from stepwell.models.parts import load_parts
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import settings_json
-from stepwell.train.collate import Collator, TurnOrder
+from stepwell.train.collate import Collator, TurnOrder, turn_mask
 from stepwell.train.recipe import Positive, Rate, Recipe, Stage, Strict
 
 __all__ = [
@@ -235,10 +235,14 @@ def _config(model: Any, tokenizer: Any) -> StepwellConfig:
     )
 
 
-def language_loss(forward: Callable[..., Any], labels: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
+def language_loss(
+    forward: Callable[..., Any], labels: Tensor, groups: Tensor | None = None, **inputs: Any
+) -> tuple[Tensor, Any]:
     """Mean cross-entropy of the supervised tokens, fp32, 0 without any; and the outputs. Logits of other
-    positions are never made.
+    positions are never made. groups: (B, L) of turns apart, as `Collator` gives them.
     """
+    if groups is not None:
+        inputs["attention_mask"] = turn_mask(groups)
     following = labels[:, 1:]
     supervised = (following != IGNORE).any(0).nonzero()[:, 0]
     outputs = forward(**inputs, logits_to_keep=supervised, use_cache=False)

@@ -19,7 +19,7 @@ from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE, Message
 from stepwell.models.processor import StepwellProcessor
 
-__all__ = ["Collator", "Row", "TurnOrder"]
+__all__ = ["Collator", "Row", "TurnOrder", "turn_mask"]
 
 TurnOrder = Literal["together", "apart"]
 """A sample is one conversation; or every turn is trained as if it was asked alone, while the image is paid
@@ -60,8 +60,8 @@ class Collator:
         return rows, images
 
     def batch(self, rows: Sequence[Row], images: Sequence[Image | None]) -> dict[str, Any]:
-        """input_ids and labels (B, L), attention_mask (B, L) or (B, 1, L, L), and what the image processor
-        gives.
+        """input_ids and labels (B, L), attention_mask or, of turns apart, `groups` (B, L) for `turn_mask`;
+        and what the image processor gives.
         """
         batch: dict[str, Any] = {
             "input_ids": pad_sequence(
@@ -74,7 +74,7 @@ class Collator:
             batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         else:
             batch["position_ids"] = pad_sequence([row.positions for row in rows], True)
-            batch["attention_mask"] = _apart(pad_sequence([row.groups for row in rows], True, -1))
+            batch["groups"] = pad_sequence([row.groups for row in rows], True, -1)
         if present := [image for image in images if image is not None]:
             batch |= self.processor.image_processor(present)
         return batch
@@ -122,7 +122,11 @@ class Collator:
         return ids, labels, groups, positions
 
 
-def _apart(groups: Tensor) -> Tensor:
-    """(B, L) -> (B, 1, L, L), True where a query (third axis) may look: back, at group 0 and at its own."""
+def turn_mask(groups: Tensor) -> Tensor:
+    """(B, L) -> attention_mask (B, 1, L, L), True where a query (third axis) may look: back, at group 0 and
+    at its own group.
+
+    The model makes it where it runs: for thousands of tokens it is larger than the images of its batch.
+    """
     same = (groups[:, None, :] == groups[:, :, None]) | (groups[:, None, :] == 0)
     return same.tril()[:, None]
