@@ -93,7 +93,7 @@ def test_tokens_are_resized_first_and_summed_without_weights(norm, grid):
         else:
             x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
         total = total + F.conv2d(F.gelu(x), second.weight[:, :, None, None], second.bias)
-    tokens, size, _ = merge(maps)
+    tokens, size, *_ = merge(maps)
     assert size == (grid or (4, 6))
     torch.testing.assert_close(tokens, total.flatten(2).transpose(1, 2))
 

@@ -16,11 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.pretrained import load_encoder_weights
-from stepwell.encoders.timm_encoder import TimmEncoder, build_timm
+from stepwell.encoders.timm_encoder import TimmEncoder, build_timm, timm_spec
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.structures import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, EncoderSpec
 
@@ -90,8 +88,7 @@ def encoder_spec(name: str, arguments: Mapping[str, Any] = {}) -> EncoderSpec:
 
 @lru_cache
 def _timm_spec(name: str, arguments: tuple[tuple[str, Any], ...]) -> EncoderSpec:
-    with torch.device("meta"):
-        return build_timm(name.removeprefix(TIMM), **dict(arguments)).spec
+    return timm_spec(name.removeprefix(TIMM), **dict(arguments))
 
 
 def build_encoder(

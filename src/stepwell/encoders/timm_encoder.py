@@ -11,7 +11,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from stepwell.keys.engine import Plan, Target
 from stepwell.ops.rearrange import tokens_to_map
 from stepwell.structures import EncoderSpec, Size, TokenMap
 
-__all__ = ["TimmEncoder", "build_timm"]
+__all__ = ["TimmBlocks", "TimmEncoder", "TimmNetwork", "TimmStages", "build_timm", "timm_spec"]
+
+_Built = TypeVar("_Built")
 
 
 class TimmEncoder(nn.Module, ABC):
@@ -56,8 +58,7 @@ class TimmEncoder(nn.Module, ABC):
         """What becomes of weights of the whole network, under timm's names or those that timm takes for them;
         and the weights under timm's names. Raises ValueError where timm cannot rename them.
         """
-        with torch.device("meta"):
-            whole = _create(self.name, self.arguments)
+        whole = _without_memory(lambda: _create(self.name, self.arguments))
         state = {name: weights.read(name) for name in weights.shapes}
         rename = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
         if rename is not None:
@@ -93,8 +94,7 @@ def build_timm(name: str, *, checkpointing: bool = False, **arguments: Any) -> T
     arguments: of timm.create_model, such as img_size. A network of fixed image size takes that size only.
     Raises ValueError for what timm does not know or cannot take features from, ImportError without timm.
     """
-    with torch.device("meta"):
-        whole = _create(name, arguments)
+    whole = _without_memory(lambda: _create(name, arguments))
     from timm.models import FeatureListNet
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
@@ -102,13 +102,18 @@ def build_timm(name: str, *, checkpointing: bool = False, **arguments: Any) -> T
     statistics = {key: tuple(whole.pretrained_cfg[key]) for key in ("mean", "std")}
     if type(whole).forward_features in (VisionTransformer.forward_features, Eva.forward_features):
         network = _create(name, {**arguments, "num_classes": 0, "dynamic_img_size": True})
-        return _Blocks(network, statistics, name, arguments, checkpointing=checkpointing)
+        return TimmBlocks(network, statistics, name, arguments, checkpointing=checkpointing)
     network = _create(name, {**arguments, "features_only": True})
-    kind = _Stages if isinstance(network, FeatureListNet) else _Single
+    kind = TimmStages if isinstance(network, FeatureListNet) else TimmNetwork
     return kind(network, statistics, name, arguments, checkpointing=checkpointing)
 
 
-class _Blocks(TimmEncoder):
+def timm_spec(name: str, **arguments: Any) -> EncoderSpec:
+    """`build_timm(...).spec` without weights in memory."""
+    return _without_memory(lambda: build_timm(name, **arguments)).spec
+
+
+class TimmBlocks(TimmEncoder):
     """A vision transformer, block by block; rotary positions are those of the grid."""
 
     def __init__(self, network: Any, statistics: dict[str, Any], *names: Any, checkpointing: bool) -> None:
@@ -165,7 +170,7 @@ class _Blocks(TimmEncoder):
         return with_grid(tokens, state)
 
 
-class _Stages(TimmEncoder):
+class TimmStages(TimmEncoder):
     """A network that timm cuts into modules in a row, some of which end a stage."""
 
     def __init__(self, network: Any, statistics: dict[str, Any], *names: Any, checkpointing: bool) -> None:
@@ -206,7 +211,7 @@ class _Stages(TimmEncoder):
         return _tokens(map if self.channels_last else map.permute(0, 2, 3, 1))
 
 
-class _Single(TimmEncoder):
+class TimmNetwork(TimmEncoder):
     """A network that is run as a whole, which happens in the stem; its one layer does nothing more."""
 
     def __init__(self, network: Any, statistics: dict[str, Any], *names: Any, checkpointing: bool) -> None:
@@ -233,6 +238,15 @@ def _tokens(grid: Tensor) -> TokenMap:
     return TokenMap(grid.flatten(1, 2), size)
 
 
+def _without_memory(build: Callable[[], _Built]) -> _Built:
+    """On the meta device; the few networks that compute with their starting values are built in memory."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:
+        return build()
+
+
 def _create(name: str, arguments: dict[str, Any]) -> Any:
     try:
         import timm
@@ -240,5 +254,7 @@ def _create(name: str, arguments: dict[str, Any]) -> Any:
         raise ImportError(f"the encoder timm:{name} needs timm: pip install 'stepwell[timm]'") from error
     try:
         return timm.create_model(name, pretrained=False, **arguments)
+    except NotImplementedError:
+        raise
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"timm cannot build {name!r}: {one_line(error)}") from None

@@ -42,7 +42,7 @@ _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"),
 )
-_MUST_BE: dict[str, Any] = {
+_MUST_BE: dict[str, Any] = {  # which is what transformers takes where a field is not there
     "model_type": "llama",
     "hidden_act": "silu",
     "attention_bias": False,
@@ -76,10 +76,12 @@ def plain_llama(config: Mapping[str, Any]) -> LlamaSettings | None:
     rope = fields.pop("rope_parameters", None)
     if not isinstance(rope, Mapping) or rope.keys() != {"rope_theta", "rope_type"}:
         return None
-    if rope["rope_type"] != "default" or fields.keys() != {*_SIZES, *_MUST_BE}:
+    if rope["rope_type"] != "default" or not {*_SIZES, "model_type"} <= fields.keys():
         return None
+    others = {name: value for name, value in fields.items() if name not in _SIZES}
     if any(
-        type(fields[name]) is not type(value) or fields[name] != value for name, value in _MUST_BE.items()
+        name not in _MUST_BE or type(value) is not type(_MUST_BE[name]) or value != _MUST_BE[name]
+        for name, value in others.items()
     ):
         return None
     return LlamaSettings(rope_theta=float(rope["rope_theta"]), **{name: fields[name] for name in _SIZES})

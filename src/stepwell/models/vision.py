@@ -28,7 +28,10 @@ __all__ = [
     "validated",
 ]
 
-NEVER_CUT = ["BranchHeads", "BranchMerge", "ConvNeXt", "Interaction", "TokenMerge", "VisionTransformer"]
+NEVER_CUT = [
+    *("BranchHeads", "BranchMerge", "ConvNeXt", "Interaction", "TokenMerge", "VisionTransformer"),
+    *("TimmBlocks", "TimmNetwork", "TimmStages"),
+]
 """Classes, for `_no_split_modules`, whose parts have to be on one device: they add what two of them give, or
 hold parameters beside them. What goes from one of these to another may go to another device.
 """
