@@ -45,6 +45,14 @@ def gradients(model: Any, outputs: list[Tensor]) -> list[Tensor]:
     return found
 
 
+def off_the_grid(model: Any) -> Any:
+    """Points start on the corners of cells, where the gradient of what is sampled there jumps."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("attn.offsets.bias"):
+            torch.nn.init.uniform_(parameter, -2.4, -2.1)
+    return model
+
+
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """Within the block, whatever makes the host wait for the GPU is an error."""
@@ -70,7 +78,7 @@ def test_a_pyramid_gives_the_states_and_gradients_of_a_cpu(cuda):
 
 @pytest.mark.parametrize("name", PERCEPTION)
 def test_maps_and_logits_are_those_of_a_cpu_and_near_them_in_bf16(name, cuda):
-    model, image = PERCEPTION[name](), torch.randn(2, 3, 128, 128)
+    model, image = off_the_grid(PERCEPTION[name]()), torch.randn(2, 3, 128, 128)
     outputs = results(model, image)
     expected, slopes = [x.detach() for x in outputs], gradients(model, outputs)
     model, image = model.to(cuda), image.to(cuda)

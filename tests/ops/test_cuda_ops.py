@@ -16,6 +16,7 @@ from stepwell.layers.attention import attention, attention_reference
 from stepwell.layers.position import RelativeBias, relative_position_bias
 from stepwell.ops.choose import prefer
 from stepwell.ops.deform_attn import deform_attn, deform_attn_reference
+from stepwell.ops.depthwise import depthwise
 from stepwell.ops.double import double_map
 from stepwell.ops.pack import pack, unpack
 from stepwell.ops.parts import MOST, in_parts
@@ -54,6 +55,11 @@ def mapped(tokens: Tensor) -> Tensor:
 
 # What runs on the GPU, its definition, and shapes of what goes in.
 OPS: dict[str, tuple[Op, Op, list[tuple[int, ...]]]] = {
+    "depthwise": (
+        depthwise,
+        lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=6),
+        [(2, 6, 5, 7), (6, 1, 3, 3), (6,)],
+    ),
     "double": (
         double_map,
         lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2),

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepwell.encoders.encoder import run_layers
+from stepwell.layers.depthwise import DepthwiseConv
 from stepwell.layers.drop_path import DropPath, drop_path_rates
 from stepwell.layers.mlp import Activation, LayerScale, Mlp
 from stepwell.ops.rearrange import tokens_to_map
@@ -54,8 +55,6 @@ class ConvNeXt(nn.Module):
         self.spec = self.spec_of(dims=dims, depths=depths, strides=strides, mean=mean, std=std)
         if stem_kernel < strides[0]:
             raise ValueError(f"a stem of kernel {stem_kernel} and stride {strides[0]} would skip pixels")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         self.embed = _Stem(dims[0], kernel=stem_kernel, stride=strides[0], norm_eps=norm_eps)
         rates = iter(drop_path_rates(drop_path, sum(depths), "linear"))
         self.layers = nn.ModuleList()
@@ -183,7 +182,7 @@ class _Block(nn.Module):
         drop_path: float,
     ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.dwconv = DepthwiseConv(dim, kernel_size)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, hidden_dim=hidden_dim, activation=activation)
         self.scale = LayerScale(dim, init=layer_scale)

@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from stepwell.layers.attention import attention
+from stepwell.layers.depthwise import DepthwiseConv
 from stepwell.layers.drop_path import DropPath
 from stepwell.layers.linear import Linear
 from stepwell.ops.deform_attn import deform_attn
@@ -294,7 +295,7 @@ class ConvFfn(nn.Module):
     def __init__(self, dim: int, *, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
-        self.conv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.conv = DepthwiseConv(hidden_dim, 3)
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
