@@ -207,6 +207,7 @@ print([name for name in stepwell.__all__ if not hasattr(stepwell, name)])
 """
 
 
+@pytest.mark.slow
 def test_importing_registers_with_the_auto_classes_and_does_nothing_else() -> None:
     """Network cut, compiling and seeding forbidden, every module imported: nothing may have changed."""
     registered, changed, missing = run(IMPORT_EVERYTHING).splitlines()  # a fourth line would be a print

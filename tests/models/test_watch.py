@@ -64,6 +64,7 @@ def test_auto_classes_find_ours_in_any_order(lines: list[str], expected: str) ->
     assert run("\n".join(["import sys", *lines])) == expected
 
 
+@pytest.mark.slow
 def test_modules_are_left_as_they_would_be_without_us() -> None:
     """The watch is gone once it has done its work, and modules keep their own loaders."""
     code = """
@@ -76,6 +77,7 @@ print(len(modules) > 50, [thing for thing in watched if type(thing).__module__.s
     assert run(code) == "True []"
 
 
+@pytest.mark.slow
 def test_an_import_that_fails_leaves_the_next_one_to_be_watched() -> None:
     code = """
 import sys, stepwell
