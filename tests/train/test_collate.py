@@ -77,6 +77,38 @@ def test_long_samples_lose_whole_turns_from_the_end(processor):
         Collator(processor, max_length=50)([sample(FIRST)])
 
 
+@pytest.mark.parametrize("turns", ["together", "apart"])
+def test_no_turn_is_lost_that_would_have_fitted(processor, turns):
+    """However long the one is that does not fit."""
+    turned = [FIRST, *[SECOND] * 5]
+    fitting = Collator(processor, max_length=4096, turns=turns)([sample(*turned)])["labels"]
+    collator = Collator(processor, max_length=fitting.shape[1], turns=turns)
+    for left_out in ([turn("Spell it", "A" * 900)], [turn("Spell it", "A" * 900), SECOND]):
+        assert torch.equal(collator([sample(*turned, *left_out)])["labels"], fitting)
+
+
+def test_turns_apart_look_back_at_what_they_share_and_at_themselves(processor):
+    collator = Collator(processor, max_length=4096, turns="apart")
+    rows, images = collator.rows([sample(FIRST, SECOND, SECOND), sample(FIRST)])
+    looks, (long, short) = collator.batch(rows, images)["attention_mask"][:, 0], rows
+    shared, length = int((long.groups == 0).sum()), len(short.ids)
+    assert (long.ids == processor.image_token_id).nonzero().max() == shared - 1
+    assert long.groups.unique().tolist() == [0, 1, 2, 3]
+    for query, own in enumerate(long.groups):
+        allowed = [key for key in range(query + 1) if long.groups[key] in (0, own)]
+        assert looks[0, query].nonzero().flatten().tolist() == allowed
+    for number in (1, 2, 3):
+        assert long.positions[long.groups == number][0] == shared
+    assert not looks[1, :length, length:].any()  # nobody looks at padding, but padding itself
+    assert not looks[1, length:, :length][:, short.groups == 1].any()
+
+
+def test_turns_together_all_look_and_count_on(processor):
+    (row,), _ = Collator(processor, max_length=4096).rows([sample(FIRST, SECOND)])
+    assert not row.groups.any()
+    assert row.positions.tolist() == list(range(len(row.ids)))
+
+
 def test_text_without_an_image_makes_a_batch_of_text(processor):
     batch = Collator(processor, max_length=4096)([Sample(image=None, messages=SECOND)])
     assert "pixel_values" not in batch

@@ -6,6 +6,7 @@ Letters: B batch, L length of the longest row.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -39,7 +40,7 @@ class Row(NamedTuple):
 class Collator:
     """Samples of one image each, or none -> a batch, padded at the right: the model's inputs and `labels`.
 
-    A sample longer than max_length tokens loses whole turns, the last first.
+    A sample longer than max_length tokens loses whole turns, the last first, and no more than it must.
     """
 
     def __init__(
@@ -81,12 +82,15 @@ class Collator:
 
     def _row(self, messages: Sequence[Message], image: Image | None) -> Row:
         write = self._together if self.turns == "together" else self._apart
-        parts, turns = write(messages, image), len(messages) // 2
-        while len(parts[0]) > self.max_length:
-            if turns == 1:
+        parts = write(messages, image)
+        if len(parts[0]) > self.max_length:
+            fewer = range(1, len(messages) // 2)
+            turns = bisect_right(
+                fewer, self.max_length, key=lambda n: len(write(messages[: 2 * n], image)[0])
+            )
+            parts = write(messages[: 2 * max(turns, 1)], image)
+            if not turns:
                 raise ValueError(f"one turn takes {len(parts[0])} tokens; max_length is {self.max_length}")
-            turns = max(1, min(turns - 1, turns * self.max_length // len(parts[0])))
-            parts = write(messages[: 2 * turns], image)
         return Row(*map(torch.tensor, parts))
 
     def _together(self, messages: Sequence[Message], image: Image | None) -> tuple[list[int], ...]:
