@@ -259,6 +259,23 @@ def test_autocast_stays_close_to_full_precision():
         torch.testing.assert_close(ours.tokens.float(), exact.tokens, rtol=0.05, atol=0.05)
 
 
+def test_points_and_weights_are_not_rounded_to_half_precision(monkeypatch):
+    """The places of a large map are whole cells apart in bf16, and sums of rounded weights are not one."""
+    attention, seen = DeformableCrossAttention(8, 8, num_heads=2, num_points=3).bfloat16(), {}
+    nn.init.normal_(attention.weights.weight)
+    nn.init.zeros_(attention.offsets.bias)
+
+    def sample(value, size, x, y, weights):
+        seen.update(x=x, y=y, weights=weights)
+        return value.new_zeros(*x.shape[:2], 8)[..., : attention.value.out_features]
+
+    monkeypatch.setattr("stepwell.fuse.interaction.deform_attn", sample)
+    attention(torch.randn(1, 300, 8).bfloat16(), (2, 150), torch.zeros(1, 600, 8).bfloat16(), (2, 300))
+    assert (seen["x"][0, :150, 1, 2] - torch.arange(150) * 2 - 0.5).abs().max() < 1e-4
+    assert (seen["y"][0, :, 1, 2] - torch.tensor([0.0, 1.0]).repeat_interleave(150)).abs().max() < 1e-4
+    assert (seen["weights"].sum(-1) - 1).abs().max() < 1e-6
+
+
 def test_what_cannot_be_built_is_refused_with_numbers():
     with pytest.raises(ValueError, match=r"24 with ratio 0\.5 has 12 channels"):
         DeformableCrossAttention(24, 24, num_heads=16, ratio=0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from stepwell.fuse.merge import (
     resize_map,
     stage_stacks,
 )
+from stepwell.layers.position import fraction_position_embedding
 
 DIMS, SIZES = (8, 4, 4), ((2, 3), (3, 5), (4, 6))
 
@@ -96,6 +99,16 @@ def test_tokens_are_resized_first_and_summed_without_weights(norm, grid):
     tokens, size, *_ = merge(maps)
     assert size == (grid or (4, 6))
     torch.testing.assert_close(tokens, total.flatten(2).transpose(1, 2))
+
+
+def test_the_embedding_of_a_place_is_added_to_its_token_by_the_weight_given():
+    config = ProjectorConfig(hidden_dim=8, num_groups=4, grid=(3, 5))
+    plain, placed = TokenMerge(DIMS, 8, config), TokenMerge(DIMS, 8, replace(config, place=0.5))
+    placed.load_state_dict(plain.state_dict())
+    maps = make_maps()
+    added = placed(maps).tokens - plain(maps).tokens
+    expected = 0.5 * fraction_position_embedding(8, (3, 5))
+    torch.testing.assert_close(added, expected.expand_as(added), atol=1e-5, rtol=1e-4)
 
 
 def test_what_does_not_fit_is_refused_with_numbers():

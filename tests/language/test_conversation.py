@@ -38,6 +38,8 @@ def test_llava_next_leaves_a_placeholder_at_the_front_untouched() -> None:
 def test_one_leading_answer_is_dropped() -> None:
     turns = [{"from": "gpt", "value": "Hi"}, {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
     assert [message["role"] for message in from_llava(turns, has_image=False)] == ["user", "assistant"]
+    assert from_llava(turns[1:], has_image=False) == from_llava(turns, has_image=False)
+    assert from_llava([], has_image=False) == []
 
 
 def test_without_an_image_a_placeholder_is_text() -> None:

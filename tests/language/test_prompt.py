@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_next import render_next
 from stepwell.language.conversation import from_llava
-from stepwell.language.prompt import Piece, Prompt, plain_prompt, render
+from stepwell.language.prompt import Piece, Prompt, _joined, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template
 
 Tokenizers = dict[str, PreTrainedTokenizerFast]
@@ -332,3 +332,10 @@ def test_templates_that_cannot_be_used_are_refused() -> None:
         render(ANSWERED, "{{ raise_exception('too long') }}")
     with pytest.raises(ValueError, match="an assistant message is empty"):
         render([*ASKED, {"role": "assistant", "content": ""}], QWEN)
+
+
+def test_spans_that_overlap_or_touch_are_one_and_empty_ones_none() -> None:
+    spans = [(0, 1), (9, 12), (3, 4), (5, 5), (4, 6), (8, 10), (9, 10), (14, 15)]
+    assert _joined(spans) == [(0, 1), (3, 6), (8, 12), (14, 15)]
+    covered = {place for start, end in spans for place in range(start, end)}
+    assert covered == {place for start, end in _joined(spans) for place in range(start, end)}

@@ -14,6 +14,8 @@ from stepwell.layers import position
 from stepwell.layers.position import (
     RelativeBias,
     cubic_spline_weights,
+    fraction_embedding,
+    fraction_position_embedding,
     relative_position_bias,
     resize_patch_kernel,
     resize_position_embedding,
@@ -69,6 +71,39 @@ def test_sincos_position_embeddings_split_into_rows_and_columns_and_tell_all_cel
 def test_a_sincos_position_embedding_needs_a_width_of_four() -> None:
     with pytest.raises(ValueError, match="divisible by 4, got 10"):
         sincos_position_embedding(10, (2, 2))
+
+
+def test_the_sincos_frequencies_reach_from_half_a_turn_over_the_side_to_a_turn_in_four_of_its_128_cells() -> (
+    None
+):
+    sines = sincos_position_embedding(32, (1, 128))[:, 16:24]  # of columns, from the lowest frequency on
+    cells = (torch.arange(128) + 0.5) / 128
+    torch.testing.assert_close(sines[:, 0], (torch.pi * cells).sin())
+    torch.testing.assert_close(sines[4:, -1], sines[:-4, -1], atol=1e-4, rtol=0)
+    assert (sines[2:, -1] + sines[:-2, -1]).abs().max() < 1e-4  # and no turn in two
+
+
+def test_fractions_become_waves_whose_lengths_fall_from_the_longest_to_the_shortest() -> None:
+    fractions = torch.linspace(0, 1, 33)
+    waves = fraction_embedding(fractions, 10)
+    for shift, wave in ((2.0, 0), (2.0 * (0.07 / 2.0) ** 0.5, 2), (0.07, 4)):
+        shifted = fraction_embedding(fractions + shift, 10)
+        for channel in (wave, 5 + wave):  # its sine, its cosine
+            torch.testing.assert_close(shifted[:, channel], waves[:, channel], atol=1e-4, rtol=0)
+            assert (shifted - waves)[:, channel - 1].abs().max() > 0.1
+    assert waves[0].tolist() == [0] * 5 + [1] * 5
+    longer = fraction_embedding(fractions, 10, longest=4.0, shortest=0.5)
+    torch.testing.assert_close(longer[:, 0], (fractions * torch.pi / 2).sin())
+    torch.testing.assert_close(longer[:, 4], (fractions * 4 * torch.pi).sin(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_fraction_position_embedding_is_of_the_columns_then_the_rows_centres() -> None:
+    embedding = fraction_position_embedding(12, (2, 5)).view(2, 5, 12)
+    columns, rows = ((torch.arange(n) + 0.5) / n for n in (5, 2))
+    torch.testing.assert_close(embedding[1, :, :6], fraction_embedding(columns, 6))
+    torch.testing.assert_close(embedding[:, 3, 6:], fraction_embedding(rows, 6))
+    with pytest.raises(ValueError, match="divisible by 4, got 10"):
+        fraction_position_embedding(10, (2, 2))
 
 
 def test_a_relative_position_bias_depends_on_the_offset_alone() -> None:
@@ -182,3 +217,9 @@ def test_a_relative_table_for_the_same_window_is_itself() -> None:
     assert resize_relative_table(table, (7, 7), (7, 7)) is table
     rows_only = resize_relative_table(table, (7, 7), (9, 7)).view(17, 13, 2)
     torch.testing.assert_close(rows_only[8], table.view(13, 13, 2)[6])
+
+
+def test_a_relative_table_for_a_smaller_window_keeps_its_near_offsets() -> None:
+    table = torch.randn(13 * 11, 2)
+    smaller = resize_relative_table(table, (7, 6), (4, 6)).view(7, 11, 2)
+    torch.testing.assert_close(smaller[2:5], table.view(13, 11, 2)[5:8])

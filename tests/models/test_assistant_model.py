@@ -7,13 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CohereConfig,
+    DynamicCache,
+    Gemma2Config,
+    GraniteConfig,
+    pipeline,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import stepwell
 from stepwell.encoders.vit import TransformerBlock
 from stepwell.fuse.interaction import Interaction
-from stepwell.models.assistant import CACHE
+from stepwell.language import splice
+from stepwell.models.assistant import CACHE, StepwellForConditionalGeneration
+from stepwell.models.config import StepwellConfig
 from stepwell.ops.pack import unpack
 
 
@@ -189,6 +200,50 @@ def test_labels_give_the_loss_of_a_causal_language_model(assistant, draw):
     out = assistant.model(**inputs, labels=labels)
     shifted = torch.nn.functional.cross_entropy(out.logits[0, :-1], labels[0, 1:])
     torch.testing.assert_close(out.loss, shifted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        (CohereConfig, {"logit_scale": 0.25}),
+        (GraniteConfig, {"logits_scaling": 8.0}),
+        (Gemma2Config, {"final_logit_softcapping": 0.5}),
+    ],
+)
+def test_logits_are_finished_as_the_language_model_finishes_its_own(assistant, kind, setting):
+    """A scale, its inverse, and a soft cap low enough to be felt."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = kind(vocab_size=40, num_key_value_heads=2, head_dim=16, pad_token_id=0, **sizes, **setting)
+    ours = StepwellForConditionalGeneration(
+        StepwellConfig(assistant.model.config.vision, config, image_token_id=39)
+    )
+    theirs = AutoModelForCausalLM.from_config(config)
+    theirs.base_model.load_state_dict(ours.model.language_model.state_dict())
+    torch.nn.init.normal_(ours.lm_head.weight)
+    theirs.lm_head.load_state_dict(ours.lm_head.state_dict())
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    torch.testing.assert_close(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
+
+
+def test_placeholders_are_counted_in_the_prompt_and_not_at_every_step(assistant, draw, monkeypatch):
+    """Counting them waits for the device."""
+    counted = []
+    place = splice.place_visual_tokens
+    monkeypatch.setattr(
+        "stepwell.models.assistant.place_visual_tokens",
+        lambda ids, *rest: counted.append(ids.shape[1]) or place(ids, *rest),
+    )
+    inputs = assistant.processor(images=draw(90, 60), text="<image> a", return_tensors="pt")
+    assistant.model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert counted == [inputs["input_ids"].shape[1]]
+
+
+def test_placeholders_without_an_image_are_refused_behind_a_cache_too(assistant, draw):
+    cache = DynamicCache(config=assistant.model.config.text_config)
+    assistant.model(input_ids=torch.tensor([[5, 6]]), cache=cache, use_cache=True)
+    ids = torch.full((1, 2), assistant.processor.image_token_id)
+    with pytest.raises(ValueError, match=r"2 image placeholder tokens.* 0 visual tokens"):
+        assistant.model(input_ids=ids, cache=cache)
 
 
 def test_gradients_reach_every_part(build, vision, draw):

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from stepwell.ops.choose import Path, choose, prefer
+from stepwell.ops import products
+from stepwell.ops.choose import Path, choose, prefer, preferred
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,22 @@ def test_a_wish_ends_with_its_block_even_after_an_error() -> None:
 def test_an_unknown_path_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown path 'quick'"), prefer("quick"):  # type: ignore[arg-type]
         pass
+
+
+@pytest.mark.parametrize("path", ["reference", "fast"])
+def test_a_wish_is_read_and_not_recognised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a command line, where equal texts are not one object."""
+    wish = "".join(list(path))
+    assert wish is not path
+    monkeypatch.setattr(products, "has_slow_products", lambda: True)
+    large = torch.empty(256, 1024), torch.empty(1024, 1024)
+    with prefer(wish):  # type: ignore[arg-type]
+        assert preferred() == path
+        assert choose() is (path == "fast")
+        assert products._is_faster(*large, None) is (path == "fast")
+        if path == "fast":
+            with pytest.raises(RuntimeError, match="requested"):
+                choose(fast_ok=False)
 
 
 def test_a_wish_of_one_thread_is_not_heard_by_another() -> None:

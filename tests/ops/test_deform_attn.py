@@ -9,7 +9,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from stepwell.ops.choose import prefer
-from stepwell.ops.deform_attn import deform_attn, deform_attn_fast, deform_attn_reference
+from stepwell.ops.deform_attn import _read, deform_attn, deform_attn_fast, deform_attn_reference
 from stepwell.ops.parts import MOST
 
 SIZES = [(5, 7), (1, 9), (9, 1), (1, 1), (4, 4)]
@@ -196,6 +196,30 @@ def test_meta_tensors_pass_through(path):
     value, *points = (t.to("meta") for t in make_inputs((3, 4)))
     with prefer(path):
         assert deform_attn(value, (3, 4), *points).shape == (2, 11, 15)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "heads", "queries", "integer"),
+    [
+        (2, (7, 9), 3, 5, torch.int32),
+        (2, (2**14, 2**14), 4, 5, torch.int64),  # rows of the table
+        (1, (3, 4), 2, 2**27, torch.int64),  # rows that are read
+    ],
+)
+def test_rows_are_numbered_in_32_bits_as_long_as_these_reach(
+    batch, size, heads, queries, integer, monkeypatch
+):
+    """Of tensors without numbers, since the large ones would take gigabytes."""
+    numbered = []
+    bag = torch.nn.functional.embedding_bag
+    monkeypatch.setattr(
+        "torch.nn.functional.embedding_bag",
+        lambda index, *a, **k: numbered.append(index.dtype) or bag(index, *a, **k),
+    )
+    value = torch.empty(batch, size[0] * size[1], heads, 1, device="meta")
+    points = torch.empty(3, batch, queries, heads, 2, device="meta")
+    assert _read(value, size, *points).shape == (batch, queries, heads)
+    assert numbered == [integer]
 
 
 def test_a_grid_that_does_not_fit_the_tokens_is_refused():

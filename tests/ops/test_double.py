@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from stepwell.ops import double
 from stepwell.ops.choose import prefer
 from stepwell.ops.double import double_map
 
@@ -65,3 +66,20 @@ def test_under_autocast_both_paths_give_one_dtype_and_the_same_values():
             outs.append(double_map(*inputs(torch.float32)))
     assert outs[0].dtype == outs[1].dtype == torch.bfloat16
     torch.testing.assert_close(outs[1], outs[0], rtol=2**-6, atol=2**-6)
+
+
+def test_a_map_of_many_parts_is_the_transposed_convolution(monkeypatch):
+    """Each part is some lines of every map, and one line at least."""
+    x, (_, weight, bias) = torch.randn(2, 6, 40, 64), inputs(torch.float32)
+    parts = []
+    linear = double.linear
+    monkeypatch.setattr(
+        double, "linear", lambda lines, *rest: parts.append(lines.shape) or linear(lines, *rest)
+    )
+    for width in (64, 2000):
+        x = torch.randn(2, 6, 9, width)
+        with prefer("fast"), torch.no_grad():
+            out = double_map(x, weight, bias)
+        torch.testing.assert_close(out, F.conv_transpose2d(x, weight, bias, stride=2))
+    assert {shape[1] for shape in parts} == {8, 1}
+    assert max(shape[0] * shape[1] * shape[2] for shape in parts[:2]) <= double.MOST_CELLS

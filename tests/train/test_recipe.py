@@ -93,6 +93,13 @@ def test_overrides_reach_any_field(override, read, value):
         ("stages.look.losses={words: 1.0}", r"stages\.0\.losses\.words"),
         ("model.start=somewhere", "start is a whole model; start_looking beside it would be ignored"),
         ("model.vision.kind=pip", "model.vision: vision_config: kind 'pip' is none of 'plain', 'piip'"),
+        ("stages.look.optimiser.betas=[-0.1, 0.9]", r"stages\.0\.optimiser\.betas\.0: .*or equal to 0"),
+        ("stages.look.optimiser.betas=[0.9, 1.1]", r"stages\.0\.optimiser\.betas\.1: .*or equal to 1"),
+        ("stages.look.optimiser.lr=0", r"stages\.0\.optimiser\.lr: .*greater than 0"),
+        ("stages.look.optimiser.weight_decay=-1", r"stages\.0\.optimiser\.weight_decay: .*or equal to 0"),
+        ("stages.look.schedule.warmup_steps=-1", r"stages\.0\.schedule\.warmup_steps: .*or equal to 0"),
+        ("stages.look.batch=0", r"stages\.0\.batch: .*greater than 0"),
+        ("workers=-1", "workers: .*or equal to 0"),
         ("task=read", "unknown task 'read'; choose from chat, reader"),
         ("task=chat", "model.start_looking: Extra inputs"),  # a field that the task ignores
     ],

@@ -360,6 +360,23 @@ def test_epochs_are_as_long_as_the_sources_together(tmp_path):
     assert len(trainer.train_dataset) == 16
 
 
+def test_every_stage_draws_and_shuffles_by_a_seed_of_its_own(tmp_path, monkeypatch):
+    seeds = []
+
+    def tell(self, module, task, recipe, source, folder, *, seed):
+        seeds.append((source.seed, seed))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StageTrainer, "__init__", tell)
+    for number, stage in enumerate(("1_look", "2_answer")):
+        with pytest.raises(KeyboardInterrupt):
+            train("reader_smoke", [f"output={tmp_path}", "seed=7"])
+        finished = tmp_path / f"reader_smoke/{stage}/finished"
+        assert seeds[number] == (7 + number, 7 + number)
+        finished.mkdir(parents=True)
+        monkeypatch.setattr("stepwell.train.run.load_model", lambda module, weights: None)
+
+
 def test_every_process_has_samples_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     recipe = load_recipe("reader_smoke")
@@ -430,6 +447,7 @@ def test_two_processes_go_on_where_they_were(tmp_path):
     assert equal_weights(*(tmp_path / name / "reader_smoke/model" for name in ("through", "killed")))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_model_by_the_command_line(finished, tmp_path):
     """In a process that has imported nothing before."""
     _, folder = finished

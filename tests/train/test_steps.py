@@ -76,6 +76,19 @@ def test_losses_of_several_kinds_are_each_weighed_by_what_they_count(tmp_path):
         torch.testing.assert_close(three[name], weights, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_process_weighs_its_share_so_that_the_mean_of_all_is_the_step(tmp_path, monkeypatch, processes):
+    """Gradients are averaged over processes; each counts what all of them have."""
+    trainer = trainer_of(tmp_path, *ONE_STEP, "stages.answer.losses={language: 2.0, frames: 0.5}")
+    monkeypatch.setattr(type(trainer.args), "world_size", processes)
+    trainer.current_gradient_accumulation_steps = 4
+    batch = trainer.task.collate([trainer.train_dataset[0]])
+    here, losses = trainer.task.counts(batch), trainer.model(**batch)
+    counts = {name: torch.tensor(10 * int(count)) for name, count in here.items()}
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=counts)
+    torch.testing.assert_close(loss, 4 * processes * (2.0 * losses["language"] + 0.5 * losses["frames"]) / 10)
+
+
 def test_losses_are_logged_as_means_over_what_they_count(tmp_path, talk):
     data = ["stages.answer.losses={language: 1.0}", f"stages.answer.data={talk('talk')}"]
     logged = []
