@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.interpolate import CubicSpline
 from torch import nn
 
 from stepwell.layers import position
@@ -106,12 +108,15 @@ def test_a_fraction_position_embedding_is_of_the_columns_then_the_rows_centres()
         fraction_position_embedding(10, (2, 2))
 
 
-def test_a_relative_position_bias_depends_on_the_offset_alone() -> None:
-    table = torch.arange(5 * 7.0)[:, None] * torch.tensor([1.0, -1.0])
-    bias = relative_position_bias(table, (3, 4))
-    for query in range(12):
-        for key in range(12):
-            row = (query // 4 - key // 4 + 2) * 7 + query % 4 - key % 4 + 3
+@pytest.mark.parametrize(("rows", "cols"), [(3, 4), (5, 2)])
+def test_a_relative_position_bias_depends_on_the_offset_alone(rows: int, cols: int) -> None:
+    offsets, cells = (2 * rows - 1) * (2 * cols - 1), rows * cols
+    table = torch.arange(float(offsets))[:, None] * torch.tensor([1.0, -1.0])
+    bias = relative_position_bias(table, (rows, cols))
+    for query in range(cells):
+        for key in range(cells):
+            down, right = query // cols - key // cols, query % cols - key % cols
+            row = (down + rows - 1) * (2 * cols - 1) + right + cols - 1
             assert bias[0, query, key] == row == -bias[1, query, key]
 
 
@@ -121,6 +126,15 @@ def test_the_spline_reproduces_cubics_and_passes_through_its_points() -> None:
     cubic = lambda t: 2 * t**3 - t**2 + 0.5 * t - 3  # noqa: E731
     torch.testing.assert_close(cubic_spline_weights(x, at) @ cubic(x), cubic(at))
     torch.testing.assert_close(cubic_spline_weights(x, x), torch.eye(6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n", [4, 5, 9])
+def test_the_spline_is_scipys_cubic_spline(n: int) -> None:
+    x = torch.linspace(-2, 3, n, dtype=torch.float64).pow(3)
+    at = torch.linspace(-8, 27, 57, dtype=torch.float64)
+    values = torch.randn(n, dtype=torch.float64)
+    expected = CubicSpline(x.numpy(), values.numpy(), bc_type="not-a-knot")(at.numpy())
+    torch.testing.assert_close(cubic_spline_weights(x, at) @ values, torch.from_numpy(expected))
 
 
 def test_the_spline_takes_the_border_value_outside() -> None:
@@ -210,6 +224,20 @@ def test_a_resized_relative_table_keeps_the_centre_and_stretches_the_rest() -> N
         torch.testing.assert_close(target[ours, 9], source[theirs, 6])
         torch.testing.assert_close(target[9, ours], source[6, theirs])
     torch.testing.assert_close(target[18, 0], source[12, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_offsets_of_a_resized_relative_table_grow_by_a_factor_to_the_outermost() -> None:
+    """A table that holds the places of its own offsets: 1 + q + ... + q^5 = 9. Splines reproduce lines."""
+    q = next(
+        root.real for root in np.roots([1, 1, 1, 1, 1, 1 - 9]) if abs(root.imag) < 1e-9 and root.real > 0
+    )
+    away = torch.tensor(np.cumsum(q ** np.arange(6)), dtype=torch.float32)
+    places = torch.cat([-away.flip(0), torch.zeros(1), away])
+    table = torch.stack(torch.meshgrid(places, places, indexing="ij"), -1).flatten(0, 1)
+    resized = resize_relative_table(table, (7, 7), (10, 10)).view(19, 19, 2)
+    whole = torch.arange(-9.0, 10.0)
+    torch.testing.assert_close(resized[:, 4, 0], whole, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(resized[4, :, 1], whole, atol=1e-3, rtol=1e-3)
 
 
 def test_a_relative_table_for_the_same_window_is_itself() -> None:

@@ -8,7 +8,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from stepwell.encoders.vit import PositionEmbedding
-from stepwell.fuse.merge import ProjectorConfig, TokenMerge
 from stepwell.layers.position import fraction_embedding, fraction_position_embedding
 from stepwell.reader.pointer import Pointers, tap_attention
 from stepwell.reader.start import (
@@ -20,36 +19,11 @@ from stepwell.reader.start import (
 from stepwell.reader.tokenizer import build_reader_tokenizer
 
 
-def test_the_code_is_sine_and_cosine_of_the_wavelengths():
-    code = fraction_embedding(torch.tensor([0.0, 0.5, 0.25]), 6, longest=2.0, shortest=0.5)
-    turns = torch.tensor([[0.0], [0.5], [0.25]]) / torch.tensor([2.0, 1.0, 0.5])
-    expected = torch.cat([(2 * torch.pi * turns).sin(), (2 * torch.pi * turns).cos()], dim=1)
-    torch.testing.assert_close(code, expected)
-
-
 @pytest.mark.parametrize("at", [0.2, 0.61])
 def test_the_code_of_a_fraction_is_most_like_itself(at):
     places = torch.arange(0, 1, 0.01)
     likeness = fraction_embedding(places, 128) @ fraction_embedding(torch.tensor([at]), 128)[0]
     assert places[likeness.argmax()] == pytest.approx(at, abs=1e-5)
-
-
-def test_cells_carry_their_column_then_their_row():
-    code = fraction_position_embedding(16, (2, 3)).unflatten(0, (2, 3))
-    torch.testing.assert_close(code[1, 2, :8], fraction_embedding(torch.tensor([2.5 / 3]), 8)[0])
-    torch.testing.assert_close(code[1, 2, 8:], fraction_embedding(torch.tensor([0.75]), 8)[0])
-
-
-def test_merged_tokens_gain_the_code_and_nothing_else():
-    maps = [torch.randn(2, 4, 2, 2), torch.randn(2, 6, 4, 3)]
-    plain, placed = (
-        TokenMerge((4, 6), 16, ProjectorConfig(num_groups=4, place=place)) for place in (0.0, 0.5)
-    )
-    placed.load_state_dict(plain.state_dict())
-    gained = placed(maps).tokens - plain(maps).tokens
-    torch.testing.assert_close(
-        gained, 0.5 * fraction_position_embedding(16, (4, 3)).expand(2, -1, -1), atol=1e-5, rtol=0
-    )
 
 
 def test_left_and_bottom_edges_begin_as_the_code_of_their_cells_column_and_row():
