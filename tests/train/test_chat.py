@@ -1,0 +1,113 @@
+"""What a chat starts from: a whole model, or parts from wherever they are."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
+
+from stepwell.language.labels import IGNORE
+from stepwell.reader.tokenizer import build_reader_tokenizer
+from stepwell.train.chat import ChatTask, language_loss
+from stepwell.train.recipe import load_recipe
+
+ENCODER = {"dim": 32, "depth": 2, "num_heads": 4, "norm_eps": 1e-12, "class_token": True, "class_slot": True}
+VISION = {
+    "kind": "plain",
+    "encoder": "vit_nano",
+    "size": 64,
+    "select_layer": -1,
+    "projector": "linear",
+    "arguments": {**ENCODER, "position": "table", "position_grid": [4, 4]},
+}
+TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A language model with its tokenizer, and an encoder, as transformers saves them."""
+    language, encoder = (tmp_path_factory.mktemp(name) for name in ("language", "encoder"))
+    tokenizer = build_reader_tokenizer()
+    tokenizer.save_pretrained(language)
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **TEXT))
+    llama.save_pretrained(language)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64, "patch_size": 16}
+    vit = ViTModel(ViTConfig(hidden_size=32, intermediate_size=128, **sizes))
+    vit.save_pretrained(encoder)
+    return SimpleNamespace(language=language, encoder=encoder, llama=llama, vit=vit)
+
+
+@pytest.fixture
+def started(folders, tmp_path):
+    """started(part=source, ...) -> the module of a chat whose other parts are random."""
+
+    def module_of(**parts):
+        model = {"vision": VISION, "parts": parts, "tokenizer": str(folders.language), "template": "qwen"}
+        if "language" not in parts:
+            model["text"] = {"model_type": "llama", **TEXT}
+        (tmp_path / "talk.json").write_text("[]")
+        data = [{"kind": "conversations", "path": str(tmp_path / "talk.json")}]
+        fields = {"task": "chat", "name": "mine", "model": model}
+        fields["stages"] = [{"name": "one", "steps": 1, "data": data}]
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(fields))))
+        recipe = load_recipe(tmp_path / "mine.yaml")
+        torch.manual_seed(1)
+        return ChatTask(recipe, recipe.stages[0]).build()
+
+    return module_of
+
+
+def test_a_language_model_and_an_encoder_come_from_their_folders(folders, started):
+    module = started(language=str(folders.language), **{"vision.branches.0": str(folders.encoder)})
+    ids, image = torch.tensor([[5, 6, 7]]), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        logits = super(type(module), module).forward(input_ids=ids).logits
+        torch.testing.assert_close(logits, folders.llama(ids).logits)
+        seen = module.model.vision.branches[0].eval()(image).tokens
+        theirs = folders.vit.eval()(image, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(seen, theirs[:, 1:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["projector", "vision.branches.0", "vision.branches", "language.lm_head"])
+def test_any_part_comes_from_a_file_of_ours(started, tmp_path, part):
+    prefix = {"projector": "model.vision.projector", "language.lm_head": "lm_head"}.get(part, f"model.{part}")
+    weights = {name: value + 1 for name, value in started().get_submodule(prefix).state_dict().items()}
+    save_file(weights, tmp_path / "part.safetensors")
+    module = started(**{part: str(tmp_path / "part.safetensors")})
+    for name, value in module.get_submodule(prefix).state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+@pytest.mark.parametrize(
+    ("part", "complaint"),
+    [
+        ("adapter", r"the model has no part 'adapter'; it has language, .*projector, .*vision"),
+        ("vision.branches.7", r"the model has no part 'vision\.branches\.7'"),
+        ("projector", r"parts\.projector: .*part\.safetensors does not fit: .*Missing key"),
+    ],
+)
+def test_a_part_that_there_is_not_and_one_that_does_not_fit_are_refused_in_a_line(
+    started, tmp_path, part, complaint
+):
+    save_file({"other": torch.ones(1)}, tmp_path / "part.safetensors")
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        started(**{part: str(tmp_path / "part.safetensors")})
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_loss_of_answers_is_taken_in_full_precision_of_the_supervised_alone():
+    logits = torch.randn(2, 6, 40).mul(4).bfloat16()
+    labels = torch.tensor([[IGNORE, 3, IGNORE, 5, 7, IGNORE], [IGNORE, IGNORE, IGNORE, 1, IGNORE, IGNORE]])
+    loss, _ = language_loss(
+        lambda logits_to_keep, use_cache: SimpleNamespace(logits=logits[:, logits_to_keep]), labels
+    )
+    right = F.cross_entropy(logits[:, :-1].double().flatten(0, 1), labels[:, 1:].flatten())
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), right, atol=1e-6, rtol=1e-6)
