@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
+from stepwell.folders import ModelError
 from stepwell.language.labels import IGNORE
 from stepwell.reader.tokenizer import build_reader_tokenizer
-from stepwell.train.chat import ChatTask, language_loss
+from stepwell.train.chat import ChatTask, _folder, language_loss
 from stepwell.train.recipe import load_recipe
 
 ENCODER = {"dim": 32, "depth": 2, "num_heads": 4, "norm_eps": 1e-12, "class_token": True, "class_slot": True}
@@ -100,6 +101,13 @@ def test_a_part_that_there_is_not_and_one_that_does_not_fit_are_refused_in_a_lin
     with pytest.raises(ValueError, match=complaint) as refusal:
         started(**{part: str(tmp_path / "part.safetensors")})
     assert "\n" not in str(refusal.value)
+
+
+def test_a_start_that_answers_no_questions_is_refused(folders):
+    with pytest.raises(
+        ModelError, match=r"model\.start: .* holds a 'llama' model, which answers no questions"
+    ):
+        _folder(str(folders.language))
 
 
 def test_the_loss_of_answers_is_taken_in_full_precision_of_the_supervised_alone():

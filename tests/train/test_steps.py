@@ -96,6 +96,7 @@ def test_losses_are_logged_as_means_over_what_they_count(tmp_path, talk):
         trainer = trainer_of(tmp_path / str(len(logged)), *ONE_STEP, *data, *split)
         trainer.train()
         logged.append(trainer.state.log_history[0])
+        assert logged[-1]["loss_language"] == pytest.approx(logged[-1]["loss"], abs=2e-4)
     for name in ("loss", "loss_language"):
         assert logged[1][name] == pytest.approx(logged[0][name], abs=2e-4)
 
