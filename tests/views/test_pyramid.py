@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from stepwell.views.pyramid import exact_ratio, image_pyramid, pyramid_sizes, scaled_size
+from stepwell.views.preprocess import pad_to_square
+from stepwell.views.pyramid import PyramidGeometry, exact_ratio, image_pyramid, pyramid_sizes, scaled_size
 
 PYRAMIDS = [  # sides and strides
     ((448, 896, 1120), (16, 16, 16)),
@@ -142,3 +144,25 @@ def test_the_branch_of_ratio_one_sees_the_image_itself() -> None:
 def test_an_image_too_small_for_a_ratio_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing is left of 1x9"):
         image_pyramid(torch.zeros(1, 3, 1, 9), [0.5])
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 8), (8, 5), (4, 8), (9, 2), (6, 6)])
+def test_the_box_of_a_padded_view_is_where_the_square_lies_around_the_image(height: int, width: int) -> None:
+    """Found in the square itself, whose padding is black and whose image is white."""
+    geometry = PyramidGeometry(
+        names=("one",), sides=(32,), strides=(16,), framing="pad", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    square = pad_to_square(Image.new("RGB", (width, height), "white"), (0, 0, 0))
+    left, top, _, _ = square.getbbox()
+    (view,) = geometry.layout((height, width)).views
+    assert view.box == (-left, -top, square.width - left, square.height - top)
+
+
+@pytest.mark.parametrize(("height", "width", "box"), [(5, 8, (1, 0, 6, 5)), (8, 5, (0, 1, 5, 6))])
+def test_the_box_of_a_cropped_view_is_the_middle_square(
+    height: int, width: int, box: tuple[int, ...]
+) -> None:
+    geometry = PyramidGeometry(
+        names=("one",), sides=(32,), strides=(16,), framing="crop", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    assert geometry.layout((height, width)).views[0].box == box
