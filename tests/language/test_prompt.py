@@ -335,7 +335,7 @@ def test_templates_that_cannot_be_used_are_refused() -> None:
 
 
 def test_spans_that_overlap_or_touch_are_one_and_empty_ones_none() -> None:
-    spans = [(0, 1), (9, 12), (3, 4), (5, 5), (4, 6), (8, 12), (9, 10), (14, 15)]
+    spans = [(0, 1), (9, 11), (3, 4), (5, 5), (4, 6), (8, 12), (9, 10), (14, 15)]
     assert _joined(spans) == [(0, 1), (3, 6), (8, 12), (14, 15)]
     covered = {place for start, end in spans for place in range(start, end)}
     assert covered == {place for start, end in _joined(spans) for place in range(start, end)}

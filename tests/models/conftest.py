@@ -25,9 +25,12 @@ from stepwell.reader.tokenizer import build_reader_tokenizer
 PLAIN = PlainConfig(encoder="vit_nano", size=64, framing="pad")
 PIIP = PiipConfig(
     branches=(
-        BranchConfig(encoder="vit_nano", size=64, interactions=((0, 1), (2, 3))),
+        BranchConfig(encoder="vit_nano", size=64, interactions=((0, 0), (1, 1)), arguments={"depth": 2}),
         BranchConfig(
-            encoder="vit_nano", size=128, interactions=((0, 1), (2, 3)), arguments={"dim": 32, "num_heads": 2}
+            encoder="vit_nano",
+            size=128,
+            interactions=((0, 0), (1, 1)),
+            arguments={"dim": 32, "depth": 2, "num_heads": 2},
         ),
     ),
     interaction=InteractionConfig(num_heads=4),
