@@ -11,6 +11,7 @@ from stepwell.layers.drop_path import DropPath, drop_path_rates
 def test_whole_samples_are_dropped_and_the_mean_is_kept():
     torch.manual_seed(0)
     out = DropPath(0.25).train()(torch.ones(4000, 2, 3))
+    assert out.shape == (4000, 2, 3)
     assert out.unique().tolist() == pytest.approx([0, 4 / 3])
     assert (out.amin((1, 2)) == out.amax((1, 2))).all()
     assert out.mean().item() == pytest.approx(1.0, abs=0.05)

@@ -102,6 +102,11 @@ def test_no_rows(shape, slow_products):
     assert products.linear(x, weight, bias).shape == shape
 
 
+def test_rows_of_no_width_are_the_bias(slow_products):
+    bias = torch.arange(4.0)
+    assert torch.equal(products.linear(torch.zeros(200, 0), torch.zeros(4, 0), bias), bias.expand(200, 4))
+
+
 def test_rows_that_lie_apart_and_a_turned_weight():
     x, weight = torch.randn(6, 8, dtype=torch.float64)[::2, ::2], torch.randn(4, 3, dtype=torch.float64).T
     torch.testing.assert_close(products.linear_fast(x, weight), F.linear(x, weight))
