@@ -89,9 +89,12 @@ def test_any_part_comes_from_a_file_of_ours(started, tmp_path, part):
 @pytest.mark.parametrize(
     ("part", "complaint"),
     [
-        ("adapter", r"the model has no part 'adapter'; it has language, .*projector, .*vision"),
-        ("vision.branches.7", r"the model has no part 'vision\.branches\.7'"),
-        ("projector", r"parts\.projector: .*part\.safetensors does not fit: .*Missing key"),
+        ("adapter", r"parts\.adapter: the model has no such part; its parts are language, .*vision"),
+        ("vision.branches.7", r"parts\.vision\.branches\.7: the model has no such part"),
+        (
+            "projector",
+            r"parts\.projector: .*part\.safetensors does not fit: 2 missing .*, 1 unknown \(other\)",
+        ),
     ],
 )
 def test_a_part_that_there_is_not_and_one_that_does_not_fit_are_refused_in_a_line(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from stepwell.data.sample import Sample
 from stepwell.language.labels import IGNORE
-from stepwell.train.collate import Collator
+from stepwell.train.collate import Collator, turn_mask
 from stepwell.train.recipe import load_recipe
 from stepwell.train.tasks import find_task
 
@@ -90,7 +90,7 @@ def test_no_turn_is_lost_that_would_have_fitted(processor, turns):
 def test_turns_apart_look_back_at_what_they_share_and_at_themselves(processor):
     collator = Collator(processor, max_length=4096, turns="apart")
     rows, images = collator.rows([sample(FIRST, SECOND, SECOND), sample(FIRST)])
-    looks, (long, short) = collator.batch(rows, images)["attention_mask"][:, 0], rows
+    looks, (long, short) = turn_mask(collator.batch(rows, images)["groups"])[:, 0], rows
     shared, length = int((long.groups == 0).sum()), len(short.ids)
     assert (long.ids == processor.image_token_id).nonzero().max() == shared - 1
     assert long.groups.unique().tolist() == [0, 1, 2, 3]

@@ -22,7 +22,7 @@ from stepwell.encoders.vit import VisionTransformer
 from stepwell.folders import download, read_config
 from stepwell.keys.backbones import Naming, backbone_rules, recognise
 from stepwell.keys.checkpoint import Tensors, TensorSource, open_checkpoint
-from stepwell.keys.engine import Plan, Rule, Target, plan
+from stepwell.keys.engine import Plan, Rename, Rule, Target, plan
 from stepwell.keys.fill import fill
 from stepwell.keys.report import Report
 from stepwell.layers.position import resize_patch_kernel, resize_position_embedding, resize_relative_table
@@ -89,6 +89,8 @@ def find_weights(source: str) -> Path:
 def _load(
     encoder: nn.Module, tensors: TensorSource, name: str, naming: Naming | None, image_size: Size | None
 ) -> Report:
+    if tensors.shapes.keys() == encoder.state_dict().keys():  # an encoder of ours, saved as it is
+        return fill(encoder, plan(tensors.shapes, [Rename(r".+", r"\g<0>")]), tensors, name=name)
     if isinstance(encoder, TimmEncoder):
         return fill(encoder, *encoder.plan(tensors), name=name)
     naming = naming or recognise(tensors.shapes)
