@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 from stepwell.folders import ModelError
 from stepwell.language.labels import IGNORE
 from stepwell.reader.tokenizer import build_reader_tokenizer
-from stepwell.train.chat import ChatTask, _folder, language_loss
+from stepwell.train.chat import ChatTask, _folder, language_loss, token_accuracy
 from stepwell.train.recipe import load_recipe
 
 ENCODER = {"dim": 32, "depth": 2, "num_heads": 4, "norm_eps": 1e-12, "class_token": True, "class_slot": True}
@@ -111,6 +111,19 @@ def test_a_start_that_answers_no_questions_is_refused(folders):
         ModelError, match=r"model\.start: .* holds a 'llama' model, which answers no questions"
     ):
         _folder(str(folders.language))
+
+
+def test_accuracy_is_the_share_of_supervised_tokens_and_of_evaluation_alone(started):
+    labels = torch.tensor([[IGNORE, 3, IGNORE, 5, 7], [IGNORE, IGNORE, IGNORE, 1, IGNORE]])
+    said = torch.tensor([[3, 9, 7], [4, 1, 4]])  # behind positions 0, 2 and 3, which some row supervises
+    outputs = SimpleNamespace(logits=F.one_hot(said, 10).float())
+    assert token_accuracy(outputs, labels) == 3 / 4  # 3, 7 and 1 are right; 5 is not
+    assert token_accuracy(SimpleNamespace(logits=outputs.logits[:, :0]), labels.clamp(max=IGNORE)) == 0
+    module, ids = started(), torch.tensor([[5, 6, 7, 8]])
+    batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+    assert module.train()(**batch).keys() == {"language"}
+    assert module.eval()(**batch).keys() == {"language", "accuracy"}
+    assert ChatTask.counts(None, batch)["accuracy"] == 3
 
 
 def test_the_loss_of_answers_is_taken_in_full_precision_of_the_supervised_alone():

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -225,6 +226,39 @@ def test_an_interrupted_stage_ends_as_if_it_had_not_been(tmp_path, monkeypatch, 
     assert equal_weights(through, resumed)
 
 
+KILLED = """
+import os, signal, sys
+import torch
+from stepwell.train.run import train
+
+save = torch.save
+
+def half(content, file, *arguments, **named):
+    save(content, file, *arguments, **named)
+    if "checkpoint-3" in str(file):
+        os.truncate(file, os.path.getsize(file) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = half
+train("reader_smoke", sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_the_middle_of_a_checkpoint_loses_that_one_alone(tmp_path, caplog):
+    settings = ["bf16=false", "save_steps=1", "stages.look.steps=4", "stages.answer.steps=1"]
+    through = train("reader_smoke", [*settings, f"output={tmp_path}/through"])
+    settings.append(f"output={tmp_path}/killed")
+    killed = subprocess.run([sys.executable, "-c", KILLED, *settings], capture_output=True, timeout=600)
+    assert killed.returncode == -signal.SIGKILL
+    stage = tmp_path / "killed/reader_smoke/1_look"
+    assert (stage / "checkpoint-3").is_dir()
+    assert not (stage / "finished").exists()
+    resumed = train("reader_smoke", settings)
+    assert "checkpoint-3 was not written to its end; it is passed over" in caplog.text
+    assert equal_weights(through, resumed)
+
+
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path, monkeypatch, caplog):
     settings = ["bf16=false", "save_steps=1", "stages.look.steps=4", "stages.answer.steps=1"]
     settings += [f"output={tmp_path}"]
@@ -280,7 +314,7 @@ def test_validation_losses_are_measured_and_the_best_weights_kept(tmp_path, monk
         weights.append({n: p.detach().clone() for n, p in self.model.named_parameters()})
         return {"frames": next(losses)}
 
-    monkeypatch.setattr(StageTrainer, "_validation_losses", measured)
+    monkeypatch.setattr(StageTrainer, "_validation_means", measured)
     train("reader_smoke", [*VALIDATED, f"output={tmp_path}"])
     stage = tmp_path / "reader_smoke/1_look"
     rows = read_metrics(stage)
@@ -307,7 +341,7 @@ def test_a_stage_can_keep_its_last_weights_and_a_loss_that_is_no_number_is_not_t
         weights.append(self.model.get_parameter(name).detach().clone())
         return {"frames": next(losses)}
 
-    monkeypatch.setattr(StageTrainer, "_validation_losses", measured)
+    monkeypatch.setattr(StageTrainer, "_validation_means", measured)
     train("reader_smoke", [*VALIDATED, f"output={tmp_path}", "stages.look.keep=last"])
     stage = tmp_path / "reader_smoke/1_look"
     assert not (stage / "last").exists()
@@ -329,8 +363,10 @@ def test_a_validation_loss_is_the_mean_over_all_samples_and_moves_no_weight(tmp_
     batch = trainer.task.collate([trainer.eval_dataset[i] for i in range(5)])
     with torch.no_grad():
         whole = trainer.model.eval()(**batch)
-    for name, loss in whole.items():
-        assert metrics[f"eval_loss_{name}"] == pytest.approx(float(loss), rel=1e-4)
+    assert whole.keys() == {"language", "frames", "accuracy"}
+    for name in ("language", "frames"):
+        assert metrics[f"eval_loss_{name}"] == pytest.approx(float(whole[name]), rel=1e-4)
+    assert metrics["eval_accuracy"] == pytest.approx(float(whole["accuracy"]), rel=1e-4)
     assert metrics["eval_loss"] == pytest.approx(
         float(2.0 * whole["language"] + 0.5 * whole["frames"]), rel=1e-4
     )

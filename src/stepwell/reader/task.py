@@ -34,6 +34,7 @@ from stepwell.train.chat import (
     ChatTask,
     ConversationData,
     language_loss,
+    token_accuracy,
     zero_through,
 )
 from stepwell.train.collate import Row
@@ -134,7 +135,9 @@ class ReaderTraining(StepwellForConditionalGeneration):
         image_sizes: Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, Tensor]:
-        """A batch of `ReaderTask.collate` -> the losses that the stage names."""
+        """A batch of `ReaderTask.collate` -> the losses that the stage names; in evaluation the score
+        `accuracy` beside that of language.
+        """
         losses: dict[str, Tensor] = {}
         images = {} if image_sizes is None else {"image_sizes": image_sizes}
         if "language" in self.stage.losses or "pointer" in self.stage.losses:
@@ -154,7 +157,10 @@ class ReaderTraining(StepwellForConditionalGeneration):
                 else self._frame_loss(visual_tokens, image_sizes, frames)
             )
         nothing = zero_through(self.model.vision) if image_sizes is None else 0.0
-        return {name: loss + nothing for name, loss in losses.items() if name in self.stage.losses}
+        found = {name: loss + nothing for name, loss in losses.items() if name in self.stage.losses}
+        if "language" in found and not self.training:
+            found["accuracy"] = token_accuracy(outputs, labels)
+        return found
 
     def _frame_loss(self, visual_tokens: Tensor, image_sizes: Tensor, frames: Sequence[Any]) -> Tensor:
         """The mean over the images that have frames."""
@@ -238,7 +244,7 @@ class ReaderTask(ChatTask):
             "frames": sum(len(targets["classes"]) > 0 for targets in batch["frames"]),
             "pointer": sum(len(pointed["positions"]) > 0 for pointed in batch["pointers"]),
         }
-        return {name: count for name, count in counts.items() if name in self.stage.losses}
+        return {name: count for name, count in counts.items() if name in (*self.stage.losses, *self.scores)}
 
 
 def _check_grid(geometry: Geometry) -> None:

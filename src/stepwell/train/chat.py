@@ -42,6 +42,7 @@ __all__ = [
     "ChatTraining",
     "ConversationData",
     "language_loss",
+    "token_accuracy",
     "zero_through",
 ]
 
@@ -110,11 +111,11 @@ class ChatTraining(StepwellForConditionalGeneration):
     """The model, whose forward gives the loss of its answers."""
 
     def forward(self, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
-        """A batch of `Collator` -> the loss `language`."""
-        loss, _ = language_loss(super().forward, labels, **inputs)
+        """A batch of `Collator` -> the loss `language`; in evaluation the score `accuracy` too."""
+        loss, outputs = language_loss(super().forward, labels, **inputs)
         if inputs.get("image_sizes") is None:
             loss = loss + zero_through(self.model.vision)
-        return {"language": loss}
+        return {"language": loss} | ({} if self.training else {"accuracy": token_accuracy(outputs, labels)})
 
 
 class ChatTask:
@@ -125,6 +126,7 @@ class ChatTask:
     def __init__(self, recipe: Any, stage: Any) -> None:
         self.settings, self.stage = recipe, stage
         self.learning: tuple[str, ...] = stage.train
+        self.scores: tuple[str, ...] = ("accuracy",) if "language" in stage.losses else ()
         if recipe.model.start is None:
             tokenizer = self.build_tokenizer(recipe.model)
             self.config = _config(recipe.model, tokenizer)
@@ -195,7 +197,8 @@ class ChatTask:
         return self.collator(samples)
 
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
-        return {"language": (batch["labels"][:, 1:] != IGNORE).sum()}
+        tokens = (batch["labels"][:, 1:] != IGNORE).sum()
+        return {"language": tokens, "accuracy": tokens}
 
     def save(self, weights: Path, folder: Path) -> None:
         model = self.start(StepwellForConditionalGeneration, self.config)
@@ -243,12 +246,27 @@ def language_loss(
     """
     if groups is not None:
         inputs["attention_mask"] = turn_mask(groups)
-    following = labels[:, 1:]
-    supervised = (following != IGNORE).any(0).nonzero()[:, 0]
+    supervised, wanted = _supervised(labels)
     outputs = forward(**inputs, logits_to_keep=supervised, use_cache=False)
-    logits, wanted = outputs.logits.float().flatten(0, 1), following[:, supervised].flatten()
+    logits = outputs.logits.float().flatten(0, 1)
     total = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
     return total / (wanted != IGNORE).sum().clamp(min=1), outputs
+
+
+def token_accuracy(outputs: Any, labels: Tensor) -> Tensor:
+    """The share of supervised tokens that the outputs of `language_loss` get right, each behind the right
+    ones before it; 0 without any.
+    """
+    _, wanted = _supervised(labels)
+    right: Tensor = (outputs.logits.argmax(-1).flatten() == wanted)[wanted != IGNORE]
+    return right.float().sum() / max(1, len(right))
+
+
+def _supervised(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """labels (B, L) -> the S positions whose following token any row learns, and those tokens, (B * S,)."""
+    following = labels[:, 1:]
+    positions = (following != IGNORE).any(0).nonzero()[:, 0]
+    return positions, following[:, positions].flatten()
 
 
 def zero_through(module: nn.Module) -> Tensor:

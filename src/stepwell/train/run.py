@@ -263,10 +263,13 @@ class StageTrainer(Trainer):
         return (total, None) if return_outputs else total
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Means of the losses over the validation data; the best weights are kept in `best`."""
-        means = self._validation_losses()
-        metrics = {f"eval_loss_{name}": mean for name, mean in means.items()}
-        metrics["eval_loss"] = sum(self.stage.losses[name] * mean for name, mean in means.items())
+        """Means of losses and scores over the validation data; the weights of the smallest loss are kept in
+        `best`.
+        """
+        means = self._validation_means()
+        metrics = {f"eval_loss_{name}": means[name] for name in self.stage.losses}
+        metrics["eval_loss"] = sum(weight * means[name] for name, weight in self.stage.losses.items())
+        metrics |= {f"eval_{name}": means[name] for name in self.task.scores}
         super().log(metrics)
         self._validated = self.state.global_step
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -277,26 +280,27 @@ class StageTrainer(Trainer):
         return metrics
 
     @torch.no_grad()
-    def _validation_losses(self) -> dict[str, float]:
+    def _validation_means(self) -> dict[str, float]:
         """Every process takes every n-th batch, so that no sample counts twice."""
         assert self.eval_dataset is not None
         rank, processes = self.args.process_index, self.args.world_size
         places = range(len(self.eval_dataset))
         batches = [places[i : i + self.stage.batch] for i in places[:: self.stage.batch]][rank::processes]
-        totals = torch.zeros(len(self.stage.losses), 2, dtype=torch.float64, device=self.args.device)
+        names = [*self.stage.losses, *self.task.scores]
+        totals = torch.zeros(len(names), 2, dtype=torch.float64, device=self.args.device)
         model = self.model.eval()
         for batch in batches:
             inputs = self._prepare_inputs(self.task.collate([self.eval_dataset[i] for i in batch]))
             counts = self.task.counts(inputs)
             with self.accelerator.autocast():
-                losses = model(**inputs)
-            for total, name in zip(totals, self.stage.losses, strict=True):
-                total += torch.stack([losses[name] * counts[name], torch.as_tensor(counts[name]).to(total)])
+                means = model(**inputs)
+            for total, name in zip(totals, names, strict=True):
+                total += torch.stack([means[name] * counts[name], torch.as_tensor(counts[name]).to(total)])
         model.train()
         totals = self.accelerator.reduce(totals)
         return {
             name: float(total / count.clamp(min=1))
-            for name, (total, count) in zip(self.stage.losses, totals, strict=True)
+            for name, (total, count) in zip(names, totals, strict=True)
         }
 
     def _keep(self, folder: Path) -> None:

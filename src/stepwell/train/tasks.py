@@ -38,6 +38,9 @@ class Task(Protocol):
     learning: Sequence[str]
     """Parts that learn in this stage."""
 
+    scores: Sequence[str]
+    """What the module gives beside the stage's losses while it is evaluated, by name, each a mean."""
+
     def __init__(self, recipe: Any, stage: Any) -> None: ...
 
     @classmethod
@@ -64,8 +67,8 @@ class Task(Protocol):
         ...
 
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
-        """How many items each of the stage's losses is the mean of: the batches of a step, in all processes,
-        are weighed as if they were one.
+        """How many items each of the stage's losses and scores is the mean of: the batches of a step, in all
+        processes, are weighed as if they were one.
         """
         ...
 
