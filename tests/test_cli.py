@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -314,23 +313,6 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([COMMAND, *arguments], capture_output=True, timeout=60, check=False, **options)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["ask", "--help"], ["ask", RECEIPT, ""], ["ask", "no.jpg", "?"], ["ask", __file__, "?"]],
-)
-def test_the_command_answers_within_a_second(arguments: list[str]) -> None:
-    """Seconds of computing, the best of three at most: other programs on the machine do not count."""
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result = run(*arguments)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        assert b"Traceback" not in result.stderr
-        if seconds < 1.0:
-            return
-    pytest.fail(f"took {seconds:.2f} s")
 
 
 def test_version_is_that_of_the_package() -> None:

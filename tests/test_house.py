@@ -266,7 +266,16 @@ def test_the_path_needs_neither_transformers_nor_the_compiler() -> None:
     assert run(PATH_ALONE).strip() == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["ask", "missing.jpg", "What?"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["ask", "--help"],
+        ["ask", "missing.jpg", "What?"],
+        ["ask", __file__, ""],
+        ["ask", __file__, "?"],  # no image
+    ],
+)
 def test_the_command_answers_without_torch(arguments: list[str]) -> None:
     run(f"""
 import sys
