@@ -261,6 +261,7 @@ print([name for name in heavy if name in sys.modules])
 """
 
 
+@pytest.mark.slow
 def test_the_path_needs_neither_transformers_nor_the_compiler() -> None:
     """Everything between an image and its visual tokens or maps, and the planner, imported and run."""
     assert run(PATH_ALONE).strip() == "[]"
@@ -287,6 +288,7 @@ assert not heavy, heavy
 """)
 
 
+@pytest.mark.slow
 def test_costs_are_told_without_transformers() -> None:
     """Importing it takes longer than the answer."""
     run("""

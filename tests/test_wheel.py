@@ -85,6 +85,7 @@ def test_the_wheel_holds_assets_recipes_and_nothing_of_the_workshop(wheel: Path)
     assert {Path(name).name for name in files if "/licenses/" in name} == {"LICENSE", "NOTICE"}
 
 
+@pytest.mark.slow
 def test_the_installed_command_answers_a_question(clean: Path, tmp_path: Path) -> None:
     """The first question of the README, from a folder that is not ours."""
     answered = run(clean, "stepwell", "ask", str(RECEIPT), "How much is the total?", folder=tmp_path)

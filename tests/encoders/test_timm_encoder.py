@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from typing import Any
 
 import pytest
@@ -18,7 +19,10 @@ from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import ProjectorConfig
 from stepwell.keys.report import FitError
 from stepwell.models.piip import PiipConfig
+from stepwell.models.plain import PlainConfig
 from stepwell.models.pyramid import BranchConfig
+from stepwell.models.systems import vision_settings
+from stepwell.models.vision import settings_json
 
 SMALL: dict[str, Any] = {"depth": 4, "embed_dim": 64, "num_heads": 2}
 NETWORKS: list[tuple[str, dict[str, Any], tuple[int, int], int]] = [
@@ -85,6 +89,15 @@ def test_layer_by_layer_it_is_timms_network(
             assert state.size == (size[0] // ours.spec.strides[layer], size[1] // ours.spec.strides[layer])
         torch.testing.assert_close(ours.to_map(state), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(ours(image).tokens, state.tokens)
+
+
+def test_arguments_may_be_lists_as_json_has_them() -> None:
+    name, arguments, _, _ = next(network for network in NETWORKS if network[0].startswith("swin"))
+    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
+    assert encoder_spec(f"timm:{name}", lists) == encoder_spec(f"timm:{name}", arguments)
+    settings = PlainConfig(encoder=f"timm:{name}", size=224, arguments=lists, select_layer=-1)
+    again = vision_settings(json.loads(json.dumps(settings_json(settings))))
+    assert again.build(8).encoders[0].spec.dims == (24, 48, 96, 192)
 
 
 def test_statistics_are_those_of_the_pretraining() -> None:

@@ -176,6 +176,7 @@ def without_numbers(network: nn.Module, places: dict[str, str], mode: FakeTensor
     return imagined
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by accelerate
 @pytest.mark.parametrize("name", ["plain", "piip", "backbone", "first_patch", "merge"])
 def test_wherever_auto_cuts_no_operation_is_on_two_gpus(name):

@@ -222,6 +222,7 @@ def test_another_language_model_is_asked_through_transformers(build, tmp_path, d
     assert loaded.ask(draw(60, 60), "What?") == assistant.ask(draw(60, 60), "What?")
 
 
+@pytest.mark.slow
 def test_the_command_loads_neither_transformers_nor_the_compiler():
     code = f"""
 import sys

@@ -55,6 +55,7 @@ def test_recorded_files_of_the_llava_family_pass(run: Any) -> None:
     assert all(" ok" in line for line in lines[:-1])
 
 
+@pytest.mark.slow
 def test_the_script_finds_its_siblings_from_any_folder(tmp_path: Path) -> None:
     command = [sys.executable, verify.__file__, str(PROJECTOR), "--path", "reference"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)

@@ -10,6 +10,7 @@ pretraining. `timm:NAME` is any network of timm (encoders/timm_encoder.py).
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -61,7 +62,7 @@ def encoder_arguments(name: str, overrides: Mapping[str, Any] = {}) -> dict[str,
     of timm are known to timm alone.
     """
     if name.startswith(TIMM):
-        return dict(overrides)
+        return _with_tuples(overrides)
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; choose from {', '.join(sorted(ENCODERS))}, {TIMM}NAME")
     known = inspect.signature(ENCODERS[name].build).parameters
@@ -70,15 +71,18 @@ def encoder_arguments(name: str, overrides: Mapping[str, Any] = {}) -> dict[str,
             f"encoder {name!r} has no argument {', '.join(map(repr, unknown))}; "
             f"it has {', '.join(sorted(known))}"
         )
-    merged = {**ENCODERS[name].arguments, **overrides}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in merged.items()}
+    return _with_tuples({**ENCODERS[name].arguments, **overrides})
+
+
+def _with_tuples(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
 
 
 def encoder_spec(name: str, arguments: Mapping[str, Any] = {}) -> EncoderSpec:
     """`build_encoder(name, **arguments).spec` without weights in memory; the same errors."""
     merged = encoder_arguments(name, arguments)
     if name.startswith(TIMM):
-        return _timm_spec(name, tuple(sorted(merged.items())))
+        return _timm_spec(name.removeprefix(TIMM), json.dumps(merged, sort_keys=True))
     build = ENCODERS[name].build
     call = inspect.signature(build).bind(**merged)
     call.apply_defaults()
@@ -87,8 +91,9 @@ def encoder_spec(name: str, arguments: Mapping[str, Any] = {}) -> EncoderSpec:
 
 
 @lru_cache
-def _timm_spec(name: str, arguments: tuple[tuple[str, Any], ...]) -> EncoderSpec:
-    return timm_spec(name.removeprefix(TIMM), **dict(arguments))
+def _timm_spec(name: str, arguments: str) -> EncoderSpec:
+    """arguments: as JSON, which can be kept as a key."""
+    return timm_spec(name, **_with_tuples(json.loads(arguments)))
 
 
 def build_encoder(
