@@ -565,6 +565,87 @@ def test_a_table_of_another_grid_finds_its_own_when_nothing_says_it() -> None:
     assert ours.position.table.dtype == torch.float32
 
 
+@pytest.mark.parametrize("grid", [(2, 8), (4, 4), (1, 16)])
+def test_a_square_table_is_read_as_a_square_though_the_encoders_has_as_many_cells(
+    grid: tuple[int, int],
+) -> None:
+    theirs = drawn(timm.create_model("vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=4, img_size=64))
+    ours = VisionTransformer(**SIZE, position_grid=grid)
+    report = load_encoder_state(ours, theirs.state_dict())
+    assert set(report.resized) == (set() if grid == (4, 4) else {"position.table"})
+    table = theirs.pos_embed[:, 1:].mT.unflatten(2, (4, 4))
+    expected = F.interpolate(table, grid, mode="bicubic").flatten(2).mT[0]
+    torch.testing.assert_close(ours.position.table, expected)
+
+
+def test_an_encoder_of_ours_starts_one_of_another_geometry() -> None:
+    source = drawn(VisionTransformer(**SIZE, position_grid=(4, 4), class_token=True, class_slot=True))
+    ours = VisionTransformer(**SIZE, position_grid=(3, 5), class_token=True, class_slot=True, patch=8)
+    report = load_encoder_state(ours, source.state_dict())
+    assert set(report.resized) == {"position.table", "patch_embed.proj.weight"}
+    assert torch.equal(ours.position.table[0], source.position.table[0])
+    alike = VisionTransformer(**SIZE, position_grid=(2, 8))
+    source = drawn(VisionTransformer(**SIZE, position_grid=(2, 8)))
+    assert not load_encoder_state(alike, source.state_dict()).resized
+    assert torch.equal(alike.position.table, source.position.table)
+
+
+def test_timms_clip_has_its_first_norm() -> None:
+    theirs = drawn(
+        timm.create_model("vit_base_patch16_clip_224", embed_dim=32, depth=2, num_heads=4, img_size=64)
+    )
+    ours = VisionTransformer(
+        **{**AS_PRETRAINED, "norm_eps": 1e-5, "patch_bias": False, "embed_norm": True}
+    ).eval()
+    assert load_encoder_state(ours, theirs.state_dict()).ok
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        same(ours(image), theirs.forward_features(image))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"image_size": [16]}, r"image_size \[16\], which is no height and width"),
+        ({"image_size": "16"}, r"image_size '16', which is no height and width"),
+        ({"image_size": -16}, "no height and width"),
+        ({"image_size": {"height": 64}}, "no height and width"),
+        ({"image_size": {"height": 64, "width": 64}, "vision_config": None, "hidden_act": ["gelu"]}, None),
+        ({"image_size": None, "pretrained_cfg": [3], "num_attention_heads": "4"}, None),
+    ],
+)
+def test_a_config_that_says_rubbish_is_refused_in_words(
+    change: dict[str, Any], says: str | None, tmp_path: Path
+) -> None:
+    build, arguments = FAMILIES["vit"]
+    build().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    ours = VisionTransformer(**{**AS_PRETRAINED, **arguments})
+    if says is None:
+        assert load_encoder_weights(ours, tmp_path).ok
+    else:
+        with pytest.raises(ValueError, match=says):
+            load_encoder_weights(ours, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("patch_embed.proj.weight", torch.zeros(32, 768)),
+        ("pos_embed", torch.zeros(17)),
+        ("pos_embed", torch.tensor(1.0)),
+        ("blocks.0.norm1.weight", torch.zeros(32, dtype=torch.int8)),
+        ("blocks.0.norm1.weight", torch.zeros(32, dtype=torch.complex64)),
+    ],
+)
+def test_tensors_of_strange_shapes_and_kinds_do_not_fit(name: str, tensor: Tensor) -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=4, img_size=64)
+    state = theirs.state_dict() | {name: tensor}
+    with pytest.raises(FitError, match="these weights does not fit: "):
+        load_encoder_state(VisionTransformer(**SIZE, position_grid=(4, 4)), state, image_size=(64, 64))
+
+
 def test_a_source_that_changes_nothing_is_an_error() -> None:
     theirs = timm.create_model("vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=4, img_size=64)
     ours = VisionTransformer(**SIZE, position_grid=(4, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from stepwell.encoders.pretrained import load_encoder_state
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import ProjectorConfig
 from stepwell.keys.report import FitError
+from stepwell.models.dense import DenseSettings
+from stepwell.models.perception import PyramidBackbone, PyramidBackboneConfig
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.pyramid import BranchConfig
@@ -137,6 +140,79 @@ def test_checkpointing_gives_the_same_gradients(name: str) -> None:
         gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
     assert len(gradients[0]) > 10
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "regnetx_002", "tf_efficientnet_lite0"])
+def test_batch_statistics_that_do_not_learn_stay_and_are_not_counted_twice(name: str) -> None:
+    encoder = build_encoder(f"timm:{name}", checkpointing=True)
+    image = torch.randn(2, 3, 64, 64)
+    before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
+    encoder.requires_grad_(False).train()
+    encoder(image)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in encoder.state_dict().items())
+    encoder.requires_grad_(True).train()
+    encoder(image).tokens.sum().backward()
+    counts = {int(t) for key, t in encoder.state_dict().items() if key.endswith("num_batches_tracked")}
+    assert counts == {1}
+
+
+def test_a_layer_leaves_what_goes_into_it_as_it_was() -> None:
+    encoder = build_encoder("timm:resnet10t").eval()
+    state = encoder.stem(torch.randn(1, 3, 64, 64))
+    before = state.tokens.clone()
+    encoder.run(state, 0, 1)
+    assert torch.equal(state.tokens, before)
+
+
+def test_old_files_do_not_count_batches() -> None:
+    theirs = drawn(timm.create_model("resnet10t"))
+    state = {k: t for k, t in theirs.state_dict().items() if not k.endswith("num_batches_tracked")}
+    report = load_encoder_state(build_encoder("timm:resnet10t"), state)
+    assert set(report.absent.values()) == {"counts from 0"}
+
+
+def test_a_stem_of_convolutions_counts_to_the_stride() -> None:
+    encoder = build_encoder("timm:vit_tiny_r_s16_p8_224", depth=2).eval()
+    assert encoder.spec.stride == 32
+    assert encoder(torch.randn(1, 3, 70, 96)).size == (2, 3)
+    with pytest.raises(ValueError, match=r"patches of 16x8, which are no squares"):
+        build_encoder("timm:vit_tiny_patch16_224", patch_size=(16, 8), **SMALL)
+
+
+def test_a_network_of_fixed_size_says_so() -> None:
+    name, arguments, _, _ = next(network for network in NETWORKS if network[0].startswith("swin"))
+    with pytest.raises(ValueError, match=r"swin_tiny.* cannot take an image of 96x96: .*224"):
+        build_encoder(f"timm:{name}", **arguments)(torch.randn(1, 3, 96, 96))
+
+
+@pytest.mark.parametrize("name", ["swin", "vit_small_patch16_dinov3", "tf_efficientnet"])
+def test_saved_in_a_backbone_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
+    """Whatever starting values a module of timm would give itself."""
+    name, arguments, size, _ = next(network for network in NETWORKS if network[0].startswith(name))
+    branch = BranchConfig(encoder=f"timm:{name}", size=size[0], arguments=arguments)
+    config = PyramidBackboneConfig(pyramid=DenseSettings(branches=(branch,), merge="none", operations=()))
+    model = drawn(PyramidBackbone(config))
+    model.save_pretrained(tmp_path)
+    again = PyramidBackbone.from_pretrained(tmp_path)
+    for (key, ours), theirs in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), key
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("hf-hub:owner/name", {}, "is no network's name"),
+        ("resnet10t", {"checkpoint_path": "/somewhere.pth"}, "'checkpoint_path' is not taken"),
+        ("resnet10t", {"pretrained": True}, "'pretrained' is not taken"),
+        ("vit_tiny_patch16_224", {"patch_size": 0}, "timm cannot build"),
+        ("convnext_atto", {"act_layer": "rubbish"}, "timm cannot build"),
+    ],
+)
+def test_what_would_fetch_or_cannot_be_built_is_refused(
+    name: str, arguments: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        encoder_spec(f"timm:{name}", arguments)
 
 
 def test_weights_of_another_network_are_refused() -> None:

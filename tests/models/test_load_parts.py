@@ -134,6 +134,49 @@ def test_a_language_model_of_another_size_is_refused_with_the_report(tmp_path: P
     assert torch.equal(logits(ours), before)
 
 
+def test_what_is_one_tensor_here_has_to_be_one_there(tmp_path: Path) -> None:
+    """A head of its own would overwrite the embedding, or be lost."""
+    theirs = causal("llama")
+    theirs.save_pretrained(tmp_path)
+    sizes = {**SIZES, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    ours = assistant(transformers.LlamaConfig(**sizes))
+    with pytest.raises(
+        FitError, match=r"lm_head\.weight and model\.embed_tokens\.weight are one tensor here"
+    ):
+        load_parts(ours, {"language": str(tmp_path)})
+
+
+def test_tensors_that_a_language_model_has_no_place_for_are_refused(tmp_path: Path) -> None:
+    theirs = causal("llama")
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    ours = assistant(transformers.LlamaConfig(**{**SIZES, "num_key_value_heads": 2, "num_hidden_layers": 1}))
+    with pytest.raises(ValueError, match=r"parts\.language: .* 9 unknown \(model\.layers\.1\."):
+        load_parts(ours, {"language": str(tmp_path)})
+
+
+@pytest.mark.parametrize("damage", ["cut", "config"])
+def test_a_damaged_folder_of_a_language_model_is_refused_in_words(damage: str, tmp_path: Path) -> None:
+    theirs = causal("llama")
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / ("model.safetensors" if damage == "cut" else "config.json")
+    file.write_bytes(
+        file.read_bytes()[:200] if damage == "cut" else b'{"model_type": "llama", "hidden_size": "x"}'
+    )
+    with pytest.raises(ValueError, match=r"parts\.language: .*holds no causal language model"):
+        load_parts(assistant(theirs.config), {"language": str(tmp_path)})
+
+
+def test_what_is_within_a_part_comes_behind_it(tmp_path: Path) -> None:
+    theirs = causal("llama")
+    theirs.save_pretrained(tmp_path / "whole")
+    save_file({"weight": torch.full((60, 32), 0.5)}, tmp_path / "head.safetensors")
+    ours = assistant(theirs.config)
+    load_parts(ours, {"language.lm_head": tmp_path / "head.safetensors", "language": str(tmp_path / "whole")})
+    assert (ours.lm_head.weight == 0.5).all()
+
+
 def test_a_branch_starts_from_an_encoder_of_others(tmp_path: Path) -> None:
     theirs = transformers_vit()
     theirs.save_pretrained(tmp_path)

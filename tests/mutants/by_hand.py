@@ -37,7 +37,7 @@ BY_HAND = (
     ("models/assistant.py", "logits = logits / scale", "logits = logits * scale"),
     # weights of losses
     ("train/run.py", "total = total + self.stage.losses[name] * loss", "total = total + loss"),
-    ("train/run.py", "sum(self.stage.losses[name] * mean for", "sum(mean for"),
+    ("train/run.py", "sum(weight * means[name] for", "sum(means[name] for"),
     # the pointer's head
     ("reader/pointer.py", "rotary, row, pointed, head)", "rotary, row, pointed, 0)"),
     ("reader/pointer.py", "rotated(attention.k_proj, kv_head,", "rotated(attention.k_proj, 0,"),

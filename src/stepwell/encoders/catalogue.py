@@ -97,7 +97,7 @@ def _timm_spec(name: str, arguments: str) -> EncoderSpec:
 
 
 def build_encoder(
-    name: str, *, weights: str | Path | None = None, **overrides: Any
+    name: str, /, *, weights: str | Path | None = None, **overrides: Any
 ) -> VisionTransformer | ConvNeXt | TimmEncoder:
     """An encoder of the catalogue; `overrides` are constructor arguments that differ.
 

@@ -89,28 +89,43 @@ def find_weights(source: str) -> Path:
 def _load(
     encoder: nn.Module, tensors: TensorSource, name: str, naming: Naming | None, image_size: Size | None
 ) -> Report:
-    if tensors.shapes.keys() == encoder.state_dict().keys():  # an encoder of ours, saved as it is
-        return fill(encoder, plan(tensors.shapes, [Rename(r".+", r"\g<0>")]), tensors, name=name)
-    if isinstance(encoder, TimmEncoder):
-        return fill(encoder, *encoder.plan(tensors), name=name)
+    is_ours = tensors.shapes.keys() == encoder.state_dict().keys()  # an encoder of ours, saved as it is
+    if isinstance(encoder, TimmEncoder) and not is_ours:
+        counted = {
+            key: "counts from 0" for key in encoder.state_dict() if key.endswith("num_batches_tracked")
+        }
+        return fill(encoder, *encoder.plan(tensors), name=name, absent=counted)
+    if is_ours and not isinstance(encoder, VisionTransformer):
+        return fill(encoder, plan(tensors.shapes, [_AS_IT_IS]), tensors, name=name)
     naming = naming or recognise(tensors.shapes)
-    if naming is None:
+    if naming is None and not is_ours:
         first = ", ".join(list(tensors.shapes)[:3])
         raise ValueError(f"{name}: the names of its tensors ({first}, ...) are none that are known here")
     if isinstance(encoder, ConvNeXt):
+        assert naming is not None
         rules = backbone_rules(naming, depths=encoder.depths)
         return fill(encoder, plan(tensors.shapes, rules), tensors, name=name)
     if not isinstance(encoder, VisionTransformer):
         raise ValueError(f"weights of others are not known for a {type(encoder).__name__}")
-    grid = _source_grid(encoder, tensors, plan(tensors.shapes, _rules(encoder, naming, None)), image_size)
-    renaming = plan(tensors.shapes, _rules(encoder, naming, grid))
-    _place_distillation_token(renaming, tensors, grid)
+    if is_ours or naming is None:
+        renaming = plan(tensors.shapes, [_AS_IT_IS])
+        table = encoder.state_dict().get("position.table")
+        is_alike = table is not None and tensors.shapes["position.table"] == tuple(table.shape)
+        grid = encoder.position_grid if is_alike else None
+    else:
+        first_plan = plan(tensors.shapes, _rules(encoder, naming, None))
+        grid = _source_grid(encoder, tensors, first_plan, image_size)
+        renaming = plan(tensors.shapes, _rules(encoder, naming, grid))
+        _place_distillation_token(renaming, tensors, grid)
     resized = _fit(renaming, tensors, TableFit.of(encoder, grid))
     scales = [name for name in encoder.state_dict() if name.endswith(".gamma")]
     absent = dict.fromkeys(scales, "not in the source, left as it was")
     report = fill(encoder, renaming, tensors, name=name, absent=absent)
     report.resized = resized
     return report
+
+
+_AS_IT_IS = Rename(r".+", r"\g<0>")
 
 
 def _rules(encoder: VisionTransformer, naming: Naming, grid: Size | None) -> list[Rule]:
@@ -128,16 +143,17 @@ def _rules(encoder: VisionTransformer, naming: Naming, grid: Size | None) -> lis
 def _source_grid(
     encoder: VisionTransformer, tensors: TensorSource, renaming: Plan, image_size: Size | None
 ) -> Size | None:
-    """The grid of the source's tables: image over patch; else the encoder's own if the rows are as many; else
-    a square, which is None.
+    """The grid of the source's tables: image over patch; else a square, which is None, as pretrainings have
+    it; else the encoder's own.
     """
     kernel, table = (renaming.targets.get(name) for name in ("patch_embed.proj.weight", "position.table"))
     if kernel is not None and image_size is not None:
-        height, width = kernel.make(tensors.meta).shape[2:]
+        patch = tensors.meta(kernel.sources[0]).shape
+        height, width = patch[:2] if "/" in kernel.sources[0] else patch[-2:]  # JAX has it in front
         return image_size[0] // height, image_size[1] // width
     if table is not None:
         rows = math.prod(tensors.shapes[table.sources[0]][:-1])
-        if rows - math.prod(encoder.position_grid) in (0, 1, 2):
+        if rows - math.isqrt(rows) ** 2 > 2 and rows - math.prod(encoder.position_grid) in (0, 1, 2):
             return encoder.position_grid
     return None
 
@@ -160,9 +176,12 @@ def _fit(renaming: Plan, tensors: TensorSource, fit: TableFit) -> dict[str, str]
     """Tables and kernels of the plan come out resized. -> which of them change, from which shape to which."""
     resized = {}
     for name, target in renaming.targets.items():
-        before = target.make(tensors.meta)
-        after = fit(name, before)
-        if after.shape != before.shape:
+        try:
+            before = target.make(tensors.meta)
+            after = fit(name, before)
+        except (RuntimeError, ValueError, IndexError):  # `fill` says that it does not fit
+            continue
+        if after is not before:
             resized[name] = f"{_dims(before)} -> {_dims(after)}"
             renaming.targets[name] = Target(name, target.sources, _then(target, fit))
     return resized
@@ -217,7 +236,8 @@ class TableFit:
 
     def _position(self, table: Tensor) -> Tensor:
         cells = table.shape[0] - self.class_slot
-        source = self.source_grid or (math.isqrt(cells), math.isqrt(cells))
+        side = math.isqrt(cells)
+        source = self.source_grid or ((side, side) if side**2 == cells else self.position_grid)
         if math.prod(source) != cells:
             return table
         return resize_position_embedding(
@@ -236,25 +256,34 @@ class TableFit:
 
 
 def _image_size(config: Mapping[str, Any]) -> Size | None:
-    """Height and width of the pretraining images, None where config.json does not say."""
-    timm = config.get("pretrained_cfg", {}).get("input_size", [None])[1:]
-    size = config.get("vision_config", config).get("image_size", timm or None)
-    if isinstance(size, int):
-        return size, size
-    return None if size is None else (int(size[0]), int(size[1]))
+    """Height and width of the pretraining images, None where config.json does not say. Raises ValueError for
+    what is no size.
+    """
+    timm = config.get("pretrained_cfg")
+    timm_size = timm.get("input_size") if isinstance(timm, Mapping) else None
+    size = _vision(config).get("image_size", timm_size[1:] if isinstance(timm_size, list) else None)
+    if size is None:
+        return None
+    if isinstance(size, Mapping):
+        size = [size.get("height"), size.get("width")]
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"config.json says image_size {size!r}, which is no height and width in pixels")
+    return sides[0], sides[1]
 
 
 def _differences(encoder: nn.Module, config: Mapping[str, Any]) -> list[str]:
     """What no tensor shows: heads, which have to agree; notes on what else differs in how it is computed."""
-    fields = config.get("vision_config", config)
-    if not isinstance(encoder, VisionTransformer) or "num_attention_heads" not in fields:
+    fields = _vision(config)
+    heads, activation = fields.get("num_attention_heads"), fields.get("hidden_act")
+    if not isinstance(encoder, VisionTransformer) or type(heads) is not int:
         return []
     block: Any = encoder.blocks[0]
-    if (heads := fields["num_attention_heads"]) != block.attn.num_heads:
+    if heads != block.attn.num_heads:
         raise ValueError(f"config.json says {heads} attention heads, this encoder has {block.attn.num_heads}")
     theirs = {
         "layer_norm_eps": fields.get("layer_norm_eps"),
-        "hidden_act": ACTIVATIONS.get(fields.get("hidden_act"), fields.get("hidden_act")),
+        "hidden_act": ACTIVATIONS.get(activation, activation) if isinstance(activation, str) else None,
     }
     ours = {"layer_norm_eps": block.norm1.eps, "hidden_act": block.mlp.activation}
     return [
@@ -262,3 +291,9 @@ def _differences(encoder: nn.Module, config: Mapping[str, Any]) -> list[str]:
         for key, value in ours.items()
         if theirs[key] is not None and theirs[key] != value
     ]
+
+
+def _vision(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of the vision tower: its own, where a text half lies beside them."""
+    fields = config.get("vision_config")
+    return fields if isinstance(fields, Mapping) else config

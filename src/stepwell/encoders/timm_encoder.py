@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,6 +27,10 @@ from stepwell.structures import EncoderSpec, Size, TokenMap
 __all__ = ["TimmBlocks", "TimmEncoder", "TimmNetwork", "TimmStages", "build_timm", "timm_spec"]
 
 _Built = TypeVar("_Built")
+_NOT_OURS_TO_SAY = {"cache_dir", "checkpoint_path", "model_name", "pretrained", "pretrained_cfg"} | {
+    *("pretrained_cfg_overlay", "pretrained_strict"),
+}
+"""Arguments of timm.create_model that open files or ask the network."""
 
 
 class TimmEncoder(nn.Module, ABC):
@@ -46,6 +51,22 @@ class TimmEncoder(nn.Module, ABC):
     @abstractmethod
     def run(self, state: TokenMap, first: int, last: int) -> TokenMap: ...
 
+    def train(self, mode: bool = True) -> TimmEncoder:
+        """As torch has it; batch statistics whose norm does not learn stay what they are."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not _learns(module):
+                module.eval()
+        return self
+
+    @property
+    def checkpointing(self) -> bool:
+        """Layers are recomputed in the backward pass; none that would count batch statistics twice."""
+        if not (self.gradient_checkpointing and self.training):
+            return False
+        norms = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        return not any(norm.training for norm in norms)
+
     def to_map(self, state: TokenMap) -> Tensor:
         """-> (B, C, H, W) of the patch tokens."""
         return tokens_to_map(state.tokens, state.size)
@@ -53,6 +74,17 @@ class TimmEncoder(nn.Module, ABC):
     def forward(self, image: Tensor) -> TokenMap:
         """(B, 3, height, width) -> the last layer's tokens."""
         return self.run(self.stem(image), 0, self.spec.depth - 1)
+
+    @contextmanager
+    def taking(self, image: Tensor) -> Iterator[None]:
+        """timm asserts that an image has the size that a network was made for."""
+        try:
+            yield
+        except AssertionError as error:
+            size = "x".join(map(str, image.shape[2:]))
+            raise ValueError(
+                f"timm's {self.name} cannot take an image of {size}: {one_line(error)}"
+            ) from None
 
     def plan(self, weights: TensorSource) -> tuple[Plan, TensorSource]:
         """What becomes of weights of the whole network, under timm's names or those that timm takes for them;
@@ -88,7 +120,7 @@ class TimmEncoder(nn.Module, ABC):
         return result, tensors
 
 
-def build_timm(name: str, *, checkpointing: bool = False, **arguments: Any) -> TimmEncoder:
+def build_timm(name: str, /, *, checkpointing: bool = False, **arguments: Any) -> TimmEncoder:
     """timm's network of this name, with or without the tag of its weights; random weights.
 
     arguments: of timm.create_model, such as img_size. A network of fixed image size takes that size only.
@@ -104,11 +136,14 @@ def build_timm(name: str, *, checkpointing: bool = False, **arguments: Any) -> T
         network = _create(name, {**arguments, "num_classes": 0, "dynamic_img_size": True})
         return TimmBlocks(network, statistics, name, arguments, checkpointing=checkpointing)
     network = _create(name, {**arguments, "features_only": True})
+    for module in network.modules():
+        if getattr(module, "inplace", False):  # what goes into a layer belongs to its caller
+            module.inplace = False
     kind = TimmStages if isinstance(network, FeatureListNet) else TimmNetwork
     return kind(network, statistics, name, arguments, checkpointing=checkpointing)
 
 
-def timm_spec(name: str, **arguments: Any) -> EncoderSpec:
+def timm_spec(name: str, /, **arguments: Any) -> EncoderSpec:
     """`build_timm(...).spec` without weights in memory."""
     return _without_memory(lambda: build_timm(name, **arguments)).spec
 
@@ -123,7 +158,10 @@ class TimmBlocks(TimmEncoder):
             if child not in needed:
                 setattr(network, child, nn.Identity())
         self.network = network
-        self.patch: int = network.patch_embed.patch_size[0]
+        height, width = network.patch_embed.feat_ratio(as_scalar=False)
+        if height != width:
+            raise ValueError(f"timm's {self.name} has patches of {height}x{width}, which are no squares")
+        self.patch: int = height
         depth = len(network.blocks)
         self.spec = EncoderSpec(
             dims=(network.embed_dim,) * depth, strides=(self.patch,) * depth, **statistics
@@ -145,6 +183,7 @@ class TimmBlocks(TimmEncoder):
             tokens = network.patch_drop(tokens)
         tokens = network.norm_pre(tokens)
         in_front = tokens.shape[1] - size[0] * size[1]
+        assert in_front == network.num_prefix_tokens
         has_class_token = in_front > 0 and network.cls_token is not None
         return TokenMap(
             tokens[:, in_front:],
@@ -165,8 +204,7 @@ class TimmBlocks(TimmEncoder):
             blocks = [
                 partial(block, rope=rotary[i] if mixed else rotary) for i, block in enumerate(network.blocks)
             ]
-        checkpointing = self.gradient_checkpointing and self.training
-        tokens = run_layers(blocks, side_by_side(state), first, last, checkpointing=checkpointing)
+        tokens = run_layers(blocks, side_by_side(state), first, last, checkpointing=self.checkpointing)
         return with_grid(tokens, state)
 
 
@@ -188,8 +226,9 @@ class TimmStages(TimmEncoder):
         self.spec = EncoderSpec(dims=tuple(dims), strides=tuple(strides), **statistics)
 
     def stem(self, image: Tensor) -> TokenMap:
-        """(B, 3, height, width) -> what the first stage takes."""
-        return self._to_tokens(self._through(self.before, image))
+        """(B, 3, height, width) -> what the first stage takes. Raises ValueError for a size it refuses."""
+        with self.taking(image):
+            return self._to_tokens(self._through(self.before, image))
 
     def run(self, state: TokenMap, first: int, last: int) -> TokenMap:
         """Stages first..last, both included; an empty range (last < first) returns `state` unchanged."""
@@ -198,8 +237,7 @@ class TimmStages(TimmEncoder):
         grid = state.tokens.unflatten(1, state.size)
         map = grid if self.channels_last else grid.permute(0, 3, 1, 2)
         layers = [partial(self._through, names) for names in self.layers]
-        checkpointing = self.gradient_checkpointing and self.training
-        return self._to_tokens(run_layers(layers, map, first, last, checkpointing=checkpointing))
+        return self._to_tokens(run_layers(layers, map, first, last, checkpointing=self.checkpointing))
 
     def _through(self, names: Sequence[str], map: Tensor) -> Tensor:
         network: Any = self.network
@@ -222,8 +260,9 @@ class TimmNetwork(TimmEncoder):
         self.spec = EncoderSpec(dims=(dim,), strides=(stride,), **statistics)
 
     def stem(self, image: Tensor) -> TokenMap:
-        """(B, 3, height, width) -> tokens of the last map."""
-        return _tokens(self.network(image)[-1].permute(0, 2, 3, 1))
+        """(B, 3, height, width) -> tokens of the last map. Raises ValueError for a size that timm refuses."""
+        with self.taking(image):
+            return _tokens(self.network(image)[-1].permute(0, 2, 3, 1))
 
     def run(self, state: TokenMap, first: int, last: int) -> TokenMap:
         """-> `state`. Raises ValueError for layers that there are not."""
@@ -247,7 +286,15 @@ def _without_memory(build: Callable[[], _Built]) -> _Built:
         return build()
 
 
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def _create(name: str, arguments: dict[str, Any]) -> Any:
+    if ":" in name:  # a place that timm would fetch from
+        raise ValueError(f"timm:{name} is no network's name; weights are told apart from it")
+    if refused := sorted(_NOT_OURS_TO_SAY & arguments.keys()):
+        raise ValueError(f"timm:{name}: the argument {refused[0]!r} is not taken; weights come in as a part")
     try:
         import timm
     except ImportError as error:
@@ -256,5 +303,5 @@ def _create(name: str, arguments: dict[str, Any]) -> Any:
         return timm.create_model(name, pretrained=False, **arguments)
     except NotImplementedError:
         raise
-    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # any network's own code
         raise ValueError(f"timm cannot build {name!r}: {one_line(error)}") from None

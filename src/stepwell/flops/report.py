@@ -161,8 +161,8 @@ def _count_pyramid(settings: DenseSettings | ClassifierSettings, size: Size | No
 
 def _as_classified(branch: BranchConfig) -> BranchConfig:
     """The branch as the classifier had it that was counted in the detector's place."""
-    entry = ENCODERS[branch.encoder]
-    if entry.build is not VisionTransformer or entry.family in PADS_TOKENS:
+    entry = ENCODERS.get(branch.encoder)
+    if entry is None or entry.build is not VisionTransformer or entry.family in PADS_TOKENS:
         return branch
     return replace(branch, arguments={**branch.arguments, "window_padding": "qkv"})
 

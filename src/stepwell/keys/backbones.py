@@ -223,6 +223,7 @@ _CLIP: list[Rule] = [
 
 _TIMM_HEADS: list[Rule] = [
     Drop(r"(?:head|head_dist|fc_norm|pre_logits\.fc)\.(?:weight|bias)", "classifier"),
+    Rename(r"norm_pre\.(weight|bias)", r"embed_norm.\1"),  # CLIP in timm
     Drop(r"mask_token|decoder_.*", "for masked pretraining"),
     Drop(r"attn_pool\..*", "pooling head"),
     Drop(r"clip_projector\..*", "InternViT's projector into the space of texts"),

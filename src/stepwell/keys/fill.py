@@ -36,6 +36,18 @@ def fill(
     report.notes += source.notes
     if not report.ok:
         raise FitError(f"{name} does not fit: {report.problems()}", report)
+    seen: dict[int, str] = {}
+    for key, target in renaming.targets.items():
+        kind = target.make(source.meta).dtype
+        if kind.is_complex or (ours[key].is_floating_point() and not kind.is_floating_point):
+            raise FitError(f"{name} does not fit: {target.sources[0]} holds numbers of {kind}", report)
+        twin = seen.setdefault(id(ours[key]), key)
+        if twin != key and not torch.equal(
+            renaming.targets[twin].make(source.read), target.make(source.read)
+        ):
+            raise FitError(
+                f"{name} does not fit: {key} and {twin} are one tensor here, and two there", report
+            )
     changed = False
     with torch.no_grad():
         for key, target in renaming.targets.items():

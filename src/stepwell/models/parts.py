@@ -50,11 +50,13 @@ def load_parts(
     """
     parts = model.parts if parts is None else parts
     reports = {}
-    for part, source in sorted(weights.items(), key=lambda item: item[0] == LANGUAGE):  # the largest last
+    # The largest last, and what is within a part behind the part.
+    order = sorted(weights, key=lambda part: (part.startswith(LANGUAGE), part.count("."), part))
+    for part, source in ((part, weights[part]) for part in order):
         try:
             reports[part] = _load_part(model, _submodule(model, part, parts), part, str(source), parts)
         except ValueError as error:
-            error.args = (f"parts.{part}: {one_line(error)}",)
+            error.args = (f"parts.{part}: {' '.join(str(error).split())}",)
             raise
     return reports
 
@@ -67,14 +69,22 @@ def _submodule(model: nn.Module, part: str, parts: Mapping[str, str]) -> nn.Modu
     try:
         return model.get_submodule(parts[name] + part.removeprefix(name))
     except (AttributeError, KeyError):
-        raise ValueError(f"the model has no such part; its parts are {', '.join(sorted(parts))}") from None
+        there = sorted(part for part, place in parts.items() if _has(model, place))
+        raise ValueError(f"the model has no such part; its parts are {', '.join(there)}") from None
+
+
+def _has(model: nn.Module, place: str) -> bool:
+    try:
+        return isinstance(model.get_submodule(place), nn.Module)
+    except AttributeError:
+        return False
 
 
 def _load_part(
     model: PreTrainedModel, module: nn.Module, part: str, source: str, parts: Mapping[str, str]
 ) -> Report:
     path = Path(source).expanduser()
-    if path.is_dir() and read_config(path).get("model_type") in MODELS:
+    if path.is_dir() and str(read_config(path).get("model_type")) in MODELS:
         return _from_ours(module, open_checkpoint(path), source, _prefixes(part, parts))
     if part == LANGUAGE:
         return _from_causal(model, module, source)
@@ -124,17 +134,22 @@ def _from_causal(model: PreTrainedModel, module: nn.Module, source: str) -> Repo
 
 
 def _causal(source: str) -> PreTrainedModel:
-    """Raises ModelError for what is none, and for one that would have to invent tensors."""
+    """Raises ModelError for what is none, and for one that would have to invent tensors or leave some out."""
+    folder = Path(source).expanduser()
     try:
         causal, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", output_loading_info=True, trust_remote_code=False
+            str(folder) if folder.exists() else source,
+            dtype="auto",
+            output_loading_info=True,
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # any language model's own code, a damaged file, the network
         raise ModelError(
             f"{source} holds no causal language model that can be read: {one_line(error)}"
         ) from None
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{source} does not fit: {len(missing)} missing ({missing[0]})")
+    for what, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown")):
+        if names := sorted(info[what]):
+            raise ModelError(f"{source} does not fit: {len(names)} {words} ({names[0]})")
     return cast(PreTrainedModel, causal)
 
 

@@ -13,7 +13,16 @@ __all__ = ["keep_built", "reset", "start_missing"]
 
 
 def reset(module: nn.Module) -> None:
-    """The starting values of one module; for `PreTrainedModel._init_weights`."""
+    """The starting values of a module, unless all of it has its own; for `PreTrainedModel._init_weights`.
+
+    transformers guards what it loaded against torch's initialisers alone, and other libraries have their own.
+    """
+    parameters = list(module.parameters())
+    if not parameters or not all(getattr(p, "_is_hf_initialized", False) for p in parameters):
+        _start(module)
+
+
+def _start(module: nn.Module) -> None:
     if (start := getattr(module, "reset_parameters", None)) is not None:
         start()
 
@@ -37,7 +46,7 @@ def start_missing(network: nn.Module) -> None:
     if len(kept) == len(parameters):
         return
     for module in reversed(list(network.modules())):
-        reset(module)
+        _start(module)
     for parameter, values in kept:
         parameter.copy_(values)
     for parameter in parameters:
