@@ -91,7 +91,7 @@ OWN = {
     "language/template.py": ("language/test_template.py", "language/test_prompt.py"),
     "models/assistant.py": ("models/test_assistant_model.py",),
     "reader/task.py": ("reader/test_task.py", "reader/test_start.py"),
-    "train/chat.py": ("train/test_chat.py", "train/test_steps.py"),
+    "train/chat.py": ("train/test_chat.py", "train/test_steps.py", "models/test_load_parts.py"),
     "train/metrics.py": ("train/test_run.py",),
     "train/run.py": ("train/test_run.py", "train/test_steps.py"),
     "train/shipped.py": ("train/test_recipe.py",),
