@@ -118,7 +118,7 @@ def test_a_language_model_without_its_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"parts\.language: .* 1 missing \(lm_head\.weight\)"):
         load_parts(ours, {"language": str(tmp_path)})
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(ValueError, match=r"parts\.language: .*holds no causal language model"):
+    with pytest.raises(ValueError, match=r"parts\.language: .*gives no causal language model"):
         load_parts(ours, {"language": str(tmp_path)})
 
 
@@ -164,7 +164,7 @@ def test_a_damaged_folder_of_a_language_model_is_refused_in_words(damage: str, t
     file.write_bytes(
         file.read_bytes()[:200] if damage == "cut" else b'{"model_type": "llama", "hidden_size": "x"}'
     )
-    with pytest.raises(ValueError, match=r"parts\.language: .*holds no causal language model"):
+    with pytest.raises(ValueError, match=r"parts\.language: .*gives no causal language model"):
         load_parts(assistant(theirs.config), {"language": str(tmp_path)})
 
 

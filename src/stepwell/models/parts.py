@@ -144,9 +144,7 @@ def _causal(source: str) -> PreTrainedModel:
             trust_remote_code=False,
         )
     except Exception as error:  # any language model's own code, a damaged file, the network
-        raise ModelError(
-            f"{source} holds no causal language model that can be read: {one_line(error)}"
-        ) from None
+        raise ModelError(f"{source} gives no causal language model: {one_line(error)}") from None
     for what, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown")):
         if names := sorted(info[what]):
             raise ModelError(f"{source} does not fit: {len(names)} {words} ({names[0]})")
