@@ -78,6 +78,15 @@ def test_cudnn_is_off_in_both_directions_and_nowhere_else() -> None:
     assert torch.backends.cudnn.enabled
 
 
+def test_no_images_give_nothing_and_gradients_of_zero() -> None:
+    x, weight, shift = inputs(3)
+    out = depthwise_fast(x[:0], weight, shift)
+    assert out.shape == (0, 3, 5, 7)
+    out.sum().backward()
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+    assert torch.equal(shift.grad, torch.zeros_like(shift))
+
+
 def test_on_a_cpu_it_is_torchs_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "depthwise_fast", None)
     x, weight, shift = inputs(3)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from record import Case, Record, Unsupported, check_required
 from stepwell.encoders.convnext import ConvNeXt
-from stepwell.encoders.pretrained import TableFit
+from stepwell.encoders.table_fit import TableFit
 from stepwell.encoders.vit import Position, VisionTransformer
 from stepwell.keys.backbones import Naming, backbone_rules
 from stepwell.keys.engine import Rule, convert

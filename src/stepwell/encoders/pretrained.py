@@ -9,26 +9,25 @@ resized to the encoder's, which is how PIIP (arXiv 2501.07783) takes weights of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from stepwell.encoders.convnext import ConvNeXt
+from stepwell.encoders.table_fit import TableFit
 from stepwell.encoders.timm_encoder import TimmEncoder
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.folders import download, read_config
 from stepwell.keys.backbones import Naming, backbone_rules, recognise
 from stepwell.keys.checkpoint import Tensors, TensorSource, open_checkpoint
-from stepwell.keys.engine import Plan, Rename, Rule, Target, plan
+from stepwell.keys.engine import AS_IT_IS, Plan, Rule, Target, plan
 from stepwell.keys.fill import fill
 from stepwell.keys.report import Report
-from stepwell.layers.position import resize_patch_kernel, resize_position_embedding, resize_relative_table
 from stepwell.structures import Size
 
-__all__ = ["TableFit", "find_weights", "load_encoder_state", "load_encoder_weights"]
+__all__ = ["find_weights", "load_encoder_state", "load_encoder_weights"]
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 """transformers' names -> ours."""
@@ -90,25 +89,39 @@ def _load(
     encoder: nn.Module, tensors: TensorSource, name: str, naming: Naming | None, image_size: Size | None
 ) -> Report:
     is_ours = tensors.shapes.keys() == encoder.state_dict().keys()  # an encoder of ours, saved as it is
-    if isinstance(encoder, TimmEncoder) and not is_ours:
-        counted = {
-            key: "counts from 0" for key in encoder.state_dict() if key.endswith("num_batches_tracked")
-        }
-        return fill(encoder, *encoder.plan(tensors), name=name, absent=counted)
-    if is_ours and not isinstance(encoder, VisionTransformer):
-        return fill(encoder, plan(tensors.shapes, [_AS_IT_IS]), tensors, name=name)
-    naming = naming or recognise(tensors.shapes)
-    if naming is None and not is_ours:
+    if isinstance(encoder, VisionTransformer):
+        return _load_vit(
+            encoder, tensors, name, None if is_ours else naming or _naming(tensors, name), image_size
+        )
+    if is_ours:
+        return fill(encoder, plan(tensors.shapes, [AS_IT_IS]), tensors, name=name)
+    if isinstance(encoder, TimmEncoder):
+        counts = [key for key in encoder.state_dict() if key.endswith("num_batches_tracked")]
+        return fill(encoder, *encoder.plan(tensors), name=name, absent=dict.fromkeys(counts, "counts from 0"))
+    if isinstance(encoder, ConvNeXt):
+        rules = backbone_rules(naming or _naming(tensors, name), depths=encoder.depths)
+        return fill(encoder, plan(tensors.shapes, rules), tensors, name=name)
+    raise ValueError(f"weights of others are not known for a {type(encoder).__name__}")
+
+
+def _naming(tensors: TensorSource, name: str) -> Naming:
+    naming = recognise(tensors.shapes)
+    if naming is None:
         first = ", ".join(list(tensors.shapes)[:3])
         raise ValueError(f"{name}: the names of its tensors ({first}, ...) are none that are known here")
-    if isinstance(encoder, ConvNeXt):
-        assert naming is not None
-        rules = backbone_rules(naming, depths=encoder.depths)
-        return fill(encoder, plan(tensors.shapes, rules), tensors, name=name)
-    if not isinstance(encoder, VisionTransformer):
-        raise ValueError(f"weights of others are not known for a {type(encoder).__name__}")
-    if is_ours or naming is None:
-        renaming = plan(tensors.shapes, [_AS_IT_IS])
+    return naming
+
+
+def _load_vit(
+    encoder: VisionTransformer,
+    tensors: TensorSource,
+    name: str,
+    naming: Naming | None,
+    image_size: Size | None,
+) -> Report:
+    """naming: None is our own."""
+    if naming is None:
+        renaming = plan(tensors.shapes, [AS_IT_IS])
         table = encoder.state_dict().get("position.table")
         is_alike = table is not None and tensors.shapes["position.table"] == tuple(table.shape)
         grid = encoder.position_grid if is_alike else None
@@ -118,14 +131,11 @@ def _load(
         renaming = plan(tensors.shapes, _rules(encoder, naming, grid))
         _place_distillation_token(renaming, tensors, grid)
     resized = _fit(renaming, tensors, TableFit.of(encoder, grid))
-    scales = [name for name in encoder.state_dict() if name.endswith(".gamma")]
+    scales = [key for key in encoder.state_dict() if key.endswith(".gamma")]
     absent = dict.fromkeys(scales, "not in the source, left as it was")
     report = fill(encoder, renaming, tensors, name=name, absent=absent)
     report.resized = resized
     return report
-
-
-_AS_IT_IS = Rename(r".+", r"\g<0>")
 
 
 def _rules(encoder: VisionTransformer, naming: Naming, grid: Size | None) -> list[Rule]:
@@ -193,66 +203,6 @@ def _then(target: Target, fit: TableFit) -> Any:
 
 def _dims(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableFit:
-    """What becomes of patch kernels, position tables and relative tables in an encoder of another geometry.
-
-    source_grid: of the source's tables; None is square. position_grid, class_slot, windows, antialias: the
-    encoder's.
-    """
-
-    patch: int
-    position_grid: Size
-    source_grid: Size | None = None
-    class_slot: bool = False
-    windows: Sequence[int] = ()
-    antialias: bool = False
-
-    @classmethod
-    def of(cls, encoder: VisionTransformer, source_grid: Size | None) -> TableFit:
-        return cls(
-            patch=encoder.spec.stride,
-            position_grid=encoder.position_grid,
-            source_grid=source_grid,
-            class_slot=encoder.class_slot,
-            windows=encoder.windows,
-            antialias=encoder.antialias,
-        )
-
-    def __call__(self, name: str, tensor: Tensor) -> Tensor:
-        """name: ours. Relative tables may end in three rows for a class token, which are dropped. What fits
-        no grid is returned as it is.
-        """
-        if name == "patch_embed.proj.weight":
-            return resize_patch_kernel(tensor, self.patch)
-        if name == "position.table":
-            return self._position(tensor)
-        if name.endswith(".attn.relative_table"):
-            window = self.windows[int(name.split(".")[1])]
-            return self._relative(tensor, (window, window) if window else self.position_grid)
-        return tensor
-
-    def _position(self, table: Tensor) -> Tensor:
-        cells = table.shape[0] - self.class_slot
-        side = math.isqrt(cells)
-        source = self.source_grid or ((side, side) if side**2 == cells else self.position_grid)
-        if math.prod(source) != cells:
-            return table
-        return resize_position_embedding(
-            table, source, self.position_grid, class_slot=self.class_slot, antialias=self.antialias
-        )
-
-    def _relative(self, table: Tensor, target: Size) -> Tensor:
-        rows = table.shape[0]
-        side = (math.isqrt(rows) + 1) // 2
-        for source in (self.source_grid, target, (side, side)):
-            if source is not None and rows - (2 * source[0] - 1) * (2 * source[1] - 1) in (0, 3):
-                return resize_relative_table(
-                    table[: (2 * source[0] - 1) * (2 * source[1] - 1)], source, target
-                )
-        return table
 
 
 def _image_size(config: Mapping[str, Any]) -> Size | None:

@@ -103,11 +103,8 @@ class TimmEncoder(nn.Module, ABC):
         ours, known = self.state_dict().keys(), whole.state_dict().keys()
         result = Plan()
         for name in state:
-            places = (
-                name,
-                name.replace(".", "_", 1),
-                f"model.{name}",
-            )  # as timm's wrappers of features rename
+            # As it is, or as timm's wrappers of features rename it.
+            places = (name, name.replace(".", "_", 1), f"model.{name}")
             place = next((f"network.{place}" for place in places if f"network.{place}" in ours), None)
             if place is not None:
                 result.targets[place] = Target(place, (name,), lambda parts: parts[0])

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 __all__ = [
+    "AS_IT_IS",
     "Drop",
     "Join",
     "Plan",
@@ -43,6 +44,10 @@ class Rename:
     pattern: str
     to: Replacement | tuple[str, ...]
     transform: Callable[[Tensor], Tensor] | None = None
+
+
+AS_IT_IS = Rename(r".+", r"\g<0>")
+"""For tensors that have our names already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from stepwell.encoders.timm_encoder import TimmEncoder
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.folders import ModelError, one_line, read_config
 from stepwell.keys.checkpoint import Checkpoint, Tensors, TensorSource, open_checkpoint
-from stepwell.keys.engine import Drop, Rename, Rule, plan
+from stepwell.keys.engine import AS_IT_IS, Drop, Rename, Rule, plan
 from stepwell.keys.fill import fill
 from stepwell.keys.report import Report
 from stepwell.models.assistant import StepwellForConditionalGeneration
@@ -91,10 +91,7 @@ def _load_part(
     if isinstance(module, VisionTransformer | ConvNeXt | TimmEncoder):
         return load_encoder_weights(module, source)
     tensors = open_checkpoint(find_weights(source))
-    return fill(module, plan(tensors.shapes, [_EVERY]), tensors, name=source)
-
-
-_EVERY = Rename(r".+", r"\g<0>")
+    return fill(module, plan(tensors.shapes, [AS_IT_IS]), tensors, name=source)
 
 
 def _prefixes(part: str, parts: Mapping[str, str]) -> dict[str, str]:
