@@ -86,6 +86,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def one_line(error: BaseException) -> str:
     """What an error says, short enough to end a line."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

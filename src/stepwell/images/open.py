@@ -32,7 +32,15 @@ from PIL.WebPImagePlugin import WebPImageFile
 from stepwell.images.metadata import bare_png, bare_tiff
 from stepwell.structures import Size
 
-__all__ = ["ImageError", "ImageLimits", "ImageSource", "image_size", "open_image", "upright_rgb"]
+__all__ = [
+    "ImageError",
+    "ImageLimits",
+    "ImageSource",
+    "image_size",
+    "open_image",
+    "stored_size",
+    "upright_rgb",
+]
 
 _File = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 ImageSource = _File | Image.Image | np.ndarray[Any, Any]
@@ -98,6 +106,18 @@ def image_size(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> S
         return _upright_size(image)
 
 
+def stored_size(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> tuple[Size, int]:
+    """(height, width) of the pixels as a file stores them, and the Exif orientation, 1 to 8, by which
+    `open_image` turns them. Raises as `image_size` does.
+    """
+    if isinstance(source, Image.Image | np.ndarray):
+        return image_size(source), 1
+    with _lazily_open(source, limits) as image:
+        orientation = _orientation(image)
+        turns_itself = isinstance(image, TiffImageFile) and orientation >= 5
+        return (image.width, image.height) if turns_itself else (image.height, image.width), orientation
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image -> a plain RGB one, upright by its Exif orientation, over white if transparent.
 
@@ -115,11 +135,17 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright_size(image: Image.Image) -> Size:
-    orientation = None
-    if _has_short_exif(image) and not isinstance(image, TiffImageFile):  # which turns its size itself
+    turns = _orientation(image) >= 5 and not isinstance(image, TiffImageFile)  # which turns its size itself
+    return (image.width, image.height) if turns else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """By Exif; 1, upright, where nothing that makes sense is said."""
+    if _has_short_exif(image):
         with suppress(Exception):
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
-    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+            orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+            return orientation if orientation in range(1, 9) else 1
+    return 1
 
 
 def _has_short_exif(image: Image.Image) -> bool:

@@ -22,7 +22,7 @@ from stepwell.language.tokenizer import added_tokens, special_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Piece", "PieceKind", "Prompt", "Span", "plain_prompt", "render"]
+__all__ = ["Piece", "PieceKind", "Prompt", "Span", "plain_prompt", "render", "write_message"]
 
 PieceKind = Literal["frame", "question", "answer", "image", "token"]
 Span = tuple[int, int]
@@ -137,6 +137,14 @@ def plain_prompt(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_t
     return Prompt([*(Piece(t, "token") for t in before), *parts, *(Piece(t, "token") for t in after)])
 
 
+def write_message(message: Message) -> str:
+    """The content of a message as our templates write it: one text, `<image>` for each of its images.
+
+    Raises ValueError for content that has no place in such a message.
+    """
+    return _write([message], write_content())[0]
+
+
 def _special_variables(tokenizer: PreTrainedTokenizerBase, template: Template | None) -> dict[str, Any]:
     """The tokenizer's special tokens as variables of a template."""
     special: dict[str, Any] = dict(tokenizer.special_tokens_map)
@@ -177,9 +185,7 @@ def _write(messages: Sequence[Message], jinja: str, **variables: Any) -> tuple[s
 
 def _as_text(message: Message) -> Message:
     """For a template that takes no parts: content as ours write it."""
-    if "content" not in message:
-        return message
-    return {**message, "content": _write([message], write_content())[0]}
+    return {**message, "content": write_message(message)} if "content" in message else message
 
 
 def _mark(start: str, end: str, text: str) -> str:

@@ -6,7 +6,6 @@ Letters: B conversations or texts, L tokens of the longest.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 from transformers.utils.chat_template_utils import _get_template_variables
 
-from stepwell.language.labels import IGNORE, LabelledTokens, label_tokens, tokens_of_image
+from stepwell.language.labels import LabelledTokens, label_tokens, tokens_of_image
 from stepwell.language.messages import IMAGE, Message, images_of
 from stepwell.language.prompt import Prompt, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template, template_of
@@ -120,8 +119,8 @@ class StepwellProcessor(ProcessorMixin):
     ) -> LabelledTokens:
         """One conversation and its opened images, in order -> token ids with labels.
 
-        image_tokens: ids that stand for each image, where they are not those of its layout. Warns when it
-        leaves nothing to learn. Raises ValueError as `render` and `label_tokens` do.
+        image_tokens: ids that stand for each image, where they are not those of its layout. Raises ValueError
+        as `render` and `label_tokens` do.
         """
         prompt = render(
             messages,
@@ -131,12 +130,7 @@ class StepwellProcessor(ProcessorMixin):
         )
         if image_tokens is None:
             image_tokens = [self.image_tokens(layout) for layout in self.image_processor.layouts(images)]
-        tokens = label_tokens(prompt, self.tokenizer, image_tokens)
-        if not add_generation_prompt and all(label == IGNORE for label in tokens.labels):
-            warnings.warn(
-                "no token of this conversation is supervised: nothing is learned from it", stacklevel=2
-            )
-        return tokens
+        return label_tokens(prompt, self.tokenizer, image_tokens)
 
     def prompt(self, conversations: Sequence[Sequence[Message]]) -> BatchFeature:
         """Conversations that end with a user message -> one left-padded batch for `generate`."""

@@ -79,7 +79,7 @@ class ChatModel(Strict):
 
 
 class ConversationData(Strict):
-    """A LLaVA training file: a JSON list of images and conversations."""
+    """A training file of images and conversations (data/conversations.py): a JSON list, or JSON a line."""
 
     kind: Literal["conversations"]
     weight: Rate = 1.0
@@ -192,6 +192,9 @@ class ChatTask:
 
     def source(self, data: Any) -> Source:
         return Conversations(data.path, images=data.images)
+
+    def prepare(self, sample: Any) -> Any:
+        return self.collator.prepare(sample)
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
         return self.collator(samples)
