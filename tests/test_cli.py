@@ -61,7 +61,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeAssistant]:
     """Loading gives a fake and lists it here."""
     assistants: list[FakeAssistant] = []
 
-    def load(model: str | None = None, device: str | None = None, dtype: str | None = None) -> FakeAssistant:
+    def load(
+        model: str | None = None, device: str | None = None, dtype: str | None = None, limits: object = None
+    ) -> FakeAssistant:
         assistants.append(FakeAssistant(model=model, device=device, dtype=dtype))
         return assistants[-1]
 
@@ -419,3 +421,22 @@ def exec_in_package(function: Any) -> Any:
 
 def out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+
+def test_limits_are_options_and_a_refusal_names_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    wide, lines = tmp_path / "wide.png", tmp_path / "questions.jsonl"
+    Image.new("RGB", (402, 2)).save(wide)
+    lines.write_text('{"image": "wide.png", "question": "What?"}')
+    option = ["--max-aspect", "201"]
+    assert "--max-aspect 201" in refusal(capsys, "ask", str(wide), "What?")
+    for what in ([str(wide), "What?"], ["--jsonl", str(lines)]):
+        assert cli.main(["ask", *what, *option, "--max-new-tokens", "1"]) == 0
+    capsys.readouterr()
+    assert cli.main(["ask", "--jsonl", str(lines)]) == 2
+    assert "--max-aspect 201" in json.loads(capsys.readouterr().out)["error"]
+    for name, value in (("pixels", "803"), ("side", "401"), ("bytes", "9"), ("seconds", "1e-9")):
+        tight = ["ask", str(wide), "What?", *option, f"--max-{name}", value]
+        assert f"--max-{name} " in refusal(capsys, *tight)
+    assert "image limits must be" in refusal(capsys, "ask", str(wide), "What?", "--max-seconds", "0")

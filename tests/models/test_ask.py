@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import stepwell
+from stepwell.images.limits import ImageLimits
 from stepwell.models import ask
+from stepwell.weights.light import load_to_ask
 
 
 def test_batch_gives_the_answers_of_single_questions(assistant, draw):
@@ -171,6 +175,43 @@ def test_files_that_can_be_read_once_are_batched_too(assistant, draw):
     pairs = [([file(i)], "What is it?") for i in range(3)]
     answers = assistant.ask_many(pairs, max_new_tokens=3, batch_size=1)
     assert answers == [assistant.ask(draw(60, 40, i), "What is it?", max_new_tokens=3) for i in range(3)]
+
+
+def test_an_assistant_opens_files_within_the_limits_it_was_loaded_with(assistant, draw, tmp_path):
+    draw(402, 2).save(tmp_path / "wide.png")
+    path, loose = tmp_path / "wide.png", ImageLimits(max_aspect=201)
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    opened = stepwell.open_image(path, limits=loose)
+    answer = assistant.ask(opened, "What is it?", max_new_tokens=4)
+    for load in (stepwell.load, load_to_ask):
+        model = load(tmp_path, limits=loose)
+        for image in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
+            assert model.ask(image, "What is it?", max_new_tokens=4) == answer
+        assert model.ask_many([([path], "What is it?")], max_new_tokens=4) == [answer]
+        assert model.layout(path).image_size == model.encode(path).layout.image_size == (2, 402)
+        strict = load(tmp_path)
+        for call in (strict.layout, strict.encode, lambda image, ask=strict.ask: ask(image, "What?")):
+            with pytest.raises(stepwell.ImageError, match=r"limits=ImageLimits\(max_aspect=201\)"):
+                call(path)
+        assert strict.ask(opened, "What is it?", max_new_tokens=4) == answer
+
+
+@pytest.mark.parametrize("other", [None, 3, [[1, 2], [3, 4]], {"url": "a.png"}])
+def test_what_is_no_image_is_refused_in_one_line(assistant, other):
+    with pytest.raises(TypeError, match="an image") as refusal:
+        assistant.ask(other, "What is it?")
+    assert str(refusal.value).isprintable()
+
+
+def test_arrays_and_tensors_are_asked_about(assistant, draw):
+    image = draw(90, 60)
+    expected = assistant.ask(image, "What is it?", max_new_tokens=4)
+    colours = torch.from_numpy(np.array(image))
+    for same in (np.asarray(image), colours.permute(2, 0, 1), (colours / 255).bfloat16().requires_grad_()):
+        assert assistant.layout(same).image_size == (60, 90)
+        assert assistant.features(same).layout.image_size == (60, 90)
+    assert assistant.ask(colours.permute(2, 0, 1), "What is it?", max_new_tokens=4) == expected
 
 
 def test_settings_of_a_folders_generation_are_left_aside(assistant, draw):

@@ -19,6 +19,7 @@ import typer
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from stepwell.images.limits import ImageLimits
     from stepwell.models.ask import Assistant
 
 __all__ = ["ask"]
@@ -64,12 +65,32 @@ def ask(
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Draw the images with their views and grids."),
     ] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Of an image. [default: 36 million]")] = None,
+    max_side: Annotated[
+        int | None, typer.Option(min=1, help="Of an image, in pixels. [default: 16384]")
+    ] = None,
+    max_aspect: Annotated[
+        float | None, typer.Option(min=1, help="Long side over short side. [default: 200]")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Of an image's file. [default: 32 million]")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Of processor time, to open an image. [default: 5]")
+    ] = None,
 ) -> None:
     """Ask a question about one image or several, or many questions of a file."""
+    limits = _limits(
+        max_pixels=max_pixels,
+        max_side=max_side,
+        max_aspect=max_aspect,
+        max_bytes=max_bytes,
+        max_seconds=max_seconds,
+    )
     if jsonl is not None:
         if question is not None or stream or as_json or show is not None:
             raise ValueError("--jsonl FILE names the images and questions itself, and prints lines of JSON")
-        _ask_lines(jsonl, model, device, dtype, max_new_tokens)
+        _ask_lines(jsonl, model, device, dtype, max_new_tokens, limits)
         return
     if not images or question is None:
         raise ValueError("name an image and a question: stepwell ask IMAGE QUESTION")
@@ -77,12 +98,12 @@ def ask(
         raise ValueError("the question is empty")
     if stream and as_json:
         raise ValueError("--stream and --json exclude each other: JSON is printed whole")
-    opened = _open_images(images, question)
+    opened = _open_images(images, question, limits)
     if show is not None:
         from stepwell.views.sheet import check_target
 
         check_target(show)
-    assistant = _load_to_ask(model, device, dtype)
+    assistant = _load_to_ask(model, device, dtype, limits)
     if show is not None:
         from stepwell.views.sheet import write_views
 
@@ -102,7 +123,13 @@ def ask(
         print("" if stream else answer)
 
 
-def _load_to_ask(model: str | None, device: str | None, dtype: str | None) -> Assistant:
+def _limits(**given: float | None) -> ImageLimits:
+    from stepwell.images.limits import ImageLimits
+
+    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
+
+
+def _load_to_ask(model: str | None, device: str | None, dtype: str | None, limits: ImageLimits) -> Assistant:
     if model is not None:
         _check_model(model)
     if device is not None:
@@ -112,14 +139,19 @@ def _load_to_ask(model: str | None, device: str | None, dtype: str | None) -> As
     from stepwell.weights.light import load_to_ask
 
     _quieten()
-    assistant = load_to_ask(model, device=device, dtype=dtype)
+    assistant = load_to_ask(model, device=device, dtype=dtype, limits=limits)
     if not isinstance(assistant, Assistant):
         raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
     return assistant
 
 
 def _ask_lines(
-    file: Path, model: str | None, device: str | None, dtype: str | None, max_new_tokens: int
+    file: Path,
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    max_new_tokens: int,
+    limits: ImageLimits,
 ) -> None:
     """Prints a line of JSON for every line of the file. Raises ValueError at the end if one has no answer."""
     if not file.is_file():
@@ -128,7 +160,7 @@ def _ask_lines(
     from stepwell.models.ask_file import answer_lines, read_question_lines
 
     lines = read_question_lines(file)
-    assistant, failed = _load_to_ask(model, device, dtype), 0
+    assistant, failed = _load_to_ask(model, device, dtype, limits), 0
     for count, fields in enumerate(answer_lines(assistant, lines, max_new_tokens=max_new_tokens), start=1):
         print(json.dumps(fields, ensure_ascii=False), flush=True)
         failed += "error" in fields
@@ -138,7 +170,7 @@ def _ask_lines(
         raise ValueError(f"{failed} of {len(lines)} lines of {file} have no answer; their error says why")
 
 
-def _open_images(names: list[str], question: str) -> list[Image]:
+def _open_images(names: list[str], question: str, limits: ImageLimits) -> list[Image]:
     """Decoded images in the order of their names; needs no torch."""
     for name in names:
         if name != "-" and not Path(name).exists():
@@ -149,12 +181,13 @@ def _open_images(names: list[str], question: str) -> list[Image]:
     if "-" in names and sys.stdin.isatty():
         raise ValueError("- reads an image from standard input, which is a terminal here: use '< image.jpg'")
 
-    from stepwell.images.open import ImageError, open_image
+    from stepwell.images.limits import ImageError
+    from stepwell.images.open import open_image
 
     images = []
     for name in names:
         try:
-            images.append(open_image(sys.stdin.buffer if name == "-" else name))
+            images.append(open_image(sys.stdin.buffer if name == "-" else name, limits=limits))
         except ImageError as error:
             raise ValueError(f"{'standard input' if name == '-' else name}: {error}") from error
     return images

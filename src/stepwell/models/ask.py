@@ -37,7 +37,8 @@ class Assistant:
     """Answers questions about images.
 
     Images may be whatever `stepwell.open_image` takes, or what `encode` made of them; several belong in one
-    list.
+    list. Files are opened within the limits that the assistant was loaded with; one that `open_image` has
+    opened is within its own.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -99,7 +100,7 @@ class Assistant:
         for images, text in questions:
             _check(images, text)
         return self._in_alike_batches(
-            [([_held(image) for image in images], text) for images, text in questions],
+            [([self._held(image) for image in images], text) for images, text in questions],
             lambda question: question[0],
             lambda batch: self._answers(batch, max_new_tokens, stream),
             batch_size,
@@ -121,11 +122,11 @@ class Assistant:
         Eight batches' worth are taken from `images` before, and those alike in layout brought together.
         """
         return self._in_alike_batches(
-            map(_held, images), lambda image: [image], self._encode, batch_size, progress
+            map(self._held, images), lambda image: [image], self._encode, batch_size, progress
         )
 
     def _encode(self, images: Sequence[Seen]) -> list[VisionFeatures]:
-        opened = [_opened(image) for image in images]
+        opened = [self._opened(image) for image in images]
         new = [image for image in opened if isinstance(image, Image)]
         layouts = [self.layout(image) for image in new]
         inputs = [
@@ -140,7 +141,16 @@ class Assistant:
         """The views and visual tokens that an image will cost, from its size alone: no pixel is decoded."""
         if isinstance(image, VisionFeatures):
             return image.layout
-        return self.engine.geometry.layout(image_size(image))
+        return self.engine.geometry.layout(image_size(image, limits=self.engine.limits))
+
+    def _held(self, image: Seen) -> Seen:
+        """An image that can be looked at twice."""
+        return self._opened(image) if hasattr(image, "read") else image
+
+    def _opened(self, image: Seen) -> Image | VisionFeatures:
+        if isinstance(image, VisionFeatures):
+            return image
+        return open_image(image, limits=self.engine.limits)
 
     def _in_alike_batches(
         self,
@@ -176,7 +186,7 @@ class Assistant:
         self, questions: Sequence[Question], max_new_tokens: int, stream: Stream | None
     ) -> list[str]:
         engine = self.engine
-        opened = {_key(image): _opened(image) for images, _ in questions for image in images}
+        opened = {_key(image): self._opened(image) for images, _ in questions for image in images}
         layouts = {key: self.layout(image) for key, image in opened.items()}
         keys = [[_key(image) for image in images] for images, _ in questions]
         rows = [
@@ -229,15 +239,6 @@ def _check(images: Sequence[Seen], question: str) -> None:
         raise ValueError("the question is empty")
     if not images:
         raise ValueError("a question needs at least one image")
-
-
-def _held(image: Seen) -> Seen:
-    """An image that can be looked at twice."""
-    return open_image(image) if not isinstance(image, VisionFeatures) and hasattr(image, "read") else image
-
-
-def _opened(image: Seen) -> Image | VisionFeatures:
-    return image if isinstance(image, VisionFeatures) else open_image(image)
 
 
 def _key(image: Seen) -> Any:

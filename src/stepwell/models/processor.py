@@ -14,6 +14,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 from transformers.utils.chat_template_utils import _get_template_variables
 
+from stepwell.images.limits import ImageLimits
 from stepwell.language.labels import LabelledTokens, label_tokens, tokens_of_image
 from stepwell.language.messages import IMAGE, Message, images_of
 from stepwell.language.prompt import Prompt, plain_prompt, render
@@ -55,8 +56,16 @@ class StepwellProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     @classmethod
-    def from_pretrained(cls, source: Any, *, vision: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        """As transformers'; keywords may be the tokenizer's too. vision: changes to the geometry.
+    def from_pretrained(
+        cls,
+        source: Any,
+        *,
+        vision: Mapping[str, Any] | None = None,
+        limits: ImageLimits | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers'; keywords may be the tokenizer's too. vision: changes to the geometry. limits: of
+        image files.
 
         Raises ValueError naming the first setting that the model beside it has otherwise, and for keywords
         that nobody knows (those of a pipeline are the model's too).
@@ -70,6 +79,7 @@ class StepwellProcessor(ProcessorMixin):
         if not kwargs.keys() & {"template", "chat_template"}:
             settings["template"] = processor.template
         refuse_other_settings(source, kwargs, **settings)
+        processor.image_processor.limits = limits or processor.image_processor.limits
         if vision:
             processor.image_processor = processor.image_processor.adjusted(vision)
         return processor
@@ -158,9 +168,10 @@ class StepwellProcessor(ProcessorMixin):
         """One conversation, or a list of them -> prompts, or tokens with the images of the messages.
 
         As transformers', with the tokens of `label`: what people wrote stays text, even where it spells a
-        special token. chat_template: Jinja, or the name of one of ours. kwargs are the template's variables,
-        and options of the call, as are processor_kwargs (return_tensors, padding, ...); others are refused.
-        return_assistant_tokens_mask marks what is supervised.
+        special token. The images of messages, which others may have written, are never opened by a name that
+        is text. chat_template: Jinja, or the name of one of ours. kwargs are the template's variables, and
+        options of the call, as are processor_kwargs (return_tensors, padding, limits, ...); others are
+        refused. return_assistant_tokens_mask marks what is supervised.
         """
         jinja = self.jinja(chat_template)
         known = _get_template_variables(jinja)
@@ -185,16 +196,22 @@ class StepwellProcessor(ProcessorMixin):
         if (beside := options.pop("images", None)) and any(images):
             raise ValueError("images stand in the messages and beside them; give them once")
         if not tokenize:
-            if beside or TextOptions.read(options) != TextOptions():
+            if beside or options.pop("limits", None) or TextOptions.read(options) != TextOptions():
                 raise ValueError(f"tokenize=False gives text alone; leave out {', '.join(given)}")
             return prompts if is_batch else prompts[0]
         batch = self(text=prompts, images=beside or images, **options)
         return batch if return_dict else batch["input_ids"]
 
     def __call__(
-        self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        limits: ImageLimits | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
-        """text: one string or several; images: all their images in order, flat or nested by string.
+        """text: one string or several; images: all their images in order, flat or nested by string; limits:
+        of image files, by default the image processor's.
 
         Prompts of `apply_chat_template` keep what people wrote as text; in other strings special tokens are
         meant. Returns input_ids and attention_mask (B, L), padded where `padding` says so, and the image
@@ -202,7 +219,9 @@ class StepwellProcessor(ProcessorMixin):
         an image.
         """
         options = TextOptions.read(kwargs)
-        opened = [] if images is None else list(flat(self.image_processor.fetch_images(images)))
+        opened = (
+            [] if images is None else list(flat(self.image_processor.fetch_images(images, limits=limits)))
+        )
         layouts = self.image_processor.layouts(opened)
         prompts = [
             text

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stepwell.data.sample import Sample
-from stepwell.images.open import ImageError, ImageSource
+from stepwell.images.limits import ImageError
+from stepwell.images.open import ImageSource
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE, Message
 from stepwell.models.processor import StepwellProcessor

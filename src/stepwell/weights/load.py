@@ -24,6 +24,7 @@ from stepwell.folders import (
     model_type,
     one_line,
 )
+from stepwell.images.limits import ImageLimits
 from stepwell.keys.checkpoint import CheckpointError, open_checkpoint, weight_files
 from stepwell.models.ask import Assistant
 from stepwell.models.config import StepwellConfig
@@ -45,6 +46,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: Precision | None = None,
     vision: Mapping[str, Any] | None = None,
+    limits: ImageLimits | None = None,
 ) -> Any:
     """A model, ready to use: an Assistant (`.ask`, `.features`), or the backbone or classifier of a folder.
 
@@ -52,7 +54,8 @@ def load(
     published release ("OpenGVLab/PIIP-LLaVA_CLIP-BL_512-256_7B", "OpenGVLab/PIIP:detection/<file>.pth"),
     which is downloaded and converted once. device: None takes a GPU where there is one. dtype: "float32",
     "bfloat16", "float16"; None keeps the stored one. vision: changes to the geometry of an assistant, of
-    which no weight depends, such as {"sizes": [448, 896]}. Raises ModelError and HubError, each one line.
+    which no weight depends, such as {"sizes": [448, 896]}. limits: of the image files that an assistant is
+    asked about. Raises ModelError and HubError, each one line.
     """
     where, precision, folder = find_device(device), find_dtype(dtype), _folder(model)
     kind = model_type(folder)
@@ -62,10 +65,12 @@ def load(
             "official releases come in through stepwell convert"
         )
     if kind != StepwellConfig.model_type:
-        if vision:
-            raise ModelError(f"{folder} holds a {kind!r} model; vision=... is for assistants")
+        if vision or limits:
+            name = "vision" if vision else "limits"
+            raise ModelError(f"{folder} holds a {kind!r} model; {name}=... is for assistants")
         return _strict(MODELS[kind], folder, precision).to(where)
     processor = _processor(folder)
+    processor.image_processor.limits = limits or processor.image_processor.limits
     options: dict[str, Any] = {}
     if vision:
         try:
