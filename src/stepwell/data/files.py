@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["JsonLines", "read_json", "read_list"]
+__all__ = ["JsonLines", "read_json", "read_list", "read_text"]
 
 _NOT_JSON = (ValueError, RecursionError)
 
@@ -18,7 +18,7 @@ _NOT_JSON = (ValueError, RecursionError)
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises ValueError of one line where it is none, OSError for no such file."""
     try:
-        return json.loads(_text(path))
+        return json.loads(read_text(path))
     except _NOT_JSON as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
@@ -28,7 +28,7 @@ def read_list(path: Path) -> Sequence[Any]:
 
     Raises ValueError for a file of anything else, OSError for no such file.
     """
-    text = _text(path)
+    text = read_text(path)
     try:
         value = json.loads(text)
     except _NOT_JSON as error:
@@ -64,7 +64,7 @@ class JsonLines(Sequence[Any]):
             raise ValueError(f"not JSON: {error}") from None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """In whichever Unicode encoding. Bytes that are no text become lone surrogates, which spoil the entry
     that holds them and no other.
     """

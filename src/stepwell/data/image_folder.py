@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ImageFolder", "LabelledImage"]
+__all__ = ["ImageFolder", "LabelledImage", "image_files"]
 
 ENDINGS = frozenset(".png .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .tif .tiff .avif .heic .heif".split())
 
@@ -50,7 +50,7 @@ class ImageFolder:
                 f"{path} has no folder {strange[0]}" if lacking else f"{path / strange[0]} is of no class"
             )
         self.entries = [
-            (image, label) for label, name in enumerate(self.classes) for image in _images(folders[name])
+            (image, label) for label, name in enumerate(self.classes) for image in image_files(folders[name])
         ]
 
     def __len__(self) -> int:
@@ -64,7 +64,8 @@ class ImageFolder:
         return LabelledImage(image=image, label=label)
 
 
-def _images(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """Below a folder, in the order of their names, without hidden ones. Raises ValueError for none."""
     images = [
         path
         for path in sorted(folder.rglob("*"))
