@@ -35,6 +35,7 @@ from stepwell.data.image_folder import ImageFolder
 from stepwell.encoders.catalogue import build_encoder
 from stepwell.encoders.encoder import Encoder
 from stepwell.encoders.pretrained import load_encoder_weights
+from stepwell.folders import one_line
 from stepwell.images.open import open_image
 from stepwell.keys.engine import Drop, Join, Prefix, Rename, Rule, convert
 from stepwell.views.preprocess import to_tensor
@@ -116,7 +117,7 @@ def main() -> int:
         train = ImageFolder(data / "train")
         val = ImageFolder(data / "val", classes=train.classes)
     except (ValueError, OSError) as error:
-        stop(f"{error}; --data is a folder with train/CLASS/* and val/CLASS/*")
+        stop(f"{one_line(error)}; --data is a folder with train/CLASS/* and val/CLASS/*")
     for module in NEEDED:
         if find_spec(module) is None:
             stop(f"the probe needs {module}: pip install 'stepwell[dev,bench]'")
