@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from importlib import resources
 
@@ -122,6 +123,7 @@ def test_sizes_divide_by_the_stride_of_their_own_branch_only():
         ("convnext:B,S + deit:T", 210, {"step": 32}, "1024/672/448", (0, 0, 14), 231),  # Table II
         ("clip_l_336 + clip:B", 422, {"step": 64}, "512/448", (0, 0), 422),  # Table XI
         ("deit:L,B,S", 727, {"step": 224}, "1120/672/448", (28, 28, 28), 727),  # Table I
+        ("augreg:L,B,S", 1740, {"step": 224}, "1568/1120/672", (28, 28, 28), 1874),  # README
         ("internvit:6B", 6364, {"step": 512}, "512", (0,), 6364),  # README
     ],
 )
@@ -131,7 +133,7 @@ def test_every_kind_of_pyramid_is_priced_as_its_own_table_prints_it(
     plans = plan(branches, budget, smallest=448, **options)
     (found,) = [p for p in plans if p.resolution == resolution]
     assert found.windows == windows
-    assert found.printed_gflops == pytest.approx(printed, rel=0.003)
+    assert printed in (math.floor(found.printed_gflops), round(found.printed_gflops))
     assert found.gflops <= found.printed_gflops
 
 
@@ -183,6 +185,7 @@ def test_branches_are_written_as_family_and_sizes(text, names):
         ({"budget_gflops": float("nan")}, "budget above 0"),
         ({"budget_gflops": 5, "windows": 0}, r"the smallest pyramid, 336/224/112, takes 16.7; .*step .112.$"),
         ({"budget_gflops": 5}, r"the smallest pyramid, 448/336/224, takes 43.6; .* or the windows .14."),
+        ({"budget_gflops": 5, "aspect": "4:3"}, "the smallest pyramid, 560/448/336, takes"),
         ({"branches": "beitv2:L,B", "windows": 0}, "relative positions, .* take windows above 0"),
         ({"branches": ["timm:resnet18"]}, "unknown encoder 'timm:resnet18'"),
         ({"slack": -1}, "slack of 0 or more"),
@@ -228,12 +231,14 @@ def _pasted(plans, folder):
         ("beitv2:L,B", 700, {}),
         ("clip:L+convnext_clip:B", 600, {}),
         ("clip:L+convnext_clip:B", 600, {"aspect": "4:3", "interactions": 3}),
+        ("clip:L+convnext_clip:B", 600, {"aspect": "25:24"}),
         ("clip_l_14_336+beitv2:B", 900, {"aspect": "16:9", "interactions": 1}),
         ("convnext:B+vit:S", 300, {"aspect": "3:2"}),
         ("dinov2_b_reg+dinov2_s_reg", 200, {}),
         ("internvit:6B+mae:H", 6000, {"interactions": 0}),
         ("siglip_so400m_384+siglip_b", 900, {"interactions": 3, "aspect": "1:2", "step": 112}),
         ("vit_s+vit_nano", 7, {"interactions": 2, "windows": 0, "step": 16}),
+        ("vit_s+vit_nano", 20, {"interactions": 2, "aspect": "3:1", "step": 64}),
     ],
 )
 def test_every_plan_pastes_into_a_recipe_and_costs_there_what_it_says(branches, budget, options, tmp_path):

@@ -245,7 +245,7 @@ class _Search:
         else:
             return None
         fits = all(
-            max(view) == size and self.flattest <= min(view) / size <= self.squarest
+            self.flattest <= min(view) / size <= self.squarest
             for view, size in zip(views, sizes, strict=True)
         )
         return views if fits else None
