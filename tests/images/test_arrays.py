@@ -153,4 +153,5 @@ def test_what_is_in_memory_already_is_held_to_no_limit() -> None:
     for source in (COLOURS, torch.from_numpy(COLOURS.copy()), scene()):
         assert (np.asarray(open_image(source, limits=tight)) == COLOURS).all()
         assert image_size(source, limits=tight) == COLOURS.shape[:2]
-    assert pixels(np.zeros((1, 9000), np.uint8)).shape == (1, 9000, 3)
+    for line in (np.zeros((1, 9000), np.uint8), Image.new("L", (9000, 1))):
+        assert pixels(line).shape == (1, 9000, 3)

@@ -127,7 +127,7 @@ def test_metadata_that_takes_long_to_read_is_not_read(encode) -> None:
 
 def test_more_tiles_than_an_image_needs_are_refused() -> None:
     raw = avif(scene())
-    with pytest.raises(ImageError, match="damaged or unsupported AVIF"):
+    with pytest.raises(ImageError, match="too many tiles"):
         open_image(raw + b"\0\0\0\x08infe" * 1000)
 
 

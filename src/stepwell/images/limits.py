@@ -18,9 +18,9 @@ class ImageError(ValueError):
 class ImageLimits:
     """What is taken of files, bytes and data: URLs, which strangers may have made.
 
-    The defaults keep opening within 1 GiB of memory; loosened, it takes some 8 bytes a pixel of an RGB file,
-    up to 28 of other kinds. `math.inf` sets no limit. PIL images, arrays and tensors are in memory already,
-    and are not held to any.
+    The defaults keep opening within 1 GiB of memory; loosened, a pixel takes 8 to 28 bytes, beside the file.
+    `math.inf` sets no limit. WEBP, AVIF and HEIC are decoded in one call, which no limit of time can end. PIL
+    images, arrays and tensors are in memory already, and are held to none.
     """
 
     max_bytes: float = 32_000_000  # of the file

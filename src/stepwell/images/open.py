@@ -12,7 +12,6 @@ import io
 import os
 import re
 import stat
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -187,7 +186,7 @@ def _in_dict(source: Mapping[str, Any]) -> _File:
 def _read_parts(file: IO[bytes], limit: float) -> bytes:
     """Sockets and pipes give fewer bytes than they are asked for; files set as many aside."""
     parts: list[bytes] = []
-    missing = min(limit, sys.maxsize - 1) + 1
+    missing = limit + 1
     while missing > 0 and (part := file.read(int(min(missing, _PART)))):
         if not isinstance(part, bytes):
             raise TypeError(f"an image is a binary file, got one that gives {type(part).__name__}")
@@ -282,6 +281,8 @@ def _read_header(raw: bytes, reader: type[ImageFile], limits: ImageLimits) -> Im
         _silence_libtiff()
     elif reader is JpegImageFile and raw.count(b"Exif\0\0") > 32:  # of which Pillow reads every number
         raise ImageError("JPEG of too many Exif blocks")
+    elif reader is AvifImageFile and raw.count(b"infe") > 64:  # each decoded, however large it really is
+        raise ImageError("AVIF of too many tiles")
     elif raw[4:8] == b"ftyp":
         raw = bare_heif(raw)
     image = reader(_TimedFile(raw, limits))  # reads the header only
