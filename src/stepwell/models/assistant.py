@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from stepwell.language.splice import place_visual_tokens
 from stepwell.models.config import StepwellConfig
+from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT
 from stepwell.ops.pack import unpack
@@ -51,7 +52,7 @@ class StepwellOutput(CausalLMOutputWithPast):
     image_hidden_states: Tensor | None = None
 
 
-class StepwellPreTrainedModel(PreTrainedModel):
+class StepwellPreTrainedModel(SharedWeights, PreTrainedModel):
     config_class = StepwellConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"

@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 
 from stepwell.models.config import refuse_unknown
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT, settings_json, validated
 
@@ -76,7 +77,7 @@ class PyramidClassifierConfig(PreTrainedConfig):
         return settings
 
 
-class PyramidPreTrainedModel(PreTrainedModel):
+class PyramidPreTrainedModel(SharedWeights, PreTrainedModel):
     """`output_hidden_states` and `output_attentions`, which heads and users of transformers hand over, change
     nothing: neither is kept. `return_dict=False` gives a tuple.
     """

@@ -50,12 +50,14 @@ __all__ = [
 class ChatModel(Strict):
     """A vision system, a language model's configuration, a tokenizer, a chat template; or a whole model.
 
-    start: a folder, the shipped reader_tiny, or owner/name on the hub.
+    start: a folder, the shipped reader_tiny, or owner/name on the hub, of which a commit, branch or tag is
+    the `revision`.
     parts: where parts start (models/parts.py), by the names of `ChatTask.parts`. text: a transformers
     configuration with its model_type; by default that of the part `language`, as is the tokenizer.
     """
 
     start: str | None = None
+    revision: str | None = None
     vision: Annotated[Any, BeforeValidator(vision_settings)] = None
     text: dict[str, Any] | None = None
     parts: dict[str, str] = {}
@@ -64,8 +66,10 @@ class ChatModel(Strict):
 
     @model_validator(mode="after")
     def _one_origin(self) -> ChatModel:
-        if self.start is not None and (beside := sorted(self.model_fields_set - {"start"})):
+        if self.start is not None and (beside := sorted(self.model_fields_set - {"start", "revision"})):
             raise ValueError(f"start is a whole model; {beside[0]} beside it would be ignored")
+        if self.start is None and self.revision is not None:
+            raise ValueError("revision is of a start on the hub, and there is no start")
         language = self.parts.get("language")
         if self.text is None and language is not None and Path(language).expanduser().is_file():
             raise ValueError(
@@ -133,9 +137,9 @@ class ChatTask:
             image_processor = StepwellImageProcessor(recipe.model.vision)
             self.processor = StepwellProcessor(image_processor, tokenizer, template=recipe.model.template)
         else:
-            self.origin = _folder(recipe.model.start)
+            self.origin = _folder(recipe.model.start, recipe.model.revision)
             self.config = StepwellConfig.from_pretrained(self.origin)
-            self.processor = StepwellProcessor.from_pretrained(self.origin)
+            self.processor = StepwellProcessor.from_pretrained(self.origin, trust_remote_code=False)
         vision = self.config.vision.adjusted(stage.vision)
         self.stage_config = copy.deepcopy(self.config)
         self.stage_config.vision_config = settings_json(vision)
@@ -150,7 +154,9 @@ class ChatTask:
     def configuration(cls, recipe: Any) -> StepwellConfig:
         if recipe.model.start is None:
             return _config(recipe.model, cls.build_tokenizer(recipe.model))
-        config: StepwellConfig = StepwellConfig.from_pretrained(_folder(recipe.model.start))
+        config: StepwellConfig = StepwellConfig.from_pretrained(
+            _folder(recipe.model.start, recipe.model.revision)
+        )
         return config
 
     @classmethod
@@ -161,7 +167,7 @@ class ChatTask:
             raise ValueError(
                 "model.tokenizer: name a folder with a tokenizer, or start the part `language` from one"
             )
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if IMAGE not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
         return tokenizer
@@ -176,7 +182,9 @@ class ChatTask:
         """
         settings = self.settings.model
         if settings.start is not None:
-            return kind.from_pretrained(self.origin, config=config, dtype=torch.float32, **arguments)
+            return kind.from_pretrained(
+                self.origin, config=config, dtype=torch.float32, trust_remote_code=False, **arguments
+            )
         model = kind(config, **arguments)
         model.generation_config.pad_token_id = self.processor.tokenizer.pad_token_id
         model.generation_config.eos_token_id = self.processor.tokenizer.eos_token_id
@@ -215,12 +223,14 @@ class ChatTask:
         self.processor.save_pretrained(folder)
 
 
-def _folder(start: str) -> Path:
+def _folder(start: str, revision: str | None = None) -> Path:
     """Of a whole model of ours, fetched if it must be. Raises ModelError and HubError."""
     folder = find_folder(start)
     if folder is None:
         check_hub_name(start)
-        folder = download(start)
+        folder = download(start, revision=revision)
+    elif revision is not None:
+        raise ModelError(f"model.revision {revision}: {start} is on this machine, as one version")
     if (kind := model_type(folder)) != StepwellConfig.model_type:
         raise ModelError(f"model.start: {folder} holds a {kind!r} model, which answers no questions")
     return folder
@@ -229,7 +239,7 @@ def _folder(start: str) -> Path:
 def _config(model: Any, tokenizer: Any) -> StepwellConfig:
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     if model.text is None:
-        text = AutoConfig.from_pretrained(model.parts["language"])
+        text = AutoConfig.from_pretrained(model.parts["language"], trust_remote_code=False)
         text = text.text_config if isinstance(text, StepwellConfig) else text
     else:
         text = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **model.text})

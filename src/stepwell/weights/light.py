@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from stepwell.flops.outlines import outlines
-from stepwell.folders import SHIPPED, find_folder
+from stepwell.folders import SHIPPED, commit_of, find_folder
 from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.language.decoder import LlamaDecoder, plain_llama
 from stepwell.language.light_tokenizer import LightTokenizer
@@ -44,17 +44,19 @@ def load_to_ask(
     *,
     device: str | None = None,
     dtype: Precision | None = None,
+    revision: str | None = None,
     limits: ImageLimits | None = None,
 ) -> Any:
     """What `stepwell.load` loads, without transformers where that gives the same answers."""
     folder = SHIPPED if model is None else find_folder(model)
-    if folder is not None:
+    if folder is not None and revision is None:
         light = load_light(folder, device=find_device(device), dtype=find_dtype(dtype), limits=limits)
         if light is not None:
+            light.commit = commit_of(folder)
             return light
     from stepwell.weights.load import load
 
-    return load(model, device=device, dtype=dtype, limits=limits)
+    return load(model, device=device, dtype=dtype, revision=revision, limits=limits)
 
 
 def load_light(
