@@ -257,6 +257,7 @@ def test_every_plan_pastes_into_a_recipe_and_costs_there_what_it_says(branches, 
         if vision.framing == "pad":
             assert width == height
         assert layout.num_visual == p.tokens
+        assert p.gflops <= 1.01 * budget
     found = report(plans[0].vision, size=(height, width), out_dim=64)
     assert (found.gmacs, found.convention) == (plans[0].gflops, "L")
 
