@@ -17,7 +17,9 @@ from stepwell.train.run import train
 
 # Small stand-ins for what you would download: a ViT-S/16 and a Llama with its tokenizer.
 ViTModel(ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536)).save_pretrained("vit")
-raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
+raw = Tokenizer(
+    models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
+)
 raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<pad>")
 tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})

@@ -182,6 +182,7 @@ TURNS = [turn("human", ASKED), turn("gpt", ANSWERED)]
         ),
         ({"conversations": [turn("human", None), turn("gpt", "A")]}, "turn 0 says None, which is no text"),
         ({"conversations": [turn("human", " "), turn("gpt", "A")]}, "a question is empty"),
+        ({"conversations": [turn("human", "x"), turn("gpt", "\ud83d")]}, "an answer has .* half a character"),
         (
             {"image": "a.png", "conversations": [turn("human", "What?"), turn("gpt", "A")]},
             "0 <image> placeholders for 1",
@@ -251,6 +252,8 @@ def test_a_damaged_line_spoils_no_other(tmp_path):
     assert source.where(1) == f"{tmp_path / 'x.jsonl'}, line 2"
     assert source.where(2) == f"{tmp_path / 'x.jsonl'}, line 4"
     assert source[2].messages[1]["content"][0]["text"] == "y"
+    with pytest.raises(ValueError, match="a question has bytes that are no UTF-8"):
+        source[3]
 
 
 def test_a_file_that_is_no_json_says_where(tmp_path):

@@ -198,9 +198,9 @@ def test_an_assistant_opens_files_within_the_limits_it_was_loaded_with(assistant
         assert strict.ask(opened, "What is it?", max_new_tokens=4) == answer
 
 
-@pytest.mark.parametrize("other", [None, 3, [[1, 2], [3, 4]], {"url": "a.png"}])
+@pytest.mark.parametrize("other", [None, 3, [[1, 2], [3, 4]], {"url": "a.png"}, {"image": b""}])
 def test_what_is_no_image_is_refused_in_one_line(assistant, other):
-    with pytest.raises(TypeError, match="an image") as refusal:
+    with pytest.raises((TypeError, ValueError), match="an image") as refusal:
         assistant.ask(other, "What is it?")
     assert str(refusal.value).isprintable()
 
@@ -309,9 +309,7 @@ def test_one_image_of_a_pair_needs_no_list(assistant, draw, tmp_path):
         (lambda a, x: a.ask(x, b"What?"), "a question is a text, or a list of texts, got bytes"),
         (lambda a, x: a.ask([x, x], [1]), "a question is a text, got int"),
         (lambda a, x: a.ask(x, [["What?"]]), "a question is a text, got list of 1"),
-        (lambda a, x: a.ask(torch.zeros(3, 4, 4), "What?"), "an image is a path, .* got Tensor"),
         (lambda a, x: a.ask([[x]], "What?"), "an image is a path, .* got list of 1"),
-        (lambda a, x: a.ask({"image": x}, "What?"), "an image is a path, .* got dict"),
         (lambda a, x: a.ask([], "What?"), "needs at least one image"),
         (lambda a, x: a.ask_many(None), r"takes \(image or images, question\) pairs, .* got NoneType"),
         (lambda a, x: a.ask_many("ab"), "pairs, .* got str"),

@@ -622,3 +622,18 @@ def test_the_configuration_is_read_where_the_processor_is(assistant, tmp_path, l
     (tmp_path / "ours" / "config.json").write_text(json.dumps({**fields, **changed}))
     with pytest.raises(ValueError, match=r"in the model's config\.json"):
         load.from_pretrained(tmp_path, subfolder="ours")
+
+
+def test_half_characters_and_bytes_that_are_no_text_are_replaced(assistant):
+    processor = assistant.processor
+
+    def ids(question):
+        messages = [{"role": "user", "content": question}]
+        return [
+            processor.apply_chat_template(messages, tokenize=True),
+            processor(text=question)["input_ids"],
+            processor(text=processor.apply_chat_template(messages))["input_ids"],
+        ]
+
+    assert ids("gr\udcf6\udcdfe \ud83d?") == ids("gr\ufffd\ufffde \ufffd?")
+    assert ids("gr\udcc3\udcb6sse?") == ids("gr\u00f6sse?")

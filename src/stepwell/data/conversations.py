@@ -14,6 +14,7 @@ from typing import Any
 
 from stepwell.data.files import JsonLines, read_list
 from stepwell.data.sample import Sample
+from stepwell.language.characters import well_formed
 from stepwell.language.conversation import from_llava
 from stepwell.language.messages import IMAGE, Message
 
@@ -114,8 +115,11 @@ def _check(messages: Sequence[Message], num_images: int) -> None:
     for number, message in enumerate(turns):
         content = message["content"]
         text = content if isinstance(content, str) else content[0]["text"]
+        what = "an answer" if number % 2 else "a question"
         if not text.strip():
-            raise ValueError(f"{'an answer' if number % 2 else 'a question'} is empty")
+            raise ValueError(f"{what} is empty")
+        if text != well_formed(text):
+            raise ValueError(f"{what} has bytes that are no UTF-8, or half a character")
         if number % 2 == 0:
             placeholders += text.count(IMAGE) if num_images else IMAGE in text.splitlines()
     if placeholders != num_images:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
 
+from stepwell.language.characters import well_formed
 from stepwell.language.messages import IMAGE, Message, with_texts
 from stepwell.language.template import TEMPLATES, Template, find_template, template_of, write_content
 from stepwell.language.tokenizer import added_tokens, special_tokens
@@ -99,7 +100,8 @@ def render(
         "add_generation_prompt": add_generation_prompt,
         "continue_final_message": continue_final_message,
     }
-    text, _ = _write([with_texts(message, str) for message in messages], jinja, **variables)
+    messages = [with_texts(message, well_formed) for message in messages]
+    text, _ = _write(messages, jinja, **variables)
     # Written once more with marks around texts: what lies outside of them is the template's own.
     question, answer, end = marks = [mark for mark in _MARKS if mark not in text][:3]
     marked_messages = [
@@ -130,6 +132,7 @@ def plain_prompt(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_t
 
     add_special_tokens: those that the tokenizer adds to a text stand around it, but no second BOS.
     """
+    text = well_formed(text)
     before, after = added_tokens(tokenizer) if add_special_tokens else ([], [])
     if before and text.startswith(before[0]):
         before = []
