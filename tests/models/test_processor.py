@@ -6,7 +6,6 @@ import base64
 import copy
 import io
 import json
-import warnings
 from dataclasses import asdict
 
 import numpy as np
@@ -249,16 +248,6 @@ def test_ways_to_write_an_image_in_a_message(assistant, draw, tmp_path):
         text = {"type": "text", "text": "Why?", "image": None}
         inputs = assistant.processor.prompt([[{"role": "user", "content": [part, text]}]])
         assert all(torch.equal(inputs[name], expected[name]) for name in expected), part
-
-
-def test_a_conversation_with_nothing_to_learn_is_told(assistant):
-    with pytest.warns(UserWarning, match="no token of this conversation is supervised"):
-        assistant.processor.label(asking(), [])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assistant.processor.label(asking(), [], add_generation_prompt=True)
-        assistant.processor.label([*asking(), {"role": "assistant", "content": "So"}], [])
-        assistant.processor.apply_chat_template(asking(), tokenize=True)
 
 
 def test_a_folder_keeps_the_template_by_name_or_by_text(assistant, tmp_path):

@@ -24,6 +24,7 @@ from stepwell.models.plain import PlainConfig
 from stepwell.models.processor import StepwellProcessor
 from stepwell.reader.tokenizer import build_reader_tokenizer
 from stepwell.train.chat import ChatModel, ChatTask
+from stepwell.train.run import train
 
 OLD, NEW = "0" * 39 + "1", "f" * 40
 LANGUAGE = {
@@ -265,3 +266,31 @@ def test_shards_that_are_missing_or_of_another_model_are_refused(hub, folders, t
     save_file({"other.weight": torch.ones(2)}, last, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"do not fit|index"):
         stepwell.load("owner/model")
+
+
+def test_a_trained_folder_says_which_commits_it_started_from(hub, folders, tmp_path):
+    hub("owner/model", folders, {"v1": OLD})
+    tokenizer = build()[1].tokenizer
+    llama = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **LANGUAGE))
+    for part in (llama, tokenizer):
+        part.save_pretrained(tmp_path / "llama")
+    hub("owner/llama", {OLD: tmp_path / "llama", NEW: tmp_path / "llama"}, {"v1": OLD})
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A"}]
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "a.png", "conversations": turns}]))
+    data = [{"kind": "conversations", "path": str(tmp_path / "a.json")}]
+    stages = [{"name": name, "steps": 1, "batch": 1, "train": ["projector"], "data": data} for name in "ab"]
+    parts = {
+        "vision": {"kind": "plain", "encoder": "vit_nano", "size": 64},
+        "parts": {"language": "owner/llama"},
+        "revisions": {"language": "v1"},
+        "template": "chatml_direct",
+    }
+    expected = {"language": {"from": "owner/llama", "commit": OLD}}
+    for model in (parts, {"start": "owner/model", "revision": "v1"}):
+        recipe = {"name": "a", "model": model, "stages": stages, "bf16": False, "workers": 0}
+        (tmp_path / "a.yaml").write_text(json.dumps({**recipe, "output": str(tmp_path / str(len(model)))}))
+        folder = train(tmp_path / "a.yaml")
+        assert json.loads((folder / "origin.json").read_text()) == expected
+        assert isinstance(stepwell.load(folder).ask(tmp_path / "a.png", "?", max_new_tokens=1), str)
+        expected = {"start": {"from": "owner/model", "commit": OLD}}
