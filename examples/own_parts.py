@@ -1,11 +1,12 @@
 """A multimodal model from parts: an encoder, a language model and its tokenizer, each from a folder.
 
-python examples/own_parts.py      docs/own_parts.md tells the same with published parts
+python examples/own_parts.py [STEPS]      docs/own_parts.md tells the same with published parts
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -48,4 +49,5 @@ stages:
   - {name: align, steps: 2, batch: 1, train: [projector], data: [{kind: conversations, path: mine.json}]}
   - {name: tune, steps: 20, batch: 1, optimiser: {lr: 5.0e-4}, data: [{kind: conversations, path: mine.json}]}
 """)
-print(stepwell.load(train("mine.yaml")).ask("red.png", "Which colour?"))
+steps = [f"stages.tune.steps={sys.argv[1]}"] if len(sys.argv) > 1 else []
+print(stepwell.load(train("mine.yaml", steps)).ask("red.png", "Which colour?"))

@@ -17,6 +17,7 @@ from PIL import Image
 
 import stepwell
 from stepwell import cli
+from stepwell.images.limits import ImageLimits
 from stepwell.views.pyramid import PyramidGeometry
 
 Run = Callable[..., tuple[int, str, str]]
@@ -30,7 +31,7 @@ class Parrot(stepwell.Assistant):
     def __init__(self) -> None:
         sides: dict[str, Any] = {"names": ("only",), "sides": (64,), "strides": (16,), "framing": "aspect"}
         geometry = PyramidGeometry(**sides, mean=(0.5,) * 3, std=(0.5,) * 3)
-        self.engine = SimpleNamespace(geometry=geometry)  # type: ignore[assignment]
+        self.engine = SimpleNamespace(geometry=geometry, limits=ImageLimits())  # type: ignore[assignment]
 
     def ask(self, image: Any, question: Any, *, stream: Any = None, **_: Any) -> str:
         self.question = question

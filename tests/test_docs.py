@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import stepwell
 from stepwell import cli
+from stepwell.train.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")]
@@ -59,6 +62,22 @@ def test_python_parses_and_uses_public_names(path: Path) -> None:
                 and node.value.id == "stepwell"
             ):
                 assert node.attr in stepwell.__all__
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_recipes_that_are_shown_are_recipes(path: Path, tmp_path: Path) -> None:
+    for block in blocks(path, "yaml"):
+        if "stages:" in block:
+            (tmp_path / "shown.yaml").write_text(textwrap.dedent(block))
+            load_recipe(tmp_path / "shown.yaml")
+
+
+@pytest.mark.slow
+def test_pyramids_that_are_shown_are_built() -> None:
+    names: dict[str, Any] = {}
+    for block in blocks(ROOT / "docs/pyramids.md", "python"):
+        exec(block, names)
+    assert [tuple(one.shape[2:]) for one in names["maps"]] == [(112, 168), (56, 84), (28, 42), (14, 21)]
 
 
 def test_the_makefile_explains_each_of_its_targets() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECEIPT = str(EXAMPLES / "receipt.jpg")
@@ -53,3 +55,46 @@ def test_ask_and_pipeline_print_the_same_answer(run: Callable[..., str]) -> None
 def test_features_prints_views_maps_and_tokens(run: Callable[..., str]) -> None:
     kinds = {line.split()[0] for line in run("features.py", RECEIPT).splitlines()}
     assert kinds == {"view", "map", "visual"}
+
+
+@pytest.mark.slow
+def test_fine_tuning_prints_every_answer_beside_the_truth(run: Callable[..., str]) -> None:
+    assert run("fine_tune.py", "1").count("(printed: ") == 4
+
+
+@pytest.mark.slow
+def test_a_model_from_parts_is_trained_and_asked(run: Callable[..., str], tmp_path: Path) -> None:
+    out = run("own_parts.py", "1")
+    assert "vision.branches.0 from vit" in out
+    assert "language from llama" in out
+    assert json.loads((tmp_path / "runs/mine/model/origin.json").read_text())["language"]["from"] == "llama"
+
+
+def things(folder: Path) -> tuple[Path, Path]:
+    """Two images of dark boxes, and a COCO file of them; a folder of a class each; maps of labels."""
+    images, annotations = [], []
+    for number, name in enumerate(("one", "two")):
+        page = Image.new("RGB", (120, 90), "white")
+        ImageDraw.Draw(page).rectangle((20, 30, 59, 49), fill="black")
+        for place in (folder / "images", folder / "photos" / name):
+            place.mkdir(parents=True, exist_ok=True)
+            page.save(place / f"{number}.png")
+        (folder / "labels").mkdir(exist_ok=True)
+        page.convert("L").point(lambda value: value == 0).save(folder / f"labels/{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 120, "height": 90})
+        annotations.append({"id": number, "image_id": number, "category_id": 5, "bbox": [20, 30, 40, 20]})
+    file = {"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "box"}]}
+    (folder / "coco.json").write_text(json.dumps(file))
+    (folder / "classes.txt").write_text("paper\nbox\n")
+    return folder / "coco.json", folder / "images"
+
+
+@pytest.mark.slow
+def test_a_pyramid_learns_to_tell_to_find_and_to_outline(run: Callable[..., str], tmp_path: Path) -> None:
+    coco, images = things(tmp_path / "data")
+    data = tmp_path / "data"
+    assert len(run("classify.py", str(data / "photos"), "1").strip().splitlines()) >= 2
+    assert "step 1: " in run("detect.py", str(coco), str(images), "1")
+    assert "step 1: " in run("segment.py", str(images), str(data / "labels"), str(data / "classes.txt"), "1")
+    for name in ("classifier", "detector", "segmenter"):
+        assert (tmp_path / name / "model.safetensors").is_file()

@@ -16,14 +16,30 @@ from typing import TYPE_CHECKING, Any
 from stepwell.models.watch import register_when_needed
 
 if TYPE_CHECKING:
+    from stepwell.data.coco import CocoFile as CocoFile
+    from stepwell.data.conversations import Conversations as Conversations
+    from stepwell.data.image_folder import ImageFolder as ImageFolder
+    from stepwell.data.label_maps import LabelMaps as LabelMaps
+    from stepwell.encoders.catalogue import build_encoder as build_encoder
+    from stepwell.fuse.interaction import InteractionConfig as InteractionConfig
     from stepwell.images.limits import ImageError as ImageError
     from stepwell.images.limits import ImageLimits as ImageLimits
     from stepwell.images.open import open_image as open_image
     from stepwell.models.ask import Assistant as Assistant
     from stepwell.models.assistant import StepwellForConditionalGeneration as StepwellForConditionalGeneration
     from stepwell.models.config import StepwellConfig as StepwellConfig
+    from stepwell.models.dense import ClassifierSettings as ClassifierSettings
+    from stepwell.models.dense import DenseSettings as DenseSettings
     from stepwell.models.parts import load_parts as load_parts
+    from stepwell.models.perception import PyramidBackbone as PyramidBackbone
+    from stepwell.models.perception import PyramidBackboneConfig as PyramidBackboneConfig
+    from stepwell.models.perception import PyramidClassifierConfig as PyramidClassifierConfig
+    from stepwell.models.perception import PyramidForImageClassification as PyramidForImageClassification
+    from stepwell.models.piip import PiipConfig as PiipConfig
+    from stepwell.models.plain import PlainConfig as PlainConfig
     from stepwell.models.processor import StepwellProcessor as StepwellProcessor
+    from stepwell.models.pyramid import BranchConfig as BranchConfig
+    from stepwell.models.pyramid import pyramid_branches as pyramid_branches
     from stepwell.ops.choose import prefer as prefer
     from stepwell.weights.load import load as load
 
@@ -31,15 +47,31 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "Assistant": "models.ask",
+    "BranchConfig": "models.pyramid",
+    "ClassifierSettings": "models.dense",
+    "CocoFile": "data.coco",
+    "Conversations": "data.conversations",
+    "DenseSettings": "models.dense",
     "ImageError": "images.limits",
+    "ImageFolder": "data.image_folder",
     "ImageLimits": "images.limits",
+    "InteractionConfig": "fuse.interaction",
+    "LabelMaps": "data.label_maps",
+    "PiipConfig": "models.piip",
+    "PlainConfig": "models.plain",
+    "PyramidBackbone": "models.perception",
+    "PyramidBackboneConfig": "models.perception",
+    "PyramidClassifierConfig": "models.perception",
+    "PyramidForImageClassification": "models.perception",
     "StepwellConfig": "models.config",
     "StepwellForConditionalGeneration": "models.assistant",
     "StepwellProcessor": "models.processor",
+    "build_encoder": "encoders.catalogue",
     "load": "weights.load",
     "load_parts": "models.parts",
     "open_image": "images.open",
     "prefer": "ops.choose",
+    "pyramid_branches": "models.pyramid",
 }
 
 __all__ = [*_ROOMS]

@@ -127,6 +127,10 @@ class PyramidPreTrainedModel(SharedWeights, PreTrainedModel):
     def _init_weights(self, module: Any) -> None:
         reset(module)
 
+    def image_processor(self) -> BitImageProcessorPil:
+        """Of the images that this model takes: resized and cut for a classifier, and normalised."""
+        return image_processor(self.config.settings)
+
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
@@ -138,7 +142,7 @@ class PyramidPreTrainedModel(SharedWeights, PreTrainedModel):
         stays = _has_another_processor(folder, self.config_class)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process and not stays:
-            image_processor(self.config.settings).save_pretrained(folder)
+            self.image_processor().save_pretrained(folder)
 
 
 class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):

@@ -20,10 +20,19 @@ from torch.utils.checkpoint import checkpoint
 from stepwell.encoders.catalogue import build_encoder, encoder_arguments, encoder_spec
 from stepwell.encoders.encoder import Encoder, same_path
 from stepwell.fuse.interaction import Interaction, InteractionConfig
+from stepwell.models.runs import layer_runs
 from stepwell.models.vision import STRICT
 from stepwell.structures import EncoderSpec, TokenMap
 
-__all__ = ["BranchConfig", "Branches", "LayerRange", "PyramidEncoder", "build_interactions", "build_pyramid"]
+__all__ = [
+    "BranchConfig",
+    "Branches",
+    "LayerRange",
+    "PyramidEncoder",
+    "build_interactions",
+    "build_pyramid",
+    "pyramid_branches",
+]
 
 LayerRange = tuple[int, int]
 """(first, last) layer of an encoder, both included."""
@@ -66,6 +75,20 @@ def _equal_in_number(branches: tuple[BranchConfig, ...]) -> tuple[BranchConfig, 
 
 Branches = Annotated[tuple[BranchConfig, ...], Field(min_length=1), AfterValidator(_equal_in_number)]
 """Branch 1, the largest network on the smallest view, comes first."""
+
+
+def pyramid_branches(*networks: tuple[str, int], interactions: int = 12) -> tuple[BranchConfig, ...]:
+    """(encoder, size) pairs, the largest network on the smallest view first -> branches that interact so many
+    times, each network behind equal runs of its layers, or behind those that were published for it.
+
+    Raises ValueError naming what the catalogue lacks, and where layers do not fall into so many runs.
+    """
+    return tuple(
+        BranchConfig(
+            encoder=encoder, size=size, interactions=layer_runs(encoder_spec(encoder).depth, interactions)
+        )
+        for encoder, size in networks
+    )
 
 
 class PyramidEncoder(nn.Module):
