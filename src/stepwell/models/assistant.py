@@ -12,15 +12,18 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from stepwell.language.labels import IGNORE
 from stepwell.language.splice import place_visual_tokens
 from stepwell.models.config import StepwellConfig
+from stepwell.models.generation import GenerationMixinWithImages
+from stepwell.models.keywords import names_of, refuse_unread
 from stepwell.models.starting_values import keep_built, reset, start_missing
-from stepwell.models.vision import NEVER_CUT
+from stepwell.models.vision import NEVER_CUT, fitted
 from stepwell.ops.pack import unpack
 from stepwell.structures import TokenLayout, VisionFeatures
 
@@ -47,8 +50,8 @@ class StepwellModelOutput(BaseModelOutputWithPast):
 class StepwellOutput(CausalLMOutputWithPast):
     """Fields of transformers' causal language model outputs, and those of StepwellModel's."""
 
-    last_hidden_state: Tensor | None = None
     image_hidden_states: Tensor | None = None
+    last_hidden_state: Tensor | None = None
 
 
 class StepwellPreTrainedModel(PreTrainedModel):
@@ -138,7 +141,7 @@ class StepwellModel(StepwellPreTrainedModel):
                 "start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one GPU"
             )
         layouts = self.layouts(image_sizes)
-        pixel_values = pixel_values.to(next(self.vision.parameters()).dtype)
+        pixel_values = fitted(pixel_values, self.vision)
         return unpack(pixel_values, [size for layout in layouts for size in layout.inputs]), layouts
 
     @can_return_tuple
@@ -159,6 +162,7 @@ class StepwellModel(StepwellPreTrainedModel):
 
         Raises ValueError, with both counts, where placeholders and visual tokens differ in number.
         """
+        refuse_unread(self, self.language_model, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         cache = past_key_values if cache is None else cache
@@ -201,7 +205,7 @@ def _embedding_dim(language_model: PreTrainedModel) -> int:
     return int(language_model.get_input_embeddings().weight.shape[1])
 
 
-class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin):
+class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixinWithImages):
     """A StepwellModel with the language model's head.
 
     `from_pretrained` reads this class's own format; `AutoModelForImageTextToText` finds it once stepwell is
@@ -261,9 +265,14 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> StepwellOutput:
-        """As StepwellModel's, with logits (B, L, vocabulary) and, given labels (B, L; -100 ignored), the
-        loss.
+        """As StepwellModel's, with logits (B, L, vocabulary) and, given labels (B, L), the loss.
+
+        Labels of -100 and placeholders are no targets. num_items_in_batch, by which a loss is divided, is
+        taken to count placeholders as this batch does. Further keywords are the language model's, or those of
+        `loss_function`; others raise TypeError.
         """
+        of_loss = {name: kwargs.pop(name) for name in names_of(self.loss_function) & kwargs.keys()}
+        refuse_unread(self, self.model.language_model, kwargs)
         outputs: StepwellModelOutput = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -282,69 +291,23 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixin)
         logits = _finish_logits(self.lm_head(hidden[:, kept]), self.config.text_config)
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
+            loss = self._loss(logits, labels, **of_loss)
         return StepwellOutput(loss=loss, logits=logits, **outputs)
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        image_sizes: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
+    def _loss(self, logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        image_token_id = self.config.image_token_id
+        if (shifted := options.get("shift_labels")) is not None:
+            options["shift_labels"] = shifted.masked_fill(shifted == image_token_id, IGNORE)
+        if (items := options.get("num_items_in_batch")) is not None:
+            counted = labels[:, 1:] if shifted is None else shifted
+            learned = counted[counted != image_token_id]
+            share = (learned != IGNORE).sum().clamp(min=1) / (counted != IGNORE).sum().clamp(min=1)
+            options["num_items_in_batch"] = items * share
+        labels = labels.masked_fill(labels == image_token_id, IGNORE)
+        loss: Tensor = self.loss_function(
+            logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **options
         )
-        if is_first_iteration or not kwargs.get("use_cache", True):
-            inputs |= {"pixel_values": pixel_values, "image_sizes": image_sizes}
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Beams and samples repeat rows of text; each copy needs all images of its row, in the row's
-        order."""
-        pixel_values = model_kwargs.pop("pixel_values", None)
-        image_sizes = model_kwargs.pop("image_sizes", None)
-        if expand_size > 1 and pixel_values is not None and input_ids is not None and image_sizes is not None:
-            layouts = self.model.layouts(image_sizes)
-            counts = self._images_per_row(input_ids, layouts)
-            pixels = iter(pixel_values.split([layout.num_pixels for layout in layouts]))
-            rows = [torch.cat([next(pixels) for _ in range(count)]) for count in counts if count]
-            pixel_values = torch.cat([row for row in rows for _ in range(expand_size)])
-            sizes = image_sizes.split(counts)
-            image_sizes = torch.cat([row for row in sizes for _ in range(expand_size)])
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size,
-            is_encoder_decoder=is_encoder_decoder,
-            input_ids=input_ids,
-            **model_kwargs,
-        )
-        return input_ids, {**model_kwargs, "pixel_values": pixel_values, "image_sizes": image_sizes}
-
-    def _images_per_row(self, input_ids: Tensor, layouts: list[TokenLayout]) -> list[int]:
-        """How many of the images in order belong to each row, by the placeholders that it holds."""
-        waiting = [layout.num_visual for layout in layouts]
-        counts = []
-        for placeholders in (input_ids == self.config.image_token_id).sum(1).tolist():
-            count = len(waiting)
-            while placeholders > 0 and waiting:
-                placeholders -= waiting.pop(0)
-            counts.append(count - len(waiting))
-        if waiting:
-            raise ValueError(f"{len(layouts)} images were given, but the text has room for {sum(counts)}")
-        return counts
+        return loss
 
 
 def _finish_logits(logits: Tensor, config: Any) -> Tensor:

@@ -29,6 +29,8 @@ class StepwellConfig(PreTrainedConfig):
 
     model_type = "stepwell"
     sub_configs = {"text_config": AutoConfig}
+    # Trainer hands to metrics what is not named here: the logits.
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "image_hidden_states", "last_hidden_state"]
 
     def __init__(
         self,

@@ -49,9 +49,9 @@ class StepwellImageProcessor(BaseImageProcessor):
 
         vision: changes to the geometry, such as {"framing": "crop"}. Raises ValueError naming the first
         setting in which the model's config.json and this processor differ, and for keywords that are not
-        known; Auto classes hand over those of the tokenizer too.
+        known (those of a pipeline are the model's too).
         """
-        if "_from_auto" not in kwargs and (unknown := sorted(kwargs.keys() - LOADING)):
+        if "_from_pipeline" not in kwargs and (unknown := sorted(kwargs.keys() - LOADING)):
             raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, unknown))}")
         processor = super().from_pretrained(source, **kwargs)
         refuse_other_settings(source, kwargs, vision_config=processor.vision_config)

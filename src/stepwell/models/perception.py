@@ -6,19 +6,24 @@ DETR family take it as they take their own. Letters: B batch, (H, W) the largest
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import BitImageProcessorPil, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.generic import can_return_tuple
 
+from stepwell.language.labels import IGNORE
 from stepwell.models.config import refuse_unknown
 from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.starting_values import keep_built, reset, start_missing
-from stepwell.models.vision import NEVER_CUT, settings_json, validated
+from stepwell.models.vision import NEVER_CUT, fitted, settings_json, validated
 
 __all__ = [
     "PyramidBackbone",
@@ -26,6 +31,7 @@ __all__ = [
     "PyramidClassifierConfig",
     "PyramidForImageClassification",
     "PyramidPreTrainedModel",
+    "image_processor",
 ]
 
 
@@ -76,9 +82,26 @@ class PyramidClassifierConfig(PreTrainedConfig):
         return settings
 
 
+def image_processor(settings: DenseSettings | ClassifierSettings) -> BitImageProcessorPil:
+    """Of a classifier as the official evaluation: short side to the largest view's, centre crop, bicubic. Of
+    a dense network, whose images have any size, it normalises only.
+    """
+    side, (mean, std) = settings.branches[-1].size, settings.statistics
+    resizes = isinstance(settings, ClassifierSettings)
+    return BitImageProcessorPil(
+        do_resize=resizes,
+        do_center_crop=resizes,
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=list(mean),
+        image_std=list(std),
+    )
+
+
 class PyramidPreTrainedModel(PreTrainedModel):
-    """`output_hidden_states` and `output_attentions`, which heads and users of transformers hand over, change
-    nothing: neither is kept. `return_dict=False` gives a tuple.
+    """Inputs are taken in any precision. `output_attentions`, which heads and users of transformers hand
+    over, changes nothing: none are kept. `return_dict=False` gives a tuple.
     """
 
     base_model_prefix = "pyramid"
@@ -103,6 +126,19 @@ class PyramidPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: Any) -> None:
         reset(module)
 
+    def save_pretrained(
+        self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As transformers', with the image processor beside the weights, so that pipelines take the folder.
+
+        One of another origin that lies there already stays.
+        """
+        folder = Path(save_directory)
+        stays = _has_another_processor(folder, self.config_class)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process and not stays:
+            image_processor(self.config.settings).save_pretrained(folder)
+
 
 class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):
     config_class = PyramidBackboneConfig
@@ -123,12 +159,21 @@ class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,  # heads hand on what their losses are given
     ) -> BackboneOutput:
-        """(B, 3, H, W), normalised -> `feature_maps`: one (B, C, H / stride, W / stride) per out_feature."""
-        maps = dict(zip(self.stage_names, self.pyramid(pixel_values), strict=True))
-        return BackboneOutput(feature_maps=tuple(maps[name] for name in self.out_features))
+        """(B, 3, H, W), normalised -> `feature_maps`: one (B, C, H / stride, W / stride) per out_feature; as
+        hidden_states those of all stages.
+        """
+        maps = dict(zip(self.stage_names, self.pyramid(fitted(pixel_values, self.pyramid)), strict=True))
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return BackboneOutput(
+            feature_maps=tuple(maps[name] for name in self.out_features),
+            hidden_states=tuple(maps.values()) if output_hidden_states else None,
+        )
 
 
 class PyramidForImageClassification(PyramidPreTrainedModel):
+    """`output_hidden_states` changes nothing: branches end at different sizes and none are kept."""
+
     config_class = PyramidClassifierConfig
 
     def __init__(self, config: PyramidClassifierConfig) -> None:
@@ -144,8 +189,51 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> ImageClassifierOutput:
-        """(B, 3, H, W), normalised -> `logits` (B, K) and, given labels (B,), the mean cross-entropy."""
-        logits = self.pyramid(pixel_values)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        """(B, 3, H, W), normalised -> `logits` (B, K) and, given labels, the loss of `config.problem_type`.
+
+        Labels are (B,) classes, of which -100 is ignored; with "multi_label_classification" (B, K) in 0 to 1;
+        with "regression" (B, K), or (B,) where K is 1. Without a problem_type transformers tells from K and
+        the labels. num_items_in_batch: what losses of classes are summed and divided by, if not their number.
+        Raises ValueError for labels of another shape, and for classes that there are not.
+        """
+        logits = self.pyramid(fitted(pixel_values, self.pyramid))
+        loss = None
+        if labels is not None:
+            labels = self._checked(labels, logits)
+            loss = self.loss_function(labels, logits, self.config, num_items_in_batch=num_items_in_batch)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def _checked(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """As the loss takes them. The kind of problem is told as transformers tells it."""
+        batch, count = logits.shape
+        problem = self.config.problem_type
+        if problem is None and count > 1 and labels.dtype in (torch.long, torch.int):
+            problem = "single_label_classification"
+        if problem == "single_label_classification":
+            if labels.numel() != batch or labels.is_floating_point():
+                raise ValueError(
+                    f"labels of classes are ({batch},) whole numbers, got {tuple(labels.shape)} of "
+                    f"{labels.dtype}; for others set config.problem_type"
+                )
+            if not torch.compiler.is_compiling():
+                is_class = (labels >= 0) & (labels < count) | (labels == IGNORE)
+                if not bool(is_class.all()):
+                    raise ValueError(f"labels are classes 0 to {count - 1}, got {labels[~is_class][0]}")
+            return labels.long()
+        if tuple(labels.shape) != (batch, count) and (count > 1 or labels.numel() != batch):
+            raise ValueError(f"labels are ({batch}, {count}), one an output, got {tuple(labels.shape)}")
+        return labels.to(logits.dtype)
+
+
+def _has_another_processor(folder: Path, config_class: type[PreTrainedConfig]) -> bool:
+    """Whether an image processor lies in a folder that is not the one of the model there."""
+    file = folder / IMAGE_PROCESSOR_NAME
+    if not file.is_file():
+        return False
+    try:
+        ours = image_processor(config_class.from_pretrained(folder).settings)
+    except (OSError, ValueError):
+        return True
+    return bool(json.loads(file.read_text("utf-8")) != json.loads(ours.to_json_string()))

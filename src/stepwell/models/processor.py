@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL.Image import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 from transformers.utils.chat_template_utils import _get_template_variables
 
@@ -74,6 +74,15 @@ class StepwellProcessor(ProcessorMixin):
         if vision:
             processor.image_processor = processor.image_processor.adjusted(vision)
         return processor
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, source: Any, *_: Any, **kwargs: Any) -> list[Any]:
+        """The image processor, which refuses what it does not know, is handed nothing of the tokenizer's."""
+        loading = {name: value for name, value in kwargs.items() if name in LOADING}
+        return [
+            AutoImageProcessor.from_pretrained(source, **loading),
+            AutoTokenizer.from_pretrained(source, **kwargs),
+        ]
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:

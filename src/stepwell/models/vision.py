@@ -24,6 +24,7 @@ __all__ = [
     "VisionConfig",
     "VisionSystem",
     "first_complaint",
+    "fitted",
     "settings_json",
     "validated",
 ]
@@ -108,6 +109,20 @@ class VisionConfig(ABC):
         except ValidationError as error:
             raise ValueError(f"vision: {first_complaint(error)}") from None
         return cast(Self, settings if "sizes" not in changes else settings.resized(changes["sizes"]))
+
+
+def fitted(pixels: Tensor, network: nn.Module) -> Tensor:
+    """Pixels in the precision of a network's parameters. Raises ValueError where those are on another device,
+    unless accelerate or DeepSpeed has put them there for a while.
+    """
+    weight = next(p for p in network.parameters() if p.is_floating_point())  # others are quantised
+    is_offloaded = hasattr(weight, "ds_id") or any(hasattr(m, "_hf_hook") for m in network.modules())
+    if pixels.device != weight.device and not is_offloaded:
+        raise ValueError(
+            f"pixel_values are on {pixels.device}, the model is on {weight.device}; "
+            "hand over inputs.to(model.device)"
+        )
+    return pixels.to(weight.dtype)
 
 
 STRICT = ConfigDict(extra="forbid")

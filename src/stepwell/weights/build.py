@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, BitImageProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.image_utils import PILImageResampling
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stepwell.folders import one_line
 from stepwell.models.config import StepwellConfig
 from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.image_processor import StepwellImageProcessor
-from stepwell.models.perception import PyramidBackboneConfig, PyramidClassifierConfig
+from stepwell.models.perception import PyramidBackboneConfig, PyramidClassifierConfig, image_processor
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published.published import Published
 from stepwell.models.register import MODELS
@@ -85,12 +84,12 @@ def write_processor(folder: Path, config: PreTrainedConfig, source: Path) -> lis
     a tokenizer only the image side is written. Raises ValueError for a tokenizer that cannot be read.
     """
     if isinstance(config, PyramidBackboneConfig | PyramidClassifierConfig):
-        _image_processor(config.settings).save_pretrained(folder)
+        image_processor(config.settings).save_pretrained(folder)
         return []
     assert isinstance(config, StepwellConfig)
-    image_processor = StepwellImageProcessor(vision_config=config.vision_config)
+    of_images = StepwellImageProcessor(vision_config=config.vision_config)
     if not any(source.glob("tokenizer*")):
-        image_processor.save_pretrained(folder)
+        of_images.save_pretrained(folder)
         return ["no tokenizer beside the source: the model can be loaded, but asked nothing until it has one"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -101,22 +100,5 @@ def write_processor(folder: Path, config: PreTrainedConfig, source: Path) -> lis
         raise ValueError(f"the tokenizer in {source} cannot be read: {reason}") from None
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    StepwellProcessor(image_processor, tokenizer, template=config.template).save_pretrained(folder)
+    StepwellProcessor(of_images, tokenizer, template=config.template).save_pretrained(folder)
     return []
-
-
-def _image_processor(settings: DenseSettings | ClassifierSettings) -> BitImageProcessor:
-    """Of a classifier as the official evaluation: short side to the largest view's, centre crop, bicubic. Of
-    a dense network, whose images have any size, it normalises only.
-    """
-    side, (mean, std) = settings.branches[-1].size, settings.statistics
-    resizes = isinstance(settings, ClassifierSettings)
-    return BitImageProcessor(
-        do_resize=resizes,
-        do_center_crop=resizes,
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        resample=PILImageResampling.BICUBIC,
-        image_mean=list(mean),
-        image_std=list(std),
-    )
