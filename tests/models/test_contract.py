@@ -15,11 +15,17 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoProcessor,
-    BatchFeature,
+    LogitsProcessor,
     Trainer,
     TrainingArguments,
     pipeline,
 )
+from transformers.generation.logits_process import (
+    EncoderRepetitionPenaltyLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.models.assistant import (
@@ -36,6 +42,7 @@ from stepwell.models.perception import (
     PyramidClassifierConfig,
     PyramidForImageClassification,
 )
+from stepwell.models.plain import PlainConfig
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.pyramid import BranchConfig
 from stepwell.models.register import register
@@ -49,8 +56,10 @@ BRANCHES = tuple(
     )
     for size, dim in ((32, 32), (64, 16))
 )
+PLAIN = PlainConfig(encoder="vit_nano", size=32)
 FEW = InteractionConfig(num_heads=2, drop_path=0.0)
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+STATIC = {"cache_implementation": "static", "disable_compile": True}
 KINDS = ("model", "assistant", "backbone", "classifier")
 
 
@@ -70,7 +79,7 @@ def classifier_of(num_labels=3, **fields):
 @pytest.fixture
 def models(build, draw):
     """By kind -> (a model in evaluation, its inputs)."""
-    assistant = build()
+    assistant = build(PLAIN)
     inputs = dict(asking(assistant, draw))
     torch.manual_seed(0)
     backbone = PyramidBackbone(PyramidBackboneConfig(DenseSettings(branches=BRANCHES, interaction=FEW)))
@@ -124,9 +133,9 @@ def test_outputs_stand_in_transformers_order_as_attributes_keys_and_tuple(models
 
 
 def test_an_assistants_hidden_states_and_attentions_are_the_language_models(build, draw):
-    model = build().model
+    model = build(PLAIN).model
     model.set_attn_implementation("eager")
-    inputs = asking(build(), draw)
+    inputs = asking(build(PLAIN), draw)
     layers, length = model.config.text_config.num_hidden_layers, inputs["input_ids"].shape[1]
     out = model(**inputs, output_hidden_states=True, output_attentions=True)
     assert len(out.hidden_states) == layers + 1
@@ -197,30 +206,31 @@ def test_labels_that_do_not_fit_are_refused_in_words(problem, labels, words):
         classifier_of(problem_type=problem)(PIXELS, labels=labels)
 
 
-@pytest.fixture(params=["inside", "past"])
-def released(request, build, tokenizer):
+@pytest.fixture(scope="module", params=["inside", "past"])
+def released(request, build):
     """An assistant whose placeholder is a word of the vocabulary, or, as in converted releases, is not."""
-    assistant = build()
+    assistant = build(PLAIN)
     if request.param == "past":
-        image_token_id = assistant.processor.image_token_id
-        assert image_token_id == 0 or image_token_id < len(tokenizer)
         model = assistant.model
-        model.resize_token_embeddings(len(tokenizer) + 8)
         config = copy.deepcopy(model.config)
-        config.image_token_id = config.text_config.vocab_size = len(tokenizer) + 8
+        config.image_token_id = config.text_config.vocab_size
         past = StepwellForConditionalGeneration(config).eval()
-        past.load_state_dict(model.state_dict())
         past.generation_config = model.generation_config
-        return past, config.image_token_id
-    return assistant.model.eval(), assistant.processor.image_token_id
+        assistant.model = past
+    torch.manual_seed(0)
+    for parameter in assistant.model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)  # answers that say more than one word
+    return assistant.model.eval(), assistant.model.config.image_token_id
 
 
-@pytest.fixture
-def prompt(released, assistant, draw):
+@pytest.fixture(scope="module")
+def prompt(released, build, draw):
     """The inputs of two rows, one of two images, with the placeholder of `released`; padded on the left."""
+    processor = build(PLAIN).processor
     rows = [chat(draw(90, 60, 1)), chat(draw(40, 80, 2), draw(64, 64, 3), question="Which of the two?")]
-    inputs = dict(assistant.processor.prompt(rows))
-    is_placeholder = inputs["input_ids"] == assistant.processor.image_token_id
+    inputs = dict(processor.prompt(rows))
+    is_placeholder = inputs["input_ids"] == processor.image_token_id
     return {**inputs, "input_ids": inputs["input_ids"].masked_fill(is_placeholder, released[1])}
 
 
@@ -230,10 +240,227 @@ def test_placeholders_among_the_labels_are_no_targets(released, prompt):
     labels = ids.masked_fill(prompt["attention_mask"] == 0, -100)
     out = model(**prompt, labels=labels)
     wanted = labels.masked_fill(ids == image_token_id, -100)[:, 1:].flatten()
-    torch.testing.assert_close(out.loss, F.cross_entropy(out.logits[:, :-1].flatten(0, 1), wanted, ignore_index=-100))
+    torch.testing.assert_close(
+        out.loss, F.cross_entropy(out.logits[:, :-1].flatten(0, 1), wanted, ignore_index=-100)
+    )
     again = model(**prompt, labels=labels, num_items_in_batch=(labels[:, 1:] != -100).sum())
     torch.testing.assert_close(again.loss, out.loss)
     shifted = F.pad(labels, (0, 1), value=-100)[:, 1:]
     torch.testing.assert_close(model(**prompt, labels=labels, shift_labels=shifted).loss, out.loss)
     masked = model(**prompt, labels=labels.masked_fill(ids == image_token_id, -100), num_items_in_batch=7)
     torch.testing.assert_close(masked.loss, out.loss * (wanted != -100).sum() / 7)
+
+
+# ---- generation
+
+
+class Frequencies(LogitsProcessor):
+    """A penalty for every time that a word stands in the text, of somebody's own."""
+
+    def __call__(self, input_ids, scores):
+        return scores - torch.zeros_like(scores).scatter_add(1, input_ids, torch.full(input_ids.shape, 2.0))
+
+
+def answer(model, prompt, **options):
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **options}
+    return model.generate(**prompt, **options)[:, prompt["input_ids"].shape[1] :].tolist()
+
+
+def answer_by_hand(model, prompt, processor):
+    """Greedily; the processor sees the text with its placeholders left out."""
+    ids, never = prompt["input_ids"], [model.config.image_token_id, model.generation_config.eos_token_id]
+    for _ in range(6):
+        scores = model(**{**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits[:, -1]
+        scores[:, [token for token in never if token < scores.shape[1]]] = -torch.inf
+        words = ids[ids != model.config.image_token_id][None]
+        ids = torch.cat([ids, processor(words, scores).argmax(-1, keepdim=True)], 1)
+    return ids[:, prompt["input_ids"].shape[1] :].tolist()
+
+
+def row_of(prompt, model, row):
+    """One row of two without its padding and the other's images."""
+    count = (1, 2)[row]
+    sizes = prompt["image_sizes"].split((1, 2))[row]
+    pixels = prompt["pixel_values"].split(
+        [
+            sum(layout.num_pixels for layout in model.model.layouts(s))
+            for s in prompt["image_sizes"].split((1, 2))
+        ]
+    )[row]
+    assert len(sizes) == count
+    ids = prompt["input_ids"][row][prompt["attention_mask"][row].bool()][None]
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": pixels,
+        "image_sizes": sizes,
+    }
+
+
+PENALTIES = [
+    ({"repetition_penalty": 1.7}, lambda text: RepetitionPenaltyLogitsProcessor(1.7)),
+    ({"encoder_repetition_penalty": 4.0}, lambda text: EncoderRepetitionPenaltyLogitsProcessor(4.0, text)),
+    ({"no_repeat_ngram_size": 1}, lambda text: NoRepeatNGramLogitsProcessor(1)),
+    (
+        {"logits_processor": [RepetitionPenaltyLogitsProcessor(1.7)]},
+        lambda text: RepetitionPenaltyLogitsProcessor(1.7),
+    ),
+    ({"logits_processor": [Frequencies()]}, lambda text: Frequencies()),
+]
+
+
+@pytest.mark.parametrize(("options", "processor"), PENALTIES, ids=[*"abcde"])
+def test_penalties_are_those_of_the_text_without_its_placeholders(released, prompt, options, processor):
+    model, image_token_id = released
+    one = row_of(prompt, model, 1)
+    text = one["input_ids"][one["input_ids"] != image_token_id][None]
+    with torch.no_grad():
+        expected = answer_by_hand(model, one, processor(text))
+    assert answer(model, one, **options) == expected
+    assert expected != answer(model, one)
+
+
+@pytest.mark.parametrize("cache", [{"use_cache": False}, STATIC], ids=["none", "static"])
+def test_penalties_are_the_same_with_every_cache(released, prompt, cache):
+    options = {"repetition_penalty": 1.7, "encoder_repetition_penalty": 2.0}
+    assert answer(released[0], prompt, **options, **cache) == answer(released[0], prompt, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repetition_penalty": 1.3, "encoder_repetition_penalty": 1.2, "no_repeat_ngram_size": 2},
+        {"encoder_no_repeat_ngram_size": 2, "bad_words_ids": [[5], [6, 7]], "sequence_bias": {(8,): 3.0}},
+        {"prefix_allowed_tokens_fn": lambda row, ids: range(10, 30)},
+        {"num_beams": 3, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+        {"guidance_scale": 1.5},
+    ],
+    ids=str,
+)
+def test_rows_of_a_batch_are_answered_as_alone(released, prompt, options):
+    model, _ = released
+    alone = [answer(model, row_of(prompt, model, row), **options)[0] for row in (0, 1)]
+    assert answer(model, prompt, **options) == alone
+
+
+@pytest.mark.parametrize("helper", ["prompt_lookup_num_tokens", "assistant_model"])
+def test_decoding_with_help_gives_the_same_answer(released, prompt, helper):
+    model, _ = released
+    one = row_of(prompt, model, 1)
+    options = {
+        helper: model if helper == "assistant_model" else 4,
+        "repetition_penalty": 1.1,
+        "max_new_tokens": 16,
+    }
+    assert answer(model, one, **options) == answer(model, one, **{**options, helper: None})
+
+
+def test_a_placeholder_is_never_an_answer(released, prompt):
+    model, image_token_id = copy.deepcopy(released[0]), released[1]
+    if image_token_id < model.config.text_config.vocab_size:
+        bias = torch.zeros(model.config.text_config.vocab_size)
+        bias[image_token_id] = 1e4
+        model.lm_head.bias = torch.nn.Parameter(bias)
+    for options in ({}, {"do_sample": True, "use_cache": False, "max_new_tokens": 6}):
+        assert image_token_id not in sum(answer(model, prompt, **options), [])
+
+
+# ---- keywords
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_keyword_that_nothing_reads_is_refused(models, kind):
+    model, inputs = models[kind]
+    for name in ("lables", "pixel_value", "nonsense"):
+        with pytest.raises(TypeError, match=name):
+            model(**inputs, **{name: torch.tensor([0, 1])})
+
+
+def test_a_misspelt_keyword_of_an_assistant_is_told_the_right_one(models):
+    model, inputs = models["assistant"]
+    for misspelt, meant in {
+        "lables": "labels",
+        "logit_to_keep": "logits_to_keep",
+        "output_hiden_states": "output_hidden_states",
+    }.items():
+        with pytest.raises(TypeError, match=f"knows no '{misspelt}'; did you mean '{meant}'"):
+            model(**inputs, **{misspelt: 1})
+    with pytest.raises(ValueError, match="lables"):
+        model.generate(**inputs, lables=inputs["input_ids"])
+
+
+def test_an_assistant_takes_what_transformers_and_its_processor_hand_over(assistant, draw):
+    marks = {"return_mm_token_type_ids": True, "return_assistant_tokens_mask": True}
+    inputs = dict(asking(assistant, draw, **marks))
+    assert {"mm_token_type_ids", "assistant_masks"} <= inputs.keys()
+    length = inputs["input_ids"].shape[1]
+    handed = {
+        "num_items_in_batch": 3,
+        "cache_position": torch.arange(length),
+        "position_ids": torch.arange(length)[None],
+        "use_cache": False,
+        "output_attentions": False,
+        "output_router_logits": False,
+        "is_causal": True,
+        "cu_seq_lens_q": None,
+        "max_length_k": None,
+        "ignore_index": -100,
+        "shift_labels": None,
+    }
+    expected = assistant.model(**asking(assistant, draw)).logits
+    for model in (assistant.model, assistant.model.model):
+        for name, value in handed.items():
+            if model is assistant.model or name not in ("ignore_index", "shift_labels"):
+                out = model(**inputs, **{name: value})
+    torch.testing.assert_close(assistant.model(**inputs, **handed).logits, expected)
+    assert out.last_hidden_state.shape[1] == length
+
+
+def test_a_servers_own_attention_is_handed_what_it_wants(assistant, draw):
+    """As vLLM and SGLang reach their kernels through a model's forward."""
+    seen = []
+
+    def attention(module, query, key, value, attention_mask, scaling=None, tables=None, **kwargs):
+        seen.append(tables)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, scaling=scaling)
+
+    model, inputs = copy.deepcopy(assistant.model), asking(assistant, draw)
+    AttentionInterface.register("servers_own", attention)
+    model.model.language_model.config._attn_implementation = "servers_own"
+    model(**inputs, tables=7)
+    assert seen == [7] * model.config.text_config.num_hidden_layers
+
+
+def test_processors_know_their_keywords(assistant, draw, tmp_path):
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    image, processor = draw(9, 9), assistant.processor
+    calls = [
+        lambda **k: processor(images=image, text="<image> a", **k),
+        lambda **k: processor.apply_chat_template(chat(image), **k),
+        lambda **k: processor.apply_chat_template(chat(image), tokenize=True, **k),
+        lambda **k: processor.image_processor(image, **k),
+        *(
+            lambda kind=kind, **k: kind.from_pretrained(tmp_path, **k)
+            for kind in (StepwellProcessor, AutoProcessor, StepwellImageProcessor, AutoImageProcessor)
+        ),
+    ]
+    for call in calls:
+        call()
+        with pytest.raises(ValueError, match="nonsense"):
+            call(nonsense=3)
+    assert (
+        AutoProcessor.from_pretrained(
+            tmp_path, padding_side="left", truncation_side="left"
+        ).tokenizer.truncation_side
+        == "left"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_loads_with_no_keyword_that_nobody_knows(models, kind, tmp_path):
+    model, _ = models[kind]
+    model.save_pretrained(tmp_path)
+    with pytest.raises((TypeError, ValueError), match="nonsense"):
+        type(model).from_pretrained(tmp_path, nonsense=3)

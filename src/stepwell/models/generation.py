@@ -56,7 +56,8 @@ class GenerationMixinWithImages(GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        if is_first_iteration or not kwargs.get("use_cache", True):
+        ids = inputs.get("input_ids")
+        if is_first_iteration or (ids is not None and ids.shape[1] == input_ids.shape[1]):  # nothing is cached
             inputs |= {"pixel_values": pixel_values, "image_sizes": image_sizes}
         return inputs
 
