@@ -1,4 +1,4 @@
-"""What transformers' own classes promise, held against each of ours: outputs, losses, keywords, sizes, folders."""
+"""What transformers' own classes promise, held against each of ours: outputs, losses, keywords, folders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ from stepwell.models.assistant import (
     StepwellForConditionalGeneration,
     StepwellModel,
 )
-from stepwell.models.config import StepwellConfig
 from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.perception import (
@@ -60,6 +59,7 @@ PLAIN = PlainConfig(encoder="vit_nano", size=32)
 FEW = InteractionConfig(num_heads=2, drop_path=0.0)
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 STATIC = {"cache_implementation": "static", "disable_compile": True}
+QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "remove_unused_columns": False}
 KINDS = ("model", "assistant", "backbone", "classifier")
 
 
@@ -363,7 +363,7 @@ def test_a_placeholder_is_never_an_answer(released, prompt):
         bias[image_token_id] = 1e4
         model.lm_head.bias = torch.nn.Parameter(bias)
     for options in ({}, {"do_sample": True, "use_cache": False, "max_new_tokens": 6}):
-        assert image_token_id not in sum(answer(model, prompt, **options), [])
+        assert not any(image_token_id in row for row in answer(model, prompt, **options))
 
 
 # ---- keywords
@@ -464,3 +464,238 @@ def test_a_model_loads_with_no_keyword_that_nobody_knows(models, kind, tmp_path)
     model.save_pretrained(tmp_path)
     with pytest.raises((TypeError, ValueError), match="nonsense"):
         type(model).from_pretrained(tmp_path, nonsense=3)
+
+
+# ---- sizes of vocabulary and head
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_vocabulary_grows_over_the_placeholder_and_is_saved(build, draw, tied, tmp_path):
+    assistant = build(PLAIN)
+    config = copy.deepcopy(assistant.model.config)
+    size = config.image_token_id = config.text_config.vocab_size
+    config.text_config.tie_word_embeddings = tied
+    model = StepwellForConditionalGeneration(config).eval()
+    ids = asking(assistant, draw)["input_ids"]
+    is_placeholder = ids == assistant.processor.image_token_id
+    inputs = {**asking(assistant, draw), "input_ids": ids.masked_fill(is_placeholder, size)}
+    before = model(**inputs)
+    model.resize_token_embeddings(size + 5)
+    assert model.config.text_config.vocab_size == size + 5
+    assert model.lm_head.weight.shape == model.get_input_embeddings().weight.shape == (size + 5, 32)
+    out = model(**inputs, labels=inputs["input_ids"])
+    assert torch.equal(out.image_hidden_states, before.image_hidden_states)
+    torch.testing.assert_close(out.logits[..., :size], before.logits)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert (again.lm_head.weight is again.get_input_embeddings().weight) == tied
+    assert torch.equal(again(**inputs).logits, out.logits)
+    base = AutoModel.from_pretrained(tmp_path)
+    assert type(base) is StepwellModel
+    assert torch.equal(base(**inputs).last_hidden_state, out.last_hidden_state)
+    base.resize_token_embeddings(size)
+    assert base.config.text_config.vocab_size == size
+    torch.testing.assert_close(base(**inputs).last_hidden_state, out.last_hidden_state)
+
+
+def fits_newly(parameters):
+    values = torch.cat([parameter.flatten() for parameter in parameters])
+    return bool(values.isfinite().all()) and 0 < values.std() < 1 and values.abs().max() < 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_of_another_size_starts_anew_where_that_is_asked_for(models, kind, tmp_path):
+    model, inputs = models[kind]
+    model.save_pretrained(tmp_path)
+    config = copy.deepcopy(model.config)
+    if kind in ("model", "assistant"):
+        config.text_config.vocab_size += 7
+    elif kind == "classifier":
+        config.num_labels = 5
+    else:
+        fields = json.loads((tmp_path / "config.json").read_text())["pyramid"]
+        fields["branches"][1]["arguments"]["dim"] = 32
+        config = PyramidBackboneConfig(fields)
+    with pytest.raises(RuntimeError, match="ismatch"):
+        type(model).from_pretrained(tmp_path, config=config)
+    used = [torch.full((64, 64), float("nan")) for _ in range(50)]  # memory as it is in a long program
+    del used
+    again, report = type(model).from_pretrained(
+        tmp_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    started = {name for name, *_ in report["mismatched_keys"]}
+    assert started
+    ours, theirs = dict(again.named_parameters()), dict(model.named_parameters())
+    assert fits_newly([ours[name] for name in started if ours[name].ndim > 1])
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() - started)
+    assert torch.cat([t.flatten() for t in tensors_of(again(**inputs))]).isfinite().all()
+
+
+def tensors_of(out):
+    values = [out.feature_maps] if "feature_maps" in out else [(out[0],)]
+    return [tensor for group in values for tensor in group]
+
+
+def test_names_of_classes_count_them(tmp_path):
+    classifier_of(3).save_pretrained(tmp_path)
+    names = {0: "cat", 1: "dog"}
+    model = AutoModelForImageClassification.from_pretrained(
+        tmp_path, id2label=names, label2id={"cat": 0, "dog": 1}, ignore_mismatched_sizes=True
+    )
+    assert model(PIXELS).logits.shape == (2, 2)
+    model.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).id2label == names
+
+
+# ---- precision and device
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_images_are_taken_in_any_precision(models, kind, dtype):
+    model, inputs = models[kind]
+    half = copy.deepcopy(model).to(dtype)
+    assert all(tensor.dtype == dtype for tensor in tensors_of(half(**inputs)))
+    inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
+    assert all(tensor.dtype == torch.float32 for tensor in tensors_of(model(**inputs)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_runs_under_autocast(models, kind):
+    model, inputs = models[kind]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.train()(**inputs)
+        sum(tensor.float().square().mean() for tensor in tensors_of(out)).backward()
+    gradients = [
+        p.grad for name, p in model.named_parameters() if "patch_embed" in name and p.grad is not None
+    ]
+    assert gradients
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_on_another_device_are_refused_in_words(models, kind):
+    model, inputs = models[kind]
+    inputs = {**inputs, "pixel_values": inputs["pixel_values"].to("meta")}
+    with pytest.raises(ValueError, match=r"pixel_values are on meta, the model is on cpu; .*inputs.to"):
+        model(**inputs)
+
+
+# ---- batches without an image
+
+
+def test_batches_without_an_image_are_text(build, draw):
+    assistant = build(PLAIN)
+    model, processor = assistant.model.eval(), assistant.processor
+    text = processor(text=["What is two and two?", "Why?"], padding=True, return_tensors="pt")
+    language = {name: text[name] for name in ("input_ids", "attention_mask")}
+    expected = model.model.language_model(**language).last_hidden_state
+    none = {"pixel_values": None, "image_sizes": None}
+    joined = {"pixel_values": torch.zeros(0, 3), "image_sizes": torch.zeros(0, 2, dtype=torch.long)}
+    for images in ({}, none, joined):
+        assert torch.equal(model(**language, **images).last_hidden_state, expected)
+        for options in ({}, {"num_beams": 2, "num_return_sequences": 2}):
+            out = model.generate(**language, **images, max_new_tokens=3, do_sample=False, **options)
+            assert torch.equal(out, model.generate(**language, max_new_tokens=3, do_sample=False, **options))
+    for images in ([], [[], []], None):
+        assert processor(images=images, text=["a", "b"]).keys() == {"input_ids", "attention_mask"}
+
+
+def test_a_batch_without_an_image_does_not_end_the_training_of_vision_alone(build, tmp_path):
+    assistant = build(PLAIN)
+    model, start = assistant.model, copy.deepcopy(assistant.model.state_dict())
+    model.requires_grad_(False)
+    model.model.vision.projector.requires_grad_(True)
+    row = {name: value[0] for name, value in assistant.processor(text="Why?", return_tensors="pt").items()}
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, weight_decay=0.0, **QUIET)
+    Trainer(model, arguments, train_dataset=[{**row, "labels": row["input_ids"]}] * 2).train()
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
+# ---- folders and Trainer
+
+
+@pytest.mark.parametrize("kind", ["backbone", "classifier"])
+def test_a_saved_model_brings_its_image_processor(models, kind, draw, tmp_path):
+    model, _ = models[kind]
+    model.save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    image = draw(90, 70)
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    assert pixels.shape[2:] == ((70, 90) if kind == "backbone" else (64, 64))
+    mean, std = (torch.tensor(values)[:, None, None] for values in model.config.settings.statistics)
+    shown = pixels[0] * std + mean
+    assert shown.min() >= -1e-3
+    assert shown.max() <= 1 + 1e-3
+
+
+def test_a_pipeline_takes_a_classifiers_folder(models, draw, tmp_path):
+    model, _ = models["classifier"]
+    model.save_pretrained(tmp_path)
+    answers = pipeline("image-classification", model=str(tmp_path))(draw(90, 70))
+    inputs = AutoImageProcessor.from_pretrained(tmp_path)(draw(90, 70), return_tensors="pt")
+    expected = model(**inputs).logits[0].softmax(0)
+    assert {a["label"]: pytest.approx(a["score"], abs=1e-6) for a in answers} == {
+        f"LABEL_{i}": score for i, score in enumerate(expected.tolist())
+    }
+
+
+def test_a_processor_of_the_users_stays_and_one_of_an_older_model_does_not(tmp_path):
+    file = tmp_path / "preprocessor_config.json"
+    small = ClassifierSettings(branches=BRANCHES[:1])
+    PyramidForImageClassification(PyramidClassifierConfig(small)).save_pretrained(tmp_path)
+    assert json.loads(file.read_text())["size"] == {"shortest_edge": 32}
+    model = classifier_of()
+    model.save_pretrained(tmp_path)
+    assert json.loads(file.read_text())["size"] == {"shortest_edge": 64}
+    own = AutoImageProcessor.from_pretrained(tmp_path, size={"shortest_edge": 72})
+    own.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert json.loads(file.read_text())["size"] == {"shortest_edge": 72}
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert not (tmp_path / "other" / "preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["assistant", "classifier"])
+def test_trainer_gives_metrics_the_logits_saves_and_goes_on(models, kind, tmp_path):
+    model, inputs = models[kind]
+    labels = inputs.get("input_ids", torch.tensor([0, 2]))
+    seen = []
+
+    def first(logits, labels):
+        seen.append(logits)
+        return logits.argmax(-1)
+
+    def trainer(model, folder, steps):
+        arguments = TrainingArguments(
+            str(folder),
+            max_steps=steps,
+            save_steps=1,
+            per_device_train_batch_size=1,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            **QUIET,
+        )
+        return Trainer(
+            model,
+            arguments,
+            data_collator=lambda rows: rows[0],
+            train_dataset=[{**inputs, "labels": labels}] * 2,
+            eval_dataset=[{**inputs, "labels": labels}],
+            preprocess_logits_for_metrics=first,
+            compute_metrics=lambda e: {"right": float((e.predictions == e.label_ids).mean())},
+        )
+
+    model.eval()
+    expected = model(**inputs).logits
+    metrics = trainer(copy.deepcopy(model), tmp_path, 1).evaluate()
+    assert torch.equal(seen[0], expected)
+    assert metrics["eval_right"] == (expected.argmax(-1) == labels)[:1].float().mean()  # of one sample
+    through, halves = copy.deepcopy(model), copy.deepcopy(model)
+    trainer(through, tmp_path / "through", 2).train()
+    trainer(halves, tmp_path / "halves", 1).train()
+    again = trainer(copy.deepcopy(model), tmp_path / "halves", 2)
+    again.train(resume_from_checkpoint=True)
+    for (name, a), b in zip(through.state_dict().items(), again.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    assert any(not torch.equal(a, model.state_dict()[name]) for name, a in through.state_dict().items())

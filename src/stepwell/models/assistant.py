@@ -111,7 +111,8 @@ class StepwellModel(StepwellPreTrainedModel):
         pixel_values (P, 3): the inputs of all images in order, a row a pixel. image_sizes (images, 2): height
         and width of the upright sources. Raises ValueError where the pixels are not as many as the sizes say.
         """
-        visual_tokens: list[Tensor] = self.vision(*self._unpacked(pixel_values, image_sizes))
+        inputs, layouts = self._unpacked(pixel_values, image_sizes)
+        visual_tokens: list[Tensor] = self.vision(inputs, layouts) if layouts else []
         return visual_tokens
 
     def embed(self, input_ids: Tensor, visual_tokens: Tensor | None, *, is_checked: bool = True) -> Tensor:
@@ -173,7 +174,8 @@ class StepwellModel(StepwellPreTrainedModel):
                     raise ValueError(
                         "pixel_values come with image_sizes; pass on all that the processor returns"
                     )
-                image_features = torch.cat(self.get_image_features(pixel_values, image_sizes))
+                features = self.get_image_features(pixel_values, image_sizes)
+                image_features = torch.cat(features) if features else None
             is_checked = image_features is not None or _may_hold_placeholders(input_ids, cache)
             inputs_embeds = self.embed(input_ids, image_features, is_checked=is_checked)
         elif pixel_values is not None:
@@ -307,6 +309,10 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixinW
         loss: Tensor = self.loss_function(
             logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **options
         )
+        if self.training and torch.is_grad_enabled() and not loss.requires_grad:
+            # Where vision alone learns, a batch without an image has nothing for it; it must not end the run.
+            learning = (parameter for parameter in self.model.vision.parameters() if parameter.requires_grad)
+            loss = sum((parameter.flatten()[0] * 0.0 for parameter in learning), loss)
         return loss
 
 

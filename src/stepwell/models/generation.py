@@ -57,7 +57,9 @@ class GenerationMixinWithImages(GenerationMixin):
             **kwargs,
         )
         ids = inputs.get("input_ids")
-        if is_first_iteration or (ids is not None and ids.shape[1] == input_ids.shape[1]):  # nothing is cached
+        if is_first_iteration or (
+            ids is not None and ids.shape[1] == input_ids.shape[1]
+        ):  # nothing is cached
             inputs |= {"pixel_values": pixel_values, "image_sizes": image_sizes}
         return inputs
 
@@ -72,7 +74,7 @@ class GenerationMixinWithImages(GenerationMixin):
         order."""
         pixel_values = model_kwargs.pop("pixel_values", None)
         image_sizes = model_kwargs.pop("image_sizes", None)
-        if expand_size > 1 and pixel_values is not None and input_ids is not None and image_sizes is not None:
+        if expand_size > 1 and input_ids is not None and image_sizes is not None and len(image_sizes):
             layouts = self.model.layouts(image_sizes)
             counts = self._images_per_row(input_ids, layouts)
             pixels = iter(pixel_values.split([layout.num_pixels for layout in layouts]))

@@ -1,4 +1,4 @@
-"""Keywords of a forward that nobody reads are refused: a misspelt `labels` would train nothing in silence."""
+"""Keywords of a forward that nobody reads are refused: a misspelt `labels` would train nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from transformers.utils.generic import TransformersKwargs
 __all__ = ["names_of", "refuse_unread"]
 
 _OF_TRANSFORMERS = TransformersKwargs.__annotations__.keys() | FlashAttentionKwargs.__annotations__.keys()
-# What processors and `generate` hand over beside, and what not every language model looks at.
+# What processors and transformers hand over, whether or not a language model looks at it.
 _HANDED_OVER = {"assistant_masks", "cache_position", "mm_token_type_ids", "token_type_ids", "use_cache"}
-# Attention that takes all it needs from a layer. A server's own is handed what it wants through every forward.
+# Attention that takes all it needs from a layer; what a server's own wants comes through every forward.
 _ATTENTION = ("eager", "sdpa", "flash_attention", "flex_attention")
 
 

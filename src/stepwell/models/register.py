@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -35,7 +37,12 @@ MODELS: dict[str, type[PreTrainedModel]] = {
 
 
 def register() -> None:
-    """Assistants with their processors, dense backbones and classifiers; once or again."""
+    """Assistants with their processors, dense backbones and classifiers; once or again.
+
+    TRL and `transformers serve` look the class that a folder names up among transformers' own.
+    """
+    for kind in MODELS.values():  # transformers puts a second of itself into sys.modules while it is imported
+        setattr(sys.modules["transformers"], kind.__name__, kind)
     AutoConfig.register(StepwellConfig.model_type, StepwellConfig, exist_ok=True)
     AutoModel.register(StepwellConfig, StepwellModel, exist_ok=True)
     AutoModelForImageTextToText.register(StepwellConfig, StepwellForConditionalGeneration, exist_ok=True)
