@@ -31,9 +31,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stepwell.data.image_folder import ImageFolder
 from stepwell.encoders.catalogue import build_encoder
 from stepwell.encoders.encoder import Encoder
 from stepwell.encoders.pretrained import load_encoder_weights
+from stepwell.folders import one_line
 from stepwell.images.open import open_image
 from stepwell.keys.engine import Drop, Join, Prefix, Rename, Rule, convert
 from stepwell.views.preprocess import to_tensor
@@ -111,7 +113,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="A frozen linear probe of pretrained networks from PyPI.")
     parser.add_argument("--data", type=Path, required=True, help="folder with train/CLASS/* and val/CLASS/*")
     data = parser.parse_args().data
-    train, val = photos(data, "train"), photos(data, "val")
+    try:
+        train = ImageFolder(data / "train")
+        val = ImageFolder(data / "val", classes=train.classes)
+    except (ValueError, OSError) as error:
+        stop(f"{one_line(error)}; --data is a folder with train/CLASS/* and val/CLASS/*")
     for module in NEEDED:
         if find_spec(module) is None:
             stop(f"the probe needs {module}: pip install 'stepwell[dev,bench]'")
@@ -136,15 +142,6 @@ def main() -> int:
 def stop(reason: str) -> NoReturn:
     print(f"probe.py: {reason}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def photos(data: Path, split: str) -> list[tuple[Path, int]]:
-    """(file, class number) of a split; the classes are the folders of train in alphabetical order."""
-    classes = sorted(path.name for path in data.glob("train/*/"))
-    files = [(path, i) for i, name in enumerate(classes) for path in sorted((data / split / name).glob("*"))]
-    if not files:
-        stop(f"no photos in {data / split}: --data is a folder with train/CLASS/* and val/CLASS/*")
-    return files
 
 
 def install(package: str, folder: Path) -> None:
@@ -226,7 +223,7 @@ def _normalised(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
-def accuracy(encoder: Encoder, train: list[tuple[Path, int]], val: list[tuple[Path, int]]) -> float:
+def accuracy(encoder: Encoder, train: ImageFolder, val: ImageFolder) -> float:
     """Of a linear classifier on frozen features: fitted on train, counted on val."""
     x, y = _read(encoder, train)
     mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
@@ -236,16 +233,17 @@ def accuracy(encoder: Encoder, train: list[tuple[Path, int]], val: list[tuple[Pa
         return (classify((x - mean) / std).argmax(1) == y).float().mean().item()
 
 
-def _read(encoder: Encoder, files: list[tuple[Path, int]]) -> tuple[Tensor, Tensor]:
+def _read(encoder: Encoder, photos: ImageFolder) -> tuple[Tensor, Tensor]:
     """(N, F) features and (N,) class numbers."""
     spec = encoder.spec
     parts = []
-    for first in range(0, len(files), BATCH):
-        images = [open_image(path) for path, _ in files[first : first + BATCH]]
+    for first in range(0, len(photos), BATCH):
+        places = range(first, min(first + BATCH, len(photos)))
+        images = [open_image(photos[place].image) for place in places]
         batch = torch.stack([to_tensor(image, (SIDE, SIDE), spec.mean, spec.std) for image in images])
         with torch.no_grad():
             parts.append(features(encoder, batch))
-    return torch.cat(parts), torch.tensor([i for _, i in files])
+    return torch.cat(parts), torch.tensor([photos[place].label for place in range(len(photos))])
 
 
 def fit(x: Tensor, y: Tensor) -> nn.Linear:

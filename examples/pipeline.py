@@ -6,6 +6,7 @@ python examples/pipeline.py image.jpg "How much is the total?"
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from transformers import pipeline
 
@@ -15,7 +16,7 @@ from stepwell.folders import SHIPPED
 ask = pipeline("image-text-to-text", model=str(SHIPPED))
 message = {
     "role": "user",
-    "content": [{"type": "image", "image": sys.argv[1]}, {"type": "text", "text": sys.argv[2]}],
+    "content": [{"type": "image", "image": Path(sys.argv[1])}, {"type": "text", "text": sys.argv[2]}],
 }
 (answer,) = ask(text=[message], max_new_tokens=32, return_full_text=False)
 print(answer["generated_text"])

@@ -20,7 +20,11 @@ from PIL import Image
 
 import stepwell
 from stepwell import cli
+from stepwell.encoders.catalogue import ENCODERS, build_encoder
+from stepwell.flops.plan import parse_branches
+from stepwell.models.published.papers import PUBLISHED, find_published
 from stepwell.structures import TokenLayout
+from stepwell.train.recipe import load_recipe
 from stepwell.views.pyramid import PyramidGeometry
 
 COMMAND = str(Path(sys.executable).parent / "stepwell")
@@ -61,8 +65,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeAssistant]:
     """Loading gives a fake and lists it here."""
     assistants: list[FakeAssistant] = []
 
-    def load(model: str | None = None, device: str | None = None, dtype: str | None = None) -> FakeAssistant:
-        assistants.append(FakeAssistant(model=model, device=device, dtype=dtype))
+    def load(model: str | None = None, limits: object = None, **settings: str | None) -> FakeAssistant:
+        assistants.append(FakeAssistant(model=model, **settings))
         return assistants[-1]
 
     monkeypatch.setattr("stepwell.weights.light.load_to_ask", load)
@@ -92,7 +96,7 @@ def test_prints_the_answer_and_nothing_else(
 ) -> None:
     assert cli.main(["ask", image_path, "How much?", "--max-new-tokens", "7", "--device", "cpu"]) == 0
     assert capsys.readouterr() == ("27.30\n", "")
-    assert loaded[0].settings == {"model": None, "device": "cpu", "dtype": None}
+    assert loaded[0].settings == {"model": None, "device": "cpu", "dtype": None, "revision": None}
     assert (loaded[0].question, loaded[0].max_new_tokens) == ("How much?", 7)
     assert [image.size for image in loaded[0].images] == [(64, 32)]
 
@@ -166,6 +170,9 @@ REFUSALS = [
     (["CUT", "What?"], "cut.png"),
     (["FOLDER", "What?"], "Is a directory"),
     (["-", "-", "What?"], "more than once"),
+    (["https://example.org/a.png", "What?"], "is a URL; images are not fetched"),
+    (["IMAGE", "What?", "--model", "https://example.org/a/b"], "is a URL, and names on the hub look like"),
+    (["IMAGE", "What?", "--model", "owner/name@v1"], "with the revision given apart"),
     (["IMAGE"], "name an image and a question"),
     (["IMAGE", "What?", "--max-new-tokens", "0"], "--max-new-tokens"),
     (["IMAGE", "What?", "--max-new-tokens", "many"], "--max-new-tokens"),
@@ -189,6 +196,7 @@ OTHER_REFUSALS = [
     (["train"], "missing argument"),
     (["convert", "no_such.pth", "out", "--as", "piip"], "no such file or folder: no_such.pth"),
     (["convert", RECEIPT, "out"], "--as NAME"),
+    (["convert", "https://example.org/a.pth", "out", "--as", "piip"], "a URL is not fetched"),
     (["convert", RECEIPT, "--as", "piip"], "which folder to write"),
     (["convert", RECEIPT, "out", "--as", "piip", "--dry-run"], "leave OUT out"),
     (["flops"], "name a model, or take --paper"),
@@ -322,8 +330,14 @@ def test_version_is_that_of_the_package() -> None:
 def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
     reading, writing = os.pipe()
     os.close(reading)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     result = subprocess.run(
-        [COMMAND, "ask", "--help"], stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False
+        [COMMAND, "ask", "--help"],
+        env=buffered,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
     )
     os.close(writing)
     assert result.stderr == b""
@@ -419,3 +433,92 @@ def exec_in_package(function: Any) -> Any:
 
 def out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+
+def test_limits_are_options_and_a_refusal_names_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    wide, lines = tmp_path / "wide.png", tmp_path / "questions.jsonl"
+    Image.new("RGB", (402, 2)).save(wide)
+    lines.write_text('{"image": "wide.png", "question": "What?"}')
+    option = ["--max-aspect", "201"]
+    assert "--max-aspect 201" in refusal(capsys, "ask", str(wide), "What?")
+    for what in ([str(wide), "What?"], ["--jsonl", str(lines)]):
+        assert cli.main(["ask", *what, *option, "--max-new-tokens", "1"]) == 0
+    capsys.readouterr()
+    assert cli.main(["ask", "--jsonl", str(lines)]) == 2
+    assert "--max-aspect 201" in json.loads(capsys.readouterr().out)["error"]
+    for name, value in (("pixels", "803"), ("side", "401"), ("bytes", "9"), ("seconds", "1e-9")):
+        tight = ["ask", str(wide), "What?", *option, f"--max-{name}", value]
+        assert f"--max-{name} " in refusal(capsys, *tight)
+    assert "image limits must be" in refusal(capsys, "ask", str(wide), "What?", "--max-seconds", "0")
+
+
+def test_json_tells_which_model_was_asked_what(
+    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], image_path: str, whole_folder: str
+) -> None:
+    for model, name in (([], "reader_tiny"), (["--model", whole_folder], whole_folder)):
+        assert cli.main(["ask", image_path, " How much? ", "--json", *model]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["model"], told["question"], told["commit"]) == (name, " How much? ", None)
+
+
+@pytest.fixture
+def whole_folder(tmp_path: Path) -> str:
+    """What looks like a model from outside."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "stepwell"}')
+    (folder / "model.safetensors").touch()
+    return str(folder)
+
+
+def test_the_revision_goes_to_who_loads(loaded: list[FakeAssistant], image_path: str) -> None:
+    assert cli.main(["ask", image_path, "What?", "--model", "owner/name", "--revision", "v1"]) == 0
+    assert loaded[0].settings["model"] == "owner/name"
+    assert loaded[0].settings["revision"] == "v1"
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, list[dict[str, Any]]]:
+    assert cli.main(["list", *arguments, "--json"]) == 0
+    told: dict[str, list[dict[str, Any]]] = json.loads(capsys.readouterr().out)
+    return told
+
+
+def test_what_is_listed_is_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {kind: [entry["name"] for entry in entries] for kind, entries in listed(capsys).items()}
+    shipped = sorted(path.stem for path in (Path(cli.__file__).parent / "recipes").glob("*.yaml"))
+    assert told == {"recipes": shipped, "published": list(PUBLISHED), "encoders": list(ENCODERS)}
+    for kind, names in told.items():
+        assert list(listed(capsys, kind)) == [kind]
+        assert cli.main(["list", kind]) == 0
+        heading, *lines = capsys.readouterr().out.splitlines()
+        assert heading.startswith(f"{kind}: ")
+        assert [line.split()[0] for line in lines] == names
+        assert all(len(line.split()) > 1 for line in lines)
+
+
+def test_listed_names_are_those_that_other_commands_take(capsys: pytest.CaptureFixture[str]) -> None:
+    told = listed(capsys)
+    for recipe in told["recipes"]:
+        assert load_recipe(recipe["name"]).name == recipe["name"]
+    for entry in told["encoders"]:
+        assert parse_branches(entry["name"]) == [entry["name"]]
+        with torch.device("meta"):
+            spec = build_encoder(entry["name"]).spec
+        assert (spec.depth, spec.dim, spec.stride) == (entry["layers"], entry["width"], entry["stride"])
+    for entry in told["published"]:
+        assert find_published(entry["name"]).name == entry["name"]
+        if entry["released"]:
+            assert find_published(entry["released"]).name == entry["name"]
+        assert ("not released" in entry["about"]) == (entry["released"] is None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "heavy"), [("recipes", "torch"), ("encoders", "transformers")])
+def test_names_are_told_without_what_takes_long_to_import(kind: str, heavy: str) -> None:
+    code = (
+        f"import sys; from stepwell.cli import main; main(['list', {kind!r}]); "
+        f"raise SystemExit({heavy!r} in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

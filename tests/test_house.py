@@ -141,7 +141,8 @@ def test_rooms_open_with_an_empty_init(path: Path) -> None:
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None:
     """By what users install; the extra `dev` is for tests."""
-    names = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+    names = {"PIL": "pillow", "yaml": "pyyaml"}
+    names |= {name.replace("-", "_"): name for name in ("huggingface-hub", "pillow-heif")}
     imported: set[str] = set()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -150,7 +151,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
             imported |= {module.split(".")[0] for module in modules} - sys.stdlib_module_names
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["train"], *extras["timm"]]
+    lines = [*project["dependencies"], *extras["train"], *extras["timm"], *extras["heif"]]
     required = {re.split("[<>=]", line)[0] for line in lines}
     assert {names.get(name, name) for name in imported} - {"stepwell"} == required
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from stepwell.models.watch import register_when_needed
 
 if TYPE_CHECKING:
-    from stepwell.images.open import ImageError as ImageError
-    from stepwell.images.open import ImageLimits as ImageLimits
+    from stepwell.images.limits import ImageError as ImageError
+    from stepwell.images.limits import ImageLimits as ImageLimits
     from stepwell.images.open import open_image as open_image
     from stepwell.models.ask import Assistant as Assistant
     from stepwell.models.assistant import StepwellForConditionalGeneration as StepwellForConditionalGeneration
@@ -31,8 +31,8 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "Assistant": "models.ask",
-    "ImageError": "images.open",
-    "ImageLimits": "images.open",
+    "ImageError": "images.limits",
+    "ImageLimits": "images.limits",
     "StepwellConfig": "models.config",
     "StepwellForConditionalGeneration": "models.assistant",
     "StepwellProcessor": "models.processor",

@@ -3,14 +3,17 @@
 Only typer and the standard library are imported above: what needs no model (help, a missing file, an empty
 question) is answered at once, and torch is imported after all of that. A refusal is one line on standard
 error and exit code 2; `stepwell --traceback COMMAND ...` shows where it came from. A fault of ours is a
-traceback, a line that asks for a report, and exit code 1.
+traceback, a line that asks for a report, and exit code 1. Standard streams may be closed, full, or take ASCII
+only.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +24,7 @@ from typer.exceptions import TyperException
 from stepwell.commands.ask import ask
 from stepwell.commands.convert import convert
 from stepwell.commands.costs import flops, plan
+from stepwell.commands.names import list_names
 from stepwell.commands.train import train
 
 __all__ = ["app", "main", "run"]
@@ -40,22 +44,28 @@ app = typer.Typer(
 def run() -> int:
     """The command of this process; returns its exit code."""
     try:
-        return main(sys.argv[1:])
+        code = main(sys.argv[1:])
     except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
+        code = _say("interrupted", INTERRUPTED)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # Whatever is still unwritten goes nowhere, or Python would complain about it on its way out.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
 
 
 def main(arguments: list[str]) -> int:
     """Run one command and return its exit code: 0; 2 for a refusal, 130 for Ctrl-C, 1 for a fault of ours or
     if our reader left.
     """
+    _prepare_streams()
     try:
         code = app(args=arguments, prog_name="stepwell", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whatever is still unwritten goes nowhere, or Python would complain about it on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return FAULT
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "stepwell"
@@ -66,18 +76,31 @@ def main(arguments: list[str]) -> int:
             raise
         if _is_refusal(error):
             return _say(_reason(error), REFUSED)
-        traceback.print_exception(error)
+        with suppress(OSError):
+            traceback.print_exception(error)
         return _say(
             "a fault of stepwell, not of what it was given: please report it, with the lines above", FAULT
         )
     return _say("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or 0)
 
 
+def _prepare_streams() -> None:
+    """What is closed reads and writes nothing; what a stream cannot encode is written as an escape."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # in this order each takes the number of its own, before another file can
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _is_refusal(error: Exception) -> bool:
     """What the machine or the user's files refuse, or what our code refuses in so many words: everything else
     is a mistake in it.
     """
-    if isinstance(error, OSError | ImportError) or _is_about_memory(error):
+    if isinstance(error, OSError | ImportError | UnicodeError) or _is_about_memory(error):
+        return True
+    if _is_about_space(error):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     ours = Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
@@ -91,8 +114,14 @@ def _is_about_memory(error: Exception) -> bool:
     )
 
 
+def _is_about_space(error: Exception) -> bool:
+    """Libraries in other languages have errors of their own."""
+    return "No space left on device" in str(error)
+
+
 def _say(line: str, code: int) -> int:
-    print(f"stepwell: {line}", file=sys.stderr)
+    with suppress(OSError):  # the exit code says it too
+        print(f"stepwell: {line}", file=sys.stderr)
     return code
 
 
@@ -108,6 +137,8 @@ def _reason(error: Exception) -> str:
         return f"{error.filename}: {error.strerror.lower()}"
     if _is_about_memory(error):
         return "not enough memory"
+    if _is_about_space(error):
+        return "no space left on device"
     return _one_line(error) or type(error).__name__
 
 
@@ -133,3 +164,4 @@ def _root(
 
 for command in (ask, train, convert, flops, plan):
     app.command()(command)
+app.command("list")(list_names)

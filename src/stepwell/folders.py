@@ -1,14 +1,15 @@
 """A model's folder before anything in it is opened: found by a name, fetched from the Hugging Face hub, its
 settings read.
 
-Weights and settings are fetched, never code. What goes wrong is one line. Needs no torch.
+Weights and settings are fetched, never code, and a folder that asks for code of its own is refused. What
+goes wrong is one line. Needs no torch.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ __all__ = [
     "ModelError",
     "cache_folder",
     "check_hub_name",
+    "commit_of",
     "download",
     "find_folder",
+    "is_url",
     "model_type",
     "one_line",
     "read_config",
+    "share",
 ]
 
 SHIPPED = Path(__file__).parent / "assets"
@@ -45,39 +49,64 @@ def download(
     repository: str,
     patterns: Sequence[str] = OURS,
     *,
+    revision: str | None = None,
     advice: str = "download it elsewhere and name its folder",
 ) -> Path:
     """The folder that holds a repository's files of these patterns, fetched or from the hub's cache.
 
-    Raises HubError, which ends in `advice` where the hub cannot be reached, or which says that the hub has no
-    such repository for this user.
+    revision: a commit, branch or tag; by default the newest. Raises HubError, which ends in `advice` where
+    the hub cannot be reached, or which says that the hub has no such repository or revision for this user.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError:
         raise HubError(
             f"{repository} asks for a licence first: accept it on the hub, then `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
         raise HubError(f"the hub has no {repository}, or it is private: `hf auth login`") from None
+    except RevisionNotFoundError:
+        raise HubError(f"{repository} has no revision {revision} on the hub") from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = type(error.__cause__ or error).__name__
+        what = repository if revision is None else f"{repository} at revision {revision}"
         raise HubError(
-            f"{repository} is not on this machine and the hub cannot be reached ({reason}); {advice}"
+            f"{what} is not on this machine and the hub cannot be reached ({reason}); {advice}"
         ) from None
+
+
+def commit_of(path: str | Path) -> str | None:
+    """The commit on the hub that a folder or file is, or that a folder was converted from.
+
+    The hub's cache names its folders by commits; `stepwell convert` writes down what it read. None for what
+    did not come from the hub.
+    """
+    snapshot = re.search(r"/models--[^/]+/snapshots/([0-9a-f]{40})(/|$)", Path(path).absolute().as_posix())
+    if snapshot is not None:
+        return snapshot[1]
+    commit = _read_json(Path(path) / "conversion.json").get("commit")
+    return commit if isinstance(commit, str) else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json in a folder, empty where there is none. Raises ValueError where it is no JSON object."""
-    path = folder / "config.json"
+    return _read_json(folder / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: not JSON ({type(error).__name__})") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} cannot be read: it holds a {type(config).__name__}, not settings")
@@ -86,6 +115,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def one_line(error: BaseException) -> str:
     """What an error says, short enough to end a line."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -102,7 +133,9 @@ def find_folder(model: str | Path) -> Path | None:
 
 
 def model_type(folder: Path) -> str:
-    """What kind of model a folder says it holds. Raises ModelError without settings or without weights."""
+    """What kind of model a folder says it holds. Raises ModelError without settings or without weights, and
+    for a folder that asks for code, or for weights, which lie elsewhere.
+    """
     config = folder / "config.json"
     if not config.is_file():
         raise ModelError(f"{folder} is not a model folder: it has no config.json")
@@ -110,7 +143,11 @@ def model_type(folder: Path) -> str:
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
         hint = f" ({pickles[0]} is a pickle, which is not opened: stepwell convert)" if pickles else ""
         raise ModelError(f"{folder} holds no weights: no *.safetensors beside its config.json{hint}")
+    if (folder / "adapter_config.json").is_file():  # transformers would load the model that it names
+        raise ModelError(f"{folder} holds an adapter, not a whole model: merge it into its model first")
     try:
+        for path in sorted(folder.glob("*config.json")):
+            _refuse_code(path, _read_json(path))
         return str(read_config(folder)["model_type"])
     except KeyError:
         raise ModelError(f"{config} cannot be read: it says no model_type") from None
@@ -118,13 +155,46 @@ def model_type(folder: Path) -> str:
         raise ModelError(str(error)) from None
 
 
+def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ModelError where settings, however deep, name code beside them (`auto_map`) or on the hub (an
+    attention's kernel, as owner/name).
+    """
+    values: list[Any] = [settings]
+    while values:
+        value = values.pop()
+        if isinstance(value, Mapping):
+            for key, entry in value.items():
+                is_kernel = key.endswith("attn_implementation") and "/" in str(entry)
+                if key == "auto_map" or is_kernel:
+                    raise ModelError(f"{path} asks for code of its own ({key}), which is never run")
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+
+
+def share(path: Path) -> None:
+    """Gives a file the permissions of any other new one: safetensors writes for the owner alone."""
+    other = path.with_name(f".{path.name}.new")
+    other.touch()
+    path.chmod(other.stat().st_mode & 0o777)
+    other.unlink()
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is an address in the network, not one on this machine."""
+    return re.match(r"[a-z][a-z0-9+.-]+:/", name, re.IGNORECASE) is not None
+
+
 def check_hub_name(name: str) -> None:
     """Raises ModelError unless `name` is owner/name, as the hub spells repositories."""
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise ModelError(
-            f"unknown model {name}: no such folder, not the shipped {', '.join(SHIPPED_NAMES)}, "
-            "and hub names look like owner/name"
-        )
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return
+    if is_url(name):
+        raise ModelError(f"unknown model {name}: it is a URL, and names on the hub look like owner/name")
+    raise ModelError(
+        f"unknown model {name}: no such folder, not the shipped {', '.join(SHIPPED_NAMES)}, "
+        f"and hub names look like owner/name{', with the revision given apart' if '@' in name else ''}"
+    )
 
 
 def cache_folder(name: str) -> Path:

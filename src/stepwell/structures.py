@@ -92,6 +92,11 @@ class TokenMap(NamedTuple):
     class_token: Tensor | None = None  # (B, 1, C)
     registers: Tensor | None = None  # (B, R, C)
 
+    def __repr__(self) -> str:
+        beside = {"class_token": self.class_token, "registers": self.registers}
+        more = [f"{name}={_outline(tensor)}" for name, tensor in beside.items() if tensor is not None]
+        return f"TokenMap({', '.join([f'tokens={_outline(self.tokens)}', f'size={self.size}', *more])})"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
@@ -143,6 +148,9 @@ class FeatureMap(NamedTuple):
     view: View
     stride: float  # pixels of the input per cell, such as 16 / 0.35
 
+    def __repr__(self) -> str:
+        return f"FeatureMap(map={_outline(self.map)}, view={self.view.name!r}, stride={self.stride:g})"
+
 
 class VisionFeatures(NamedTuple):
     """What a vision system makes of one image."""
@@ -150,6 +158,20 @@ class VisionFeatures(NamedTuple):
     tokens: Tensor  # (N, D) in the order of the layout's runs
     maps: tuple[FeatureMap, ...]  # one a view
     layout: TokenLayout
+
+    def __repr__(self) -> str:
+        maps = [repr(feature_map) for feature_map in self.maps[:3]]
+        more = [f"and {len(self.maps) - 3} more"] if len(self.maps) > 3 else []
+        return (
+            f"VisionFeatures(tokens={_outline(self.tokens)}, maps=({', '.join([*maps, *more])}), "
+            f"layout of an image of {self.layout.image_size})"
+        )
+
+
+def _outline(tensor: Tensor) -> str:
+    """What fits a line of a screen; anything but a tensor as it is."""
+    shape = getattr(tensor, "shape", None)
+    return repr(tensor) if shape is None else f"{tuple(shape)} {tensor.dtype}"
 
 
 class Geometry(ABC):

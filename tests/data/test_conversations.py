@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from stepwell.data.conversations import Conversations
 
@@ -46,38 +47,216 @@ def test_an_empty_image_is_no_image(tmp_path, image):
     assert sample.messages[0]["content"] == [{"type": "text", "text": "<image> tags?"}]
 
 
-@pytest.mark.parametrize("image", [5, ["a.jpg", "b.jpg"]])
-def test_an_image_that_is_no_path_is_refused(tmp_path, image):
-    entry = {"image": image, "conversations": [turn("human", "x"), turn("gpt", "y")]}
-    with pytest.raises(ValueError, match=r"conversation 0: an image is one path, got (5|\['a)"):
-        Conversations(write(tmp_path / "x.json", [entry]))[0]
-
-
 def test_one_leading_answer_is_dropped(tmp_path):
     turns = [turn("gpt", "Hello"), turn("human", "Hi"), turn("gpt", "Yes?")]
     messages = Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))[0].messages
     assert [message["role"] for message in messages] == ["user", "assistant"]
 
 
-@pytest.mark.parametrize(
-    "speakers", [[], ["human"], ["human", "human"], ["gpt", "gpt", "human"], ["system", "human", "gpt"]]
-)
+@pytest.mark.parametrize("speakers", [["human"], ["human", "human"], ["gpt", "gpt", "human"], ["system"]])
 def test_turns_that_do_not_alternate_are_refused(tmp_path, speakers):
     turns = [turn(speaker, "x") for speaker in speakers]
     source = Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))
-    with pytest.raises(
-        ValueError, match=r"conversation 0: (human and gpt must take turns|turn 1 is from 'bot')"
-    ):
+    with pytest.raises(ValueError, match=r"user and assistant must take turns, got (none|user|assistant)"):
         source[0]
 
 
 def test_an_unknown_speaker_is_refused(tmp_path):
     turns = [turn("human", "x"), turn("bot", "y")]
     source = Conversations(write(tmp_path / "x.json", [{"conversations": turns}]))
-    with pytest.raises(ValueError, match="conversation 0: turn 1 is from 'bot'; expected one of human, gpt"):
+    with pytest.raises(ValueError, match="turn 1 is from 'bot'; expected one of human, gpt"):
         source[0]
 
 
+def test_a_system_message_comes_first(tmp_path):
+    turns = [turn("system", "Be brief."), turn("human", "<image>\nHi"), turn("gpt", "Yes")]
+    sample = Conversations([{"image": "a.png", "conversations": turns}], images=tmp_path)[0]
+    assert [message["role"] for message in sample.messages] == ["system", "user", "assistant"]
+    assert sample.messages[1]["content"] == "<image>\nHi"
+
+
+ASKED, ANSWERED = "<image>\nWhat?", "A cat"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"image": "a.png", "conversations": [turn("human", ASKED), turn("gpt", ANSWERED)]},
+        {"image": ["a.png"], "conversations": [turn("human", ASKED), turn("gpt", ANSWERED)]},
+        {"images": ["a.png"], "messages": [turn("human", ASKED), turn("gpt", ANSWERED)]},
+        {
+            "image": {"path": "a.png", "bytes": None},
+            "messages": [turn("user", ASKED), turn("assistant", ANSWERED)],
+        },
+        {
+            "images": ["a.png"],
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "image"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": ANSWERED}]},
+            ],
+        },
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}],
+                },
+                {"role": "assistant", "content": ANSWERED},
+            ],
+        },
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "a.png"}},
+                        {"type": "text", "text": "What?"},
+                    ],
+                },
+                {"role": "assistant", "content": ANSWERED},
+            ],
+        },
+        {
+            "image": "a.png",
+            "conversations": [
+                {"role": "user", "content": [{"type": "text", "text": ASKED}]},
+                {"from": "gpt", "value": ANSWERED},
+            ],
+        },
+    ],
+)
+def test_every_way_of_writing_one_conversation_reads_the_same(tmp_path, entry):
+    sample = Conversations(write(tmp_path / "x.json", [entry]))[0]
+    assert sample.image == tmp_path / "a.png"
+    assert sample.messages == (
+        {"role": "user", "content": "<image>\nWhat?"},
+        {"role": "assistant", "content": [{"type": "text", "text": ANSWERED}]},
+    )
+
+
+def test_several_images_keep_their_places(tmp_path):
+    turns = [
+        turn("human", "<image> or <image>?"),
+        turn("gpt", "One"),
+        turn("human", "Is it <image>?"),
+        turn("gpt", "No"),
+    ]
+    sample = Conversations([{"image": ["a.png", "b.png", "c.png"], "conversations": turns}], images=tmp_path)[
+        0
+    ]
+    assert sample.images == tuple(tmp_path / name for name in ("a.png", "b.png", "c.png"))
+    assert sample.messages[0]["content"] == "<image> or <image>?"
+    assert sample.messages[2]["content"] == "<image>\nIs it ?"  # as LLaVA-NeXT moves a single one
+    with pytest.raises(ValueError, match="3 images has no one image"):
+        _ = sample.image
+
+
+def test_bytes_of_datasets_and_images_stay_what_they_are():
+    picture = Image.new("RGB", (4, 4))
+    turns = [turn("human", ASKED), turn("gpt", ANSWERED)]
+    for image in ({"bytes": b"x", "path": "a.png"}, picture, "data:image/png;base64,AAAA", "https://a/b.png"):
+        assert Conversations([{"image": image, "conversations": turns}])[0].images == (image,)
+
+
+TURNS = [turn("human", ASKED), turn("gpt", ANSWERED)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ("text", "an entry is an object with conversations or messages, got a str"),
+        ({"image": "a.png"}, "it has no turns under conversations or messages"),
+        ({"image": "a.png", "conversations": []}, "it has no turns"),
+        ({"image": "a.png", "conversations": None}, "it has no turns"),
+        ({"image": "a.png", "conversations": "Hi"}, "it has no turns"),
+        ({"conversations": ["Hi", "Yes"]}, "turn 0 is a str, not a speaker and a text"),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, r"turn 0 is from \['human'\]"),
+        ({"image": "a.png", "conversations": [turn("human", ASKED), turn("gpt", "")]}, "an answer is empty"),
+        (
+            {"image": "a.png", "conversations": [turn("human", ASKED), turn("gpt", " \n")]},
+            "an answer is empty",
+        ),
+        (
+            {"image": "a.png", "conversations": [turn("human", ASKED), turn("gpt", 3)]},
+            "turn 1 says 3, which is no text",
+        ),
+        ({"conversations": [turn("human", None), turn("gpt", "A")]}, "turn 0 says None, which is no text"),
+        ({"conversations": [turn("human", " "), turn("gpt", "A")]}, "a question is empty"),
+        ({"conversations": [turn("human", "x"), turn("gpt", "\ud83d")]}, "an answer has .* half a character"),
+        (
+            {"image": "a.png", "conversations": [turn("human", "What?"), turn("gpt", "A")]},
+            "0 <image> placeholders for 1",
+        ),
+        ({"image": "a.png", "conversations": TURNS + TURNS}, "2 <image> placeholders for 1 images"),
+        ({"image": ["a.png", "b.png"], "conversations": TURNS}, "1 <image> placeholders for 2 images"),
+        ({"conversations": TURNS}, "1 <image> placeholders for 0 images"),
+        ({"image": "", "conversations": TURNS}, "1 <image> placeholders for 0 images"),
+        ({"image": ["a.png", ""], "conversations": TURNS}, "one of its 2 images has no name"),
+        (
+            {
+                "image": "a.png",
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "image": "b.png"}]},
+                    {"role": "assistant", "content": "A"},
+                ],
+            },
+            "images stand in its turns and beside them",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "video"}]},
+                    {"role": "assistant", "content": "A"},
+                ]
+            },
+            "content of type 'video' has no place in a message by user",
+        ),
+    ],
+)
+def test_an_entry_that_cannot_be_learned_from_says_why(tmp_path, entry, complaint):
+    source = Conversations(write(tmp_path / "x.json", [entry]))
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        source[0]
+    assert "\n" not in str(refusal.value)
+    assert source.where(0) == f"{tmp_path / 'x.json'}, entry 0"
+
+
 def test_a_file_that_is_no_list_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="JSON list"):
+    with pytest.raises(ValueError, match="must hold a JSON list, or JSON a line, got a dict"):
         Conversations(write(tmp_path / "x.json", {"conversations": []}))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_list_or_a_value_a_line_in_any_unicode(tmp_path, encoding, ending, lines):
+    entries = [{"conversations": [turn("human", "\u00dcber \u2028?"), turn("gpt", str(i))]} for i in range(3)]
+    dumped = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    text = "\r\n\n".join(dumped) + "\n" if lines else f"[{','.join(dumped)}]"
+    (tmp_path / f"x.{ending}").write_bytes(text.encode(encoding))
+    source = Conversations(tmp_path / f"x.{ending}")
+    assert len(source) == 3
+    assert [sample.messages[1]["content"][0]["text"] for sample in source] == ["0", "1", "2"]
+    assert source[0].messages[0]["content"][0]["text"] == "\u00dcber \u2028?"
+
+
+def test_a_damaged_line_spoils_no_other(tmp_path):
+    good = json.dumps({"conversations": [turn("human", "x"), turn("gpt", "y")]}).encode()
+    (tmp_path / "x.jsonl").write_bytes(
+        b"\n".join([good, b'{"conversations": [', b"", good, good.replace(b"x", b"\xff")])
+    )
+    source = Conversations(tmp_path / "x.jsonl")
+    assert len(source) == 4
+    with pytest.raises(ValueError, match="not JSON"):
+        source[1]
+    assert source.where(1) == f"{tmp_path / 'x.jsonl'}, line 2"
+    assert source.where(2) == f"{tmp_path / 'x.jsonl'}, line 4"
+    assert source[2].messages[1]["content"][0]["text"] == "y"
+    with pytest.raises(ValueError, match="a question has bytes that are no UTF-8"):
+        source[3]
+
+
+def test_a_file_that_is_no_json_says_where(tmp_path):
+    (tmp_path / "x.json").write_text('[{"a": 1},\n{"b" 2}]')
+    with pytest.raises(ValueError, match=r"x\.json is not JSON: .*line 2"):
+        Conversations(tmp_path / "x.json")

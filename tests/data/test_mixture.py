@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stepwell.data.mixture import Mixture
-from stepwell.data.sample import Sample
+from stepwell.data.mixture import Drawn, InOrder, Mixture
+from stepwell.data.sample import BadSample, Sample
 
 
 class Numbers:
@@ -17,52 +17,86 @@ class Numbers:
     def __len__(self):
         return self.count
 
+    def where(self, index):
+        return f"{self.name}.json, entry {index}"
+
     def __getitem__(self, index):
         if index in self.broken:
             raise OSError("truncated")
-        return Sample(image=None, messages=({"role": "user", "content": f"{self.name}{index}"},))
+        return Sample(messages=({"role": "user", "content": f"{self.name}{index}"},))
+
+
+def said(sample):
+    """What a batch would be made of."""
+    return sample.messages[0]["content"]
+
+
+def mixed(sources, weights, **settings):
+    return Mixture(sources, weights, prepare=said, **settings)
 
 
 def answers(mixture):
-    return [mixture[i].messages[0]["content"] for i in range(len(mixture))]
+    return [mixture[i].sample for i in range(len(mixture))]
 
 
 def test_sources_come_in_proportion_to_their_weights():
-    said = answers(Mixture([Numbers("a", 10), Numbers("b", 10)], [3, 1], length=400))
-    assert 270 < sum(answer.startswith("a") for answer in said) < 330
+    answered = answers(mixed([Numbers("a", 10), Numbers("b", 10)], [3, 1], length=400))
+    assert 270 < sum(answer.startswith("a") for answer in answered) < 330
 
 
 def test_an_index_always_leads_to_the_same_sample():
     sources = [Numbers("a", 10), Numbers("b", 10)]
-    assert answers(Mixture(sources, [1, 1], length=50)) == answers(Mixture(sources, [1, 1], length=50))
-    assert answers(Mixture(sources, [1, 1], length=50)) != answers(
-        Mixture(sources, [1, 1], length=50, seed=1)
-    )
+    assert answers(mixed(sources, [1, 1], length=50)) == answers(mixed(sources, [1, 1], length=50))
+    assert answers(mixed(sources, [1, 1], length=50)) != answers(mixed(sources, [1, 1], length=50, seed=1))
 
 
-def test_broken_samples_are_replaced_counted_and_logged(caplog):
-    mixture = Mixture([Numbers("a", 4, broken={0, 1})], [1], length=60)
+def test_broken_samples_are_replaced_and_told():
+    mixture = mixed([Numbers("a", 4, broken={0, 1})], [1], length=60)
     assert set(answers(mixture)) == {"a2", "a3"}
-    assert mixture.skipped == len(caplog.records) > 10
-    assert "truncated" in caplog.text
+    bad = {sample for i in range(60) for sample in mixture[i].bad}
+    assert bad == {BadSample(0, place, f"a.json, entry {place}", "truncated") for place in (0, 1)}
+    assert mixture[7] == mixture[7]  # in whichever process, before and behind a checkpoint
 
 
-def test_a_source_without_a_readable_sample_stops_the_run():
-    with pytest.raises(RuntimeError, match="20 samples in a row"):
-        Mixture([Numbers("a", 2, broken={0, 1})], [1], length=1)[0]
+def test_what_cannot_be_prepared_is_a_bad_sample_whatever_goes_wrong():
+    def fail(sample):
+        raise [ValueError("one\nline"), KeyError("x"), RecursionError(), TypeError("t")][
+            int(said(sample)[1:])
+        ]
+
+    everything = InOrder([Numbers("a", 4)], fail)
+    reasons = [everything[i].bad[0].reason for i in range(4)]
+    assert reasons == ["one line", "'x'", "RecursionError", "t"]
+    assert all(everything[i].sample is None for i in range(4))
+
+
+def test_a_source_without_a_good_sample_says_so_once():
+    drawn = mixed([Numbers("a", 300, broken=range(300))], [1], length=1)[0]
+    assert drawn.sample is None
+    assert len(drawn.bad) == 1
+
+
+def test_one_good_sample_among_many_is_found():
+    assert answers(mixed([Numbers("a", 300, broken=range(299))], [1], length=5)) == ["a299"] * 5
+
+
+def test_in_order_all_come_once_and_none_is_replaced():
+    everything = InOrder([Numbers("a", 2, broken={1}), Numbers("b", 1)], said)
+    bad = BadSample(0, 1, "a.json, entry 1", "truncated")
+    assert [everything[i] for i in range(3)] == [Drawn("a0"), Drawn(None, (bad,)), Drawn("b0")]
 
 
 def test_weights_must_fit():
     with pytest.raises(ValueError, match="positive weight"):
-        Mixture([Numbers("a", 2)], [0], length=1)
+        mixed([Numbers("a", 2)], [0], length=1)
     with pytest.raises(ValueError, match="source 1 is empty"):
-        Mixture([Numbers("a", 2), Numbers("b", 0)], [1, 1], length=1)
+        mixed([Numbers("a", 2), Numbers("b", 0)], [1, 1], length=1)
 
 
 def test_no_sample_comes_again_before_all_of_its_source_have_come():
-    said = answers(Mixture([Numbers("a", 10), Numbers("b", 7)], [2, 1], length=90))
+    answered = answers(mixed([Numbers("a", 10), Numbers("b", 7)], [2, 1], length=90))
     for name, count in (("a", 10), ("b", 7)):
-        of_this = [answer for answer in said if answer[0] == name]
+        of_this = [answer for answer in answered if answer[0] == name]
         epochs = [of_this[start : start + count] for start in range(0, len(of_this), count)]
         assert len(epochs) > 2
         assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
@@ -70,6 +104,6 @@ def test_no_sample_comes_again_before_all_of_its_source_have_come():
 
 
 def test_sources_are_shuffled_each_in_its_own_way():
-    said = answers(Mixture([Numbers("a", 50), Numbers("b", 50)], [1, 1], length=60))
-    orders = [[answer[1:] for answer in said if answer[0] == name][:20] for name in "ab"]
+    answered = answers(mixed([Numbers("a", 50), Numbers("b", 50)], [1, 1], length=60))
+    orders = [[answer[1:] for answer in answered if answer[0] == name][:20] for name in "ab"]
     assert orders[0] != orders[1]

@@ -714,7 +714,7 @@ def test_a_hub_name_fetches_safetensors_or_else_what_torch_saved(
     state = drawn(VisionTransformer(**SIZE, position="none")).state_dict()
     asked = []
 
-    def download(repository: str, patterns: list[str]) -> Path:
+    def download(repository: str, patterns: list[str], *, revision: str | None) -> Path:
         asked.append(repository)
         if has_safetensors and "model*.safetensors" in patterns:
             save_file(dict(state), tmp_path / "model.safetensors")

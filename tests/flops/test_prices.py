@@ -12,7 +12,7 @@ from write_prices import STACKS, count_prices
 from stepwell.encoders.catalogue import ENCODERS, build_encoder, encoder_spec
 from stepwell.flops.count import count_macs, count_params, paper_macs
 from stepwell.flops.outlines import outlines
-from stepwell.flops.prices import branch_prices, parameters, prices, quantities
+from stepwell.flops.prices import branch_macs, branch_prices, parameters, prices
 from stepwell.flops.report import build_outlined
 from stepwell.fuse.interaction import InteractionConfig, Message
 from stepwell.models.dense import ClassifierSettings, DenseSettings
@@ -28,12 +28,7 @@ def _meta(*shape):
 
 
 def _price(branches, sizes, convention):
-    total = 0
-    for branch, price_of, size in zip(branches, branch_prices(branches, convention), sizes, strict=True):
-        padded = branch.arguments.get("window_padding") != "qkv"
-        amounts = quantities(encoder_spec(branch.encoder, branch.arguments), size, padded=padded)
-        total += sum(price * amounts[name] for name, price in price_of.items())
-    return total
+    return sum(map(branch_macs, branches, branch_prices(branches, convention), sizes))
 
 
 @pytest.mark.parametrize("name", ENCODERS)

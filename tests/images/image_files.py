@@ -42,6 +42,7 @@ LOSSY = {
     "mpo": ("MPO", {"quality": 95, "save_all": True, "append_images": [Image.new("RGB", (WIDTH, HEIGHT))]}),
     "webp": ("WEBP", {"quality": 95}),
     "tiff jpeg": ("TIFF", {"compression": "jpeg", "quality": 95}),
+    "avif": ("AVIF", {"quality": 95}),
 }
 
 
@@ -101,3 +102,22 @@ def data_start(tags: dict[int, Value]) -> int:
 def riff(*chunks: tuple[bytes, bytes]) -> bytes:
     body = b"WEBP" + b"".join(name + struct.pack("<I", len(data)) + data for name, data in chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+STORED = {  # Exif 2.3, tag 274: how an upright image is stored
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, 1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, -1),
+}
+
+RATIONALS = struct.pack("<HHHLLL", 1, 2, 5, 500_000, 1000, 0)  # a directory: half a million GPS coordinates
+
+
+def exif_of_rationals() -> bytes:
+    directory = tiff({274: 6, 34853: 500})
+    return directory.ljust(500, b"\0") + RATIONALS.ljust(4_000_500, b"\0")

@@ -17,9 +17,11 @@ from image_files import (
     GREY_IMAGES,
     LOSSLESS,
     LOSSY,
+    RATIONALS,
     Value,
     bmp,
     data_start,
+    exif_of_rationals,
     half_transparent,
     png,
     riff,
@@ -29,14 +31,14 @@ from image_files import (
 )
 from PIL import Image
 
-from stepwell.images.open import ImageError, ImageLimits, open_image
+from stepwell.images.limits import ImageError, ImageLimits
+from stepwell.images.open import open_image
 
 JPEG = saved(scene(), "JPEG")
 GREY_JPEG = saved(Image.new("L", (16, 16)), "JPEG")
 ZEROS = zlib.compress(bytes(2_000_000), 9)
 GIF_HEAD = b"GIF89a\x01\0\x01\0\0\0\0"
 GREY_TIFF = {256: 16, 257: 16, 258: 8, 262: 1}
-RATIONALS = struct.pack("<HHHLLL", 1, 2, 5, 500_000, 1000, 0)  # a directory: half a million GPS coordinates
 
 
 def giant_tile() -> bytes:
@@ -54,11 +56,6 @@ def strips_in_one_place(counts: int, kind: int = 4) -> bytes:
         struct.pack_into("<64L", data, place - start, *values)
     struct.pack_into("<64L" if kind == 4 else "<64Q", data, 1500 - start, *[2000] * 64)
     return tiff(tags, bytes(data))
-
-
-def exif_of_rationals() -> bytes:
-    directory = tiff({274: 6, 34853: 500})
-    return directory.ljust(500, b"\0") + RATIONALS.ljust(4_000_500, b"\0")
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
@@ -259,7 +256,7 @@ def test_mutated_files_give_an_image_or_one_line(capfd: pytest.CaptureFixture[st
     assert len(modes) > 100
     assert set(modes) == {"RGB"}
     assert len(refusals) > 100
-    assert all(line.isprintable() and len(line) < 200 for line in refusals)
+    assert all(line.isprintable() and len(line) < 300 for line in refusals)
     assert capfd.readouterr() == ("", "")
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.image_processing_utils import BaseImageProcessor
 
+from stepwell.images.limits import DEFAULT_LIMITS
 from stepwell.language.labels import IGNORE, separator_tokens
 from stepwell.language.template import TEMPLATES
 from stepwell.models.image_processor import StepwellImageProcessor
@@ -37,7 +38,8 @@ class Images(BaseImageProcessor):
     """Two stretches of visual tokens an image, separators of every kind; counts its calls."""
 
     model_input_names = ["image_sizes"]
-    layouts = StepwellImageProcessor.layouts
+    layouts, fetch_images = StepwellImageProcessor.layouts, StepwellImageProcessor.fetch_images
+    limits = DEFAULT_LIMITS
     runs = (
         TokenRun(count=3),
         TokenRun(text=","),

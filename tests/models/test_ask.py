@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import stepwell
+from stepwell.images.limits import ImageLimits
 from stepwell.models import ask
+from stepwell.structures import TokenMap
+from stepwell.weights.light import load_to_ask
 
 
 def test_batch_gives_the_answers_of_single_questions(assistant, draw):
@@ -173,6 +178,43 @@ def test_files_that_can_be_read_once_are_batched_too(assistant, draw):
     assert answers == [assistant.ask(draw(60, 40, i), "What is it?", max_new_tokens=3) for i in range(3)]
 
 
+def test_an_assistant_opens_files_within_the_limits_it_was_loaded_with(assistant, draw, tmp_path):
+    draw(402, 2).save(tmp_path / "wide.png")
+    path, loose = tmp_path / "wide.png", ImageLimits(max_aspect=201)
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    opened = stepwell.open_image(path, limits=loose)
+    answer = assistant.ask(opened, "What is it?", max_new_tokens=4)
+    for load in (stepwell.load, load_to_ask):
+        model = load(tmp_path, limits=loose)
+        for image in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
+            assert model.ask(image, "What is it?", max_new_tokens=4) == answer
+        assert model.ask_many([([path], "What is it?")], max_new_tokens=4) == [answer]
+        assert model.layout(path).image_size == model.encode(path).layout.image_size == (2, 402)
+        strict = load(tmp_path)
+        for call in (strict.layout, strict.encode, lambda image, ask=strict.ask: ask(image, "What?")):
+            with pytest.raises(stepwell.ImageError, match=r"limits=ImageLimits\(max_aspect=201\)"):
+                call(path)
+        assert strict.ask(opened, "What is it?", max_new_tokens=4) == answer
+
+
+@pytest.mark.parametrize("other", [None, 3, [[1, 2], [3, 4]], {"url": "a.png"}, {"image": b""}])
+def test_what_is_no_image_is_refused_in_one_line(assistant, other):
+    with pytest.raises((TypeError, ValueError), match="an image") as refusal:
+        assistant.ask(other, "What is it?")
+    assert str(refusal.value).isprintable()
+
+
+def test_arrays_and_tensors_are_asked_about(assistant, draw):
+    image = draw(90, 60)
+    expected = assistant.ask(image, "What is it?", max_new_tokens=4)
+    colours = torch.from_numpy(np.array(image))
+    for same in (np.asarray(image), colours.permute(2, 0, 1), (colours / 255).bfloat16().requires_grad_()):
+        assert assistant.layout(same).image_size == (60, 90)
+        assert assistant.features(same).layout.image_size == (60, 90)
+    assert assistant.ask(colours.permute(2, 0, 1), "What is it?", max_new_tokens=4) == expected
+
+
 def test_settings_of_a_folders_generation_are_left_aside(assistant, draw):
     expected = assistant.ask(draw(90, 60), "What is it?", max_new_tokens=12)
     kept = assistant.model.generation_config
@@ -233,3 +275,71 @@ def test_what_exceeds_the_language_models_positions_is_refused_and_answers_end_w
     finally:
         engine.max_positions = kept
         handle.remove()
+
+
+def test_half_characters_of_a_question_are_replaced(assistant, draw):
+    """The tokenizer would refuse them with an error of its own."""
+    told = assistant.ask(draw(90, 60), "gr\ufffd?", max_new_tokens=6)
+    assert assistant.ask(draw(90, 60), "gr\ud83d?", max_new_tokens=6) == told
+
+
+def test_one_image_of_a_pair_needs_no_list(assistant, draw, tmp_path):
+    draw(90, 60).save(tmp_path / "a.png")
+    expected = [assistant.ask(draw(90, 60), "What is it?", max_new_tokens=4)]
+    encoded = assistant.encode(draw(90, 60))
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), draw(90, 60), encoded, [encoded], (encoded,)):
+        assert assistant.ask_many([(image, "What is it?")], max_new_tokens=4) == expected
+        assert assistant.ask_many(iter([(image, "What is it?")]), max_new_tokens=4) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda a, x: a.features([x, x]), "features and encode take one image; encode_many takes a list"),
+        (lambda a, x: a.encode((x,)), "encode take one image"),
+        (lambda a, x: a.encode(5), "an image is a path, .* got int"),
+        (lambda a, x: a.layout([x]), "an image is a path, .* got list of 1"),
+        (lambda a, x: a.encode_many("a.png"), "takes a list of images, got str"),
+        (lambda a, x: a.encode_many(x), "takes a list of images, got Image"),
+        (lambda a, x: a.encode_many(a.encode(x)), "takes a list of images, got VisionFeatures"),
+        (lambda a, x: a.encode_many({"image": x}), "takes a list of images, got dict"),
+        (lambda a, x: a.encode_many(None), "takes a list of images, got NoneType"),
+        (lambda a, x: a.encode_many([[x]]), "an image is a path, .* got list of 1"),
+        (lambda a, x: a.ask(x, None), "a question is a text, or a list of texts, got NoneType"),
+        (lambda a, x: a.ask(x, b"What?"), "a question is a text, or a list of texts, got bytes"),
+        (lambda a, x: a.ask([x, x], [1]), "a question is a text, got int"),
+        (lambda a, x: a.ask(x, [["What?"]]), "a question is a text, got list of 1"),
+        (lambda a, x: a.ask([[x]], "What?"), "an image is a path, .* got list of 1"),
+        (lambda a, x: a.ask([], "What?"), "needs at least one image"),
+        (lambda a, x: a.ask_many(None), r"takes \(image or images, question\) pairs, .* got NoneType"),
+        (lambda a, x: a.ask_many("ab"), "pairs, .* got str"),
+        (lambda a, x: a.ask_many({"image": x, "question": "?"}), "pairs, .* got dict"),
+        (lambda a, x: a.ask_many(["ab"]), "pairs, .*; entry 0 is str"),
+        (lambda a, x: a.ask_many([(x, "?"), {"image": x, "question": "?"}]), "pairs, .*; entry 1 is dict"),
+        (lambda a, x: a.ask_many([(x, x, "?")]), "pairs, .*; entry 0 is tuple of 3"),
+        (lambda a, x: a.ask_many((x, "What?")), "pairs, .*; entry 0 is Image"),
+        (lambda a, x: a.ask_many([(x, ["What?"])]), "a question is a text, got list of 1"),
+        (lambda a, x: a.ask_many([(5, "What?")]), "an image is a path, .* got int"),
+    ],
+)
+def test_what_is_of_another_shape_is_told_what_is_wanted(assistant, draw, call, words):
+    with pytest.raises(ValueError, match=rf"^[^\n]*{words}[^\n]*$"):
+        call(assistant, draw(20, 20))
+
+
+def test_what_is_printed_of_features_and_of_an_assistant_fits_a_screen(assistant, draw):
+    features = assistant.features(draw(90, 60))
+    first = features.maps[0]
+    told = repr(features)
+    assert len(told) < 400
+    assert f"tokens={tuple(features.tokens.shape)} {features.tokens.dtype}" in told
+    assert repr(first) in told
+    assert f"map={tuple(first.map.shape)} torch.float32" in repr(first)
+    assert len(repr(features._replace(maps=100 * features.maps))) < 500
+    tokens = TokenMap(torch.zeros(1, 6, 4), (2, 3), registers=torch.zeros(1, 2, 4))
+    assert repr(tokens) == (
+        "TokenMap(tokens=(1, 6, 4) torch.float32, size=(2, 3), registers=(1, 2, 4) torch.float32)"
+    )
+    assert "StepwellForConditionalGeneration, " in repr(assistant)
+    assert len(repr(assistant)) < 400
+    assert repr(ask.Assistant.on(assistant.engine)).startswith("Assistant(TransformersEngine, ")

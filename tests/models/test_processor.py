@@ -6,7 +6,6 @@ import base64
 import copy
 import io
 import json
-import warnings
 from dataclasses import asdict
 
 import numpy as np
@@ -14,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoProcessor
+from transformers import AutoProcessor, pipeline
 
 import stepwell
+from stepwell.images.limits import ImageLimits
 from stepwell.models.ask import Assistant
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
@@ -236,7 +236,10 @@ def test_ways_to_write_an_image_in_a_message(assistant, draw, tmp_path):
     url = f"data:image/png;base64,{data}"
     expected = assistant.processor.prompt([asking(draw(30, 20))])
     for part in (
-        {"type": "image", "path": str(tmp_path / "a.png")},
+        {"type": "image", "path": tmp_path / "a.png"},
+        {"type": "image", "image": {"bytes": buffer.getvalue(), "path": None}},
+        {"type": "image", "image": np.asarray(draw(30, 20))},
+        {"type": "image", "image": torch.from_numpy(np.array(draw(30, 20)))},
         {"type": "image", "url": url, "image": None, "text": None},
         {"type": "image", "base64": data},
         {"type": "image_url", "image_url": {"url": url}},
@@ -245,16 +248,6 @@ def test_ways_to_write_an_image_in_a_message(assistant, draw, tmp_path):
         text = {"type": "text", "text": "Why?", "image": None}
         inputs = assistant.processor.prompt([[{"role": "user", "content": [part, text]}]])
         assert all(torch.equal(inputs[name], expected[name]) for name in expected), part
-
-
-def test_a_conversation_with_nothing_to_learn_is_told(assistant):
-    with pytest.warns(UserWarning, match="no token of this conversation is supervised"):
-        assistant.processor.label(asking(), [])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assistant.processor.label(asking(), [], add_generation_prompt=True)
-        assistant.processor.label([*asking(), {"role": "assistant", "content": "So"}], [])
-        assistant.processor.apply_chat_template(asking(), tokenize=True)
 
 
 def test_a_folder_keeps_the_template_by_name_or_by_text(assistant, tmp_path):
@@ -324,9 +317,99 @@ def test_an_image_of_no_pixels_is_refused():
         geometry.layout((0, 5))
 
 
-def test_grey_arrays_of_floats_are_refused(assistant):
-    with pytest.raises(ValueError, match="uint8"):
-        assistant.processor(images=np.zeros((4, 4, 3), dtype=np.float32))
+def test_normalised_arrays_are_refused(assistant):
+    with pytest.raises(ValueError, match="undo their normalisation"):
+        assistant.processor(images=np.full((4, 4, 3), -0.5, dtype=np.float32))
+
+
+@pytest.fixture
+def wide(draw, tmp_path):
+    """A file that the default limits refuse by its aspect, and limits that let it in."""
+    draw(402, 2).save(tmp_path / "wide.png")
+    return tmp_path / "wide.png", ImageLimits(max_aspect=201)
+
+
+def test_limits_are_set_once_or_by_call(assistant, wide):
+    path, loose = wide
+    vision, tokenizer = assistant.processor.image_processor, assistant.processor.tokenizer
+    expected = vision(stepwell.open_image(path, limits=loose))["pixel_values"]
+    chat, text = asking(path), "<image> Why?"
+    with_options = {"tokenize": True, "return_dict": True}
+    for call in (
+        lambda processor, **limits: processor.image_processor(path, **limits),
+        lambda processor, **limits: processor.image_processor.preprocess([[path]], **limits),
+        lambda processor, **limits: processor(images=path, text=text, **limits),
+        lambda processor, **limits: processor.apply_chat_template(chat, **with_options, **limits),
+        lambda processor, **limits: processor.apply_chat_template(
+            chat, **with_options, processor_kwargs=limits
+        ),
+    ):
+        with pytest.raises(stepwell.ImageError, match=r"limits=ImageLimits\(max_aspect=201\)"):
+            call(assistant.processor)
+        own = StepwellProcessor(
+            StepwellImageProcessor(vision.vision_config, limits=loose), tokenizer, template="chatml_direct"
+        )
+        for batch in (call(assistant.processor, limits=loose), call(own)):
+            assert torch.equal(torch.as_tensor(batch["pixel_values"]), expected)
+        with pytest.raises(stepwell.ImageError, match="max_side=402"):
+            call(own, limits=ImageLimits(max_side=9))
+    with pytest.raises(ValueError, match="text alone; leave out limits"):
+        assistant.processor.apply_chat_template(chat, limits=loose)
+    with pytest.raises(TypeError, match="ImageLimits, got dict"):
+        assistant.processor(images=path, limits={"max_aspect": 201})
+
+
+def test_limits_belong_to_the_machine_and_are_not_saved(assistant, wide, tmp_path):
+    path, loose = wide
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    kept = (tmp_path / "processor_config.json").read_text()
+    for load, image_processor in (
+        (StepwellImageProcessor.from_pretrained, lambda loaded: loaded),
+        (StepwellProcessor.from_pretrained, lambda loaded: loaded.image_processor),
+        (AutoProcessor.from_pretrained, lambda loaded: loaded.image_processor),
+        (stepwell.load, lambda loaded: loaded.processor.image_processor),
+    ):
+        assert image_processor(load(tmp_path)).limits == ImageLimits()
+        for options in ({}, {"vision": {"framing": "crop"}}):
+            loaded = image_processor(load(tmp_path, limits=loose, **options))
+            assert loaded.limits == loose
+            assert loaded(path)["image_sizes"].tolist() == [[2, 402]]
+    StepwellProcessor.from_pretrained(tmp_path, limits=loose).save_pretrained(tmp_path)
+    assert (tmp_path / "processor_config.json").read_text() == kept
+
+
+def test_a_pipeline_takes_paths_and_limits_and_no_names_of_files(assistant, wide, tmp_path):
+    path, loose = wide
+    assistant.model.save_pretrained(tmp_path)
+    assistant.processor.save_pretrained(tmp_path)
+    pipe = pipeline("image-text-to-text", model=str(tmp_path), dtype="float32")
+    options = {"return_full_text": False, "max_new_tokens": 4}
+    expected = assistant.ask(stepwell.open_image(path, limits=loose), "Why?", max_new_tokens=4)
+    for limits in ({"limits": loose}, {"processor_kwargs": {"limits": loose}}):
+        (answer,) = pipe(text=asking(path), **options, **limits)
+        assert answer["generated_text"].strip() == expected
+    with pytest.raises(ValueError, match="no text names a file"):
+        pipe(text=asking(str(path)), **options)
+
+
+def test_no_file_is_opened_by_a_message_of_text(assistant, draw, tmp_path, monkeypatch):
+    draw(9, 9).save(tmp_path / "a.png")
+    name = str(tmp_path / "a.png")
+    assert assistant.processor(images=name, text="<image>")["input_ids"]  # a program may name files
+    monkeypatch.setattr("builtins.open", lambda *args, **kwargs: pytest.fail("a file was opened"))
+    for part in ({"type": "image", "image": name}, {"type": "image_url", "image_url": {"url": name}}):
+        chat = [{"role": "user", "content": [part, {"type": "text", "text": "Why?"}]}]
+        for call in (
+            lambda chat: assistant.processor.apply_chat_template(chat),
+            lambda chat: assistant.processor.apply_chat_template(chat, tokenize=True),
+            lambda chat: assistant.processor.apply_chat_template([chat], tokenize=True, return_dict=True),
+            lambda chat: assistant.processor.prompt([chat]),
+        ):
+            with pytest.raises(ValueError, match="no text names a file"):
+                call(chat)
+        # `label` is given the opened image beside the messages, and looks at none in them.
+        assert assistant.processor.label(chat, [draw(9, 9)], add_generation_prompt=True).input_ids
 
 
 def test_palette_images_become_upright_rgb(assistant, draw):
@@ -528,3 +611,18 @@ def test_the_configuration_is_read_where_the_processor_is(assistant, tmp_path, l
     (tmp_path / "ours" / "config.json").write_text(json.dumps({**fields, **changed}))
     with pytest.raises(ValueError, match=r"in the model's config\.json"):
         load.from_pretrained(tmp_path, subfolder="ours")
+
+
+def test_half_characters_and_bytes_that_are_no_text_are_replaced(assistant):
+    processor = assistant.processor
+
+    def ids(question):
+        messages = [{"role": "user", "content": question}]
+        return [
+            processor.apply_chat_template(messages, tokenize=True),
+            processor(text=question)["input_ids"],
+            processor(text=processor.apply_chat_template(messages))["input_ids"],
+        ]
+
+    assert ids("gr\udcf6\udcdfe \ud83d?") == ids("gr\ufffd\ufffde \ufffd?")
+    assert ids("gr\udcc3\udcb6sse?") == ids("gr\u00f6sse?")

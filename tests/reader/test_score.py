@@ -48,7 +48,7 @@ def test_answers_are_grouped_by_the_height_of_what_is_read():
     small, large = (Line(text="AB", box=(0, 0, 20, h), edges=(0, 10, 20)) for h in (9, 30))
     texts = ["<image>\nRead [0]:AB", "AB", "Read [1]:AX", "AB", "total:1", "2"]
     sample = PageSample(
-        image=Image.new("RGB", (40, 40)),
+        images=(Image.new("RGB", (40, 40)),),
         messages=tuple({"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)),
         spelled=(small, large, large),
     )
@@ -62,4 +62,4 @@ def test_answers_are_grouped_by_the_height_of_what_is_read():
 
 def test_text_without_a_image_cannot_be_read():
     with pytest.raises(ValueError, match="measured on images"):
-        read_samples(Parrot(), [PageSample(image=None, messages=())])
+        read_samples(Parrot(), [PageSample(messages=())])

@@ -28,7 +28,7 @@ def conversation(*turns):
 
 def sample(*turns, size=(200, 100)):
     return PageSample(
-        image=Image.new("RGB", size),
+        images=(Image.new("RGB", size),),
         messages=conversation(*turns),
         spelled=tuple(line for *_, line in turns),
         lines=(LINE,),
@@ -41,14 +41,19 @@ def make_task(stage=1, **changes):
     return ReaderTask(recipe, recipe.stages[stage].model_copy(update=changes))
 
 
+def prepared(task, *samples):
+    """A batch of them."""
+    return task.collate([task.prepare(sample) for sample in samples])
+
+
 def batch_of(task, *indices):
     source = mixture(task, seed=0)
-    return task.collate([source[i] for i in indices])
+    return task.collate([source[i].sample for i in indices])
 
 
 def test_pointers_name_the_cell_of_each_next_character():
     task = make_task(turns="together")
-    batch = task.collate([sample(FIRST, SECOND)])
+    batch = prepared(task, sample(FIRST, SECOND))
     (pointers,) = batch["pointers"]
     rows, cols = task.processor.geometry.layout((100, 200)).views[-1].grid
     assert (
@@ -61,7 +66,7 @@ def test_pointers_name_the_cell_of_each_next_character():
 
 
 def test_frames_are_as_dense_in_the_view_as_asked_for():
-    (frames,) = make_task(frame_step=8.0).collate([sample(FIRST)])["frames"]
+    (frames,) = prepared(make_task(frame_step=8.0), sample(FIRST))["frames"]
     spacing = (frames["points"][1, 0] - frames["points"][0, 0]) * 256  # the last view is 256 pixels wide
     assert spacing == pytest.approx(8.0, abs=1e-3)
 
@@ -105,21 +110,21 @@ def test_questions_apart_are_learned_as_if_they_were_asked_alone():
     torch.manual_seed(0)
     apart, together = (make_task(turns=turns, losses={"language": 1.0}) for turns in ("apart", "together"))
     module = apart.build()
-    page = mixture(apart, seed=0)[1]
+    page = mixture(apart, seed=0).sources[0][1]
     contents = [message["content"] for message in page.messages]
     assert len(contents) > 4
-    at_once = module(**apart.collate([page]))["language"]
+    at_once = module(**prepared(apart, page))["language"]
     alone = []
     for question, answer in zip(contents[::2], contents[1::2], strict=True):
         question = "<image>\n" + question.removeprefix("<image>\n")
         single = replace(page, messages=conversation((question, answer)))
-        alone += [module(**together.collate([single]))["language"]] * (len(answer) + 1)
+        alone += [module(**prepared(together, single))["language"]] * (len(answer) + 1)
     torch.testing.assert_close(at_once, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_text_without_an_image_costs_no_frames_and_no_pointers():
     task = make_task()
-    batch = task.collate([Sample(image=None, messages=conversation(("Two and two?", "FOUR")))])
+    batch = prepared(task, Sample(messages=conversation(("Two and two?", "FOUR"))))
     losses = task.build()(**batch)
     assert losses["frames"] == losses["pointer"] == 0
     assert losses["language"] > 0

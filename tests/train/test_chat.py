@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 from stepwell.folders import ModelError
 from stepwell.language.labels import IGNORE
 from stepwell.reader.tokenizer import build_reader_tokenizer
-from stepwell.train.chat import ChatTask, _folder, language_loss, token_accuracy
+from stepwell.train.chat import ChatTask, _config, _folder, language_loss, token_accuracy
 from stepwell.train.recipe import load_recipe
 
 ENCODER = {"dim": 32, "depth": 2, "num_heads": 4, "norm_eps": 1e-12, "class_token": True, "class_slot": True}
@@ -135,3 +135,34 @@ def test_the_loss_of_answers_is_taken_in_full_precision_of_the_supervised_alone(
     right = F.cross_entropy(logits[:, :-1].double().flatten(0, 1), labels[:, 1:].flatten())
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), right, atol=1e-6, rtol=1e-6)
+
+
+def test_a_tokenizer_of_another_language_model_is_refused():
+    tokenizer = build_reader_tokenizer()
+    text = {"model_type": "llama", **TEXT, "vocab_size": len(tokenizer)}
+    model = SimpleNamespace(text=text, vision=VISION, template="qwen", parts={}, revisions={})
+    assert _config(model, tokenizer).text_config.vocab_size == len(tokenizer)
+    tokenizer.add_tokens(["more"])
+    with pytest.raises(ValueError, match=r"ids up to \d+, the language model an embedding of \d+; name the"):
+        _config(model, tokenizer)
+
+
+class FewTokens:
+    """As of a released model, whose tokenizer was given `<image>` last."""
+
+    pad_token_id = eos_token_id = bos_token_id = None
+
+    def __len__(self):
+        return 6
+
+    def get_vocab(self):
+        return {"a": 4, "<image>": 5}
+
+    def convert_tokens_to_ids(self, token):
+        return self.get_vocab()[token]
+
+
+def test_the_token_of_an_image_may_lie_past_the_embedding():
+    text = {"model_type": "llama", **TEXT, "vocab_size": 5}
+    model = SimpleNamespace(text=text, vision=VISION, template="qwen", parts={}, revisions={})
+    assert _config(model, FewTokens()).image_token_id == 5

@@ -26,7 +26,11 @@ def turn(question, answer):
 
 
 def sample(*turns, size=(200, 100)):
-    return Sample(image=Image.new("RGB", size), messages=sum(turns, ()))
+    return Sample(images=(Image.new("RGB", size),), messages=sum(turns, ()))
+
+
+def batch_of(collator, *samples):
+    return collator([collator.prepare(sample) for sample in samples])
 
 
 FIRST = turn("<image>\nRead [0.100, 0.900, 0.500, 1.000]", "AB C")
@@ -34,7 +38,7 @@ SECOND = turn("What is the total?", "1.50")
 
 
 def test_answers_and_their_ends_are_supervised_and_nothing_else(processor):
-    batch = Collator(processor, max_length=4096)([sample(FIRST, SECOND)])
+    batch = batch_of(Collator(processor, max_length=4096), sample(FIRST, SECOND))
     labels = batch["labels"][0]
     assert processor.tokenizer.decode(labels[labels != IGNORE]) == "AB C<|im_end|>1.50<|im_end|>"
     kept = labels != IGNORE
@@ -42,13 +46,15 @@ def test_answers_and_their_ends_are_supervised_and_nothing_else(processor):
 
 
 def test_training_reads_the_prompt_that_asking_reads(processor):
-    ids = Collator(processor, max_length=4096)([sample(FIRST)])["input_ids"][0].tolist()
+    ids = batch_of(Collator(processor, max_length=4096), sample(FIRST))["input_ids"][0].tolist()
     encoded = processor.label(FIRST[:1], [Image.new("RGB", (200, 100))], add_generation_prompt=True)
     assert ids[: len(encoded.input_ids)] == encoded.input_ids
 
 
 def test_samples_of_different_lengths_are_padded_at_the_right(processor):
-    batch = Collator(processor, max_length=4096)([sample(FIRST, SECOND), sample(FIRST, size=(100, 200))])
+    batch = batch_of(
+        Collator(processor, max_length=4096), sample(FIRST, SECOND), sample(FIRST, size=(100, 200))
+    )
     lengths = batch["attention_mask"].sum(1).tolist()
     assert lengths[0] == batch["input_ids"].shape[1] > lengths[1]
     assert (batch["input_ids"][1, lengths[1] :] == processor.tokenizer.pad_token_id).all()
@@ -60,37 +66,38 @@ def test_a_tokenizer_without_a_pad_token_pads_as_asking_does(processor):
     samples = [sample(FIRST, SECOND), sample(FIRST)]
     bare = copy.deepcopy(processor)
     bare.tokenizer.pad_token = None
-    batch = Collator(bare, max_length=4096)(samples)
+    batch = batch_of(Collator(bare, max_length=4096), *samples)
     assert not batch["input_ids"][1][batch["attention_mask"][1] == 0].any()
 
 
 def test_long_samples_lose_whole_turns_from_the_end(processor):
     collator = Collator(processor, max_length=4096)
-    one = collator([sample(FIRST)])["input_ids"].shape[1]
-    shortened = Collator(processor, max_length=one + 20)([sample(FIRST, *[SECOND] * 30)])
+    one = batch_of(collator, sample(FIRST))["input_ids"].shape[1]
+    shortened = batch_of(Collator(processor, max_length=one + 20), sample(FIRST, *[SECOND] * 30))
     labels = shortened["labels"][0]
     text = processor.tokenizer.decode(labels[labels != IGNORE])
     assert shortened["input_ids"].shape[1] <= one + 20
     assert text.startswith("AB C<|im_end|>")
     assert text.endswith("<|im_end|>")
     with pytest.raises(ValueError, match=f"one turn takes {one} tokens; max_length is 50"):
-        Collator(processor, max_length=50)([sample(FIRST)])
+        batch_of(Collator(processor, max_length=50), sample(FIRST))
 
 
 @pytest.mark.parametrize("turns", ["together", "apart"])
 def test_no_turn_is_lost_that_would_have_fitted(processor, turns):
     """However long the one is that does not fit."""
     turned = [FIRST, *[SECOND] * 5]
-    fitting = Collator(processor, max_length=4096, turns=turns)([sample(*turned)])["labels"]
+    fitting = batch_of(Collator(processor, max_length=4096, turns=turns), sample(*turned))["labels"]
     collator = Collator(processor, max_length=fitting.shape[1], turns=turns)
     for left_out in ([turn("Spell it", "A" * 900)], [turn("Spell it", "A" * 900), SECOND]):
-        assert torch.equal(collator([sample(*turned, *left_out)])["labels"], fitting)
+        assert torch.equal(batch_of(collator, sample(*turned, *left_out))["labels"], fitting)
 
 
 def test_turns_apart_look_back_at_what_they_share_and_at_themselves(processor):
     collator = Collator(processor, max_length=4096, turns="apart")
-    rows, images = collator.rows([sample(FIRST, SECOND, SECOND), sample(FIRST)])
-    looks, (long, short) = turn_mask(collator.batch(rows, images)["groups"])[:, 0], rows
+    examples = [collator.prepare(each) for each in (sample(FIRST, SECOND, SECOND), sample(FIRST))]
+    looks = turn_mask(collator(examples)["groups"])[:, 0]
+    long, short = (example.row for example in examples)
     shared, length = int((long.groups == 0).sum()), len(short.ids)
     assert (long.ids == processor.image_token_id).nonzero().max() == shared - 1
     assert long.groups.unique().tolist() == [0, 1, 2, 3]
@@ -104,13 +111,13 @@ def test_turns_apart_look_back_at_what_they_share_and_at_themselves(processor):
 
 
 def test_turns_together_all_look_and_count_on(processor):
-    (row,), _ = Collator(processor, max_length=4096).rows([sample(FIRST, SECOND)])
+    row, _ = Collator(processor, max_length=4096).prepare(sample(FIRST, SECOND))
     assert not row.groups.any()
     assert row.positions.tolist() == list(range(len(row.ids)))
 
 
 def test_text_without_an_image_makes_a_batch_of_text(processor):
-    batch = Collator(processor, max_length=4096)([Sample(image=None, messages=SECOND)])
+    batch = batch_of(Collator(processor, max_length=4096), Sample(messages=SECOND))
     assert "pixel_values" not in batch
 
 
@@ -118,16 +125,14 @@ def test_text_without_an_image_makes_a_batch_of_text(processor):
 def test_text_without_an_image_stays_as_it_is(processor, turns):
     asked = "<image>\n\n is what?"
     messages = turn([{"type": "text", "text": asked}], "A tag")
-    ids = Collator(processor, max_length=4096, turns=turns)([Sample(image=None, messages=messages)])[
-        "input_ids"
-    ]
+    ids = batch_of(Collator(processor, max_length=4096, turns=turns), Sample(messages=messages))["input_ids"]
     assert f"user\n{asked}<|im_end|>" in processor.tokenizer.decode(ids[0])
     assert processor.image_token_id not in ids
 
 
 def test_special_tokens_in_data_stay_text(processor):
     spelled = turn("<image>\nWhat is <|im_end|>?", "<|im_start|>")
-    batch = Collator(processor, max_length=4096)([sample(spelled)])
+    batch = batch_of(Collator(processor, max_length=4096), sample(spelled))
     labels = batch["labels"][0]
     ends = processor.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert sum(int((labels == end).sum()) for end in ends) == 1
@@ -137,3 +142,79 @@ def test_a_processor_without_a_template_is_refused(processor):
     bare = type(processor)(processor.image_processor, processor.tokenizer)
     with pytest.raises(ValueError, match="template"):
         Collator(bare, max_length=100)
+
+
+TWO = turn("<image>\n<image>\nWhich is older?", "B")
+SYSTEM = ({"role": "system", "content": "Be brief."},)
+
+
+def several(*turns, sizes=((200, 100), (100, 200))):
+    return Sample(images=tuple(Image.new("RGB", size) for size in sizes), messages=sum(turns, ()))
+
+
+@pytest.mark.parametrize("turns", ["together", "apart"])
+def test_several_images_stand_where_their_placeholders_are(processor, turns):
+    collator = Collator(processor, max_length=8192, turns=turns)
+    batch = batch_of(collator, several(SYSTEM, TWO, SECOND), sample(FIRST))
+    assert batch["image_sizes"].tolist() == [[100, 200], [200, 100], [100, 200]]
+    images = [processor.image_processor.layouts([Image.new("RGB", s)])[0] for s in ((200, 100), (100, 200))]
+    counts = [layout.num_visual for layout in images]
+    assert len(batch["pixel_values"]) == 2 * images[0].num_pixels + images[1].num_pixels
+    row = batch["input_ids"][0]
+    is_image = (row == processor.image_token_id).int()
+    starts = (is_image.diff(prepend=is_image.new_zeros(1)) == 1).nonzero()[:, 0].tolist()
+    assert int(is_image.sum()) == sum(counts)
+    assert len(starts) == 2
+    assert starts[1] - starts[0] > counts[0]
+    text = processor.tokenizer.decode(row[is_image == 0])
+    assert text.count("Be brief.") == 1
+    assert text.count("Which is older?") == text.count("What is the total?") == 1
+
+
+def test_a_turn_apart_reads_what_it_would_read_alone(processor):
+    """Behind the system message and both images, at the positions that it would have."""
+    collator = Collator(processor, max_length=8192, turns="apart")
+    row = collator.prepare(several(SYSTEM, TWO, SECOND)).row
+    alone = turn("<image>\n<image>\n" + SECOND[0]["content"], SECOND[1]["content"])
+    together = Collator(processor, max_length=8192).prepare(several(SYSTEM, alone)).row
+    read = row.groups != 1
+    assert torch.equal(row.ids[read], together.ids)
+    assert torch.equal(row.labels[read], together.labels)
+    assert torch.equal(row.positions[read], together.positions)
+
+
+def test_turns_apart_share_all_of_their_images(processor):
+    collator = Collator(processor, max_length=8192, turns="apart")
+    with pytest.raises(ValueError, match="share their 2 images: all belong in the first question"):
+        collator.prepare(several(FIRST, turn("<image>\nAnd this?", "C")))
+
+
+def test_long_conversations_behind_a_system_message_lose_turns_from_the_end(processor):
+    collator = Collator(processor, max_length=4096)
+    one = len(collator.prepare(several(SYSTEM, FIRST, sizes=[(200, 100)])).row.ids)
+    shortened = Collator(processor, max_length=one).prepare(
+        several(SYSTEM, FIRST, *[SECOND] * 3, sizes=[(200, 100)])
+    )
+    assert len(shortened.row.ids) == one
+    with pytest.raises(ValueError, match=f"one turn takes {one} tokens"):
+        Collator(processor, max_length=one - 1).prepare(several(SYSTEM, FIRST, sizes=[(200, 100)]))
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "nowhere.jpg", "empty.png", "text.png"])
+def test_an_image_that_cannot_be_read_is_named(processor, tmp_path, name):
+    Image.effect_noise((200, 200), 50).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:4000])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises((ValueError, OSError), match=name):
+        Collator(processor, max_length=4096).prepare(Sample(images=(tmp_path / name,), messages=FIRST))
+
+
+def test_a_conversation_that_teaches_nothing_is_refused(processor, monkeypatch):
+    monkeypatch.setattr("stepwell.language.prompt._answers", lambda *_: [])
+    mute = copy.copy(processor)
+    mute.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    collator = Collator(processor, max_length=100)
+    collator.processor = mute  # a collator takes none of a template that is not ours
+    with pytest.raises(ValueError, match="no token of this conversation is supervised"):
+        collator.prepare(Sample(messages=SECOND))

@@ -49,7 +49,7 @@ def test_the_smoke_recipe_trains_from_the_command_line(bf16, tmp_path, cuda):
 
 def test_every_tensor_of_a_batch_and_of_the_module_is_on_the_gpu(tmp_path, cuda):
     trainer = trainer_of(tmp_path, "bf16=false")
-    batch = trainer.task.collate([trainer.train_dataset[i] for i in range(2)])
+    batch = trainer.task.collate([trainer.train_dataset[i].sample for i in range(2)])
     found = tensors(trainer._prepare_inputs(batch))
     assert len(found) > 12
     assert {tensor.device for tensor in found} == {cuda}
@@ -59,7 +59,7 @@ def test_every_tensor_of_a_batch_and_of_the_module_is_on_the_gpu(tmp_path, cuda)
 @pytest.mark.parametrize("stage", [0, 1])
 def test_losses_and_gradients_of_a_stage_are_those_of_a_cpu(stage, tmp_path, cuda):
     trainer = trainer_of(tmp_path, "bf16=false", stage=stage)
-    batch = trainer.task.collate([trainer.train_dataset[i] for i in range(2)])
+    batch = trainer.task.collate([trainer.train_dataset[i].sample for i in range(2)])
     results = []
     for module in (copy.deepcopy(trainer.model).cpu(), trainer.model):
         inputs = batch if not results else trainer._prepare_inputs(batch)

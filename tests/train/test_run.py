@@ -23,7 +23,8 @@ from stepwell.models.processor import StepwellProcessor
 from stepwell.reader.task import ReaderModel, ReaderTask
 from stepwell.train.groups import part_of
 from stepwell.train.recipe import load_recipe
-from stepwell.train.run import StageTrainer, mixture, train
+from stepwell.train.run import mixture, train
+from stepwell.train.stage_trainer import StageTrainer
 
 
 def stage_trainer(folder, *overrides):
@@ -360,7 +361,7 @@ def test_a_validation_loss_is_the_mean_over_all_samples_and_moves_no_weight(tmp_
     )
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     metrics = trainer.evaluate()
-    batch = trainer.task.collate([trainer.eval_dataset[i] for i in range(5)])
+    batch = trainer.task.collate([trainer.eval_dataset[i].sample for i in range(5)])
     with torch.no_grad():
         whole = trainer.model.eval()(**batch)
     assert whole.keys() == {"language", "frames", "accuracy"}
@@ -424,7 +425,8 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 SCRIPT = """
 import sys
 import torch
-from stepwell.train.run import StageTrainer, train
+from stepwell.train.run import train
+from stepwell.train.stage_trainer import StageTrainer
 
 kill, *overrides = sys.argv[1:]
 whole = StageTrainer.training_step
@@ -569,7 +571,7 @@ def test_what_a_stage_cannot_have_is_refused_in_one_line(tmp_path, override, com
 
 def test_losses_are_weighed_as_the_stage_says(tmp_path):
     trainer = stage_trainer(tmp_path, "stages.answer.losses={language: 2.0, frames: 0.5}")
-    batch = trainer.task.collate([trainer.train_dataset[0]])
+    batch = trainer.task.collate([trainer.train_dataset[0].sample])
     losses = trainer.model(**batch)
     total = trainer.compute_loss(trainer.model, batch)
     torch.testing.assert_close(total, 2.0 * losses["language"] + 0.5 * losses["frames"])

@@ -14,7 +14,8 @@ from stepwell.language.labels import IGNORE
 from stepwell.reader.task import ReaderTask
 from stepwell.train.chat import ChatTask, language_loss
 from stepwell.train.recipe import load_recipe
-from stepwell.train.run import StageTrainer, mixture
+from stepwell.train.run import mixture
+from stepwell.train.stage_trainer import StageTrainer
 
 SGD = "{name: sgd, lr: 0.5, weight_decay: 0.0}"
 ONE_STEP = ["bf16=false", "stages.answer.steps=1", f"stages.answer.optimiser={SGD}", "workers=0"]
@@ -82,7 +83,7 @@ def test_a_process_weighs_its_share_so_that_the_mean_of_all_is_the_step(tmp_path
     trainer = trainer_of(tmp_path, *ONE_STEP, "stages.answer.losses={language: 2.0, frames: 0.5}")
     monkeypatch.setattr(type(trainer.args), "world_size", processes)
     trainer.current_gradient_accumulation_steps = 4
-    batch = trainer.task.collate([trainer.train_dataset[0]])
+    batch = trainer.task.collate([trainer.train_dataset[0].sample])
     here, losses = trainer.task.counts(batch), trainer.model(**batch)
     counts = {name: torch.tensor(10 * int(count)) for name, count in here.items()}
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=counts)
@@ -141,7 +142,7 @@ def test_a_mixed_batch_is_trained_by_a_chat_too(tmp_path, talk):
 
 def test_every_tensor_of_a_batch_moves_with_it(tmp_path):
     trainer = trainer_of(tmp_path, "bf16=false")
-    batch = trainer.task.collate([trainer.train_dataset[i] for i in range(2)])
+    batch = trainer.task.collate([trainer.train_dataset[i].sample for i in range(2)])
     trainer.args = SimpleNamespace(device=torch.device("meta"))
     found = tensors(trainer._prepare_input(batch))
     assert len(found) > 12
@@ -160,7 +161,7 @@ def test_bf16_holds_in_a_stage_without_a_language_loss(tmp_path, bf16):
 
 def test_an_answer_of_no_tokens_costs_nothing(tmp_path):
     trainer = trainer_of(tmp_path, "bf16=false")
-    batch = trainer.task.collate([trainer.train_dataset[0]])
+    batch = trainer.task.collate([trainer.train_dataset[0].sample])
     labels = torch.full_like(batch["labels"], IGNORE)
     inputs = {k: batch[k] for k in ("input_ids", "groups", "position_ids", "pixel_values", "image_sizes")}
     loss, _ = language_loss(super(type(trainer.model), trainer.model).forward, labels, **inputs)
@@ -170,7 +171,7 @@ def test_an_answer_of_no_tokens_costs_nothing(tmp_path):
 def test_eager_attention_looks_where_the_others_look(tmp_path):
     """A mask of true and false, which eager attention would add as ones and zeros."""
     trainer = trainer_of(tmp_path, "bf16=false", "stages.answer.losses={language: 1.0}")
-    batch = trainer.task.collate([trainer.train_dataset[i] for i in range(2)])
+    batch = trainer.task.collate([trainer.train_dataset[i].sample for i in range(2)])
     assert "attention_mask" not in batch  # as large as L x L, it is made where the model is
     assert batch["groups"].shape == batch["input_ids"].shape
     losses = []

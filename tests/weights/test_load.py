@@ -156,7 +156,7 @@ def test_a_release_is_downloaded_and_converted_once(tmp_path, monkeypatch, whole
     """With a stand-in for the hub and for the conversion."""
     calls = []
 
-    def download(repository, patterns, *, advice):
+    def download(repository, patterns, *, revision, advice):
         calls.append((repository, tuple(patterns)))
         (tmp_path / "hub" / file).parent.mkdir(parents=True)
         (tmp_path / "hub" / file).touch()

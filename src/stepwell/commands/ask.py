@@ -1,27 +1,34 @@
 """`stepwell ask`: one question about images, or many of a file.
 
-Only typer and the standard library are imported above: what needs no model is answered before torch is there.
+Nothing imported above imports torch: what needs no model is answered before it is there.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from stepwell.commands.printing import print_json
+from stepwell.folders import SHIPPED_NAMES, check_hub_name, find_folder, is_url, model_type
+from stepwell.language.characters import well_formed
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from stepwell.images.limits import ImageLimits
     from stepwell.models.ask import Assistant
 
 __all__ = ["ask"]
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def ask(
@@ -44,32 +51,53 @@ def ask(
         str | None,
         typer.Option(metavar="MODEL", help="A model folder or a hub name. [default: the shipped model]"),
     ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Of a hub name: a commit, branch or tag.")
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
             metavar="DEVICE", help="Such as cpu, cuda or cuda:1. [default: a GPU where there is one]"
         ),
     ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="[default: as the model was saved]"),
-    ] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="[default: as the model was saved]")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print answer, seconds, visual tokens and views as one JSON object."),
+        typer.Option("--json", help="Print answer, model, question, seconds, tokens and views as JSON."),
     ] = False,
     show: Annotated[
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Draw the images with their views and grids."),
     ] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Of an image. [default: 36 million]")] = None,
+    max_side: Annotated[
+        int | None, typer.Option(min=1, help="Of an image, in pixels. [default: 16384]")
+    ] = None,
+    max_aspect: Annotated[
+        float | None, typer.Option(min=1, help="Long side over short side. [default: 200]")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Of an image's file. [default: 32 million]")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Of processor time, to open an image. [default: 5]")
+    ] = None,
 ) -> None:
     """Ask a question about one image or several, or many questions of a file."""
+    limits = _limits(
+        max_pixels=max_pixels,
+        max_side=max_side,
+        max_aspect=max_aspect,
+        max_bytes=max_bytes,
+        max_seconds=max_seconds,
+    )
     if jsonl is not None:
         if question is not None or stream or as_json or show is not None:
             raise ValueError("--jsonl FILE names the images and questions itself, and prints lines of JSON")
-        _ask_lines(jsonl, model, device, dtype, max_new_tokens)
+        load = partial(_load_to_ask, model, revision, device, dtype, limits)
+        _ask_lines(jsonl, load, max_new_tokens)
         return
     if not images or question is None:
         raise ValueError("name an image and a question: stepwell ask IMAGE QUESTION")
@@ -77,12 +105,13 @@ def ask(
         raise ValueError("the question is empty")
     if stream and as_json:
         raise ValueError("--stream and --json exclude each other: JSON is printed whole")
-    opened = _open_images(images, question)
+    question = well_formed(question)
+    opened = _open_images(images, question, limits)
     if show is not None:
         from stepwell.views.sheet import check_target
 
         check_target(show)
-    assistant = _load_to_ask(model, device, dtype)
+    assistant = _load_to_ask(model, revision, device, dtype, limits)
     if show is not None:
         from stepwell.views.sheet import write_views
 
@@ -97,12 +126,25 @@ def ask(
     seconds = time.perf_counter() - started
     if as_json:
         layouts = [assistant.layout(image) for image in opened]
-        print(json.dumps(_report(answer, seconds, images, layouts), ensure_ascii=False))
+        about = {"model": model or SHIPPED_NAMES[0], "commit": assistant.commit, "question": question}
+        print_json({"answer": answer, **about, **_report(seconds, images, layouts)})
     else:
         print("" if stream else answer)
 
 
-def _load_to_ask(model: str | None, device: str | None, dtype: str | None) -> Assistant:
+def _limits(**given: float | None) -> ImageLimits:
+    from stepwell.images.limits import ImageLimits
+
+    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
+
+
+def _load_to_ask(
+    model: str | None,
+    revision: str | None,
+    device: str | None,
+    dtype: Precision | None,
+    limits: ImageLimits,
+) -> Assistant:
     if model is not None:
         _check_model(model)
     if device is not None:
@@ -112,15 +154,13 @@ def _load_to_ask(model: str | None, device: str | None, dtype: str | None) -> As
     from stepwell.weights.light import load_to_ask
 
     _quieten()
-    assistant = load_to_ask(model, device=device, dtype=dtype)
+    assistant = load_to_ask(model, device=device, dtype=dtype, revision=revision, limits=limits)
     if not isinstance(assistant, Assistant):
         raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
     return assistant
 
 
-def _ask_lines(
-    file: Path, model: str | None, device: str | None, dtype: str | None, max_new_tokens: int
-) -> None:
+def _ask_lines(file: Path, load: Callable[[], Assistant], max_new_tokens: int) -> None:
     """Prints a line of JSON for every line of the file. Raises ValueError at the end if one has no answer."""
     if not file.is_file():
         raise ValueError(f"no such file: {file}")
@@ -128,9 +168,9 @@ def _ask_lines(
     from stepwell.models.ask_file import answer_lines, read_question_lines
 
     lines = read_question_lines(file)
-    assistant, failed = _load_to_ask(model, device, dtype), 0
+    assistant, failed = load(), 0
     for count, fields in enumerate(answer_lines(assistant, lines, max_new_tokens=max_new_tokens), start=1):
-        print(json.dumps(fields, ensure_ascii=False), flush=True)
+        print_json(fields)
         failed += "error" in fields
         if sys.stderr.isatty():
             print(f"\r{count} of {len(lines)}", end="\n" if count == len(lines) else "", file=sys.stderr)
@@ -138,10 +178,14 @@ def _ask_lines(
         raise ValueError(f"{failed} of {len(lines)} lines of {file} have no answer; their error says why")
 
 
-def _open_images(names: list[str], question: str) -> list[Image]:
+def _open_images(names: list[str], question: str, limits: ImageLimits) -> list[Image]:
     """Decoded images in the order of their names; needs no torch."""
     for name in names:
         if name != "-" and not Path(name).exists():
+            if is_url(name):
+                raise ValueError(
+                    f"{name} is a URL; images are not fetched from the network, download it first"
+                )
             hint = "; the question comes last" if Path(question).is_file() else ""
             raise ValueError(f"no such file: {name}{hint}")
     if names.count("-") > 1:
@@ -149,12 +193,13 @@ def _open_images(names: list[str], question: str) -> list[Image]:
     if "-" in names and sys.stdin.isatty():
         raise ValueError("- reads an image from standard input, which is a terminal here: use '< image.jpg'")
 
-    from stepwell.images.open import ImageError, open_image
+    from stepwell.images.limits import ImageError
+    from stepwell.images.open import open_image
 
     images = []
     for name in names:
         try:
-            images.append(open_image(sys.stdin.buffer if name == "-" else name))
+            images.append(open_image(sys.stdin.buffer if name == "-" else name, limits=limits))
         except ImageError as error:
             raise ValueError(f"{'standard input' if name == '-' else name}: {error}") from error
     return images
@@ -162,13 +207,11 @@ def _open_images(names: list[str], question: str) -> list[Image]:
 
 def _check_model(model: str) -> None:
     """Raises ValueError for a folder that holds no model, and for what is neither a folder nor a hub name."""
-    from stepwell.folders import check_hub_name, find_folder, model_type
-
     folder = find_folder(model)
     if folder is not None:
         model_type(folder)
     elif "/" in model or "_" not in model:  # others may be published names, whose list is read where torch is
-        check_hub_name(model.partition(":")[0])
+        check_hub_name(model if is_url(model) else model.partition(":")[0])
 
 
 def _check_device(device: str) -> None:
@@ -183,10 +226,9 @@ def _quieten() -> None:
     warnings.simplefilter("ignore")
 
 
-def _report(answer: str, seconds: float, names: list[str], layouts: list[Any]) -> dict[str, Any]:
-    """What --json prints; sizes are [height, width], boxes [left, top, right, bottom] in source pixels."""
+def _report(seconds: float, names: list[str], layouts: list[Any]) -> dict[str, Any]:
+    """What an answer cost. Sizes are [height, width], boxes [left, top, right, bottom] in source pixels."""
     return {
-        "answer": answer,
         "seconds": round(seconds, 3),
         "visual_tokens": sum(layout.num_visual for layout in layouts),
         "views": [

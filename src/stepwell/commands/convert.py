@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from stepwell.commands.printing import print_json
+from stepwell.folders import is_url
 
 __all__ = ["convert"]
 
@@ -31,7 +33,8 @@ def convert(
     if not as_:
         raise ValueError("say which published model it is: --as NAME")
     if not source.exists():
-        raise ValueError(f"no such file or folder: {source}")
+        hint = " (a URL is not fetched: download it first)" if is_url(str(source)) else ""
+        raise ValueError(f"no such file or folder: {source}{hint}")
     if (out is None) != dry_run:
         raise ValueError(
             "--dry-run writes nothing, leave OUT out" if dry_run else "say which folder to write: OUT"
@@ -49,6 +52,9 @@ def convert(
         complaint = report.complaint()
     except FitError as error:
         report, complaint = error.report, str(error)
-    print(json.dumps(report.json(), indent=2) if as_json else report.text())
+    if as_json:
+        print_json(report.json(), indent=2)
+    else:
+        print(report.text())
     if complaint:
         raise ValueError(complaint)

@@ -59,10 +59,10 @@ def plan(
     aspect: Annotated[str, typer.Option(metavar="WIDTH:HEIGHT", help="Of the images.")] = "1:1",
     slack: Annotated[float, typer.Option(min=0, help="Share of the budget that may be exceeded.")] = 0.01,
     interactions: Annotated[int, typer.Option(min=0, help="Between neighbouring branches.")] = 12,
-    smallest: Annotated[int | None, typer.Option(min=1, help="Of branch 1. [default: one step]")] = None,
+    smallest: Annotated[int | None, typer.Option(min=1, help="Of branch 1.")] = None,
     windows: Annotated[int | None, typer.Option(min=0, help="0: none. [default: as published]")] = None,
     as_json: AsJson = False,
-    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print as YAML, ready for a recipe.")] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print as models of chat recipes.")] = False,
 ) -> None:
     """List the best image sizes for several encoders in a budget."""
     if as_json and as_yaml:

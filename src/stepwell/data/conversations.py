@@ -1,53 +1,126 @@
-"""LLaVA training files: a JSON list of images and conversations about them.
+"""Training files of images and conversations about them, as LLaVA and those after it write them.
 
-Format of LLaVA-1.5 (arXiv 2310.03744): `image`, a path (or none), and `conversations`, turns that are "from"
-a "human" or "gpt" with a "value" each. The placeholder is moved to the front of its turn, as the official
-code does.
+LLaVA-1.5 (arXiv 2310.03744): a JSON list of entries with `image`, a path (or none), and `conversations`,
+turns that are "from" a "human" or "gpt" with a "value" each. Others write a JSON value a line, `images`,
+`messages` of "role" and "content", contents in parts that name their images, and several images. A single
+placeholder is moved to the front of its turn, as the official code does.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stepwell.data.files import JsonLines, read_list
 from stepwell.data.sample import Sample
+from stepwell.language.characters import well_formed
 from stepwell.language.conversation import from_llava
+from stepwell.language.messages import IMAGE, Message
 
 __all__ = ["Conversations"]
 
+_IMAGES, _TURNS = ("image", "images"), ("conversations", "messages")
+
 
 class Conversations:
-    """A source of the entries of one LLaVA file.
+    """A source of the entries of one file, or of a sequence of them, such as a `datasets.Dataset`.
 
-    Images stay paths. Raises ValueError, at once, for a file that is not such a list; at an index, for turns
-    that do not alternate and an `image` that is not one path; KeyError for an entry without turns.
+    Images stay as they are told: paths, `{"bytes": ..., "path": ...}`, or images. Raises ValueError, at once,
+    for a file that holds no list; at an index, one line of what is wrong with the entry.
     """
 
-    def __init__(self, path: Path, *, images: Path | None = None) -> None:
-        """images: the folder that image paths start from, by default the one of `path`."""
-        entries = json.loads(path.read_text("utf-8"))
-        if not isinstance(entries, list):
-            raise ValueError(f"{path} must hold a JSON list of conversations, got {type(entries).__name__}")
-        self.entries: list[dict[str, Any]] = entries
-        self.images = path.parent if images is None else images
+    def __init__(
+        self, entries: str | Path | Sequence[Mapping[str, Any]], *, images: Path | None = None
+    ) -> None:
+        """images: the folder that image paths start from, by default the one of the file."""
+        self.path = Path(entries) if isinstance(entries, str | Path) else None
+        self.entries: Sequence[Any] = entries if self.path is None else read_list(self.path)  # type: ignore[assignment]
+        self.images = Path(images or (self.path.parent if self.path else "."))
 
     def __len__(self) -> int:
         return len(self.entries)
 
+    def where(self, index: int) -> str:
+        number = f"entry {index}"
+        if isinstance(self.entries, JsonLines):
+            number = f"line {self.entries.numbers[index]}"
+        return f"{self.path}, {number}" if self.path else number
+
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]
-        image = entry.get("image") or None
-        if not isinstance(image, str | None):
-            raise ValueError(f"conversation {index}: an image is one path, got {image!r}")
-        try:
-            messages = from_llava(entry["conversations"], has_image=image is not None)
-            roles = [message["role"] for message in messages]
-            if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-                raise ValueError(f"human and gpt must take turns, got {', '.join(roles) or 'none'}")
-        except ValueError as error:
-            raise ValueError(f"conversation {index}: {error}") from None
-        return Sample(
-            image=None if image is None else self.images / image,
-            messages=tuple(messages),
+        if not isinstance(entry, Mapping):
+            raise ValueError(
+                f"an entry is an object with {' or '.join(_TURNS)}, got a {type(entry).__name__}"
+            )
+        turns = _field(entry, _TURNS)
+        if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
+            raise ValueError(f"it has no turns under {' or '.join(_TURNS)}")
+        images = _images(entry, turns)
+        messages = from_llava(
+            turns, has_image=bool(images), rule="llava" if len(images) < 2 else "llava_next"
         )
+        _check(messages, len(images))
+        return Sample(images=tuple(map(self._found, images)), messages=tuple(messages))
+
+    def _found(self, image: Any) -> Any:
+        """A path starts from the folder of images; an address is left to whoever opens it."""
+        if isinstance(image, Mapping) and image.get("bytes") is None:
+            image = image.get("path")
+        is_address = isinstance(image, str) and (image.startswith("data:") or "://" in image[:16])
+        return self.images / image if isinstance(image, str | Path) and not is_address else image
+
+
+def _field(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The first of the fields that says something."""
+    return next((entry[name] for name in names if entry.get(name) is not None), None)
+
+
+def _images(entry: Mapping[str, Any], turns: Sequence[Any]) -> list[Any]:
+    """Of an entry, in the order of their placeholders: beside the turns, or in parts of their contents."""
+    beside = _field(entry, _IMAGES)
+    images = list(beside) if isinstance(beside, list | tuple) else [] if _is_none(beside) else [beside]
+    if any(map(_is_none, images)):
+        raise ValueError(f"one of its {len(images)} images has no name")
+    within = [image for turn in turns for part in _parts(turn) if (image := _image_of(part)) is not None]
+    if images and within:
+        raise ValueError("images stand in its turns and beside them; give them once")
+    return images or within
+
+
+def _is_none(image: Any) -> bool:
+    return image is None or (isinstance(image, str) and not image)
+
+
+def _parts(turn: Any) -> list[Any]:
+    content = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
+    return [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+
+
+def _image_of(part: Mapping[str, Any]) -> Any:
+    """The image that a part of a content names, in transformers' and in OpenAI's way of writing."""
+    if part.get("type") == "image_url":
+        address = part.get("image_url")
+        return address.get("url") if isinstance(address, Mapping) else address
+    return _field(part, ("image", "url", "path")) if part.get("type") == "image" else None
+
+
+def _check(messages: Sequence[Message], num_images: int) -> None:
+    """Raises ValueError for what nothing can be learned from, and for images that have no place."""
+    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    roles = [message["role"] for message in turns]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise ValueError(f"user and assistant must take turns, got {', '.join(roles) or 'none'}")
+    placeholders = 0
+    for number, message in enumerate(turns):
+        content = message["content"]
+        text = content if isinstance(content, str) else content[0]["text"]
+        what = "an answer" if number % 2 else "a question"
+        if not text.strip():
+            raise ValueError(f"{what} is empty")
+        if text != well_formed(text):
+            raise ValueError(f"{what} has bytes that are no UTF-8, or half a character")
+        if number % 2 == 0:
+            placeholders += text.count(IMAGE) if num_images else IMAGE in text.splitlines()
+    if placeholders != num_images:
+        raise ValueError(f"it has {placeholders} {IMAGE} placeholders for {num_images} images")

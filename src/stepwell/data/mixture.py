@@ -1,39 +1,66 @@
-"""Several sources as one, in fixed proportions, without the samples that these cannot give."""
+"""Samples of several sources: drawn by weight for training, or all of them in order for validation.
+
+A sample that cannot be used comes with the samples themselves, as a BadSample, so that whoever draws from
+other processes learns of it, and learns the same again when a run resumes.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepwell.data.sample import Sample, Source
+from stepwell.data.sample import BadSample, Prepare, Source, read
 
-__all__ = ["Mixture"]
+__all__ = ["Drawn", "InOrder", "Mixture"]
 
-_logger = logging.getLogger(__name__)
-_ATTEMPTS = 20
+
+class Drawn(NamedTuple):
+    """A prepared sample, None where there is none that could be used; and the bad ones met on the way."""
+
+    sample: Any
+    bad: tuple[BadSample, ...] = ()
+
+
+class InOrder:
+    """All samples of several sources, one source after the other. A bad one is not replaced."""
+
+    def __init__(self, sources: Sequence[Source], prepare: Prepare) -> None:
+        self.sources, self.prepare = list(sources), prepare
+        self.places = [(number, i) for number, source in enumerate(sources) for i in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Drawn:
+        sample = read(self.sources, *self.places[index], self.prepare)
+        return Drawn(None, (sample,)) if isinstance(sample, BadSample) else Drawn(sample)
 
 
 class Mixture:
-    """A source of `length` samples drawn from others by weight.
+    """`length` samples drawn from several sources by weight.
 
-    Index i always leads to the same sample, and none of a source comes again before all of it have come. One
-    for which its source raises OSError, ValueError or KeyError is replaced by another of that source, counted
-    in `skipped` (by each process for itself) and logged; an image that is still a path is not opened here.
-    Raises ValueError for weights that do not fit, RuntimeError after 20 such samples in a row.
+    Index i always leads to the same sample, and none of a source comes again before all of it have come. A
+    bad one is replaced by the next good one of its source. Raises ValueError for weights that do not fit.
     """
 
     def __init__(
-        self, sources: Sequence[Source], weights: Sequence[float], *, length: int, seed: int = 0
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        *,
+        length: int,
+        prepare: Prepare,
+        seed: int = 0,
     ) -> None:
         if len(sources) != len(weights) or not sources or min(weights) <= 0:
             raise ValueError(f"{len(sources)} sources need a positive weight each, got {list(weights)}")
         if empty := [number for number, source in enumerate(sources) if not len(source)]:
             raise ValueError(f"source {empty[0]} is empty")
         self.sources, self.weights, self.length, self.seed = list(sources), list(weights), length, seed
-        self.skipped = 0
+        self.prepare = prepare
         shares = np.asarray(weights, dtype=float) / sum(weights)
         self._which = np.random.default_rng(seed).choice(len(sources), size=length, p=shares)
         self._turn = np.empty(length, dtype=np.int64)  # how many of its source have come before
@@ -44,21 +71,21 @@ class Mixture:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Drawn:
         if not 0 <= index < self.length:
             raise IndexError(f"sample {index} of {self.length}")
         number, turn = int(self._which[index]), int(self._turn[index])
-        source = self.sources[number]
-        for attempt in range(_ATTEMPTS):
-            epoch, place = divmod(turn + attempt, len(source))
-            place = int(_shuffled(len(source), self.seed, number, epoch)[place])
-            try:
-                sample: Sample = source[place]
-                return sample
-            except (OSError, ValueError, KeyError) as error:
-                self.skipped += 1
-                _logger.warning("sample %d skipped (%d so far): %s", place, self.skipped, error)
-        raise RuntimeError(f"{_ATTEMPTS} samples in a row could not be read; is the path of the data right?")
+        length = len(self.sources[number])
+        epoch, first = divmod(turn, length)
+        order = _shuffled(length, self.seed, number, epoch)
+        bad: list[BadSample] = []
+        for step in range(length):
+            place = int(order[(first + step) % length])
+            sample = read(self.sources, number, place, self.prepare)
+            if not isinstance(sample, BadSample):
+                return Drawn(sample, tuple(bad))
+            bad.append(sample)
+        return Drawn(None, tuple(bad[:1]))
 
 
 @lru_cache(maxsize=16)

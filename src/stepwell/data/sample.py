@@ -1,33 +1,42 @@
-"""What a data source yields: an image and a conversation about it.
+"""What a data source yields, and what becomes of a sample that cannot be used.
 
-A source is anything with a length and an index; nothing else is asked of it (`Source`). The same index gives
-the same sample for the life of a source, so that a run can resume.
+A source is anything with a length, an index and a name for each place (`Source`); nothing else is asked of
+it. The same index gives the same sample for the life of a source, so that a run can resume.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from stepwell.folders import one_line
 from stepwell.language.messages import Message
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from stepwell.images.open import ImageSource
 
-__all__ = ["Sample", "Source"]
+__all__ = ["BadSample", "Prepare", "Sample", "Source", "read"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """An image (or the path of one; None for text alone) and messages about it, user and assistant by turns.
+    """Images, or where they are, and messages about them: user and assistant by turns, behind at most one
+    system message.
 
-    With an image, a user's content is a string, and the first begins with `<image>`. Without one, only text
-    in parts may spell `<image>`.
+    With images, a user's content is a string, with `<image>` where each stands. Without, it is text in parts,
+    and `<image>` in it is text like any other.
     """
 
-    image: Image | Path | None
     messages: tuple[Message, ...]
+    images: tuple[ImageSource, ...] = ()
+
+    @property
+    def image(self) -> ImageSource | None:
+        """The one image, None where there is none. Raises ValueError for several."""
+        if len(self.images) > 1:
+            raise ValueError(f"a sample of {len(self.images)} images has no one image; read its images")
+        return self.images[0] if self.images else None
 
 
 class Source(Protocol):
@@ -36,7 +45,33 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any:
-        """Raises IndexError past the end, and stepwell.ImageError or OSError for an image that cannot be
-        read.
-        """
+        """Raises whatever it likes for a sample that cannot be had, best an error of one line."""
         ...
+
+    def where(self, index: int) -> str:
+        """The file and the entry that a sample comes from, for people to find it."""
+        ...
+
+
+class BadSample(NamedTuple):
+    """A sample that cannot be used."""
+
+    source: int  # the number of its source, among those of a run
+    place: int  # its index there
+    where: str
+    reason: str  # one line
+
+
+Prepare = Callable[[Any], Any]
+"""A sample -> what a batch is made of: images decoded, text rendered. Raises for one that cannot be used."""
+
+
+def read(sources: list[Source], number: int, index: int, prepare: Prepare) -> Any:
+    """The sample at an index of source `number`, prepared, or a BadSample: the one place where samples are
+    read, decoded and rendered, so that whatever is wrong with one is caught here.
+    """
+    source = sources[number]
+    try:
+        return prepare(source[index])
+    except Exception as error:  # decoders, tokenizers and the sources of others raise whatever they like
+        return BadSample(number, index, source.where(index), one_line(error))

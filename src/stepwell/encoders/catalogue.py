@@ -97,11 +97,12 @@ def _timm_spec(name: str, arguments: str) -> EncoderSpec:
 
 
 def build_encoder(
-    name: str, /, *, weights: str | Path | None = None, **overrides: Any
+    name: str, /, *, weights: str | Path | None = None, revision: str | None = None, **overrides: Any
 ) -> VisionTransformer | ConvNeXt | TimmEncoder:
     """An encoder of the catalogue; `overrides` are constructor arguments that differ.
 
-    weights: a folder, a file or a name on the hub, as for `load_encoder_weights`; None leaves random ones.
+    weights, revision: a folder, a file or a name on the hub, as for `load_encoder_weights`; None leaves
+    random ones.
     Raises ValueError for a name or an argument that does not exist, and what loading raises.
     """
     arguments = encoder_arguments(name, overrides)
@@ -111,7 +112,7 @@ def build_encoder(
     else:
         encoder = ENCODERS[name].build(**arguments)
     if weights is not None:
-        load_encoder_weights(encoder, weights)
+        load_encoder_weights(encoder, weights, revision=revision)
     return encoder
 
 

@@ -19,7 +19,7 @@ from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.table_fit import TableFit
 from stepwell.encoders.timm_encoder import TimmEncoder
 from stepwell.encoders.vit import VisionTransformer
-from stepwell.folders import download, read_config
+from stepwell.folders import commit_of, download, is_url, read_config
 from stepwell.keys.backbones import Naming, backbone_rules, recognise
 from stepwell.keys.checkpoint import Tensors, TensorSource, open_checkpoint
 from stepwell.keys.engine import AS_IT_IS, Plan, Rule, Target, plan
@@ -39,21 +39,24 @@ def load_encoder_weights(
     *,
     naming: Naming | None = None,
     image_size: Size | None = None,
+    revision: str | None = None,
 ) -> Report:
     """Fill an encoder from a folder or a file (.safetensors, .pth, .bin, .npz), from `owner/name` on the hub,
     or from `timm:NAME`, timm's own weights there.
 
     naming: whose names the tensors have, where these do not say it themselves; image_size: of the
-    pretraining, by default what config.json beside the weights says, or a square. -> what became of every
-    tensor. Raises FileNotFoundError, HubError, CheckpointError for what cannot be read safely, and ValueError
-    (FitError, with the report) for what does not fit; the encoder is then as it was.
+    pretraining, by default what config.json beside the weights says, or a square; revision: of a name on the
+    hub, a commit, branch or tag. -> what became of every tensor, and which commit it was. Raises
+    FileNotFoundError, HubError, CheckpointError for what cannot be read safely, and ValueError (FitError,
+    with the report) for what does not fit; the encoder is then as it was.
     """
-    path = find_weights(str(source))
+    path = find_weights(str(source), revision)
     config = read_config(path if path.is_dir() else path.parent)
     tensors = open_checkpoint(path)
     notes = _differences(encoder, config)
     report = _load(encoder, tensors, str(source), naming, image_size or _image_size(config))
     report.notes += notes
+    report.commit = commit_of(path)
     return report
 
 
@@ -68,20 +71,27 @@ def load_encoder_state(
     return _load(encoder, Tensors(state), "these weights", naming, image_size)
 
 
-def find_weights(source: str) -> Path:
+def find_weights(source: str, revision: str | None = None) -> Path:
     """A folder or file on this machine; otherwise owner/name or timm:NAME, fetched from the hub.
 
-    Safetensors are fetched where a repository has them, else what torch.save wrote.
+    Safetensors are fetched where a repository has them, else what torch.save wrote. Raises FileNotFoundError,
+    HubError, and ValueError for a revision of what is on this machine.
     """
     path = Path(source).expanduser()
     if path.exists():
+        if revision is not None:
+            raise ValueError(f"revision {revision}: {source} is on this machine, as one version")
         return path
+    if is_url(source):
+        raise FileNotFoundError(
+            f"{source} is a URL: name a file, a folder, owner/name on the hub or timm:NAME"
+        )
     repository = f"timm/{source.removeprefix('timm:')}" if source.startswith("timm:") else source
     if repository.count("/") != 1 or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"no such file or folder: {source}")
-    folder = download(repository, ["*.json", "model*.safetensors"])
+    folder = download(repository, ["*.json", "model*.safetensors"], revision=revision)
     if not any(folder.glob("*.safetensors")):
-        folder = download(repository, ["*.json", "pytorch_model*.bin"])
+        folder = download(repository, ["*.json", "pytorch_model*.bin"], revision=revision)
     return folder
 
 

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from itertools import chain
 from typing import Any
 
-from stepwell.encoders.catalogue import encoder_spec
+from stepwell.encoders.catalogue import encoder_arguments
 from stepwell.flops.count import Convention
 from stepwell.fuse.interaction import DIRECTIONS
 from stepwell.models.pyramid import BranchConfig
 from stepwell.models.runs import STAGE_MERGES
 from stepwell.structures import EncoderSpec, Size
 
-__all__ = ["branch_prices", "parameters", "prices", "quantities"]
+__all__ = ["branch_macs", "branch_prices", "parameters", "prices", "quantities"]
 
 
 @cache
@@ -60,7 +60,7 @@ def branch_prices(branches: Sequence[BranchConfig], convention: Convention) -> l
     them: A, linear merging and a classifier of 1000; D, merging by stages, which is defined for twelve
     interactions, else the dense one; L, nothing. Raises ValueError where an interaction cannot be built.
     """
-    specs = [encoder_spec(branch.encoder, branch.arguments) for branch in branches]
+    specs = [branch.spec for branch in branches]
     totals = [Counter(prices()["encoders"][branch.encoder]["prices"]) for branch in branches]
     runs = list(zip(*([last for _, last in branch.interactions] for branch in branches), strict=True))
     final = tuple(spec.depth - 1 for spec in specs)
@@ -85,6 +85,13 @@ def branch_prices(branches: Sequence[BranchConfig], convention: Convention) -> l
         charge(-1, -1, _price(specs[0].dim, "head", "cell"))
         totals[-1]["view"] += _price(specs[0].dim, "head", "view")
     return totals
+
+
+def branch_macs(branch: BranchConfig, price_of: Mapping[str, int], view: Size) -> int:
+    """Multiply-accumulates of a branch on a view of (height, width) pixels, at its own of `branch_prices`."""
+    padding = encoder_arguments(branch.encoder, branch.arguments).get("window_padding", "tokens")
+    amounts = quantities(branch.spec, view, padded=padding == "tokens")
+    return sum(price * amounts[name] for name, price in price_of.items())
 
 
 def _price(dim: int, *names: str | int) -> int:

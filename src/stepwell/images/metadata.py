@@ -1,21 +1,24 @@
-"""PNG and TIFF files without their metadata: Pillow is shown the parts that describe pixels and no others.
+"""PNG, TIFF and HEIF files without their metadata: decoders are shown what describes pixels and nothing else.
 
 Pillow refuses a PNG with a colour profile or a text of over a megabyte, though photos have them. A TIFF may
-hold tags that take gigabytes to read, and tags that libtiff heeds and Pillow does not.
-PNG: ISO/IEC 15948. TIFF 6.0 and BigTIFF.
+hold tags that take gigabytes to read, and tags that libtiff heeds and Pillow does not. An AVIF or HEIC
+is turned by properties of its image; its Exif and XMP may say otherwise, or take minutes to read.
+PNG: ISO/IEC 15948. TIFF 6.0 and BigTIFF. HEIF, of which AVIF and HEIC are kinds: ISO/IEC 23008-12.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 
-__all__ = ["bare_png", "bare_tiff"]
+__all__ = ["bare_heif", "bare_png", "bare_tiff"]
 
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf")
 _TIFF_TAGS = frozenset((256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320))
 _TIFF_TAGS |= {322, 323, 324, 325, 338, 339, 347, 529, 530, 531, 532}
 _MAX_VALUES = 200_000  # of a tag: offsets of strips or tiles, colours of a palette of 65,536
+_HEIF_METADATA = re.compile(rb"(infe\x02.{7}|infe\x03.{9})(?:Exif|mime)", re.DOTALL)  # XMP is a kind of mime
 
 
 def bare_png(raw: bytes) -> bytes:
@@ -53,3 +56,8 @@ def bare_tiff(raw: bytes) -> tuple[bytes, set[int]]:
             tags.setdefault(tag, struct.pack(entry, tag, kind, values, field))
     directory = struct.pack(count, len(tags)) + b"".join(tags.values()) + bytes(struct.calcsize(offset))
     return raw[:start] + directory + raw[start + len(directory) :], set(tags)
+
+
+def bare_heif(raw: bytes) -> bytes:
+    """The same file with Exif and XMP under a name that no decoder knows, so that nothing in it moves."""
+    return _HEIF_METADATA.sub(rb"\1skip", raw)

@@ -1,4 +1,4 @@
-"""A path, bytes, a file, a data: URL or an array -> an upright RGB image, within limits on size and time.
+"""A path, bytes, a file, a data: URL, an array or a tensor -> an upright RGB image, within limits.
 
 Everything in Stepwell that opens an image comes through here. Pillow decodes; the limits stand around it.
 Imports neither torch nor transformers, so that the command line can refuse a bad file at once.
@@ -13,14 +13,14 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, _imaging
+from PIL import ExifTags, Image, ImageOps, _imaging, features
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -29,13 +29,16 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from stepwell.images.metadata import bare_png, bare_tiff
+from stepwell.images.arrays import SupportsArray, array_size, from_array
+from stepwell.images.limits import DEFAULT_LIMITS, NO_LIMITS, ImageError, ImageLimits
+from stepwell.images.metadata import bare_heif, bare_png, bare_tiff
 from stepwell.structures import Size
 
-__all__ = ["ImageError", "ImageLimits", "ImageSource", "image_size", "open_image", "upright_rgb"]
+__all__ = ["ImageSource", "image_size", "open_image", "opened", "stored_size", "upright_rgb"]
 
-_File = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
-ImageSource = _File | Image.Image | np.ndarray[Any, Any]
+_Bytes = bytes | bytearray | memoryview
+_File = str | os.PathLike[str] | _Bytes | IO[bytes]
+ImageSource = _File | Image.Image | SupportsArray | Mapping[str, Any]
 
 _READERS: dict[bytes, type[ImageFile]] = {  # Pillow's, by the first bytes of a file
     rb"\x89PNG\r\n\x1a\n": PngImageFile,
@@ -44,58 +47,50 @@ _READERS: dict[bytes, type[ImageFile]] = {  # Pillow's, by the first bytes of a 
     rb"GIF8[79]a": GifImageFile,
     rb"BM": BmpImageFile,
     rb"II[*+]\0|MM\0[*+]": TiffImageFile,
+    rb"....ftyp(?:....){0,15}?avi[fs]": AvifImageFile,
 }
+_PART = 2**20  # bytes of a file that are read at a time
+_HEIC = rb"....ftyp(?:....){0,15}?he[iv][cmsx]"
 
 
-class ImageError(ValueError):
-    """An image that cannot or may not be read. One line, which never repeats what was in it."""
+def open_image(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """An upright RGB image from a PNG, JPEG, MPO, WEBP, GIF, BMP, TIFF, AVIF or HEIC file, told by content.
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageLimits:
-    """What `open_image` accepts. The defaults keep it within 1 GiB of memory, whatever the file holds."""
-
-    max_bytes: int = 32_000_000  # of the file
-    max_pixels: int = 36_000_000
-    max_side: int = 16_384  # pixels
-    max_aspect: float = 200.0  # long side over short side
-    max_seconds: float = 5.0  # of processor time; 36 million pixels take one or two
-
-    def __post_init__(self) -> None:
-        if min(self.max_bytes, self.max_pixels, self.max_side, self.max_aspect) < 1 or self.max_seconds <= 0:
-            raise ValueError(f"image limits must be at least 1, and the seconds above 0, got {self}")
-
-
-def open_image(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> Image.Image:
-    """An upright RGB image from a PNG, JPEG, MPO, WEBP, GIF, BMP or TIFF file, told apart by content.
-
-    The Exif orientation is applied, transparency is laid over white, 16 bits become 8, and of several frames
-    or pages the first is taken. source: a path, the file's bytes, a binary file, a data: URL, a PIL image or
-    a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+    The orientation is applied, transparency is laid over white, 16 bits become 8, and of several frames
+    or pages the first is taken. HEIC needs pillow-heif: pip install 'stepwell[heif]'. source: a path, the
+    file's bytes, a binary file, a data: URL, a dict of `bytes` or `path` as in undecoded columns of the
+    library datasets, a PIL image, or an array or a tensor as in `images.arrays.from_array`. limits: of files,
+    bytes and URLs; what is in memory already is not held to them.
 
     Raises FileNotFoundError for a missing path; ImageError, a ValueError of one line, for everything that is
     not a whole image within the limits; TypeError for a source of another kind.
     """
-    if isinstance(source, Image.Image):
-        return upright_rgb(source)
-    if isinstance(source, np.ndarray):
-        return upright_rgb(_from_array(source))
-    with _lazily_open(source, limits) as image:
+    with opened(source, limits) as image:
         image.load()
         return upright_rgb(image)
 
 
-def image_size(source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> Size:
+def image_size(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> Size:
     """(height, width) of what `open_image` gives, without decoding it: only the header is looked at.
 
     Raises as `open_image` does, where the header says enough. A file object is read from where it stands.
     """
-    if isinstance(source, Image.Image):
-        return _upright_size(source)
-    if isinstance(source, np.ndarray):
-        return _upright_size(_from_array(source))
-    with _lazily_open(source, limits) as image:
+    if isinstance(source, SupportsArray):
+        return array_size(source)
+    with opened(source, limits) as image:
         return _upright_size(image)
+
+
+def stored_size(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Size, int]:
+    """(height, width) of the pixels as a file stores them, and the Exif orientation, 1 to 8, by which
+    `open_image` turns them. Raises as `image_size` does.
+    """
+    if isinstance(source, SupportsArray):
+        return array_size(source), 1
+    with opened(source, limits) as image:
+        orientation = _orientation(image)
+        turns_itself = isinstance(image, TiffImageFile) and orientation >= 5
+        return (image.width, image.height) if turns_itself else (image.height, image.width), orientation
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -115,11 +110,17 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright_size(image: Image.Image) -> Size:
-    orientation = None
-    if _has_short_exif(image) and not isinstance(image, TiffImageFile):  # which turns its size itself
+    turns = _orientation(image) >= 5 and not isinstance(image, TiffImageFile)  # which turns its size itself
+    return (image.width, image.height) if turns else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """By Exif; 1, upright, where nothing that makes sense is said."""
+    if _has_short_exif(image):
         with suppress(Exception):
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
-    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+            orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+            return orientation if orientation in range(1, 9) else 1
+    return 1
 
 
 def _has_short_exif(image: Image.Image) -> bool:
@@ -130,37 +131,65 @@ def _has_short_exif(image: Image.Image) -> bool:
 # Reading: never more than one byte past the limit, and no waiting for what never comes.
 
 
-def _read(source: _File, limit: int) -> bytes:
+def _read(source: ImageSource, limits: ImageLimits) -> bytes:
+    """The whole file. Raises ImageError for an empty one, and for one of more bytes than are allowed."""
+    raw = _read_at_most(source, limits.max_bytes)
+    if not raw:
+        raise ImageError("the file is empty")
+    if len(raw) > limits.max_bytes:
+        raise limits.refusal(
+            f"the file is larger than {limits.max_bytes:,} bytes", max_bytes=10 * limits.max_bytes
+        )
+    return raw
+
+
+def _read_at_most(source: ImageSource, limit: float) -> bytes:
+    if isinstance(source, Mapping):
+        source = _in_dict(source)
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _from_data_url(source)
     if isinstance(source, str) and "://" in source[:16]:
         raise ImageError("images are not fetched from the network; download the file and pass its path")
-    if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source)
+    if isinstance(source, io.TextIOBase):
+        raise TypeError("an image is a binary file, got one of text; open it with open(path, 'rb')")
     try:
+        if isinstance(source, _Bytes):
+            return bytes(source)
         if isinstance(source, str | os.PathLike):
             mode = os.stat(source).st_mode
             if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
                 raise ImageError("not a file, but a pipe or a device")
             with open(source, "rb") as file:
-                return file.read(limit + 1)
+                return _read_parts(file, limit)
         if hasattr(source, "read"):
-            return _read_parts(source, limit + 1)
+            return _read_parts(cast(IO[bytes], source), limit)
     except (FileNotFoundError, ImageError):
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ImageError(f"the file cannot be read: {reason}") from None
     raise TypeError(
-        "an image is a path, bytes, a binary file, a data: URL, a PIL image or a uint8 array, "
+        "an image is a path, bytes, a binary file, a data: URL, a PIL image, an array or a tensor, "
         f"got {type(source).__name__}"
     )
 
 
-def _read_parts(file: IO[bytes], missing: int) -> bytes:
-    """Sockets and pipes give fewer bytes than they are asked for."""
+def _in_dict(source: Mapping[str, Any]) -> _File:
+    content, path = source.get("bytes"), source.get("path")
+    if isinstance(content, _Bytes):  # a text would be taken for a path
+        return content
+    if content is None and isinstance(path, str | os.PathLike):
+        return path
+    raise TypeError("a dict is an image where its `bytes` are bytes, or its `path` is the path of a file")
+
+
+def _read_parts(file: IO[bytes], limit: float) -> bytes:
+    """Sockets and pipes give fewer bytes than they are asked for; files set as many aside."""
     parts: list[bytes] = []
-    while missing > 0 and (part := file.read(missing)):
+    missing = limit + 1
+    while missing > 0 and (part := file.read(int(min(missing, _PART)))):
+        if not isinstance(part, bytes):
+            raise TypeError(f"an image is a binary file, got one that gives {type(part).__name__}")
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
@@ -176,50 +205,71 @@ def _from_data_url(url: str) -> bytes:
         raise ImageError("the data: URL is not valid base64") from None
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim < 2 or array.shape[2:] not in ((), (3,), (4,)):
-        raise ImageError(f"an array image must be uint8 (H, W, 3), got {array.dtype} {array.shape}")
-    return Image.fromarray(array)
-
-
 # Decoding
 
 
 class _TimedFile(io.BytesIO):
     """Pillow reads headers, scans and run lengths in loops that only the end of the file ends."""
 
-    def __init__(self, raw: bytes, seconds: float) -> None:
+    def __init__(self, raw: bytes, limits: ImageLimits) -> None:
         super().__init__(raw)
-        self._seconds = seconds
-        self._end = time.thread_time() + seconds
+        self._limits = limits
+        self._end = time.thread_time() + limits.max_seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
         if time.thread_time() > self._end:
-            raise ImageError(
-                f"decoding takes over {self._seconds:g} seconds; ImageLimits(max_seconds=...) allows more"
+            raise self._limits.refusal(
+                f"decoding takes over {self._limits.max_seconds:g} seconds",
+                max_seconds=10 * self._limits.max_seconds,
             )
         return super().read(size)
 
 
 @contextmanager
-def _lazily_open(source: _File, limits: ImageLimits) -> Iterator[ImageFile]:
-    """An image whose header is read and within the limits; what goes wrong in the block is an ImageError."""
-    raw = _read(source, limits.max_bytes)
-    if not raw:
-        raise ImageError("the file is empty")
-    if len(raw) > limits.max_bytes:
-        raise ImageError(
-            f"the file is larger than {limits.max_bytes:,} bytes; ImageLimits(max_bytes=...) allows more"
-        )
-    reader = next((r for start, r in _READERS.items() if re.match(start, raw, re.DOTALL)), None)
-    if reader is None:
-        raise ImageError("not an image: only PNG, JPEG, WEBP, GIF, BMP and TIFF are read")
+def opened(source: ImageSource, limits: ImageLimits) -> Iterator[Image.Image]:
+    """An image whose size is known, though its pixels may still be to come: what goes wrong with them in the
+    block is an ImageError.
+    """
+    if not isinstance(limits, ImageLimits):
+        raise TypeError(f"limits are stepwell.ImageLimits, got {type(limits).__name__}")
+    if isinstance(source, Image.Image):
+        with _decoding(source.format or "PIL image"):
+            NO_LIMITS.check_size((source.height, source.width))
+            yield source
+    elif isinstance(source, SupportsArray):
+        yield from_array(source)
+    else:
+        raw = _read(source, limits)
+        reader = _reader_of(raw)
+        with _decoding(str(reader.format)):
+            yield _read_header(raw, reader, limits)
+
+
+@contextmanager
+def _decoding(form: str) -> Iterator[None]:
     try:
-        yield _read_header(raw, reader, limits)
+        yield
     except ImageError:
         raise
+    except MemoryError:
+        raise ImageError("there is not enough memory to decode it") from None
     except Exception as error:  # Pillow and the libraries below it raise whatever they like on damaged files
-        raise ImageError(f"damaged or unsupported {reader.format} ({type(error).__name__})") from None
+        raise ImageError(f"damaged or unsupported {form} ({type(error).__name__})") from None
+
+
+def _reader_of(raw: bytes) -> type[ImageFile]:
+    reader = next((r for start, r in _READERS.items() if re.match(start, raw, re.DOTALL)), None)
+    if reader is AvifImageFile and not features.check("avif"):
+        raise ImageError("this Pillow was built without AVIF; pip install pillow gives one that reads it")
+    if reader is not None:
+        return reader
+    if re.match(_HEIC, raw, re.DOTALL) is None:
+        raise ImageError("not an image: only PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF and HEIC are read")
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageError("HEIC needs pillow-heif: pip install 'stepwell[heif]'") from None
+    return HeifImageFile  # type: ignore[no-any-return]
 
 
 def _read_header(raw: bytes, reader: type[ImageFile], limits: ImageLimits) -> ImageFile:
@@ -231,8 +281,12 @@ def _read_header(raw: bytes, reader: type[ImageFile], limits: ImageLimits) -> Im
         _silence_libtiff()
     elif reader is JpegImageFile and raw.count(b"Exif\0\0") > 32:  # of which Pillow reads every number
         raise ImageError("JPEG of too many Exif blocks")
-    image = reader(_TimedFile(raw, limits.max_seconds))  # reads the header only
-    _check_size(*image.size, limits)
+    elif reader is AvifImageFile and raw.count(b"infe") > 64:  # each decoded, however large it really is
+        raise ImageError("AVIF of too many tiles")
+    elif raw[4:8] == b"ftyp":
+        raw = bare_heif(raw)
+    image = reader(_TimedFile(raw, limits))  # reads the header only
+    limits.check_size((image.height, image.width))
     if isinstance(image, TiffImageFile):
         _check_cells(image, tiff_tags, len(raw), limits)
     elif isinstance(image, PngImageFile):
@@ -241,23 +295,17 @@ def _read_header(raw: bytes, reader: type[ImageFile], limits: ImageLimits) -> Im
     return image
 
 
-def _check_size(width: int, height: int, limits: ImageLimits) -> None:
-    long, short = max(width, height), min(width, height)
-    for name, value in (("max_pixels", long * short), ("max_side", long), ("max_aspect", long / short)):
-        if value > (limit := getattr(limits, name)):
-            raise ImageError(
-                f"an image of {width} x {height} pixels is more than ImageLimits({name}={limit}) allows"
-            )
-
-
 def _check_cells(image: TiffImageFile, tags: set[int], size: int, limits: ImageLimits) -> None:
     """Of strips or tiles, libtiff decodes each whole, though they reach past the image or into each other."""
     values = (
         image.tag_v2
     )  # 256, 257 size; 259 compression; 279, 325 bytes of strips and tiles; 322, 323 tiles
     width, height, across, down = values[256], values[257], values.get(322, 1), values.get(323, 1)
-    if -(-width // across) * across * -(-height // down) * down > 2 * limits.max_pixels:
-        raise ImageError(f"TIFF with tiles of {across} x {down} for {width} x {height} pixels")
+    cells = -(-width // across) * across * -(-height // down) * down
+    if cells > 2 * limits.max_pixels:
+        raise limits.refusal(
+            f"TIFF with tiles of {across} x {down} for {width} x {height} pixels", max_pixels=-(-cells // 2)
+        )
     lengths = sum(values.get(279, ())) + sum(values.get(325, ()))
     if values.get(259, 1) != 1 and (lengths > size or tags != values.keys()):
         raise ImageError("damaged TIFF: its strips or tiles are not all in the file")

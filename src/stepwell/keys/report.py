@@ -45,6 +45,7 @@ class Report:
     """Names of a checkpoint (theirs) against names of a model (ours)."""
 
     name: str
+    commit: str | None = None  # of the source on the hub, where it came from there
     used: list[str] = field(default_factory=list)  # same name in both
     renamed: dict[str, str] = field(default_factory=dict)  # theirs -> ours; joined tensors share one of ours
     resized: dict[str, str] = field(default_factory=dict)  # ours -> from which shape to which
@@ -83,6 +84,7 @@ class Report:
     def text(self) -> str:
         """Several lines: a count per heading, and the names where there is something to look at."""
         lines = [f"{self.name}: {'every tensor has its place' if self.ok else 'NOT this model'}"]
+        lines += [f"  {'commit':<12} {self.commit}"] if self.commit else []
         for heading, items, details in (
             ("used", self.used, []),
             ("renamed", self.renamed, []),

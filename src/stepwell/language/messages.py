@@ -1,6 +1,7 @@
 """Messages as transformers has them: their texts and their images.
 
 {"role": "user", "content": text or [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}.
+Messages come from whoever asks, often as JSON, so that no text in them names a file to open.
 """
 
 from __future__ import annotations
@@ -30,16 +31,23 @@ def with_texts(message: Message, change: Callable[[str], str]) -> Message:
     if isinstance(content, str):
         parts = content.split(IMAGE) if message["role"] == "user" else [content]
         return {**message, "content": IMAGE.join(map(change, parts))}
-    if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
+    if not isinstance(content, (list, tuple)) or not all(map(_is_part, content)):
         raise ValueError("the content of a message is text, or a list of dicts such as {'type': 'image'}")
     return {**message, "content": [_with_text(part, change) for part in content]}
 
 
 def images_of(messages: Sequence[Message]) -> list[Any]:
-    """The images in messages whose content is a list, in reading order."""
+    """The images in messages whose content is a list, in reading order.
+
+    Raises ValueError for a file's name or an address as text, in all ways in which a message may hold one.
+    """
     contents = (message.get("content") for message in messages)
     parts = (part for content in contents if isinstance(content, (list, tuple)) for part in content)
     return [image for part in parts if (image := _image_in(part)) is not None]
+
+
+def _is_part(part: object) -> bool:
+    return isinstance(part, Mapping) and isinstance(part.get("type"), str)
 
 
 def _with_text(part: Message, change: Callable[[str], str]) -> Message:
@@ -52,11 +60,22 @@ def _with_text(part: Message, change: Callable[[str], str]) -> Message:
 
 def _image_in(part: Message) -> Any:
     """The image of one part of a message, in transformers' and in OpenAI's way of writing."""
-    if part.get("type") == "image_url":
-        address = part["image_url"]
-        return address["url"] if isinstance(address, Mapping) else address
-    if part.get("type") != "image":
+    if part.get("type") not in ("image", "image_url"):
         return None
     if part.get("base64") is not None:
         return f"data:image;base64,{part['base64']}"
-    return next((part[key] for key in ("image", "url", "path") if part.get(key) is not None), None)
+    keys = ("image", "image_url", "url", "path")
+    image = next((part[key] for key in keys if part.get(key) is not None), None)
+    if isinstance(image, Mapping) and "url" in image:
+        image = image["url"]
+    name = image
+    if isinstance(image, Mapping) and image.get("bytes") is None:
+        name = image.get("path")
+    if isinstance(name, str) and name[:5].lower() != "data:":
+        raise ValueError(
+            "in a message, no text names a file or an address to open: give an image as bytes, a data: URL, "
+            "a PIL image, an array or a pathlib.Path"
+        )
+    if isinstance(image, (list, tuple)):
+        raise ValueError("a part of a message holds one image, got a list; write a part for each")
+    return image

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
 
+from stepwell.language.characters import well_formed
 from stepwell.language.messages import IMAGE, Message, with_texts
 from stepwell.language.template import TEMPLATES, Template, find_template, template_of, write_content
 from stepwell.language.tokenizer import added_tokens, special_tokens
@@ -22,7 +23,7 @@ from stepwell.language.tokenizer import added_tokens, special_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Piece", "PieceKind", "Prompt", "Span", "plain_prompt", "render"]
+__all__ = ["Piece", "PieceKind", "Prompt", "Span", "plain_prompt", "render", "write_message"]
 
 PieceKind = Literal["frame", "question", "answer", "image", "token"]
 Span = tuple[int, int]
@@ -99,7 +100,8 @@ def render(
         "add_generation_prompt": add_generation_prompt,
         "continue_final_message": continue_final_message,
     }
-    text, _ = _write([with_texts(message, str) for message in messages], jinja, **variables)
+    messages = [with_texts(message, well_formed) for message in messages]
+    text, _ = _write(messages, jinja, **variables)
     # Written once more with marks around texts: what lies outside of them is the template's own.
     question, answer, end = marks = [mark for mark in _MARKS if mark not in text][:3]
     marked_messages = [
@@ -130,11 +132,20 @@ def plain_prompt(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_t
 
     add_special_tokens: those that the tokenizer adds to a text stand around it, but no second BOS.
     """
+    text = well_formed(text)
     before, after = added_tokens(tokenizer) if add_special_tokens else ([], [])
     if before and text.startswith(before[0]):
         before = []
     parts = [Piece(part, "image" if part == IMAGE else "frame") for part in re.split(f"({IMAGE})", text)]
     return Prompt([*(Piece(t, "token") for t in before), *parts, *(Piece(t, "token") for t in after)])
+
+
+def write_message(message: Message) -> str:
+    """The content of a message as our templates write it: one text, `<image>` for each of its images.
+
+    Raises ValueError for content that has no place in such a message.
+    """
+    return _write([message], write_content())[0]
 
 
 def _special_variables(tokenizer: PreTrainedTokenizerBase, template: Template | None) -> dict[str, Any]:
@@ -177,9 +188,7 @@ def _write(messages: Sequence[Message], jinja: str, **variables: Any) -> tuple[s
 
 def _as_text(message: Message) -> Message:
     """For a template that takes no parts: content as ours write it."""
-    if "content" not in message:
-        return message
-    return {**message, "content": _write([message], write_content())[0]}
+    return {**message, "content": write_message(message)} if "content" in message else message
 
 
 def _mark(start: str, end: str, text: str) -> str:

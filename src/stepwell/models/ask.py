@@ -6,14 +6,17 @@ The same `ask` serves Python, the command line, evaluation and servers. Greedy d
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
-from typing import Any, TypeVar, cast
+from os import PathLike
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
 
+from stepwell.images.arrays import SupportsArray
 from stepwell.images.open import ImageSource, image_size, open_image
+from stepwell.language.characters import well_formed
 from stepwell.language.labels import label_tokens, tokens_of_image
 from stepwell.language.prompt import render
 from stepwell.models.engine import Engine, Prompts, TransformersEngine
@@ -23,8 +26,8 @@ __all__ = ["Assistant", "Question"]
 
 Seen = ImageSource | VisionFeatures
 """An image, or what `encode` made of it."""
-Question = tuple[Sequence[Seen], str]
-"""Images and what is asked about them."""
+Question = tuple[Seen | Sequence[Seen], str]
+"""An image, or several, and what is asked about them."""
 Stream = Callable[[str], None]
 Progress = Callable[[int], None]
 Item = TypeVar("Item")
@@ -37,8 +40,12 @@ class Assistant:
     """Answers questions about images.
 
     Images may be whatever `stepwell.open_image` takes, or what `encode` made of them; several belong in one
-    list.
+    list. Files are opened within the limits that the assistant was loaded with; one that `open_image` has
+    opened is within its own.
     """
+
+    commit: str | None = None
+    """Of the hub, where the model came from there."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         """A StepwellForConditionalGeneration and its StepwellProcessor. Raises ValueError naming the first
@@ -54,6 +61,14 @@ class Assistant:
         assistant.engine = engine
         return assistant
 
+    def __repr__(self) -> str:
+        parts = [type(self.engine).__name__, str(self.engine.geometry)]
+        if isinstance(model := getattr(self, "model", None), torch.nn.Module):
+            first = next(model.parameters())
+            size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+            parts[0] = f"{type(model).__name__}, {size:.1f}M parameters, {first.dtype} on {first.device}"
+        return f"Assistant({', '.join(parts)}{f', commit {self.commit}' if self.commit else ''})"
+
     def ask(
         self,
         image: Seen | Sequence[Seen],
@@ -66,41 +81,40 @@ class Assistant:
 
         The images are encoded once, however many questions there are. `stream` is called with the text of one
         answer as it comes. An answer ends after `max_new_tokens`, or where the language model's positions
-        end. Raises ValueError for an empty question, for images that cannot be read, and for a prompt that
-        leaves no position for an answer.
+        end. Raises ValueError for an empty question, for images that cannot be read or are none, and for a
+        prompt that leaves no position for an answer. What is half a character in a question becomes U+FFFD.
         """
-        is_several = isinstance(image, (list, tuple)) and not isinstance(image, VisionFeatures)
-        images = list(cast("Sequence[Seen]", image)) if is_several else [cast(Seen, image)]
-        questions = [question] if isinstance(question, str) else list(question)
+        if not isinstance(question, str | list | tuple):
+            raise ValueError(f"a question is a text, or a list of texts, got {type(question).__name__}")
+        questions = [question] if isinstance(question, str) else question
         answers = self.ask_many(
-            [(images, text) for text in questions], max_new_tokens=max_new_tokens, stream=stream
+            [(image, text) for text in questions], max_new_tokens=max_new_tokens, stream=stream
         )
         return answers[0] if isinstance(question, str) else answers
 
     def ask_many(
         self,
-        questions: Sequence[Question],
+        questions: Iterable[Question],
         *,
         max_new_tokens: int = 128,
         stream: Stream | None = None,
         batch_size: int = 8,
         progress: Progress | None = None,
     ) -> list[str]:
-        """Answers to (images, question) pairs, each as it would be alone.
+        """Answers to (image or images, question) pairs, each as it would be alone.
 
         `batch_size` questions are answered together: of the next eight batches' worth, those whose images
         are alike in layout, and those about the same image, which is then encoded once. `stream` takes one
         pair; `progress` is called with the number of answers there are.
         """
-        if stream is not None and len(questions) != 1:
-            raise ValueError(f"only one question can be streamed at a time, got {len(questions)}")
+        pairs = _pairs(questions)
+        if stream is not None and len(pairs) != 1:
+            raise ValueError(f"only one question can be streamed at a time, got {len(pairs)}")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        for images, text in questions:
-            _check(images, text)
         return self._in_alike_batches(
-            [([_held(image) for image in images], text) for images, text in questions],
-            lambda question: question[0],
+            [([self._held(image) for image in images], text) for images, text in pairs],
+            lambda pair: pair[0],
             lambda batch: self._answers(batch, max_new_tokens, stream),
             batch_size,
             progress,
@@ -108,6 +122,8 @@ class Assistant:
 
     def encode(self, image: Seen) -> VisionFeatures:
         """Feature maps and visual tokens of one image, from one pass; `ask` takes them in its place."""
+        if isinstance(image, list | tuple) and not isinstance(image, VisionFeatures):
+            raise ValueError("features and encode take one image; encode_many takes a list of them")
         return self.encode_many([image])[0]
 
     features = encode
@@ -120,12 +136,16 @@ class Assistant:
 
         Eight batches' worth are taken from `images` before, and those alike in layout brought together.
         """
+        if not isinstance(images, Iterable) or isinstance(images, dict) or _is_image(images):
+            raise ValueError(
+                f"encode_many takes a list of images, got {type(images).__name__}; encode takes one"
+            )
         return self._in_alike_batches(
-            map(_held, images), lambda image: [image], self._encode, batch_size, progress
+            map(self._held, images), lambda image: [image], self._encode, batch_size, progress
         )
 
     def _encode(self, images: Sequence[Seen]) -> list[VisionFeatures]:
-        opened = [_opened(image) for image in images]
+        opened = [self._opened(image) for image in images]
         new = [image for image in opened if isinstance(image, Image)]
         layouts = [self.layout(image) for image in new]
         inputs = [
@@ -140,7 +160,18 @@ class Assistant:
         """The views and visual tokens that an image will cost, from its size alone: no pixel is decoded."""
         if isinstance(image, VisionFeatures):
             return image.layout
-        return self.engine.geometry.layout(image_size(image))
+        _check_image(image)
+        return self.engine.geometry.layout(image_size(image, limits=self.engine.limits))
+
+    def _held(self, image: Seen) -> Seen:
+        """An image that can be looked at twice."""
+        _check_image(image)
+        return self._opened(image) if hasattr(image, "read") else image
+
+    def _opened(self, image: Seen) -> Image | VisionFeatures:
+        if isinstance(image, VisionFeatures):
+            return image
+        return open_image(image, limits=self.engine.limits)
 
     def _in_alike_batches(
         self,
@@ -172,11 +203,9 @@ class Assistant:
         return results
 
     @torch.inference_mode()
-    def _answers(
-        self, questions: Sequence[Question], max_new_tokens: int, stream: Stream | None
-    ) -> list[str]:
+    def _answers(self, questions: Sequence[_Pair], max_new_tokens: int, stream: Stream | None) -> list[str]:
         engine = self.engine
-        opened = {_key(image): _opened(image) for images, _ in questions for image in images}
+        opened = {_key(image): self._opened(image) for images, _ in questions for image in images}
         layouts = {key: self.layout(image) for key, image in opened.items()}
         keys = [[_key(image) for image in images] for images, _ in questions]
         rows = [
@@ -224,20 +253,48 @@ class Assistant:
         return label_tokens(prompt, engine.tokenizer, images).input_ids
 
 
-def _check(images: Sequence[Seen], question: str) -> None:
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError("the question is empty")
-    if not images:
-        raise ValueError("a question needs at least one image")
+_Pair = tuple[Sequence[Seen], str]
 
 
-def _held(image: Seen) -> Seen:
-    """An image that can be looked at twice."""
-    return open_image(image) if not isinstance(image, VisionFeatures) and hasattr(image, "read") else image
+def _pairs(questions: Iterable[Question]) -> list[_Pair]:
+    """Raises ValueError naming the first that is no image, or list of images, with a question."""
+    form = 'ask_many takes (image or images, question) pairs, such as [("a.jpg", "What?")]'
+    if isinstance(questions, str | bytes | dict) or not isinstance(questions, Iterable):
+        raise ValueError(f"{form}, got {type(questions).__name__}")
+    pairs: list[_Pair] = []
+    for i, pair in enumerate(questions):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError(f"{form}; entry {i} is {_kind_of(pair)}")
+        given, question = pair
+        if not isinstance(question, str):
+            raise ValueError(f"a question is a text, got {_kind_of(question)}; {form}")
+        images: Sequence[Any] = [given] if _is_image(given) or not isinstance(given, list | tuple) else given
+        if not question.strip():
+            raise ValueError("the question is empty")
+        if not images:
+            raise ValueError("a question needs at least one image")
+        for image in images:
+            _check_image(image)
+        pairs.append((images, well_formed(question)))
+    return pairs
 
 
-def _opened(image: Seen) -> Image | VisionFeatures:
-    return image if isinstance(image, VisionFeatures) else open_image(image)
+def _is_image(value: Any) -> bool:
+    """Of a kind that `open_image` opens, or encoded."""
+    kinds = (VisionFeatures, Image, str, PathLike, bytes, bytearray, memoryview, SupportsArray, Mapping)
+    return isinstance(value, kinds) or hasattr(value, "read")
+
+
+def _check_image(image: Any) -> None:
+    if not _is_image(image):
+        raise ValueError(
+            "an image is a path, bytes, a binary file, a data: URL, a PIL image, an array or a tensor, "
+            f"or what encode made of one; got {_kind_of(image)}"
+        )
+
+
+def _kind_of(value: Any) -> str:
+    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, list | tuple) else "")
 
 
 def _key(image: Seen) -> Any:

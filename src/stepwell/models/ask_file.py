@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stepwell.folders import one_line
+from stepwell.folders import is_url, one_line
 from stepwell.models.ask import Assistant, Question
 
 __all__ = ["QuestionLine", "answer_lines", "read_question_lines"]
@@ -74,7 +74,7 @@ def _read(line: str, folder: Path, place: str) -> QuestionLine:
     if not isinstance(fields, dict):
         raise ValueError(f"{place} is a {type(fields).__name__}; write {_FORM}")
     images, questions = (_texts(fields.get(name), name, place) for name in ("image", "question"))
-    paths = [folder / image for image in images]
+    paths = [image if is_url(image) else folder / image for image in images]  # open_image says what is wrong
     return QuestionLine(fields, [(paths, question) for question in questions])
 
 

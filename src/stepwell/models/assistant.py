@@ -22,6 +22,7 @@ from stepwell.language.splice import place_visual_tokens
 from stepwell.models.config import StepwellConfig
 from stepwell.models.generation import GenerationMixinWithImages
 from stepwell.models.keywords import names_of, refuse_unread
+from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT, fitted
 from stepwell.ops.pack import unpack
@@ -54,7 +55,7 @@ class StepwellOutput(CausalLMOutputWithPast):
     last_hidden_state: Tensor | None = None
 
 
-class StepwellPreTrainedModel(PreTrainedModel):
+class StepwellPreTrainedModel(SharedWeights, PreTrainedModel):
     config_class = StepwellConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"

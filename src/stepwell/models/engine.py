@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from stepwell.images.limits import ImageLimits
 from stepwell.structures import Geometry, TokenLayout, VisionFeatures
 
 __all__ = ["Each", "Engine", "Prompts", "TransformersEngine"]
@@ -39,6 +40,10 @@ class Engine(Protocol):
     @property
     def geometry(self) -> Geometry:
         """Of the vision system."""
+
+    @property
+    def limits(self) -> ImageLimits:
+        """Of the image files that are asked about."""
 
     @property
     def chat_template(self) -> str:
@@ -75,6 +80,10 @@ class TransformersEngine:
     @property
     def geometry(self) -> Geometry:
         return self.processor.geometry  # type: ignore[no-any-return]
+
+    @property
+    def limits(self) -> ImageLimits:
+        return self.processor.image_processor.limits  # type: ignore[no-any-return]
 
     @property
     def chat_template(self) -> str:

@@ -14,6 +14,7 @@ from PIL.Image import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.images.open import open_image
 from stepwell.models.config import LOADING, refuse_other_settings
 from stepwell.models.plain import PlainConfig
@@ -31,35 +32,51 @@ class StepwellImageProcessor(BaseImageProcessor):
     """Images -> `pixel_values` (P, 3), a row a pixel, input after input, and `image_sizes` (images, 2).
 
     vision_config: settings of a vision system or their JSON. Images may be whatever `stepwell.open_image`
-    takes; network addresses are refused, and everything is decoded within its limits. Batches made apart join
-    by `cat`.
+    takes; network addresses are refused, and files are decoded within `limits`, which belong to the machine
+    and are not saved. Batches made apart join by `cat`.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
 
-    def __init__(self, vision_config: VisionConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        vision_config: VisionConfig | dict[str, Any] | None = None,
+        *,
+        limits: ImageLimits | None = None,
+        **kwargs: Any,
+    ) -> None:
         if unknown := sorted(kwargs.keys() - _SAVED_BESIDE):
             raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, unknown))}")
         super().__init__(**kwargs)
         self.vision_config = settings_json(vision_settings(vision_config or PlainConfig()))
+        self.limits = limits or DEFAULT_LIMITS
 
     @classmethod
-    def from_pretrained(cls, source: Any, *, vision: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        source: Any,
+        *,
+        vision: dict[str, Any] | None = None,
+        limits: ImageLimits | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """As transformers', with the vision settings of the model beside it, which owns them.
 
-        vision: changes to the geometry, such as {"framing": "crop"}. Raises ValueError naming the first
-        setting in which the model's config.json and this processor differ, and for keywords that are not
-        known (those of a pipeline are the model's too).
+        vision: changes to the geometry, such as {"framing": "crop"}. limits: of image files. Raises
+        ValueError naming the first setting in which the model's config.json and this processor differ, and
+        for keywords that are not known (those of a pipeline are the model's too).
         """
         if "_from_pipeline" not in kwargs and (unknown := sorted(kwargs.keys() - LOADING)):
             raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, unknown))}")
         processor = super().from_pretrained(source, **kwargs)
         refuse_other_settings(source, kwargs, vision_config=processor.vision_config)
+        processor.limits = limits or processor.limits
         return processor.adjusted(vision) if vision else processor
 
     def adjusted(self, vision: Mapping[str, Any]) -> StepwellImageProcessor:
         """The processor of the same system on another geometry (`VisionConfig.adjusted`)."""
-        return StepwellImageProcessor(vision_settings(self.vision_config).adjusted(vision))
+        settings = vision_settings(self.vision_config).adjusted(vision)
+        return StepwellImageProcessor(settings, limits=self.limits)
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -67,16 +84,17 @@ class StepwellImageProcessor(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         output: dict[str, Any] = super().to_dict()
-        output.pop("geometry", None)
+        for name in ("geometry", "limits"):
+            output.pop(name, None)
         return output
 
-    def fetch_images(self, image_url_or_urls: Any) -> Any:
+    def fetch_images(self, image_url_or_urls: Any, *, limits: ImageLimits | None = None) -> Any:
         """Anything that names or holds an image -> an upright RGB PIL image; lists are kept as they are
-        nested.
+        nested. limits: None means the processor's.
         """
         if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(item) for item in image_url_or_urls]
-        return open_image(image_url_or_urls)
+            return [self.fetch_images(item, limits=limits) for item in image_url_or_urls]
+        return open_image(image_url_or_urls, limits=limits or self.limits)
 
     def layouts(self, images: Sequence[Image]) -> list[TokenLayout]:
         """Of opened images: pure integers, before any pixel is read."""
@@ -88,15 +106,17 @@ class StepwellImageProcessor(BaseImageProcessor):
         return_tensors: str | None = None,
         *,
         layouts: Sequence[TokenLayout] | None = None,
+        limits: ImageLimits | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """An image, a list of them, or lists of lists -> BatchFeature, in reading order.
 
-        layouts: one an image, where they are known already. Raises ValueError for no image at all.
+        layouts: one an image, where they are known already. limits: of image files, by default the
+        processor's. Raises ValueError for no image at all.
         """
         if kwargs:
             raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, sorted(kwargs)))}")
-        images = list(flat(self.fetch_images(images)))
+        images = list(flat(self.fetch_images(images, limits=limits)))
         if not images:
             raise ValueError("StepwellImageProcessor was given no image; give at least one")
         layouts = self.layouts(images) if layouts is None else layouts

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from stepwell.images.limits import DEFAULT_LIMITS
 from stepwell.language.decoder import LlamaDecoder, decode_greedily
 from stepwell.language.light_tokenizer import LightTokenizer
 from stepwell.language.splice import place_visual_tokens
@@ -54,6 +55,7 @@ class LightEngine:
         self.chat_template = chat_template
         self.image_token_id = image_token_id
         self.end = end
+        self.limits = DEFAULT_LIMITS
         self.max_positions: int | None = self.language_model.settings.max_position_embeddings
 
     @property

@@ -18,12 +18,13 @@ from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.pretrained import find_weights, load_encoder_weights
 from stepwell.encoders.timm_encoder import TimmEncoder
 from stepwell.encoders.vit import VisionTransformer
-from stepwell.folders import ModelError, one_line, read_config
+from stepwell.folders import ModelError, commit_of, one_line, read_config
 from stepwell.keys.checkpoint import Checkpoint, Tensors, TensorSource, open_checkpoint
 from stepwell.keys.engine import AS_IT_IS, Drop, Rename, Rule, plan
 from stepwell.keys.fill import fill
 from stepwell.keys.report import Report
 from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.models.loading_bar import no_loading_bar
 from stepwell.models.register import MODELS
 
 __all__ = ["load_parts"]
@@ -36,6 +37,7 @@ def load_parts(
     weights: Mapping[str, str | Path],
     *,
     parts: Mapping[str, str] | None = None,
+    revisions: Mapping[str, str] = {},
 ) -> dict[str, Report]:
     """Fill parts of a model, one of ours, with weights of others; -> what became of every tensor, by part.
 
@@ -43,18 +45,22 @@ def load_parts(
     `load_encoder_weights` says. `language` starts from a folder, a file or a name on the hub of a causal
     language model of transformers. Any part starts from a model folder of ours, or from a file of its own
     tensors (.safetensors, .pth, .bin). parts: names -> prefixes of the model's parameters, by default
-    `model.parts`.
+    `model.parts`. revisions: of parts that start from a name on the hub, a commit, branch or tag; each report
+    says which commit it was.
 
-    Raises ValueError for a part that there is not and for weights that do not fit (FitError, with the
-    report), FileNotFoundError, HubError, CheckpointError.
+    Raises ValueError for a part that there is not, for a revision of what is on this machine, and for weights
+    that do not fit (FitError, with the report), FileNotFoundError, HubError, CheckpointError.
     """
     parts = model.parts if parts is None else parts
     reports = {}
+    if unknown := sorted(revisions.keys() - weights.keys()):
+        raise ValueError(f"revisions.{unknown[0]}: weights name no such part")
     # The largest last, and what is within a part behind the part.
     order = sorted(weights, key=lambda part: (part.startswith(LANGUAGE), part.count("."), part))
     for part, source in ((part, weights[part]) for part in order):
         try:
-            reports[part] = _load_part(model, _submodule(model, part, parts), part, str(source), parts)
+            module = _submodule(model, part, parts)
+            reports[part] = _load_part(model, module, part, str(source), parts, revisions.get(part))
         except ValueError as error:
             error.args = (f"parts.{part}: {' '.join(str(error).split())}",)
             raise
@@ -81,17 +87,25 @@ def _has(model: nn.Module, place: str) -> bool:
 
 
 def _load_part(
-    model: PreTrainedModel, module: nn.Module, part: str, source: str, parts: Mapping[str, str]
+    model: PreTrainedModel,
+    module: nn.Module,
+    part: str,
+    source: str,
+    parts: Mapping[str, str],
+    revision: str | None,
 ) -> Report:
-    path = Path(source).expanduser()
+    path = find_weights(source, revision)
     if path.is_dir() and str(read_config(path).get("model_type")) in MODELS:
-        return _from_ours(module, open_checkpoint(path), source, _prefixes(part, parts))
-    if part == LANGUAGE:
-        return _from_causal(model, module, source)
-    if isinstance(module, VisionTransformer | ConvNeXt | TimmEncoder):
-        return load_encoder_weights(module, source)
-    tensors = open_checkpoint(find_weights(source))
-    return fill(module, plan(tensors.shapes, [AS_IT_IS]), tensors, name=source)
+        report = _from_ours(module, open_checkpoint(path), source, _prefixes(part, parts))
+    elif part == LANGUAGE:
+        report = _from_causal(model, module, path, source)
+    elif isinstance(module, VisionTransformer | ConvNeXt | TimmEncoder):
+        report = load_encoder_weights(module, source, revision=revision)
+    else:
+        tensors = open_checkpoint(path)
+        report = fill(module, plan(tensors.shapes, [AS_IT_IS]), tensors, name=source)
+    report.commit = commit_of(path)
+    return report
 
 
 def _prefixes(part: str, parts: Mapping[str, str]) -> dict[str, str]:
@@ -110,15 +124,14 @@ def _from_ours(module: nn.Module, tensors: Checkpoint, source: str, prefixes: Ma
     return fill(module, plan(tensors.shapes, rules), tensors, name=source, absent=_tied(module))
 
 
-def _from_causal(model: PreTrainedModel, module: nn.Module, source: str) -> Report:
+def _from_causal(model: PreTrainedModel, module: nn.Module, path: Path, source: str) -> Report:
     """The tensors of a causal language model, under the names of its own class."""
-    path = Path(source).expanduser()
     if path.is_file():
         with torch.device("meta"):
-            causal = AutoModelForCausalLM.from_config(model.config.text_config)
+            causal = AutoModelForCausalLM.from_config(model.config.text_config, trust_remote_code=False)
         tensors: TensorSource = open_checkpoint(path)
     else:
-        causal = _causal(source)
+        causal = _causal(path, source)
         tensors = Tensors(causal.state_dict())
     names = {id(submodule): name for name, submodule in causal.named_modules()}
     base, head = names[id(causal.base_model)], names[id(causal.get_output_embeddings())]
@@ -130,17 +143,14 @@ def _from_causal(model: PreTrainedModel, module: nn.Module, source: str) -> Repo
     return fill(module, plan(tensors.shapes, rules), tensors, name=source, absent=_tied(module))
 
 
-def _causal(source: str) -> PreTrainedModel:
+def _causal(folder: Path, source: str) -> PreTrainedModel:
     """Raises ModelError for what is none, and for one that would have to invent tensors or leave some out."""
-    folder = Path(source).expanduser()
     try:
-        causal, info = AutoModelForCausalLM.from_pretrained(
-            str(folder) if folder.exists() else source,
-            dtype="auto",
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    except Exception as error:  # any language model's own code, a damaged file, the network
+        with no_loading_bar():
+            causal, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", output_loading_info=True, trust_remote_code=False
+            )
+    except Exception as error:  # any language model's own code, a damaged file
         raise ModelError(f"{source} gives no causal language model: {one_line(error)}") from None
     for what, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown")):
         if names := sorted(info[what]):

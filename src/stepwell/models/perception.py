@@ -22,6 +22,7 @@ from transformers.utils.generic import can_return_tuple
 from stepwell.language.labels import IGNORE
 from stepwell.models.config import refuse_unknown
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT, fitted, settings_json, validated
 
@@ -99,7 +100,7 @@ def image_processor(settings: DenseSettings | ClassifierSettings) -> BitImagePro
     )
 
 
-class PyramidPreTrainedModel(PreTrainedModel):
+class PyramidPreTrainedModel(SharedWeights, PreTrainedModel):
     """Inputs are taken in any precision. `output_attentions`, which heads and users of transformers hand
     over, changes nothing: none are kept. `return_dict=False` gives a tuple.
     """

@@ -6,7 +6,6 @@ Letters: B conversations or texts, L tokens of the longest.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, Proces
 from transformers.processing_utils import MultiModalData
 from transformers.utils.chat_template_utils import _get_template_variables
 
-from stepwell.language.labels import IGNORE, LabelledTokens, label_tokens, tokens_of_image
+from stepwell.images.limits import ImageLimits
+from stepwell.language.labels import LabelledTokens, label_tokens, tokens_of_image
 from stepwell.language.messages import IMAGE, Message, images_of
 from stepwell.language.prompt import Prompt, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template, template_of
@@ -56,8 +56,16 @@ class StepwellProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     @classmethod
-    def from_pretrained(cls, source: Any, *, vision: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-        """As transformers'; keywords may be the tokenizer's too. vision: changes to the geometry.
+    def from_pretrained(
+        cls,
+        source: Any,
+        *,
+        vision: Mapping[str, Any] | None = None,
+        limits: ImageLimits | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers'; keywords may be the tokenizer's too. vision: changes to the geometry. limits: of
+        image files.
 
         Raises ValueError naming the first setting that the model beside it has otherwise, and for keywords
         that nobody knows (those of a pipeline are the model's too).
@@ -71,6 +79,7 @@ class StepwellProcessor(ProcessorMixin):
         if not kwargs.keys() & {"template", "chat_template"}:
             settings["template"] = processor.template
         refuse_other_settings(source, kwargs, **settings)
+        processor.image_processor.limits = limits or processor.image_processor.limits
         if vision:
             processor.image_processor = processor.image_processor.adjusted(vision)
         return processor
@@ -129,8 +138,8 @@ class StepwellProcessor(ProcessorMixin):
     ) -> LabelledTokens:
         """One conversation and its opened images, in order -> token ids with labels.
 
-        image_tokens: ids that stand for each image, where they are not those of its layout. Warns when it
-        leaves nothing to learn. Raises ValueError as `render` and `label_tokens` do.
+        image_tokens: ids that stand for each image, where they are not those of its layout. Raises ValueError
+        as `render` and `label_tokens` do.
         """
         prompt = render(
             messages,
@@ -140,12 +149,7 @@ class StepwellProcessor(ProcessorMixin):
         )
         if image_tokens is None:
             image_tokens = [self.image_tokens(layout) for layout in self.image_processor.layouts(images)]
-        tokens = label_tokens(prompt, self.tokenizer, image_tokens)
-        if not add_generation_prompt and all(label == IGNORE for label in tokens.labels):
-            warnings.warn(
-                "no token of this conversation is supervised: nothing is learned from it", stacklevel=2
-            )
-        return tokens
+        return label_tokens(prompt, self.tokenizer, image_tokens)
 
     def prompt(self, conversations: Sequence[Sequence[Message]]) -> BatchFeature:
         """Conversations that end with a user message -> one left-padded batch for `generate`."""
@@ -173,9 +177,10 @@ class StepwellProcessor(ProcessorMixin):
         """One conversation, or a list of them -> prompts, or tokens with the images of the messages.
 
         As transformers', with the tokens of `label`: what people wrote stays text, even where it spells a
-        special token. chat_template: Jinja, or the name of one of ours. kwargs are the template's variables,
-        and options of the call, as are processor_kwargs (return_tensors, padding, ...); others are refused.
-        return_assistant_tokens_mask marks what is supervised.
+        special token. The images of messages, which others may have written, are never opened by a name that
+        is text. chat_template: Jinja, or the name of one of ours. kwargs are the template's variables, and
+        options of the call, as are processor_kwargs (return_tensors, padding, limits, ...); others are
+        refused. return_assistant_tokens_mask marks what is supervised.
         """
         jinja = self.jinja(chat_template)
         known = _get_template_variables(jinja)
@@ -200,16 +205,22 @@ class StepwellProcessor(ProcessorMixin):
         if (beside := options.pop("images", None)) and any(images):
             raise ValueError("images stand in the messages and beside them; give them once")
         if not tokenize:
-            if beside or TextOptions.read(options) != TextOptions():
+            if beside or options.pop("limits", None) or TextOptions.read(options) != TextOptions():
                 raise ValueError(f"tokenize=False gives text alone; leave out {', '.join(given)}")
             return prompts if is_batch else prompts[0]
         batch = self(text=prompts, images=beside or images, **options)
         return batch if return_dict else batch["input_ids"]
 
     def __call__(
-        self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        limits: ImageLimits | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
-        """text: one string or several; images: all their images in order, flat or nested by string.
+        """text: one string or several; images: all their images in order, flat or nested by string; limits:
+        of image files, by default the image processor's.
 
         Prompts of `apply_chat_template` keep what people wrote as text; in other strings special tokens are
         meant. Returns input_ids and attention_mask (B, L), padded where `padding` says so, and the image
@@ -217,7 +228,9 @@ class StepwellProcessor(ProcessorMixin):
         an image.
         """
         options = TextOptions.read(kwargs)
-        opened = [] if images is None else list(flat(self.image_processor.fetch_images(images)))
+        opened = (
+            [] if images is None else list(flat(self.image_processor.fetch_images(images, limits=limits)))
+        )
         layouts = self.image_processor.layouts(opened)
         prompts = [
             text

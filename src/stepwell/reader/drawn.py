@@ -276,6 +276,9 @@ class DrawnPages:
     def __len__(self) -> int:
         return self.count
 
+    def where(self, index: int) -> str:
+        return f"drawn page {index} of seed {self.seed}"
+
     def __getitem__(self, index: int) -> PageSample:
         if not 0 <= index < self.count:
             raise IndexError(f"page {index} of {self.count}")
@@ -285,4 +288,4 @@ class DrawnPages:
         size = (long_side, round(long_side / ratio)) if ratio >= 1 else (round(long_side * ratio), long_side)
         page = draw_page(self.seed, index, size=size, text=self.text, kind=self.page)
         messages, spelled = turns_about(page.lines, page.fields, size, reads=self.reads, chance=chance)
-        return PageSample(image=page.image, messages=messages, spelled=spelled, lines=page.lines)
+        return PageSample(images=(page.image,), messages=messages, spelled=spelled, lines=page.lines)

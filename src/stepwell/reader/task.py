@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -37,11 +37,12 @@ from stepwell.train.chat import (
     token_accuracy,
     zero_through,
 )
-from stepwell.train.collate import Row
+from stepwell.train.collate import Example, Row
 from stepwell.train.recipe import Positive, Rate, Recipe, Strict
 
 __all__ = [
     "DrawnData",
+    "ReaderExample",
     "ReaderModel",
     "ReaderRecipe",
     "ReaderStage",
@@ -176,6 +177,14 @@ class ReaderTraining(StepwellForConditionalGeneration):
         return torch.stack(losses).mean()
 
 
+class ReaderExample(NamedTuple):
+    """A prepared page: where its answers point, and the frames (line_head.py) of each of its images."""
+
+    example: Example
+    pointers: Pointers
+    frames: list[Any]
+
+
 class ReaderTask(ChatTask):
     """A stage that trains a small assistant with the losses of a reader."""
 
@@ -215,28 +224,32 @@ class ReaderTask(ChatTask):
             return TextLines(**data.model_dump(exclude={"kind", "weight"}))
         return super().source(data)
 
-    def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
-        """As for a chat, with `pointers` of every row and `frames` of every image."""
-        rows, images = self.collator.rows(samples)
+    def prepare(self, sample: Any) -> ReaderExample:
+        """As for a chat, with the pointers of its row and the frames of each image."""
+        example = self.collator.prepare(sample)
         processor = self.collator.processor
-        layouts = [
-            None if image is None else processor.geometry.layout((image.height, image.width))
-            for image in images
-        ]
+        sizes = example.images["image_sizes"].tolist() if example.images else []
+        layouts = [processor.geometry.layout((height, width)) for height, width in sizes]
         frames = [
             frames_along(
                 getattr(sample, "lines", ()),
                 layout.image_size,
                 step=self.stage.frame_step * layout.image_size[1] / layout.views[-1].size[1],
             )
-            for sample, layout in zip(samples, layouts, strict=True)
-            if layout is not None
+            for layout in layouts
         ]
-        pointers = [
-            _pointers(row, getattr(sample, "spelled", ()), layout, processor.image_token_id)
-            for sample, row, layout in zip(samples, rows, layouts, strict=True)
-        ]
-        return {**self.collator.batch(rows, images), "pointers": pointers, "frames": frames}
+        spelled = getattr(sample, "spelled", ())
+        layout = layouts[0] if layouts else None
+        pointers = _pointers(example.row, spelled, layout, processor.image_token_id)
+        return ReaderExample(example, pointers, frames)
+
+    def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
+        """As for a chat, with `pointers` of every row and `frames` of every image."""
+        return {
+            **self.collator([sample.example for sample in samples]),
+            "pointers": [sample.pointers for sample in samples],
+            "frames": [frames for sample in samples for frames in sample.frames],
+        }
 
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
         counts = {

@@ -6,9 +6,7 @@ Lines come from a COCO file whose annotations carry `text`, key fields from a JS
 
 from __future__ import annotations
 
-import json
 import random
-from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
@@ -16,6 +14,9 @@ from typing import Any
 
 from PIL import Image, ImageEnhance
 
+from stepwell.data.coco import Annotation, CocoFile
+from stepwell.data.files import read_list
+from stepwell.folders import one_line
 from stepwell.images.open import open_image
 from stepwell.reader.page import Line, PageSample
 from stepwell.reader.questions import turns_about
@@ -28,7 +29,7 @@ _KEPT_SIDE = 2000  # pages are kept in memory at most this large
 
 
 class TextLines:
-    """A source of many windows of every page."""
+    """A source of many windows of every page. faults: what of the COCO file is left out, and why."""
 
     def __init__(
         self,
@@ -46,14 +47,20 @@ class TextLines:
         page's text; text: range of the median line height in the other windows, in pixels; long_side: of a
         window, at most.
         """
-        file = json.loads(path.read_text("utf-8"))
-        lines: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in file["annotations"]:
-            if annotation["text"].strip():
-                lines[annotation["image_id"]].append(annotation)
-        self.pages = [
-            (entry["file_name"], lines[entry["id"]]) for entry in file["images"] if lines[entry["id"]]
-        ]
+        self.file = CocoFile(path, images=images)
+        self.faults = [*self.file.faults]
+        self.pages: list[int] = []  # numbers of images that have text
+        for number, entry in enumerate(self.file.entries):
+            if any(map(_text, entry.annotations)):
+                self.pages.append(number)
+            self.faults += [
+                (
+                    f"{self.file.where(number)}, annotation {annotation.fields.get('id')}",
+                    "its text is no text",
+                )
+                for annotation in entry.annotations
+                if not isinstance(annotation.fields.get("text"), str) and not annotation.is_crowd
+            ]
         if not self.pages:
             raise ValueError(f"{path} has no annotation with a text")
         self.fields = _read_fields(fields)
@@ -63,13 +70,17 @@ class TextLines:
     def __len__(self) -> int:
         return len(self.pages) * _COPIES
 
+    def where(self, index: int) -> str:
+        return f"{self.file.where(self.pages[index % len(self.pages)])}, window {index // len(self.pages)}"
+
     def __getitem__(self, index: int) -> PageSample:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
         chance = random.Random(f"{self.seed}/{index}")
-        name, annotations = self.pages[index % len(self.pages)]
-        boxes = [_box(annotation["bbox"]) for annotation in annotations]
-        page, shift, scale = _page(self.images / name, _union(boxes))
+        entry = self.file[self.pages[index % len(self.pages)]]
+        texts = [_text(annotation) for annotation in entry.annotations]
+        boxes = [annotation.box for annotation, text in zip(entry.annotations, texts, strict=True) if text]
+        page, shift, scale = _page(entry.path, _union(boxes))
         boxes = [_moved(box, shift, (scale, scale)) for box in boxes]
         window = self._window(boxes, page.size, chance)
         stretch = chance.uniform(0.9, 1.1), chance.uniform(0.9, 1.1)
@@ -82,17 +93,19 @@ class TextLines:
         image = ImageEnhance.Brightness(image).enhance(chance.uniform(0.8, 1.15))
         scales = width / (window[2] - window[0]), height / (window[3] - window[1])
         lines = []
-        for annotation, box in zip(annotations, boxes, strict=True):
+        for text, box in zip(filter(None, texts), boxes, strict=True):
             if _inside(box, window):
-                lines.append(_line(annotation["text"].strip().upper(), _moved(box, window[:2], scales)))
+                lines.append(_line(text.upper(), _moved(box, window[:2], scales)))
         seen = " ".join(line.text for line in lines)
         fields = {
             key: value.upper()
-            for key, value in self.fields.get(name, {}).items()
+            for key, value in self.fields.get(entry.fields["file_name"], {}).items()
             if all(word in seen for word in value.upper().split())
         }
         messages, spelled = turns_about(lines, fields, (height, width), reads=self.reads, chance=chance)
-        return PageSample(image=image.convert("RGB"), messages=messages, spelled=spelled, lines=tuple(lines))
+        return PageSample(
+            images=(image.convert("RGB"),), messages=messages, spelled=spelled, lines=tuple(lines)
+        )
 
     def _window(self, boxes: list[Box], size: tuple[int, int], chance: random.Random) -> Box:
         """All text with a margin, or a part of it around one line."""
@@ -131,21 +144,28 @@ def _page(path: Path, text: Box) -> tuple[Image.Image, tuple[float, float], floa
 
 
 def _read_fields(path: Path | None) -> dict[str, dict[str, str]]:
-    if path is None:
-        return {}
-    entries = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    return {entry["image"]: entry["fields"] for entry in entries}
+    """Of each image. Raises ValueError naming the file and the line that is something else."""
+    fields: dict[str, dict[str, str]] = {}
+    lines: Any = () if path is None else read_list(path)
+    for number in range(len(lines)):
+        try:
+            entry = lines[number]
+            fields[entry["image"]] = {key: str(value) for key, value in entry["fields"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}, entry {number} has no image and fields ({one_line(error)})") from None
+    return fields
+
+
+def _text(annotation: Annotation) -> str:
+    """Of a line; nothing for a crowd, which is many."""
+    text = annotation.fields.get("text")
+    return "" if annotation.is_crowd or not isinstance(text, str) else text.strip()
 
 
 def _line(text: str, box: Box) -> Line:
     """A line whose characters are taken to be equally wide."""
     step = (box[2] - box[0]) / len(text)
     return Line(text=text, box=box, edges=tuple(box[0] + step * i for i in range(len(text) + 1)), exact=False)
-
-
-def _box(corner_and_size: list[float]) -> Box:
-    left, top, width, height = corner_and_size
-    return left, top, left + width, top + height
 
 
 def _union(boxes: list[Box]) -> Box:

@@ -7,7 +7,9 @@ answers.
 from __future__ import annotations
 
 import copy
+import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from stepwell.data.conversations import Conversations
 from stepwell.data.sample import Source
-from stepwell.folders import ModelError, check_hub_name, download, find_folder, model_type
+from stepwell.folders import ModelError, check_hub_name, commit_of, download, find_folder, model_type
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE
 from stepwell.models.assistant import StepwellForConditionalGeneration
@@ -47,25 +49,34 @@ __all__ = [
 ]
 
 
+ORIGIN = "origin.json"  # of a trained folder: what it started from
+
+
 class ChatModel(Strict):
     """A vision system, a language model's configuration, a tokenizer, a chat template; or a whole model.
 
-    start: a folder, the shipped reader_tiny, or owner/name on the hub.
+    start: a folder, the shipped reader_tiny, or owner/name on the hub, of which a commit, branch or tag is
+    the `revision`.
     parts: where parts start (models/parts.py), by the names of `ChatTask.parts`. text: a transformers
     configuration with its model_type; by default that of the part `language`, as is the tokenizer.
+    revisions: of parts that start from the hub.
     """
 
     start: str | None = None
+    revision: str | None = None
     vision: Annotated[Any, BeforeValidator(vision_settings)] = None
     text: dict[str, Any] | None = None
     parts: dict[str, str] = {}
+    revisions: dict[str, str] = {}
     tokenizer: str | None = None
     template: str | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> ChatModel:
-        if self.start is not None and (beside := sorted(self.model_fields_set - {"start"})):
+        if self.start is not None and (beside := sorted(self.model_fields_set - {"start", "revision"})):
             raise ValueError(f"start is a whole model; {beside[0]} beside it would be ignored")
+        if self.start is None and self.revision is not None:
+            raise ValueError("revision is of a start on the hub, and there is no start")
         language = self.parts.get("language")
         if self.text is None and language is not None and Path(language).expanduser().is_file():
             raise ValueError(
@@ -79,7 +90,7 @@ class ChatModel(Strict):
 
 
 class ConversationData(Strict):
-    """A LLaVA training file: a JSON list of images and conversations."""
+    """A training file of images and conversations (data/conversations.py): a JSON list, or JSON a line."""
 
     kind: Literal["conversations"]
     weight: Rate = 1.0
@@ -133,9 +144,9 @@ class ChatTask:
             image_processor = StepwellImageProcessor(recipe.model.vision)
             self.processor = StepwellProcessor(image_processor, tokenizer, template=recipe.model.template)
         else:
-            self.origin = _folder(recipe.model.start)
+            self.origin = _folder(recipe.model.start, recipe.model.revision)
             self.config = StepwellConfig.from_pretrained(self.origin)
-            self.processor = StepwellProcessor.from_pretrained(self.origin)
+            self.processor = StepwellProcessor.from_pretrained(self.origin, trust_remote_code=False)
         vision = self.config.vision.adjusted(stage.vision)
         self.stage_config = copy.deepcopy(self.config)
         self.stage_config.vision_config = settings_json(vision)
@@ -150,18 +161,21 @@ class ChatTask:
     def configuration(cls, recipe: Any) -> StepwellConfig:
         if recipe.model.start is None:
             return _config(recipe.model, cls.build_tokenizer(recipe.model))
-        config: StepwellConfig = StepwellConfig.from_pretrained(_folder(recipe.model.start))
+        config: StepwellConfig = StepwellConfig.from_pretrained(
+            _folder(recipe.model.start, recipe.model.revision)
+        )
         return config
 
     @classmethod
     def build_tokenizer(cls, model: Any) -> Any:
         """The tokenizer of the recipe's model, with a token for an image."""
+        revision = None if model.tokenizer else model.revisions.get("language")
         name = model.tokenizer or model.parts.get("language")
         if name is None:
             raise ValueError(
                 "model.tokenizer: name a folder with a tokenizer, or start the part `language` from one"
             )
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         if IMAGE not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
         return tokenizer
@@ -176,14 +190,19 @@ class ChatTask:
         """
         settings = self.settings.model
         if settings.start is not None:
-            return kind.from_pretrained(self.origin, config=config, dtype=torch.float32, **arguments)
+            return kind.from_pretrained(
+                self.origin, config=config, dtype=torch.float32, trust_remote_code=False, **arguments
+            )
         model = kind(config, **arguments)
         model.generation_config.pad_token_id = self.processor.tokenizer.pad_token_id
         model.generation_config.eos_token_id = self.processor.tokenizer.eos_token_id
         if self.stage == self.settings.stages[0] and kind is not StepwellForConditionalGeneration:
-            for part, report in load_parts(model, settings.parts, parts=self.parts(model)).items():
-                if os.environ.get("RANK", "0") == "0":
+            reports = load_parts(model, settings.parts, parts=self.parts(model), revisions=settings.revisions)
+            if os.environ.get("RANK", "0") == "0":
+                for part, report in reports.items():
                     print(f"{part} from {report.text()}", flush=True)
+                commits = {part: report.commit for part, report in reports.items()}
+                self._write_origin(self.settings.output / self.settings.name, settings.parts, commits)
         return model
 
     def parts(self, module: Any) -> Mapping[str, str]:
@@ -192,6 +211,9 @@ class ChatTask:
 
     def source(self, data: Any) -> Source:
         return Conversations(data.path, images=data.images)
+
+    def prepare(self, sample: Any) -> Any:
+        return self.collator.prepare(sample)
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
         return self.collator(samples)
@@ -210,14 +232,29 @@ class ChatTask:
         model.config.dtype = torch.float32
         model.config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        start, trained = self.settings.model.start, self.settings.output / self.settings.name / ORIGIN
+        if start is not None:
+            self._write_origin(folder, {"start": start}, {"start": commit_of(self.origin)})
+        elif trained.is_file():
+            shutil.copyfile(trained, folder / ORIGIN)
+
+    def _write_origin(
+        self, folder: Path, sources: Mapping[str, str], commits: Mapping[str, str | None]
+    ) -> None:
+        """What the training started from; commits of what came from the hub."""
+        origin = {what: {"from": source, "commit": commits[what]} for what, source in sources.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ORIGIN).write_text(json.dumps(origin, indent=2), "utf-8")
 
 
-def _folder(start: str) -> Path:
+def _folder(start: str, revision: str | None = None) -> Path:
     """Of a whole model of ours, fetched if it must be. Raises ModelError and HubError."""
     folder = find_folder(start)
     if folder is None:
         check_hub_name(start)
-        folder = download(start)
+        folder = download(start, revision=revision)
+    elif revision is not None:
+        raise ModelError(f"model.revision {revision}: {start} is on this machine, as one version")
     if (kind := model_type(folder)) != StepwellConfig.model_type:
         raise ModelError(f"model.start: {folder} holds a {kind!r} model, which answers no questions")
     return folder
@@ -226,10 +263,18 @@ def _folder(start: str) -> Path:
 def _config(model: Any, tokenizer: Any) -> StepwellConfig:
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     if model.text is None:
-        text = AutoConfig.from_pretrained(model.parts["language"])
+        text = AutoConfig.from_pretrained(
+            model.parts["language"], revision=model.revisions.get("language"), trust_remote_code=False
+        )
         text = text.text_config if isinstance(text, StepwellConfig) else text
     else:
         text = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **model.text})
+    largest = max(number for token, number in tokenizer.get_vocab().items() if token != IMAGE)
+    if largest >= text.vocab_size:
+        raise ValueError(
+            f"the tokenizer has ids up to {largest}, the language model an embedding of {text.vocab_size}; "
+            "name the tokenizer that belongs to it"
+        )
     return StepwellConfig(
         vision_config=model.vision,
         text_config=text,

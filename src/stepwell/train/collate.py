@@ -1,13 +1,14 @@
 """Samples -> a batch that a StepwellForConditionalGeneration takes, with labels.
 
 The processor that serves a model also prepares its training: one rendering, one count of visual tokens.
-Letters: B batch, L length of the longest row.
+Letters: B batch, L length of the longest row, P pixels of all inputs.
 """
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stepwell.data.sample import Sample
+from stepwell.images.limits import ImageError
+from stepwell.images.open import ImageSource
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE, Message
 from stepwell.models.processor import StepwellProcessor
 
-__all__ = ["Collator", "Row", "TurnOrder", "turn_mask"]
+__all__ = ["Collator", "Example", "Row", "TurnOrder", "turn_mask"]
 
 TurnOrder = Literal["together", "apart"]
 """A sample is one conversation; or every turn is trained as if it was asked alone, while the image is paid
@@ -37,8 +40,17 @@ class Row(NamedTuple):
     positions: Tensor  # (L,)
 
 
+class Example(NamedTuple):
+    """A sample, rendered and decoded. `images` are what the image processor gives, empty without any:
+    pixel_values (P, 3), image_sizes (images, 2).
+    """
+
+    row: Row
+    images: Mapping[str, Tensor]
+
+
 class Collator:
-    """Samples of one image each, or none -> a batch, padded at the right: the model's inputs and `labels`.
+    """Prepares samples, and makes batches of them, padded at the right: the model's inputs and `labels`.
 
     A sample longer than max_length tokens loses whole turns, the last first, and no more than it must.
     """
@@ -50,20 +62,21 @@ class Collator:
             raise ValueError("training needs to know what is an answer; give the recipe's model a template")
         self.processor, self.max_length, self.turns = processor, max_length, turns
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        return self.batch(*self.rows(samples))
-
-    def rows(self, samples: Sequence[Sample]) -> tuple[list[Row], list[Image | None]]:
-        """A row and the opened image of each sample."""
-        fetch = self.processor.image_processor.fetch_images
-        images = [None if sample.image is None else fetch(sample.image) for sample in samples]
-        rows = [self._row(sample.messages, image) for sample, image in zip(samples, images, strict=True)]
-        return rows, images
-
-    def batch(self, rows: Sequence[Row], images: Sequence[Image | None]) -> dict[str, Any]:
-        """input_ids and labels (B, L), attention_mask or, of turns apart, `groups` (B, L) for `turn_mask`;
-        and what the image processor gives.
+    def prepare(self, sample: Sample) -> Example:
+        """Raises ValueError for an image that cannot be read, a conversation that the template refuses, one
+        of which no token is learned, and one whose first turn is too long.
         """
+        images = [self._opened(image) for image in sample.images]
+        row = self._row(sample.messages, images)
+        if bool((row.labels == IGNORE).all()):
+            raise ValueError("no token of this conversation is supervised: nothing is learned from it")
+        return Example(row, self.processor.image_processor(images) if images else {})
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """input_ids and labels (B, L), attention_mask or, of turns apart, `groups` (B, L) for `turn_mask`;
+        and the images of all, in order.
+        """
+        rows = [example.row for example in examples]
         batch: dict[str, Any] = {
             "input_ids": pad_sequence(
                 [row.ids for row in rows], True, self.processor.tokenizer.pad_token_id or 0
@@ -76,54 +89,76 @@ class Collator:
         else:
             batch["position_ids"] = pad_sequence([row.positions for row in rows], True)
             batch["groups"] = pad_sequence([row.groups for row in rows], True, -1)
-        if present := [image for image in images if image is not None]:
-            batch |= self.processor.image_processor(present)
+        if present := [example.images for example in examples if example.images]:
+            batch |= {name: torch.cat([images[name] for images in present]) for name in present[0]}
         return batch
 
-    def _row(self, messages: Sequence[Message], image: Image | None) -> Row:
+    def _opened(self, source: ImageSource) -> Image:
+        try:
+            image: Image = self.processor.image_processor.fetch_images(source)
+        except (ImageError, TypeError) as error:
+            if isinstance(source, str | os.PathLike):
+                raise ValueError(f"{os.fspath(source)[:200]}: {error}") from None
+            raise
+        return image
+
+    def _row(self, messages: Sequence[Message], images: Sequence[Image]) -> Row:
         write = self._together if self.turns == "together" else self._apart
-        parts = write(messages, image)
+        first = int(messages[0]["role"] == "system")  # of the turns
+        parts = write(messages, images)
         if len(parts[0]) > self.max_length:
             fewer = range(1, len(messages) // 2)
             turns = bisect_right(
-                fewer, self.max_length, key=lambda n: len(write(messages[: 2 * n], image)[0])
+                fewer, self.max_length, key=lambda n: len(write(messages[: first + 2 * n], images)[0])
             )
-            parts = write(messages[: 2 * max(turns, 1)], image)
+            parts = write(messages[: first + 2 * max(turns, 1)], images)
             if not turns:
                 raise ValueError(f"one turn takes {len(parts[0])} tokens; max_length is {self.max_length}")
         return Row(*map(torch.tensor, parts))
 
-    def _together(self, messages: Sequence[Message], image: Image | None) -> tuple[list[int], ...]:
+    def _together(self, messages: Sequence[Message], images: Sequence[Image]) -> tuple[list[int], ...]:
         """One conversation -> ids, labels, groups, positions."""
-        tokens = self.processor.label(messages, [] if image is None else [image])
+        tokens = self.processor.label(messages, images)
         length = len(tokens.input_ids)
         return tokens.input_ids, tokens.labels, [0] * length, list(range(length))
 
-    def _apart(self, messages: Sequence[Message], image: Image | None) -> tuple[list[int], ...]:
-        """Conversations of one turn each, that share what ends with the image."""
+    def _apart(self, messages: Sequence[Message], images: Sequence[Image]) -> tuple[list[int], ...]:
+        """Conversations of one turn each, that share what ends with the last image."""
         ids, labels, groups, positions = [], [], [], []
         placeholder, shared = self.processor.image_token_id, 0
-        for number, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True), 1):
-            if image is not None:
-                text = question["content"].removeprefix(IMAGE).lstrip("\n")
-                question = {**question, "content": f"{IMAGE}\n{text}"}
+        first = int(messages[0]["role"] == "system")
+        system, turns = messages[:first], messages[first:]
+        if len(images) > 1 and turns[0]["content"].count(IMAGE) < len(images):
+            raise ValueError(
+                f"turns apart share their {len(images)} images: all belong in the first question"
+            )
+        for number, (question, answer) in enumerate(zip(turns[::2], turns[1::2], strict=True), 1):
+            if images:
+                question = {**question, "content": _behind(turns[0]["content"], question["content"])}
+            asked = [*system, question, answer]
             if number == 1:
-                ids, labels, groups, positions = self._together([question, answer], image)
-                if image is not None:
+                ids, labels, groups, positions = self._together(asked, images)
+                if images:
                     shared = len(ids) - ids[::-1].index(placeholder)
                 groups[shared:] = [1] * (len(ids) - shared)
                 continue
-            images = [] if image is None else [image]
-            # One placeholder stands for the image: its thousands of tokens are there already.
-            part = self.processor.label(
-                [question, answer], images, image_tokens=[[placeholder]] * len(images)
-            )
-            start = part.input_ids.index(placeholder) + 1 if images else 0
+            # One placeholder stands for an image: its thousands of tokens are there already.
+            part = self.processor.label(asked, images, image_tokens=[[placeholder]] * len(images))
+            start = len(part.input_ids) - part.input_ids[::-1].index(placeholder) if images else 0
             ids += part.input_ids[start:]
             labels += part.labels[start:]
             groups += [number] * (len(part.input_ids) - start)
             positions += range(shared, shared + len(part.input_ids) - start)
         return ids, labels, groups, positions
+
+
+def _behind(first: str, question: str) -> str:
+    """A question as it is asked when nothing was asked before: behind the images of the first one."""
+    if question is first and IMAGE in first:
+        return first
+    before, image, _ = first.rpartition(IMAGE)
+    text = question.removeprefix(IMAGE).lstrip("\n")
+    return f"{before}{image or IMAGE}\n{text}"
 
 
 def turn_mask(groups: Tensor) -> Tensor:

@@ -114,8 +114,16 @@ class Recipe(Strict):
     save_steps: Positive = 500
     log_steps: Positive = 50
     workers: Annotated[int, Field(ge=0)] = 1
+    bad_samples: Literal["skip", "refuse"] = "skip"  # what becomes of one that cannot be read or learned from
+    bad_samples_limit: Annotated[float, Field(ge=0, le=100)] | None = None  # percent of a source; None: any
     resume: bool = True  # finished stages and the last checkpoint of an unfinished one are taken up again
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float16"
+
+    @model_validator(mode="after")
+    def _limit_has_its_rule(self) -> Self:
+        if self.bad_samples == "refuse" and self.bad_samples_limit is not None:
+            raise ValueError("bad_samples_limit is of bad_samples: skip; refuse takes none at all")
+        return self
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -62,8 +62,14 @@ class Task(Protocol):
         """The samples of one entry of a stage's `data`. Raises FileNotFoundError for a missing file."""
         ...
 
+    def prepare(self, sample: Any) -> Any:
+        """A sample of a source, decoded and rendered. Raises for one that cannot be used, which is then left
+        out or refused, as the recipe says: all that may go wrong with a sample goes wrong here.
+        """
+        ...
+
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
-        """Samples -> a batch: tensors, and lists and dicts of them."""
+        """Prepared samples -> a batch: tensors, and lists and dicts of them."""
         ...
 
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:

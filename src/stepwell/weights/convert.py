@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from stepwell.folders import read_config
+from stepwell.folders import commit_of, read_config
 from stepwell.keys.checkpoint import open_checkpoint
 from stepwell.keys.engine import Plan, plan
 from stepwell.keys.report import FitError, Report, compare
@@ -51,6 +51,7 @@ def convert(
     fields = read_config(beside)
     config, renaming, report = _prepare(published, checkpoint.shapes, fields)
     report.notes += checkpoint.notes
+    report.commit = commit_of(source)
     if not report.ok:
         hint = "; its config.json has to lie beside it" if published.text_config and not fields else ""
         raise FitError(report.complaint() + hint, report)

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from stepwell.flops.outlines import outlines
-from stepwell.folders import SHIPPED, find_folder
+from stepwell.folders import SHIPPED, commit_of, find_folder
+from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.language.decoder import LlamaDecoder, plain_llama
 from stepwell.language.light_tokenizer import LightTokenizer
 from stepwell.language.messages import IMAGE
@@ -39,20 +40,32 @@ _IMAGE_PROCESSOR = frozenset({"image_processor_type", "vision_config"})
 
 
 def load_to_ask(
-    model: str | None = None, *, device: str | None = None, dtype: Precision | None = None
+    model: str | None = None,
+    *,
+    device: str | None = None,
+    dtype: Precision | None = None,
+    revision: str | None = None,
+    limits: ImageLimits | None = None,
 ) -> Any:
     """What `stepwell.load` loads, without transformers where that gives the same answers."""
     folder = SHIPPED if model is None else find_folder(model)
-    if folder is not None:
-        light = load_light(folder, device=find_device(device), dtype=find_dtype(dtype))
+    if folder is not None and revision is None:
+        light = load_light(folder, device=find_device(device), dtype=find_dtype(dtype), limits=limits)
         if light is not None:
+            light.commit = commit_of(folder)
             return light
     from stepwell.weights.load import load
 
-    return load(model, device=device, dtype=dtype)
+    return load(model, device=device, dtype=dtype, revision=revision, limits=limits)
 
 
-def load_light(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> Assistant | None:
+def load_light(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    limits: ImageLimits | None = None,
+) -> Assistant | None:
     """As `stepwell.load` does, None where it has to be asked. dtype: None is the stored one."""
     try:
         config, processor, generation = (
@@ -62,7 +75,10 @@ def load_light(folder: Path, *, device: torch.device, dtype: torch.dtype | None 
         engine = _engine(folder, config, processor, generation, device, dtype)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return None
-    return None if engine is None else Assistant.on(engine)
+    if engine is None:
+        return None
+    engine.limits = limits or DEFAULT_LIMITS
+    return Assistant.on(engine)
 
 
 def _engine(

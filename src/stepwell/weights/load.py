@@ -1,12 +1,14 @@
 """`stepwell.load`: the shipped model, a folder, a model of ours on the hub, or a published release.
 
 Strict where transformers is not: a tensor that is missing, left over or of another shape is an error, never a
-random number, and pickled weights are not opened. Everything that can go wrong with a model is one line.
+random number, pickled weights are not opened, and code that lies beside weights is never run. Everything that
+can go wrong with a model is one line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,22 @@ from transformers import PreTrainedModel
 
 from stepwell.folders import (
     SHIPPED,
+    SHIPPED_NAMES,
     HubError,
     ModelError,
     cache_folder,
     check_hub_name,
+    commit_of,
     download,
     find_folder,
     model_type,
     one_line,
 )
+from stepwell.images.limits import ImageLimits
 from stepwell.keys.checkpoint import CheckpointError, open_checkpoint, weight_files
 from stepwell.models.ask import Assistant
 from stepwell.models.config import StepwellConfig
+from stepwell.models.loading_bar import no_loading_bar
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published.papers import find_published
 from stepwell.models.published.published import Published
@@ -44,17 +50,34 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: Precision | None = None,
+    revision: str | None = None,
     vision: Mapping[str, Any] | None = None,
+    limits: ImageLimits | None = None,
+    loading_bar: bool = False,
 ) -> Any:
     """A model, ready to use: an Assistant (`.ask`, `.features`), or the backbone or classifier of a folder.
 
     model: None for the shipped one; a folder of ours; `owner/name` on the hub in our format; the name of a
     published release ("OpenGVLab/PIIP-LLaVA_CLIP-BL_512-256_7B", "OpenGVLab/PIIP:detection/<file>.pth"),
     which is downloaded and converted once. device: None takes a GPU where there is one. dtype: "float32",
-    "bfloat16", "float16"; None keeps the stored one. vision: changes to the geometry of an assistant, of
-    which no weight depends, such as {"sizes": [448, 896]}. Raises ModelError and HubError, each one line.
+    "bfloat16", "float16"; None keeps the stored one. revision: of a name on the hub, a commit, branch or tag;
+    which commit it was is the model's `commit`, or `config._commit_hash`. vision: changes to the geometry of
+    an assistant, of which no weight depends, such as {"sizes": [448, 896]}. limits: of the image files that
+    an assistant is asked about. loading_bar: draws transformers'. Raises ModelError and HubError, each one
+    line.
     """
-    where, precision, folder = find_device(device), find_dtype(dtype), _folder(model)
+    where, precision, folder = find_device(device), find_dtype(dtype), _folder(model, revision)
+    with nullcontext() if loading_bar else no_loading_bar():
+        return _open(folder, where, precision, vision, limits)
+
+
+def _open(
+    folder: Path,
+    where: torch.device,
+    precision: torch.dtype | None,
+    vision: Mapping[str, Any] | None,
+    limits: ImageLimits | None,
+) -> Any:
     kind = model_type(folder)
     if kind not in MODELS:
         raise ModelError(
@@ -62,10 +85,12 @@ def load(
             "official releases come in through stepwell convert"
         )
     if kind != StepwellConfig.model_type:
-        if vision:
-            raise ModelError(f"{folder} holds a {kind!r} model; vision=... is for assistants")
+        if vision or limits:
+            name = "vision" if vision else "limits"
+            raise ModelError(f"{folder} holds a {kind!r} model; {name}=... is for assistants")
         return _strict(MODELS[kind], folder, precision).to(where)
     processor = _processor(folder)
+    processor.image_processor.limits = limits or processor.image_processor.limits
     options: dict[str, Any] = {}
     if vision:
         try:
@@ -75,11 +100,17 @@ def load(
         options["config"] = StepwellConfig.from_pretrained(folder)
         options["config"].vision_config = processor.image_processor.vision_config
     network: Any = _strict(MODELS[kind], folder, precision, **options).to(where)
-    return Assistant(network, processor)
+    assistant = Assistant(network, processor)
+    assistant.commit = network.config._commit_hash
+    return assistant
 
 
-def _folder(model: str | Path | None) -> Path:
+def _folder(model: str | Path | None, revision: str | None) -> Path:
     """The folder that a name stands for, fetched and converted where it must be."""
+    if revision is not None and (model is None or find_folder(model) is not None):
+        raise ModelError(
+            f"revision {revision}: {model or SHIPPED_NAMES[0]} is on this machine, as one version"
+        )
     if model is None:
         if not (SHIPPED / "config.json").is_file():
             raise ModelError(f"this installation has no shipped model in {SHIPPED}; name one")
@@ -89,29 +120,36 @@ def _folder(model: str | Path | None) -> Path:
         return folder
     published = find_published(str(model))
     if published is not None:
-        return _released(published)
+        return _released(published, revision)
     check_hub_name(str(model))
-    return download(str(model))
+    return download(str(model), revision=revision)
 
 
-def _released(published: Published) -> Path:
-    """The converted release, made on first use; the converted folder is what is kept and asked for later."""
-    folder = cache_folder(published.name)
+def _released(published: Published, revision: str | None) -> Path:
+    """The converted release, made on first use; the converted folder is what is kept and asked for later, one
+    for each commit that somebody asked for.
+    """
+    folder, source = cache_folder(published.name), None
+    if revision is not None and published.repository is not None:
+        source = _source(published, published.repository, revision)
+        folder = cache_folder(f"{published.name}--{commit_of(source) or revision}")
     if not (folder / "config.json").is_file():
         if published.repository is None:
             raise ModelError(f"{published.name} was described but not released; convert your own copy of it")
-        convert(_source(published, published.repository), folder, as_=published.name)
+        source = source or _source(published, published.repository, revision)
+        convert(source, folder, as_=published.name)
     return folder
 
 
-def _source(published: Published, repository: str) -> Path:
+def _source(published: Published, repository: str, revision: str | None) -> Path:
     """The file or folder of a release, whole. Raises HubError where it is not to be had."""
     what = published.file or "all files"
     advice = (
         f"download {what} from {repository} elsewhere, then "
         f"stepwell convert {published.file or 'FOLDER'} OUT --as {published.name}"
     )
-    source = download(repository, [published.file] if published.file else RELEASE, advice=advice)
+    patterns = [published.file] if published.file else RELEASE
+    source = download(repository, patterns, revision=revision, advice=advice)
     source /= published.file or ""
     try:
         weight_files(source)
@@ -139,6 +177,7 @@ def _strict(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None
             dtype=dtype or "auto",
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **options,
@@ -152,4 +191,5 @@ def _strict(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None
     ):
         if names := sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[what]):
             raise ModelError(f"the weights in {folder} do not fit: {len(names)} tensors {words} ({names[0]})")
+    model.config._commit_hash = commit_of(folder)
     return model

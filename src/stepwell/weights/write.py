@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stepwell.folders import one_line
+from stepwell.folders import one_line, share
 
 __all__ = ["new_folder", "write_safetensors"]
 
@@ -36,10 +36,10 @@ def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     if full and not ((folder / "config.json").is_file() and any(folder.glob("*.safetensors"))):
         raise FileExistsError(f"{folder} holds other things than a model; it will not be replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir()
     try:
         yield partial
-        partial.chmod(0o755)
         old = partial.with_name(partial.name + "-old")
         if full:
             folder.rename(old)
@@ -67,6 +67,7 @@ def write_safetensors(
     for file, names in split.filename_to_tensors.items():
         try:
             save_file({n: make(n).contiguous() for n in names}, folder / file, metadata={"format": "pt"})
+            share(folder / file)
         except SafetensorError as error:
             raise OSError(f"could not write a shard to {folder.parent}: {one_line(error)}") from None
     if split.is_sharded:

@@ -1,0 +1,118 @@
+"""Lists of classes as people keep them beside maps of labels: names, numbers, colours, what is ignored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepwell.data.files import read_json, read_text
+
+__all__ = ["ClassList", "Colour", "read_classes"]
+
+Colour = tuple[int, int, int]
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+
+_SEPARATOR = r"[\s,;]+"
+_COLOUR = _SEPARATOR.join([r"(\d{1,3})"] * 3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassList:
+    """Classes in the order in which they are learned.
+
+    numbers: in a map of labels; by default from 0 on. colours: red, green, blue, in a map of colours; none
+    where there is no such map. ignore: numbers and colours of pixels that belong to no class.
+    """
+
+    names: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+    colours: tuple[Colour, ...] = ()
+    ignore: tuple[int | Colour, ...] = (255,)
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("a list of classes is empty")
+        for what, values in (("number", self.numbers), ("colour", self.colours)):
+            if values and len(values) != len(self.names):
+                raise ValueError(f"{len(self.names)} classes have {len(values)} {what}s")
+            if len({*values, *self.ignore}) < len(values) + len(set(self.ignore)):
+                raise ValueError(f"every class needs a {what} of its own, which is not ignored")
+
+    def labels(self, stored: Labels, *, ignored: int) -> Labels:
+        """Numbers (H, W) or colours (H, W, 3) of a map -> places in `names` (H, W), or `ignored`.
+
+        Raises ValueError naming the first value that is of no class.
+        """
+        if stored.ndim == 3 and not self.colours:
+            if (stored != stored[..., :1]).any():
+                raise ValueError("a map of colours, and the list of classes tells none")
+            stored = stored[..., 0]  # grey, stored as a colour
+        is_coloured = stored.ndim == 3
+        keys = stored @ [1 << 16, 1 << 8, 1] if is_coloured else stored
+        values, places = np.unique(keys, return_inverse=True)
+        known = self.colours if is_coloured else self.numbers or range(len(self.names))
+        label_of: dict[Any, int] = {
+            **dict.fromkeys(self.ignore, ignored),
+            **{v: i for i, v in enumerate(known)},
+        }
+        told = [(v >> 16, v >> 8 & 255, v & 255) if is_coloured else v for v in values.tolist()]
+        if strange := [value for value in told if value not in label_of]:
+            raise ValueError(f"a map of labels holds {strange[0]}, which is of no class")
+        return np.array([label_of[value] for value in told])[places].reshape(keys.shape)
+
+
+def read_classes(path: Path) -> ClassList:
+    """JSON: names in a list, {number: name}, or objects with `name` and maybe `id` and `color`, in a list or
+    under `classes`, with an `ignore_index` beside them. Text and CSV: a line a class, with or without three
+    numbers that are its colour, in front of the name or behind it; a header is passed over.
+
+    Raises ValueError naming the file.
+    """
+    try:
+        return _from_json(read_json(path)) if path.suffix.lower() == ".json" else _from_lines(read_text(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no list of classes: {error}") from None
+
+
+def _from_json(content: Any) -> ClassList:
+    fields = content if isinstance(content, Mapping) else {}
+    entries = fields.get("classes", content)
+    if isinstance(entries, Mapping):
+        entries = [{"id": int(number), "name": name} for number, name in entries.items()]
+    entries = [entry if isinstance(entry, Mapping) else {"name": entry} for entry in entries]
+    ignore: list[Any] = [fields.get("ignore_index", 255)]
+    kept = [(number, entry) for number, entry in _numbered(entries) if number != ignore[0]]
+    ignore += [
+        _colour(entry) for number, entry in _numbered(entries) if number == ignore[0] and "color" in entry
+    ]
+    return ClassList(
+        names=tuple(str(entry["name"]) for _, entry in kept),
+        numbers=tuple(number for number, _ in kept),
+        colours=tuple(_colour(entry) for _, entry in kept if "color" in entry),
+        ignore=tuple(ignore),
+    )
+
+
+def _numbered(entries: list[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    return ((int(entry.get("id", place)), entry) for place, entry in enumerate(entries))
+
+
+def _colour(entry: Mapping[str, Any]) -> Colour:
+    red, green, blue = map(int, entry["color"])
+    return red, green, blue
+
+
+def _from_lines(text: str) -> ClassList:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    pattern = rf"{_COLOUR}{_SEPARATOR}(?P<name>.+)|(?P<first>.+?){_SEPARATOR}{_COLOUR}"
+    matches = [re.fullmatch(pattern, line) for line in lines]
+    if any(matches[1:]) and matches[0] is None:  # name,r,g,b
+        lines, matches = lines[1:], matches[1:]
+    colours = [tuple(map(int, filter(str.isdecimal, filter(None, m.groups())))) for m in matches if m]
+    names = [line if m is None else m["name"] or m["first"] for line, m in zip(lines, matches, strict=True)]
+    return ClassList(names=tuple(names), colours=tuple((red, green, blue) for red, green, blue in colours))

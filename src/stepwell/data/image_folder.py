@@ -1,0 +1,80 @@
+"""A folder of images for every class: what classifiers and probes learn from.
+
+The layout of ImageNet's training part, as torchvision's ImageFolder reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ImageFolder", "LabelledImage", "image_files"]
+
+ENDINGS = frozenset(".png .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .tif .tiff .avif .heic .heif".split())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledImage:
+    """An image, and the number of its class among the source's `classes`."""
+
+    image: Path
+    label: int
+
+
+class ImageFolder:
+    """A source of the images below the folders of classes, in the order of classes and file names.
+
+    Images are told by the ends of their names, and hidden files and folders passed over. Raises ValueError
+    for a folder without classes, for a class without a folder and for one without an image.
+    """
+
+    def __init__(self, path: Path, *, classes: Sequence[str] | None = None) -> None:
+        """classes: names of the folders, in the order of their numbers; by default all there are, in the
+        order of their names. A folder that is none of them is an error.
+        """
+        folders = {
+            entry.name: entry
+            for entry in sorted(path.iterdir())
+            if _is_shown(Path(entry.name)) and entry.is_dir()
+        }
+        if not folders:
+            raise ValueError(f"{path} has no folders; it should hold a folder of images for every class")
+        self.path = path
+        self.classes = tuple(folders if classes is None else classes)
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"a class is named twice: {', '.join(self.classes)}")
+        if strange := sorted(folders.keys() ^ set(self.classes)):
+            lacking = strange[0] in self.classes
+            raise ValueError(
+                f"{path} has no folder {strange[0]}" if lacking else f"{path / strange[0]} is of no class"
+            )
+        self.entries = [
+            (image, label) for label, name in enumerate(self.classes) for image in image_files(folders[name])
+        ]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def where(self, index: int) -> str:
+        return str(self.entries[index][0])
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        image, label = self.entries[index]
+        return LabelledImage(image=image, label=label)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Below a folder, in the order of their names, without hidden ones. Raises ValueError for none."""
+    images = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in ENDINGS and path.is_file() and _is_shown(path.relative_to(folder))
+    ]
+    if not images:
+        raise ValueError(f"{folder} holds no image")
+    return images
+
+
+def _is_shown(path: Path) -> bool:
+    return not any(part.startswith(".") for part in path.parts)

@@ -1,0 +1,98 @@
+"""Images with a map of the class of every pixel: what segmenters learn from.
+
+A map is an image file of as many pixels, which is turned with its image: of class numbers, in one channel or
+behind a palette, or of colours that a list of classes tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepwell.data.classes import ClassList, read_classes
+from stepwell.data.image_folder import image_files
+from stepwell.images.label_map import open_label_map, turned
+from stepwell.images.open import stored_size
+
+__all__ = ["IGNORED", "LabelMaps", "LabelledPixels"]
+
+IGNORED = 255
+"""The label of a pixel that belongs to no class, as transformers' segmenters take it."""
+
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledPixels:
+    """image: where it is. labels: (H, W) of the upright image, places in the list of classes, or IGNORED."""
+
+    image: Path
+    labels: Labels
+
+
+class LabelMaps:
+    """A source of images and their maps, which are files of one name in two folders.
+
+    faults: images without a map and maps without an image, which are left out. Raises ValueError, at once,
+    for folders without a pair, and for more than 255 classes; at an index, for a map of another size than its
+    image's, and for one that holds what is none of the classes.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        labels: Path,
+        *,
+        classes: ClassList | Path | Sequence[str],
+        image_ending: str = "",
+        label_ending: str = "",
+    ) -> None:
+        """classes: names in the order of their numbers, or a file (`read_classes`). image_ending,
+        label_ending: what the names of one kind end in, such as "_leftImg8bit" and "_gtFine_labelIds".
+        """
+        if not isinstance(classes, ClassList):
+            classes = read_classes(classes) if isinstance(classes, Path) else ClassList(names=tuple(classes))
+        if len(classes.names) > IGNORED:
+            raise ValueError(f"labels have room for {IGNORED} classes, got {len(classes.names)}")
+
+        self.classes = classes
+        of_images, of_labels = _by_name(images, image_ending), _by_name(labels, label_ending)
+        self.entries = [(of_images[name], of_labels[name]) for name in of_images if name in of_labels]
+        self.faults = [
+            *((str(path), "it has no map") for name, path in of_images.items() if name not in of_labels),
+            *((str(path), "it is of no image") for name, path in of_labels.items() if name not in of_images),
+        ]
+        if not self.entries:
+            raise ValueError(f"no image in {images} has a map of its name in {labels}")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def where(self, index: int) -> str:
+        return str(self.entries[index][0])
+
+    def __getitem__(self, index: int) -> LabelledPixels:
+        image, path = self.entries[index]
+        labels = self.classes.labels(open_label_map(path), ignored=IGNORED)
+        stored, orientation = stored_size(image)
+        upright = (stored[1], stored[0]) if orientation >= 5 else stored
+        if labels.shape == stored:
+            labels = turned(labels, orientation)
+        elif labels.shape != upright:
+            height, width = labels.shape
+            raise ValueError(f"{path} has {width} x {height} pixels, its image {stored[1]} x {stored[0]}")
+        return LabelledPixels(image=image, labels=labels)
+
+
+def _by_name(folder: Path, ending: str) -> Mapping[str, Path]:
+    """Image files by their names below a folder, without the ending."""
+    files = {}
+    for path in image_files(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name.endswith(ending):
+            files[name.removesuffix(ending)] = path
+    return files

@@ -1,0 +1,118 @@
+"""The samples of a stage that could not be used: counted, named in a file, and refused where that was asked.
+
+They come with the batches (data/mixture.py), so that workers and processes are counted alike, and a stage
+that goes on behind a checkpoint counts on.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from stepwell.data.sample import BadSample, Source
+
+__all__ = ["FILE", "BadSamples"]
+
+FILE = "bad_samples.csv"
+_HEADER = ("step", "source", "place", "where", "reason")
+_TOLD = 10  # lines in the log; the file holds all
+_logger = logging.getLogger(__name__)
+
+
+class BadSamples(TrainerCallback):
+    """Of one stage. refuse: the first ends the run. limit: percent of the samples of a source, of which more
+    end it; None is no limit. Sources are numbered in their order, and a sample counts once.
+    """
+
+    def __init__(
+        self, folder: Path, sources: Sequence[Source], *, refuse: bool = False, limit: float | None = None
+    ) -> None:
+        self.path = folder / FILE
+        self.sizes = [len(source) for source in sources]
+        self.refuse, self.limit = refuse, limit
+        self.steps: dict[BadSample, int] = {}  # -> the step at which it was met first
+        self.counts: Counter[int] = Counter()  # by source
+        self.at_once = [
+            BadSample(number, -1, where, reason)
+            for number, source in enumerate(sources)
+            for where, reason in getattr(source, "faults", ())
+        ]
+
+    def add(self, bad: Iterable[BadSample], *, step: int) -> None:
+        """What this process met while it drew the batches of a step. Raises ValueError as the recipe says."""
+        for sample in bad:
+            if sample not in self.steps:
+                self._meet(sample, step)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes up what an earlier run met up to the checkpoint."""
+        self.steps, self.counts = {}, Counter()
+        if state.global_step and self.path.is_file():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                for step, source, place, where, reason in list(csv.reader(file))[1:]:
+                    if int(step) <= state.global_step:
+                        self._count(BadSample(int(source), int(place), where, reason), int(step))
+        self.add(self.at_once, step=0)
+        self._write(state)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Tells every process what the others met, and the log how many there are."""
+        self._share(state)
+        if self.steps and logs is not None:
+            logs["bad_samples"] = len(self.steps)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._share(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._share(state)
+        if self.steps and state.is_world_process_zero:
+            _logger.warning("%d bad samples were left out: %s", len(self.steps), self.path)
+
+    def _share(self, state: Any) -> None:
+        if torch.distributed.is_initialized():
+            everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everywhere, self.steps)
+            for steps in everywhere:
+                for sample, step in steps.items():
+                    self.add([sample], step=step)
+        self._write(state)
+
+    def _count(self, sample: BadSample, step: int) -> None:
+        self.steps[sample] = step
+        self.counts[sample.source] += sample.place >= 0
+
+    def _meet(self, sample: BadSample, step: int) -> None:
+        self._count(sample, step)
+        complaint = f"{sample.where}: {sample.reason}"
+        if self.refuse:
+            raise ValueError(f"{complaint}; mend it, take it out, or say bad_samples: skip")
+        if len(self.steps) <= _TOLD:
+            _logger.warning("a bad sample is left out, %s", complaint)
+        elif len(self.steps) == _TOLD + 1:
+            _logger.warning("more bad samples are left out; %s has them all", self.path)
+        count, size = self.counts[sample.source], self.sizes[sample.source]
+        if self.limit is not None and count > size * self.limit / 100:
+            raise ValueError(
+                f"{count} of {size} samples of a source are bad, more than bad_samples_limit "
+                f"({self.limit:g} %) allows; the last, {complaint}"
+            )
+
+    def _write(self, state: Any) -> None:
+        if not state.is_world_process_zero or not (self.steps or self.path.is_file()):
+            return
+        part = self.path.with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8", newline="", errors="backslashreplace") as file:
+            rows = sorted((step, *sample) for sample, step in self.steps.items())
+            csv.writer(file).writerows([_HEADER, *rows])
+        part.replace(self.path)

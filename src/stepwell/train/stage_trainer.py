@@ -1,0 +1,300 @@
+"""One stage of a recipe, through transformers' Trainer: its losses by name, its validation, its weights."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from stepwell.data.mixture import Drawn, InOrder, Mixture
+from stepwell.train.bad_samples import BadSamples
+from stepwell.train.groups import freeze_all_but, parameter_groups
+from stepwell.train.metrics import MetricsFile
+from stepwell.train.recipe import Recipe, Stage
+from stepwell.train.tasks import Task
+
+__all__ = ["WHOLE", "StageTrainer", "processes", "put"]
+
+BAD = "bad_samples"  # of a batch
+BEST = "best"  # of a stage: the weights with the lowest loss on its validation data so far
+WHOLE = "whole"  # an empty file, the last that a checkpoint gets
+
+
+def processes() -> int:
+    """That train together, as torchrun tells them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def put(part: Path, folder: Path) -> None:
+    """`part` takes the place of a folder, which is replaced."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    part.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class _Sealing(TrainerCallback):
+    """Marks a checkpoint once every process has written its part."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if args.should_save:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+
+class _Collate:
+    """A batch, and the bad samples met while it was drawn, of which a worker has no other way to tell. It has
+    nothing else where a source has no good one.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __call__(self, drawn: Sequence[Drawn]) -> dict[str, Any]:
+        bad = [sample for each in drawn for sample in each.bad]
+        if any(each.sample is None for each in drawn):
+            return {BAD: bad}
+        return {**self.task.collate([each.sample for each in drawn]), BAD: bad}
+
+
+class StageTrainer(Trainer):
+    """transformers' Trainer with a stage's parameter groups, and its losses weighed, added and logged."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        source: Mixture,
+        folder: Path,
+        *,
+        seed: int,
+    ) -> None:
+        self.parts = task.parts(module)
+        freeze_all_but(module, task.learning, self.parts)
+        sources = [task.source(data) for data in task.stage.validation]
+        validation: Any = InOrder(sources, task.prepare) if sources else None
+        bad_samples = BadSamples(
+            folder,
+            [*source.sources, *sources],
+            refuse=recipe.bad_samples == "refuse",
+            limit=recipe.bad_samples_limit,
+        )
+        steps = len(source) // (task.stage.batch * task.stage.accumulate * processes())
+        super().__init__(
+            module,
+            _training_arguments(recipe, task.stage, folder, steps=steps, seed=seed),
+            data_collator=_Collate(task),
+            train_dataset=source,
+            eval_dataset=validation,
+            callbacks=[bad_samples, _Sealing(), MetricsFile(folder)],
+        )
+        self.bad_samples = bad_samples
+        self.task, self.stage = task, task.stage
+        self.model_accepts_loss_kwargs = False  # what Trainer counts is one number, and labels only
+        self._validated = -1  # the last step at which it was
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, Tensor | int] = {}
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser by its name, over the stage's parameter groups."""
+        if self.optimizer is None:  # type: ignore[has-type]
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimiser = self.stage.optimiser
+            groups = parameter_groups(
+                self.model,
+                self.parts,
+                lr=optimiser.lr,
+                part_lrs=optimiser.part_lrs,
+                weight_decay=optimiser.weight_decay,
+            )
+            self.optimizer = kind(groups, **arguments)
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of one step; and what each loss is a mean over in all of them, of all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            bad = batch.pop(BAD)
+            self.bad_samples.add(bad, step=self.state.global_step + 1)
+            if not batch:
+                raise ValueError(
+                    f"no sample of a source can be used; the first, {bad[0].where}: {bad[0].reason}"
+                )
+        counts: Counter[str] = Counter()
+        for batch in batches:
+            counts.update(self.task.counts(batch))
+        here = torch.tensor([int(counts[name]) for name in self.stage.losses], device=device)
+        everywhere = self.accelerator.gather(here).view(-1, len(here)).sum(0)
+        return batches, dict(zip(self.stage.losses, everywhere, strict=True))
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: dict[str, Tensor] | None = None,
+    ) -> Any:
+        """The weighted sum of the stage's losses: as the part of a step that `num_items_in_batch` counts."""
+        losses, counts = model(**inputs), self.task.counts(inputs)
+        total = 0.0
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + loss.detach() * counts[name]
+            self._counts[name] = self._counts.get(name, 0) + counts[name]
+            if num_items_in_batch is not None:
+                # Trainer divides by the number of batches, and processes average their gradients.
+                parts = self.current_gradient_accumulation_steps * self.args.world_size
+                loss = loss * (parts * counts[name] / num_items_in_batch[name].clamp(min=1))
+            total = total + self.stage.losses[name] * loss
+        return (total, None) if return_outputs else total
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Means of losses and scores over the validation data; the weights of the smallest loss are kept in
+        `best`.
+        """
+        means = self._validation_means()
+        metrics = {f"eval_loss_{name}": means[name] for name in self.stage.losses}
+        metrics["eval_loss"] = sum(weight * means[name] for name, weight in self.stage.losses.items())
+        metrics |= {f"eval_{name}": means[name] for name in self.task.scores}
+        super().log(metrics)
+        self._validated = self.state.global_step
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        best = self.state.best_metric
+        if best is None or math.isnan(best) or metrics["eval_loss"] < best:
+            self.state.best_metric = metrics["eval_loss"]
+            self._keep(Path(self.args.output_dir) / BEST)
+        return metrics
+
+    @torch.no_grad()
+    def _validation_means(self) -> dict[str, float]:
+        """Every process takes every n-th batch, so that no sample counts twice."""
+        assert self.eval_dataset is not None
+        rank, processes = self.args.process_index, self.args.world_size
+        places = range(len(self.eval_dataset))
+        number_of = len(
+            self.train_dataset.sources
+        )  # validation sources are numbered behind those of training
+        batches = [places[i : i + self.stage.batch] for i in places[:: self.stage.batch]][rank::processes]
+        names = [*self.stage.losses, *self.task.scores]
+        totals = torch.zeros(len(names), 2, dtype=torch.float64, device=self.args.device)
+        model = self.model.eval()
+        for batch in batches:
+            drawn = [self.eval_dataset[i] for i in batch]
+            bad = [bad._replace(source=bad.source + number_of) for sample in drawn for bad in sample.bad]
+            self.bad_samples.add(bad, step=self.state.global_step)
+            good = [sample.sample for sample in drawn if sample.sample is not None]
+            if not good:
+                continue
+            inputs = self._prepare_inputs(self.task.collate(good))
+            counts = self.task.counts(inputs)
+            with self.accelerator.autocast():
+                means = model(**inputs)
+            for total, name in zip(totals, names, strict=True):
+                total += torch.stack([means[name] * counts[name], torch.as_tensor(counts[name]).to(total)])
+        model.train()
+        totals = self.accelerator.reduce(totals)
+        return {
+            name: float(total / count.clamp(min=1))
+            for name, (total, count) in zip(names, totals, strict=True)
+        }
+
+    def _keep(self, folder: Path) -> None:
+        """The weights of now, there as a whole or not at all; an older folder is replaced."""
+        part = folder.with_name(f"{folder.name}.part")
+        self.save_model(str(part))
+        if self.is_world_process_zero():
+            put(part, folder)
+        self.accelerator.wait_for_everyone()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; of what fails, the error is the last that is printed and not the progress bar."""
+        try:
+            return super().train(*args, **kwargs)
+        except BaseException:
+            bars = (getattr(callback, "training_bar", None) for callback in self.callback_handler.callbacks)
+            for bar in filter(None, bars):
+                bar.close()
+            raise
+
+    def finish(self, folder: Path) -> None:
+        """Leaves the stage's weights, the best or the last, in `folder`; and both where they differ."""
+        best = Path(self.args.output_dir) / BEST
+        if self.eval_dataset is not None and self._validated != self.state.global_step:
+            self.evaluate()
+        if self.stage.keep == "last" or not best.is_dir():
+            self._keep(folder)
+            return
+        self._keep(folder.with_name("last"))
+        if self.is_world_process_zero():
+            shutil.copytree(best, folder.with_name("finished.part"), dirs_exist_ok=True)
+            folder.with_name("finished.part").replace(folder)
+        self.accelerator.wait_for_everyone()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each loss since the last time, in this process."""
+        logs |= {
+            f"loss_{name}": round(float(self._sums[name] / count), 4)
+            for name, count in self._counts.items()
+            if count
+        }
+        self._sums, self._counts = {}, {}
+        super().log(logs, start_time)
+
+
+def _training_arguments(
+    recipe: Recipe, stage: Stage, folder: Path, *, steps: int, seed: int
+) -> TrainingArguments:
+    """Raises ValueError for a field of `stage.trainer` that is said elsewhere or does not exist."""
+    optimiser = stage.optimiser
+    fields: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": stage.batch,
+        "gradient_accumulation_steps": stage.accumulate,
+        "optim": optimiser.name,
+        "learning_rate": optimiser.lr,
+        "adam_beta1": optimiser.betas[0],
+        "adam_beta2": optimiser.betas[1],
+        "weight_decay": optimiser.weight_decay,
+        "max_grad_norm": optimiser.max_grad_norm,
+        "lr_scheduler_type": stage.schedule.name,
+        "lr_scheduler_kwargs": stage.schedule.arguments,
+        "warmup_steps": stage.schedule.warmup_steps,
+        "bf16": recipe.bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": seed,
+        "logging_steps": recipe.log_steps,
+        "save_steps": recipe.save_steps,
+        "dataloader_num_workers": recipe.workers,
+        "remove_unused_columns": False,
+        "accelerator_config": {
+            "dispatch_batches": False
+        },  # rows of pixel_values are no samples: never cut a batch
+    }
+    # Two, since the one before is removed before the last is marked as whole.
+    defaults = {"save_total_limit": 2, "report_to": "none"}
+    if recipe.workers:
+        defaults["dataloader_prefetch_factor"] = 8
+    if stage.validation:
+        fields |= {"eval_strategy": "steps", "eval_steps": stage.validate_steps}
+    if said := sorted(fields.keys() & stage.trainer.keys()):
+        raise ValueError(f"stages.{stage.name}.trainer.{said[0]} is set by another field of the recipe")
+    try:
+        return TrainingArguments(**{**fields, **defaults, **stage.trainer})
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()).removeprefix("TrainingArguments.__init__() ")
+        raise ValueError(f"stages.{stage.name}: TrainingArguments: {reason}") from None

@@ -1,0 +1,160 @@
+"""COCO files as people have them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from stepwell.data.coco import CocoFile, turned_box
+from stepwell.images.open import open_image
+
+BOX = [20, 30, 50, 10]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """coco(annotations, ...) -> the file, of one image of 120 x 80 pixels that is black in BOX."""
+
+    def made(*annotations, image=None, orientation=1, ending="jpg", categories=None, **fields):
+        page = Image.new("RGB", (120, 80), "white")
+        ImageDraw.Draw(page).rectangle((20, 30, 69, 39), fill="black")
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        page.save(tmp_path / f"page.{ending}", exif=exif, **({"quality": 95} if ending == "jpg" else {}))
+        entry = {"id": 1, "file_name": f"page.{ending}", "width": 120, "height": 80, **(image or {})}
+        file = {"images": [entry], "annotations": list(annotations), **fields}
+        if categories:
+            file["categories"] = categories
+        (tmp_path / "coco.json").write_text(json.dumps(file))
+        return CocoFile(tmp_path / "coco.json", images=tmp_path)
+
+    return made
+
+
+def annotation(**changes):
+    return {"id": 1, "image_id": 1, "category_id": 7, "bbox": BOX, "iscrowd": 0, **changes}
+
+
+def test_boxes_are_corners_with_what_is_in_them(coco):
+    source = coco(annotation(), annotation(iscrowd=1, text="x"), categories=[{"id": 7, "name": "bar"}])
+    page = source[0]
+    assert (len(source), page.path.name, page.size) == (1, "page.jpg", (80, 120))
+    assert [one.box for one in page.annotations] == [(20, 30, 70, 40)] * 2
+    assert [one.is_crowd for one in page.annotations] == [False, True]
+    assert page.annotations[1].fields["text"] == "x"
+    assert (source.categories, page.annotations[0].category) == ({7: "bar"}, 7)
+    assert source.faults == []
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_are_turned_with_their_image(coco, orientation, ending):
+    page = coco(annotation(), orientation=orientation, ending=ending)[0]
+    pixels = np.asarray(open_image(page.path).convert("L"), dtype=float)
+    assert pixels.shape == page.size
+    left, top, right, bottom = map(int, page.annotations[0].box)
+    assert pixels[top + 1 : bottom - 1, left + 1 : right - 1].max() < 40
+    pixels[top - 1 : bottom + 1, left - 1 : right + 1] = 255
+    assert pixels.min() > 200
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_of_an_image_measured_upright_stay(coco, orientation):
+    page = coco(annotation(), image={"width": 80, "height": 120}, orientation=orientation)[0]
+    assert page.size == (120, 80)
+    assert page.annotations[0].box == (20, 30, 70, 40)
+
+
+def test_turning_back_gives_the_box_again():
+    box, stored = (3.0, 4.0, 10.0, 6.0), (20, 30)
+    for orientation, back in zip(range(1, 9), (1, 2, 3, 4, 5, 8, 7, 6), strict=True):
+        turned = stored[::-1] if orientation >= 5 else stored
+        assert turned_box(turned_box(box, stored, orientation), turned, back) == box
+
+
+@pytest.mark.parametrize("size", [(120, 81), (119, 80), (1200, 800)])
+def test_an_image_of_another_size_than_the_file_says_is_refused(coco, size):
+    source = coco(annotation(bbox=[1, 2, 3, 4]), image={"width": size[0], "height": size[1]})
+    with pytest.raises(ValueError, match=rf"the file says {size[0]} x {size[1]} pixels, and .*has 120 x 80"):
+        source[0]
+
+
+@pytest.mark.parametrize("image", [{"width": None}, {"height": None}, {"width": None, "height": None}])
+def test_a_size_that_the_file_does_not_say_is_the_images(coco, image):
+    source = coco(annotation(bbox=[100, 70, 50, 50]), annotation(bbox=[130, 10, 5, 5]), image=image)
+    assert [one.box for one in source[0].annotations] == [(100, 70, 120, 80)]
+    assert len(source.faults) == 1
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"bbox": None}, "its bbox is None, not"),
+        ({"bbox": []}, "its bbox is [], not"),
+        ({"bbox": [1, 2, 3]}, "not [left, top, width, height]"),
+        ({"bbox": [1, 2, NAN, 4]}, "not [left, top, width, height]"),
+        ({"bbox": [1, 2, float("inf"), 4]}, "not [left, top, width, height]"),
+        ({"bbox": [1, 2, "3", 4]}, "not [left, top, width, height]"),
+        ({"bbox": {"x": 1}}, "not [left, top, width, height]"),
+        ({"bbox": [1, 2, 0, 4]}, "has no width"),
+        ({"bbox": [1, 2, 3, 0]}, "has no height"),
+        ({"bbox": [50, 50, -3, 4]}, "has no width"),
+        ({"bbox": [120, 2, 3, 4]}, "lies outside of 120 x 80 pixels"),
+        ({"bbox": [-9, 2, 9, 4]}, "lies outside of 120 x 80 pixels"),
+        ({"image_id": 2}, "its image_id 2 is of no image"),
+        ({"image_id": None}, "its image_id None is of no image"),
+        ({"image_id": [1]}, "unhashable"),
+        ({"category_id": 8}, "its category_id 8 is of no category"),
+    ],
+)
+def test_an_annotation_that_makes_no_sense_is_named_and_left_out(coco, tmp_path, changes, complaint):
+    source = coco(annotation(), annotation(**changes), categories=[{"id": 7}])
+    assert [one.box for one in source[0].annotations] == [(20, 30, 70, 40)]
+    ((where, reason),) = source.faults
+    assert where == f"{tmp_path / 'coco.json'}, annotations[1]"
+    assert complaint in reason
+
+
+def test_fields_that_are_not_there_are_named_too(coco):
+    lacking = annotation()
+    del lacking["bbox"], lacking["category_id"], lacking["iscrowd"]
+    source = coco(lacking, {**lacking, "bbox": BOX}, None, "text", categories=[{"id": 7}, {"name": "x"}, 3])
+    assert [(one.category, one.is_crowd) for one in source[0].annotations] == [(None, False)]
+    assert [where.split(", ")[1] for where, _ in source.faults] == [
+        *("categories[1]", "categories[2]", "annotations[0]", "annotations[2]", "annotations[3]"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [{"id": None}, {"file_name": None}, {"file_name": ""}, {"width": 0}, {"height": "80"}, {"id": {}}],
+)
+def test_an_image_that_makes_no_sense_is_named_and_left_out(coco, image):
+    source = coco(annotation(), image=image)
+    assert len(source) == 0
+    assert [where.split(", ")[1] for where, _ in source.faults] == ["images[0]", "annotations[0]"]
+
+
+def test_images_of_one_id_are_one(coco, tmp_path):
+    source = coco(annotation(), images=[{"id": 1, "file_name": name} for name in ("page.jpg", "other.jpg")])
+    assert [source[i].path.name for i in range(len(source))] == ["page.jpg"]
+    assert source.faults[0][1].startswith(("another image has the same id", f"{tmp_path}"))
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"images": null}', "{", ""])
+def test_what_is_no_coco_file_is_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json is (no COCO file|not JSON)"):
+        CocoFile(tmp_path / "x.json", images=tmp_path)
+
+
+def test_a_byte_order_mark_ends_nothing(coco, tmp_path):
+    coco(annotation())
+    (tmp_path / "coco.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "coco.json").read_bytes())
+    assert len(CocoFile(tmp_path / "coco.json", images=tmp_path)[0].annotations) == 1

@@ -1,0 +1,207 @@
+"""Images with a map of the class of every pixel, and lists of classes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stepwell.data.classes import ClassList, read_classes
+from stepwell.data.label_maps import IGNORED, LabelMaps
+from stepwell.images.open import open_image
+
+COLOURS = ((60, 16, 152), (132, 41, 246), (110, 193, 228))
+NAMES = ("building", "land", "road")
+NUMBERS = np.random.default_rng(0).integers(0, 3, size=(6, 10))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """folders(map, name=..., orientation=...) -> where an image of 10 x 6 pixels and its map lie."""
+
+    def made(labels, name="a.png", orientation=1, image=(10, 6)):
+        for folder in ("images/x", "labels/x"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        Image.new("RGB", image).save(tmp_path / "images/x/a.jpg", exif=exif)
+        labels.save(tmp_path / "labels/x" / name)
+        return tmp_path / "images", tmp_path / "labels"
+
+    return made
+
+
+def gray(numbers, mode="L"):
+    return Image.fromarray(numbers.astype({"L": np.uint8, "I;16": np.uint16}[mode]))
+
+
+def palette(numbers):
+    image = gray(numbers).convert("P")
+    image.putdata(numbers.flatten().tolist())
+    image.putpalette([value for colour in COLOURS[::-1] for value in colour])
+    return image
+
+
+def coloured(numbers, colours=COLOURS):
+    return Image.fromarray(np.array(colours, dtype=np.uint8)[numbers])
+
+
+@pytest.mark.parametrize(
+    ("labels", "name"),
+    [
+        (gray(NUMBERS), "a.png"),
+        (gray(NUMBERS), "a.tif"),
+        (gray(NUMBERS, "I;16"), "a.png"),
+        (palette(NUMBERS), "a.png"),
+        (gray(NUMBERS).convert("RGB"), "a.bmp"),
+        (gray(NUMBERS).convert("RGBA"), "a.png"),
+    ],
+)
+def test_numbers_are_read_as_they_are_stored(folders, labels, name):
+    images, maps = folders(labels, name)
+    source = LabelMaps(images, maps, classes=NAMES)
+    assert len(source) == 1
+    assert source[0].image == images / "x" / "a.jpg" == type(images)(source.where(0))
+    assert np.array_equal(source[0].labels, NUMBERS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_are_those_of_the_list(folders, mode):
+    """A palette's colours say nothing: its numbers do."""
+    labels = coloured(NUMBERS).convert(mode) if mode != "P" else palette(NUMBERS)
+    source = LabelMaps(*folders(labels), classes=ClassList(names=NAMES, colours=COLOURS))
+    assert np.array_equal(source[0].labels, NUMBERS)
+
+
+def test_what_is_ignored_gets_one_label(folders):
+    numbers = np.array([[7, 8, 0, 255, 11] * 2] * 6)
+    classes = ClassList(names=("road", "building"), numbers=(7, 11), ignore=(0, 8, 255))
+    labels = LabelMaps(*folders(gray(numbers)), classes=classes)[0].labels
+    assert labels[0, :5].tolist() == [0, IGNORED, IGNORED, IGNORED, 1]
+    black = ClassList(names=NAMES, colours=COLOURS, ignore=((0, 0, 0),))
+    stored = coloured(NUMBERS, ((0, 0, 0), *COLOURS[1:]))
+    labels = LabelMaps(*folders(stored), classes=black)[0].labels
+    assert np.array_equal(labels, np.where(NUMBERS == 0, IGNORED, NUMBERS))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_map_is_turned_with_its_image(folders, orientation):
+    """As Pillow turns an image in which the numbers are the pixels."""
+    images, maps = folders(gray(NUMBERS), orientation=orientation)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    gray(NUMBERS).save(images.parent / "turned.png", exif=exif)
+    expected = np.asarray(open_image(images.parent / "turned.png"))[..., 0]
+    sample = LabelMaps(images, maps, classes=NAMES)[0]
+    assert np.array_equal(sample.labels, expected)
+    assert sample.labels.shape[::-1] == open_image(sample.image).size
+
+
+def test_a_map_drawn_on_the_upright_image_stays(folders):
+    images, maps = folders(gray(NUMBERS), orientation=6, image=(6, 10))
+    assert np.array_equal(LabelMaps(images, maps, classes=NAMES)[0].labels, NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "complaint"),
+    [
+        (gray(NUMBERS + 3), NAMES, "holds 3, which is of no class"),
+        (gray(NUMBERS[:, :9]), NAMES, r"a\.png has 9 x 6 pixels, its image 10 x 6"),
+        (coloured(NUMBERS), NAMES, "a map of colours, and the list of classes tells none"),
+        (
+            coloured(NUMBERS, ((1, 2, 3), *COLOURS[1:])),
+            ClassList(names=NAMES, colours=COLOURS),
+            r"holds \(1, 2, 3\), which is of no class",
+        ),
+        (Image.new("RGBA", (10, 6)), NAMES, "transparent"),
+    ],
+)
+def test_a_map_that_does_not_fit_says_why(folders, labels, classes, complaint):
+    source = LabelMaps(*folders(labels), classes=classes)
+    with pytest.raises(ValueError, match=complaint):
+        source[0]
+
+
+def test_names_may_end_otherwise(folders):
+    images, maps = folders(gray(NUMBERS), "a_gtFine_labelIds.png")
+    (images / "x/a.jpg").rename(images / "x/a_leftImg8bit.jpg")
+    gray(NUMBERS).save(maps / "x/a_gtFine_color.png")
+    endings = {"image_ending": "_leftImg8bit", "label_ending": "_gtFine_labelIds"}
+    source = LabelMaps(images, maps, classes=NAMES, **endings)
+    assert (len(source), source.faults) == (1, [])
+
+
+def test_what_has_no_partner_is_named_and_left_out(folders):
+    images, maps = folders(gray(NUMBERS))
+    gray(NUMBERS).save(images / "b.png")
+    gray(NUMBERS).save(maps / "c.png")
+    source = LabelMaps(images, maps, classes=NAMES)
+    assert len(source) == 1
+    assert source.faults == [
+        (str(images / "b.png"), "it has no map"),
+        (str(maps / "c.png"), "it is of no image"),
+    ]
+    with pytest.raises(ValueError, match=r"no image in .* has a map of its name"):
+        LabelMaps(images, maps, classes=NAMES, image_ending="b")
+
+
+def test_more_classes_than_labels_are_refused(folders):
+    with pytest.raises(ValueError, match="labels have room for 255 classes, got 256"):
+        LabelMaps(*folders(gray(NUMBERS)), classes=[str(i) for i in range(256)])
+
+
+LISTED = ClassList(names=NAMES)
+NUMBERED = ClassList(names=NAMES, numbers=(0, 1, 2))
+COLOURED = ClassList(names=NAMES, colours=COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "classes"),
+    [
+        ("a.json", list(NAMES), NUMBERED),
+        ("a.json", {"0": "building", "1": "land", "2": "road"}, NUMBERED),
+        ("a.json", {"classes": [{"id": i, "name": name} for i, name in enumerate(NAMES)]}, NUMBERED),
+        (
+            "a.json",
+            {
+                "ignore_index": 9,
+                "classes": [
+                    {"id": 9, "name": "none", "color": [0, 0, 0]},
+                    *({"id": i + 1, "name": n, "color": list(COLOURS[i])} for i, n in enumerate(NAMES)),
+                ],
+            },
+            ClassList(names=NAMES, numbers=(1, 2, 3), colours=COLOURS, ignore=(9, (0, 0, 0))),
+        ),
+        ("a.txt", "building\nland\n\nroad\n", LISTED),
+        ("a.txt", "\ufeffbuilding\r\nland\r\nroad", LISTED),
+        ("a.txt", "# R G B\n60 16 152\tbuilding\n132 41 246 land\n110 193 228 road", COLOURED),
+        ("a.csv", "name,r,g,b\nbuilding, 60, 16, 152\nland,132,41,246\nroad,110,193,228\n", COLOURED),
+    ],
+)
+def test_lists_of_classes_as_people_keep_them(tmp_path, name, content, classes):
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    assert read_classes(tmp_path / name) == classes
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.txt", "", "a list of classes is empty"),
+        ("a.txt", "60 16 152 a\nb\n1 2 3 c\n4 5 6 d", "4 classes have 3 colours"),
+        ("a.txt", "60 16 152 a\n60 16 152 b", "every class needs a colour of its own"),
+        (
+            "a.json",
+            '[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]',
+            "every class needs a number of its own",
+        ),
+        ("a.json", '[{"id": 1}]', "name"),
+        ("a.json", "3", "int"),
+        ("a.json", "{", "not JSON"),
+    ],
+)
+def test_what_is_no_list_of_classes_is_refused_with_its_name(tmp_path, name, content, complaint):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name[:1]}\.{name[2:]} is no list of classes: .*{complaint}"):
+        read_classes(tmp_path / name)
