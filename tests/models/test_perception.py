@@ -365,7 +365,8 @@ def test_a_backbone_takes_what_heads_hand_on_and_no_other_word(config):
     expected = backbone(image).feature_maps
     for call in (backbone, backbone.forward_with_filtered_kwargs):
         assert torch.equal(call(image, **handed, return_dict=True).feature_maps[0], expected[0])
-        (maps,) = call(image, **handed, return_dict=False)
+        maps, states = call(image, **handed, return_dict=False)
+        assert all(map(torch.equal, states, expected))
         assert torch.equal(maps[0], expected[0])
         with pytest.raises(TypeError, match="pixel_mask"):
             call(image, pixel_mask=image)

@@ -112,8 +112,7 @@ class StepwellModel(StepwellPreTrainedModel):
         pixel_values (P, 3): the inputs of all images in order, a row a pixel. image_sizes (images, 2): height
         and width of the upright sources. Raises ValueError where the pixels are not as many as the sizes say.
         """
-        inputs, layouts = self._unpacked(pixel_values, image_sizes)
-        visual_tokens: list[Tensor] = self.vision(inputs, layouts) if layouts else []
+        visual_tokens: list[Tensor] = self.vision(*self._unpacked(pixel_values, image_sizes))
         return visual_tokens
 
     def embed(self, input_ids: Tensor, visual_tokens: Tensor | None, *, is_checked: bool = True) -> Tensor:

@@ -107,7 +107,6 @@ class TransformersEngine:
             attention_mask=prompts.is_text.long().to(device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            suppress_tokens=[self.image_token_id],
             streamer=None if each is None else _Streamer(each),
         )
         return answers

@@ -57,9 +57,8 @@ class GenerationMixinWithImages(GenerationMixin):
             **kwargs,
         )
         ids = inputs.get("input_ids")
-        if is_first_iteration or (
-            ids is not None and ids.shape[1] == input_ids.shape[1]
-        ):  # nothing is cached
+        is_whole = ids is not None and ids.shape[1] == input_ids.shape[1]  # of it nothing is cached
+        if is_first_iteration or is_whole:
             inputs |= {"pixel_values": pixel_values, "image_sizes": image_sizes}
         return inputs
 
