@@ -196,6 +196,16 @@ def test_an_assistant_opens_files_within_the_limits_it_was_loaded_with(assistant
             with pytest.raises(stepwell.ImageError, match=r"limits=ImageLimits\(max_aspect=201\)"):
                 call(path)
         assert strict.ask(opened, "What is it?", max_new_tokens=4) == answer
+        once = {"limits": loose}
+        assert strict.ask(path, "What is it?", max_new_tokens=4, **once) == answer
+        assert strict.ask_many([(path, "What is it?")], max_new_tokens=4, **once) == [answer]
+        layouts = [strict.layout(path, **once), strict.encode(path, **once).layout]
+        layouts += [features.layout for features in strict.encode_many([path], **once)]
+        assert {layout.image_size for layout in layouts} == {(2, 402)}
+        with pytest.raises(stepwell.ImageError, match="max_aspect=201"):
+            strict.ask(path, "What?")
+        strict.limits = loose
+        assert strict.ask(path, "What is it?", max_new_tokens=4) == answer
 
 
 @pytest.mark.parametrize("other", [None, 3, [[1, 2], [3, 4]], {"url": "a.png"}, {"image": b""}])

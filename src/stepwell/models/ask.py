@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import count, islice
 from os import PathLike
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import torch
 from PIL.Image import Image
 
 from stepwell.images.arrays import SupportsArray
+from stepwell.images.limits import ImageLimits
 from stepwell.images.open import ImageSource, image_size, open_image
 from stepwell.language.characters import well_formed
 from stepwell.language.labels import label_tokens, tokens_of_image
@@ -40,9 +42,12 @@ class Assistant:
     """Answers questions about images.
 
     Images may be whatever `stepwell.open_image` takes, or what `encode` made of them; several belong in one
-    list. Files are opened within the limits that the assistant was loaded with; one that `open_image` has
-    opened is within its own.
+    list. Files are opened within `limits`, of a call or of the assistant, or those that it was loaded with;
+    one that `open_image` has opened is within its own.
     """
+
+    limits: ImageLimits | None = None
+    """Of image files, where they are not those that the assistant was loaded with."""
 
     commit: str | None = None
     """Of the hub, where the model came from there."""
@@ -76,6 +81,7 @@ class Assistant:
         *,
         max_new_tokens: int = 128,
         stream: Stream | None = None,
+        limits: ImageLimits | None = None,
     ) -> Any:
         """The answer to a question about an image, or about several; to a list of questions, their answers.
 
@@ -88,7 +94,10 @@ class Assistant:
             raise ValueError(f"a question is a text, or a list of texts, got {type(question).__name__}")
         questions = [question] if isinstance(question, str) else question
         answers = self.ask_many(
-            [(image, text) for text in questions], max_new_tokens=max_new_tokens, stream=stream
+            [(image, text) for text in questions],
+            max_new_tokens=max_new_tokens,
+            stream=stream,
+            limits=limits,
         )
         return answers[0] if isinstance(question, str) else answers
 
@@ -100,6 +109,7 @@ class Assistant:
         stream: Stream | None = None,
         batch_size: int = 8,
         progress: Progress | None = None,
+        limits: ImageLimits | None = None,
     ) -> list[str]:
         """Answers to (image or images, question) pairs, each as it would be alone.
 
@@ -112,25 +122,31 @@ class Assistant:
             raise ValueError(f"only one question can be streamed at a time, got {len(pairs)}")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        return self._in_alike_batches(
-            [([self._held(image) for image in images], text) for images, text in pairs],
+        within = self._within(limits)
+        return within._in_alike_batches(
+            [([within._held(image) for image in images], text) for images, text in pairs],
             lambda pair: pair[0],
-            lambda batch: self._answers(batch, max_new_tokens, stream),
+            lambda batch: within._answers(batch, max_new_tokens, stream),
             batch_size,
             progress,
         )
 
-    def encode(self, image: Seen) -> VisionFeatures:
+    def encode(self, image: Seen, *, limits: ImageLimits | None = None) -> VisionFeatures:
         """Feature maps and visual tokens of one image, from one pass; `ask` takes them in its place."""
         if isinstance(image, list | tuple) and not isinstance(image, VisionFeatures):
             raise ValueError("features and encode take one image; encode_many takes a list of them")
-        return self.encode_many([image])[0]
+        return self.encode_many([image], limits=limits)[0]
 
     features = encode
 
     @torch.inference_mode()
     def encode_many(
-        self, images: Iterable[Seen], *, batch_size: int = 8, progress: Progress | None = None
+        self,
+        images: Iterable[Seen],
+        *,
+        batch_size: int = 8,
+        progress: Progress | None = None,
+        limits: ImageLimits | None = None,
     ) -> list[VisionFeatures]:
         """Of each image, in their order; `batch_size` are opened and encoded at a time.
 
@@ -140,8 +156,9 @@ class Assistant:
             raise ValueError(
                 f"encode_many takes a list of images, got {type(images).__name__}; encode takes one"
             )
-        return self._in_alike_batches(
-            map(self._held, images), lambda image: [image], self._encode, batch_size, progress
+        within = self._within(limits)
+        return within._in_alike_batches(
+            map(within._held, images), lambda image: [image], within._encode, batch_size, progress
         )
 
     def _encode(self, images: Sequence[Seen]) -> list[VisionFeatures]:
@@ -156,12 +173,24 @@ class Assistant:
         encoded = iter(self.engine.encode(inputs, layouts) if new else [])
         return [next(encoded) if isinstance(image, Image) else image for image in opened]
 
-    def layout(self, image: Seen) -> TokenLayout:
+    def layout(self, image: Seen, *, limits: ImageLimits | None = None) -> TokenLayout:
         """The views and visual tokens that an image will cost, from its size alone: no pixel is decoded."""
         if isinstance(image, VisionFeatures):
             return image.layout
         _check_image(image)
-        return self.engine.geometry.layout(image_size(image, limits=self.engine.limits))
+        return self.engine.geometry.layout(image_size(image, limits=self._within(limits)._limits))
+
+    @property
+    def _limits(self) -> ImageLimits:
+        return self.limits or self.engine.limits
+
+    def _within(self, limits: ImageLimits | None) -> Assistant:
+        """The assistant, with limits of its own."""
+        if limits is None:
+            return self
+        within = copy(self)
+        within.limits = limits
+        return within
 
     def _held(self, image: Seen) -> Seen:
         """An image that can be looked at twice."""
@@ -171,7 +200,7 @@ class Assistant:
     def _opened(self, image: Seen) -> Image | VisionFeatures:
         if isinstance(image, VisionFeatures):
             return image
-        return open_image(image, limits=self.engine.limits)
+        return open_image(image, limits=self._limits)
 
     def _in_alike_batches(
         self,
