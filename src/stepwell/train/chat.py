@@ -198,7 +198,7 @@ class ChatTask:
         model.generation_config.eos_token_id = self.processor.tokenizer.eos_token_id
         if self.stage == self.settings.stages[0] and kind is not StepwellForConditionalGeneration:
             reports = load_parts(model, settings.parts, parts=self.parts(model), revisions=settings.revisions)
-            if os.environ.get("RANK", "0") == "0":
+            if reports and os.environ.get("RANK", "0") == "0":
                 for part, report in reports.items():
                     print(f"{part} from {report.text()}", flush=True)
                 commits = {part: report.commit for part, report in reports.items()}
