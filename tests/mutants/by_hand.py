@@ -36,8 +36,8 @@ BY_HAND = (
     ("models/assistant.py", "logits = logits * scale", "logits = logits / scale"),
     ("models/assistant.py", "logits = logits / scale", "logits = logits * scale"),
     # weights of losses
-    ("train/run.py", "total = total + self.stage.losses[name] * loss", "total = total + loss"),
-    ("train/run.py", "sum(weight * means[name] for", "sum(means[name] for"),
+    ("train/stage_trainer.py", "total = total + self.stage.losses[name] * loss", "total = total + loss"),
+    ("train/stage_trainer.py", "sum(weight * means[name] for", "sum(means[name] for"),
     # the pointer's head
     ("reader/pointer.py", "rotary, row, pointed, head)", "rotary, row, pointed, 0)"),
     ("reader/pointer.py", "rotated(attention.k_proj, kv_head,", "rotated(attention.k_proj, 0,"),
@@ -50,7 +50,7 @@ BY_HAND = (
     # seeds of stages
     ("train/run.py", "mixture(task, seed=settings.seed + i)", "mixture(task, seed=settings.seed)"),
     ("train/run.py", "stage_folder, seed=settings.seed + i", "stage_folder, seed=settings.seed"),
-    ("train/run.py", "length=length, seed=seed)", "length=length, seed=0)"),
+    ("train/run.py", "prepare=task.prepare, seed=seed)", "prepare=task.prepare, seed=0)"),
     # padding
     (
         "views/preprocess.py",
@@ -72,4 +72,17 @@ BY_HAND = (
     ("models/assistant.py", "return cache is None or input_ids.shape[1] > 1", "return True"),
     ("models/assistant.py", "return cache is None or input_ids.shape[1] > 1", "return False"),
     ("models/assistant.py", "return cache is None or input_ids.shape[1] > 1", "return cache is None"),
+    # bad samples: who is caught, who comes instead, when and how often it counts
+    ("data/sample.py", "except Exception as error:", "except ValueError as error:"),
+    ("data/mixture.py", "(first + step) % length", "step % length"),
+    ("train/stage_trainer.py", "step=self.state.global_step + 1)", "step=self.state.global_step)"),
+    ("train/bad_samples.py", "count > size * self.limit / 100", "count >= size * self.limit / 100"),
+    ("train/bad_samples.py", "if int(step) <= state.global_step", "if int(step) < state.global_step"),
+    # boxes and maps of images that Exif turns
+    ("data/coco.py", "orientation in (3, 4, 6, 7)", "orientation in (3, 4, 7, 8)"),
+    ("data/label_maps.py", "labels = turned(labels, orientation)", "pass"),
+    # what strangers may say
+    ("language/messages.py", 'name[:5].lower() != "data:"', "False"),
+    ("folders.py", 'key == "auto_map" or is_kernel', "is_kernel"),
+    ("images/limits.py", "if value > getattr(self, name)", "if value >= getattr(self, name)"),
 )

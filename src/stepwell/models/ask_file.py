@@ -93,10 +93,4 @@ def _alone(assistant: Assistant, line: QuestionLine, max_new_tokens: int) -> dic
     try:
         return _with_answers(line, assistant.ask_many(line.questions, max_new_tokens=max_new_tokens))
     except (ValueError, OSError) as error:
-        return {**line.fields, "error": _reason(error)}
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {str(error.strerror).lower()}"
-    return one_line(error)
+        return {**line.fields, "error": one_line(error)}

@@ -39,76 +39,82 @@ class BadSamples(TrainerCallback):
         self.refuse, self.limit = refuse, limit
         self.steps: dict[BadSample, int] = {}  # -> the step at which it was met first
         self.counts: Counter[int] = Counter()  # by source
-        self.at_once = [
+        self.faults = [
             BadSample(number, -1, where, reason)
             for number, source in enumerate(sources)
             for where, reason in getattr(source, "faults", ())
         ]
+        self._known: set[tuple[int, int, str]] = set()  # whatever the reason was at another time
+        self._writes, self._written = False, 0
 
     def add(self, bad: Iterable[BadSample], *, step: int) -> None:
         """What this process met while it drew the batches of a step. Raises ValueError as the recipe says."""
         for sample in bad:
-            if sample not in self.steps:
-                self._meet(sample, step)
+            if sample[:3] not in self._known:
+                self._count(sample, step)
+                self._judge(sample)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes up what an earlier run met up to the checkpoint."""
-        self.steps, self.counts = {}, Counter()
+        self._writes = state.is_world_process_zero
         if state.global_step and self.path.is_file():
             with self.path.open(encoding="utf-8", newline="") as file:
                 for step, source, place, where, reason in list(csv.reader(file))[1:]:
                     if int(step) <= state.global_step:
                         self._count(BadSample(int(source), int(place), where, reason), int(step))
-        self.add(self.at_once, step=0)
-        self._write(state)
+            self._written = -1  # what was met behind the checkpoint has to go
+        self.add(self.faults, step=0)
+        self._write()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Tells every process what the others met, and the log how many there are."""
-        self._share(state)
+        self._share()
         if self.steps and logs is not None:
             logs["bad_samples"] = len(self.steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._share(state)
+        self._share()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._share(state)
-        if self.steps and state.is_world_process_zero:
+        self._share()
+        if self.steps and self._writes:
             _logger.warning("%d bad samples were left out: %s", len(self.steps), self.path)
 
-    def _share(self, state: Any) -> None:
+    def _share(self) -> None:
         if torch.distributed.is_initialized():
             everywhere: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(everywhere, self.steps)
             for steps in everywhere:
                 for sample, step in steps.items():
                     self.add([sample], step=step)
-        self._write(state)
+        self._write()
 
     def _count(self, sample: BadSample, step: int) -> None:
+        self._known.add(sample[:3])
         self.steps[sample] = step
         self.counts[sample.source] += sample.place >= 0
 
-    def _meet(self, sample: BadSample, step: int) -> None:
-        self._count(sample, step)
+    def _judge(self, sample: BadSample) -> None:
         complaint = f"{sample.where}: {sample.reason}"
-        if self.refuse:
-            raise ValueError(f"{complaint}; mend it, take it out, or say bad_samples: skip")
-        if len(self.steps) <= _TOLD:
-            _logger.warning("a bad sample is left out, %s", complaint)
-        elif len(self.steps) == _TOLD + 1:
-            _logger.warning("more bad samples are left out; %s has them all", self.path)
         count, size = self.counts[sample.source], self.sizes[sample.source]
+        if self.refuse:
+            self._write()
+            raise ValueError(f"{complaint}; mend it, take it out, or say bad_samples: skip")
         if self.limit is not None and count > size * self.limit / 100:
+            self._write()
             raise ValueError(
                 f"{count} of {size} samples of a source are bad, more than bad_samples_limit "
                 f"({self.limit:g} %) allows; the last, {complaint}"
             )
+        if len(self.steps) <= _TOLD:
+            _logger.warning("a bad sample is left out, %s", complaint)
+        elif len(self.steps) == _TOLD + 1:
+            _logger.warning("more bad samples are left out; %s has them all", self.path)
 
-    def _write(self, state: Any) -> None:
-        if not state.is_world_process_zero or not (self.steps or self.path.is_file()):
+    def _write(self) -> None:
+        if not self._writes or len(self.steps) == self._written:
             return
         part = self.path.with_suffix(".part")
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -116,3 +122,4 @@ class BadSamples(TrainerCallback):
             rows = sorted((step, *sample) for sample, step in self.steps.items())
             csv.writer(file).writerows([_HEADER, *rows])
         part.replace(self.path)
+        self._written = len(self.steps)
