@@ -157,6 +157,13 @@ def test_validation_is_of_the_good_samples(tmp_path, recipe):
     }
 
 
+def test_validation_data_of_which_nothing_can_be_used_is_no_best(tmp_path, recipe):
+    (tmp_path / "bad.json").write_text(json.dumps([EMPTY, MISSING]))
+    data = json.dumps([{"kind": "conversations", "path": str(tmp_path / "bad.json")}])
+    with pytest.raises(ValueError, match=r"stages\.answer\.validation has no sample that can be used"):
+        train("reader_smoke", [*recipe(GOOD, steps=1), f"stages.answer.validation={data}"])
+
+
 def test_what_a_coco_file_has_wrong_is_told_before_the_first_step(tmp_path, recipe):
     Image.new("RGB", (200, 100), "white").save(tmp_path / "page.png")
     line = {"id": 5, "image_id": 1, "bbox": [10, 10, 100, 20], "text": "TOTAL"}

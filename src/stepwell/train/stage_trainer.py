@@ -207,6 +207,8 @@ class StageTrainer(Trainer):
                 total += torch.stack([means[name] * counts[name], torch.as_tensor(counts[name]).to(total)])
         model.train()
         totals = self.accelerator.reduce(totals)
+        if not totals[:, 1].any():
+            raise ValueError(f"stages.{self.stage.name}.validation has no sample that can be used")
         return {
             name: float(total / count.clamp(min=1))
             for name, (total, count) in zip(names, totals, strict=True)
