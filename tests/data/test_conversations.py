@@ -117,6 +117,16 @@ ASKED, ANSWERED = "<image>\nWhat?", "A cat"
             ],
         },
         {
+            "image": "",
+            "images": ["a.png"],
+            "conversations": [],
+            "messages": [
+                {"from": None, "value": None, "role": "user", "content": ASKED},
+                {"from": None, "value": None, "role": "assistant", "content": ANSWERED},
+            ],
+        },
+        {"image": "a.png", "conversations": {"from": ["human", "gpt"], "value": [ASKED, ANSWERED]}},
+        {
             "image": "a.png",
             "conversations": [
                 {"role": "user", "content": [{"type": "text", "text": ASKED}]},
@@ -182,12 +192,23 @@ TURNS = [turn("human", ASKED), turn("gpt", ANSWERED)]
         ),
         ({"conversations": [turn("human", None), turn("gpt", "A")]}, "turn 0 says None, which is no text"),
         ({"conversations": [turn("human", " "), turn("gpt", "A")]}, "a question is empty"),
-        ({"conversations": [turn("human", "x"), turn("gpt", "\ud83d")]}, "an answer has .* half a character"),
+        ({"conversations": [turn("human", "x"), turn("gpt", "\ud83d")]}, "it has .* half a character"),
         (
             {"image": "a.png", "conversations": [turn("human", "What?"), turn("gpt", "A")]},
             "0 <image> placeholders for 1",
         ),
         ({"image": "a.png", "conversations": TURNS + TURNS}, "2 <image> placeholders for 1 images"),
+        (
+            {
+                "image": "a.png",
+                "conversations": [turn("human", "<image>\n<image>\nOlder?"), turn("gpt", "A")],
+            },
+            "2 <image> placeholders for 1 images",
+        ),
+        (
+            {"conversations": [turn("system", "\udcff"), turn("human", "x"), turn("gpt", "y")]},
+            "it has bytes that are no UTF-8",
+        ),
         ({"image": ["a.png", "b.png"], "conversations": TURNS}, "1 <image> placeholders for 2 images"),
         ({"conversations": TURNS}, "1 <image> placeholders for 0 images"),
         ({"image": "", "conversations": TURNS}, "1 <image> placeholders for 0 images"),
@@ -252,7 +273,7 @@ def test_a_damaged_line_spoils_no_other(tmp_path):
     assert source.where(1) == f"{tmp_path / 'x.jsonl'}, line 2"
     assert source.where(2) == f"{tmp_path / 'x.jsonl'}, line 4"
     assert source[2].messages[1]["content"][0]["text"] == "y"
-    with pytest.raises(ValueError, match="a question has bytes that are no UTF-8"):
+    with pytest.raises(ValueError, match="it has bytes that are no UTF-8"):
         source[3]
 
 
@@ -260,3 +281,9 @@ def test_a_file_that_is_no_json_says_where(tmp_path):
     (tmp_path / "x.json").write_text('[{"a": 1},\n{"b" 2}]')
     with pytest.raises(ValueError, match=r"x\.json is not JSON: .*line 2"):
         Conversations(tmp_path / "x.json")
+
+
+def test_a_file_that_is_no_text_says_so(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes("{}\n{}".encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"x\.jsonl begins as utf-16"):
+        Conversations(tmp_path / "x.jsonl")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -108,7 +110,7 @@ def test_a_map_drawn_on_the_upright_image_stays(folders):
     ("labels", "classes", "complaint"),
     [
         (gray(NUMBERS + 3), NAMES, "holds 3, which is of no class"),
-        (gray(NUMBERS[:, :9]), NAMES, r"a\.png has 9 x 6 pixels, its image 10 x 6"),
+        (gray(NUMBERS[:, :9]), NAMES, r"a\.tif has 9 x 6 pixels, its image 10 x 6"),
         (coloured(NUMBERS), NAMES, "a map of colours, and the list of classes tells none"),
         (
             coloured(NUMBERS, ((1, 2, 3), *COLOURS[1:])),
@@ -116,12 +118,41 @@ def test_a_map_drawn_on_the_upright_image_stays(folders):
             r"holds \(1, 2, 3\), which is of no class",
         ),
         (Image.new("RGBA", (10, 6)), NAMES, "transparent"),
+        (Image.fromarray(NUMBERS.astype(np.float32) + 0.5), NAMES, "whole numbers, and this one fractions"),
     ],
 )
 def test_a_map_that_does_not_fit_says_why(folders, labels, classes, complaint):
-    source = LabelMaps(*folders(labels), classes=classes)
-    with pytest.raises(ValueError, match=complaint):
+    source = LabelMaps(*folders(labels, "a.tif"), classes=classes)
+    with pytest.raises(ValueError, match=complaint) as refusal:
         source[0]
+    assert str(source.entries[0][1]) in str(refusal.value)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_of_few_bits_is_read_as_it_is_stored(folders, bits):
+    """Written by hand: Pillow writes no such PNG."""
+    rows = b"".join(
+        b"\0"
+        + int("".join(f"{n:0{bits}b}" for n in row).ljust(-(-10 * bits // 8) * 8, "0"), 2).to_bytes(
+            -(-10 * bits // 8)
+        )
+        for row in NUMBERS.tolist()
+    )
+    images, maps = folders(gray(NUMBERS))
+    png = b"\x89PNG\r\n\x1a\n"
+    for name, body in (
+        (b"IHDR", struct.pack(">IIBBBBB", 10, 6, bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ):
+        png += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    (maps / "x/a.png").write_bytes(png)
+    assert np.array_equal(LabelMaps(images, maps, classes=NAMES)[0].labels, NUMBERS)
+
+
+def test_what_is_ignored_is_no_class():
+    with pytest.raises(ValueError, match="every class needs a number of its own, which is not ignored"):
+        ClassList(names=NAMES, ignore=(0,))
 
 
 def test_names_may_end_otherwise(folders):
@@ -149,7 +180,7 @@ def test_what_has_no_partner_is_named_and_left_out(folders):
 
 def test_more_classes_than_labels_are_refused(folders):
     with pytest.raises(ValueError, match="labels have room for 255 classes, got 256"):
-        LabelMaps(*folders(gray(NUMBERS)), classes=[str(i) for i in range(256)])
+        LabelMaps(*folders(gray(NUMBERS)), classes=ClassList(names=tuple(map(str, range(256))), ignore=()))
 
 
 LISTED = ClassList(names=NAMES)
@@ -177,6 +208,7 @@ COLOURED = ClassList(names=NAMES, colours=COLOURS)
         ("a.txt", "building\nland\n\nroad\n", LISTED),
         ("a.txt", "\ufeffbuilding\r\nland\r\nroad", LISTED),
         ("a.txt", "# R G B\n60 16 152\tbuilding\n132 41 246 land\n110 193 228 road", COLOURED),
+        ("a.txt", "60 16 152 7\n1 2 3 8", ClassList(names=("7", "8"), colours=((60, 16, 152), (1, 2, 3)))),
         ("a.csv", "name,r,g,b\nbuilding, 60, 16, 152\nland,132,41,246\nroad,110,193,228\n", COLOURED),
     ],
 )
@@ -191,6 +223,8 @@ def test_lists_of_classes_as_people_keep_them(tmp_path, name, content, classes):
         ("a.txt", "", "a list of classes is empty"),
         ("a.txt", "60 16 152 a\nb\n1 2 3 c\n4 5 6 d", "4 classes have 3 colours"),
         ("a.txt", "60 16 152 a\n60 16 152 b", "every class needs a colour of its own"),
+        ("a.txt", "background\n1 2 3 road\n4 5 6 land", "3 classes have 2 colours"),
+        ("a.txt", "1 2 300 road", "a colour is three numbers of 0 to 255"),
         (
             "a.json",
             '[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]',

@@ -55,7 +55,8 @@ def test_broken_samples_are_replaced_and_told():
     assert set(answers(mixture)) == {"a2", "a3"}
     bad = {sample for i in range(60) for sample in mixture[i].bad}
     assert bad == {BadSample(0, place, f"a.json, entry {place}", "truncated") for place in (0, 1)}
-    assert mixture[7] == mixture[7]  # in whichever process, before and behind a checkpoint
+    again = mixed([Numbers("a", 4, broken={0, 1})], [1], length=60)  # in another process, behind a checkpoint
+    assert [again[i] for i in range(60)] == [mixture[i] for i in range(60)]
 
 
 def test_what_cannot_be_prepared_is_a_bad_sample_whatever_goes_wrong():
@@ -70,10 +71,11 @@ def test_what_cannot_be_prepared_is_a_bad_sample_whatever_goes_wrong():
     assert all(everything[i].sample is None for i in range(4))
 
 
-def test_a_source_without_a_good_sample_says_so_once():
-    drawn = mixed([Numbers("a", 300, broken=range(300))], [1], length=1)[0]
+@pytest.mark.parametrize(("patience", "looked_at"), [(1000, 300), (20, 20), (1, 1)])
+def test_a_source_without_a_good_sample_is_given_up(patience, looked_at):
+    drawn = mixed([Numbers("a", 300, broken=range(300))], [1], length=1, patience=patience)[0]
     assert drawn.sample is None
-    assert len(drawn.bad) == 1
+    assert len(set(drawn.bad)) == looked_at
 
 
 def test_one_good_sample_among_many_is_found():

@@ -48,9 +48,9 @@ BY_HAND = (
         "layers=stage.pointer_layers, head=0",
     ),
     # seeds of stages
-    ("train/run.py", "mixture(task, seed=settings.seed + i)", "mixture(task, seed=settings.seed)"),
+    ("train/run.py", "mixture(task, seed=settings.seed + i, ", "mixture(task, seed=settings.seed, "),
     ("train/run.py", "stage_folder, seed=settings.seed + i", "stage_folder, seed=settings.seed"),
-    ("train/run.py", "prepare=task.prepare, seed=seed)", "prepare=task.prepare, seed=0)"),
+    ("train/run.py", "prepare=task.prepare, seed=seed, ", "prepare=task.prepare, seed=0, "),
     # padding
     (
         "views/preprocess.py",

@@ -81,3 +81,22 @@ def test_a_file_without_text_is_refused(tmp_path):
     (tmp_path / "lines.json").write_text(json.dumps({"images": [], "annotations": []}))
     with pytest.raises(ValueError, match="no annotation with a text"):
         TextLines(tmp_path / "lines.json", images=tmp_path)
+
+
+def test_fields_without_a_value_are_not_asked_for(scans):
+    folder, page = scans
+    fields = {"image": "scan.png", "fields": {**page.fields, "total": "", "date": None, "company": " "}}
+    (folder / "fields.jsonl").write_text(json.dumps(fields))
+    answers = [m["content"] for i in range(4) for m in source(folder, whole=1.0)[i].messages[1::2]]
+    assert all(answer.strip() and answer != "NONE" for answer in answers)
+
+
+def test_lines_without_a_text_are_faults_of_their_own(scans):
+    folder, _ = scans
+    file = json.loads((folder / "lines.json").read_text())
+    for annotation in file["annotations"][:2]:
+        annotation["text"] = None
+    (folder / "lines.json").write_text(json.dumps(file))
+    faults = source(folder).faults
+    assert len({where for where, _ in faults}) == 2
+    assert {reason for _, reason in faults} == {"its text is no text"}

@@ -42,6 +42,21 @@ def recipe(tmp_path):
     return overrides
 
 
+def killed_after(steps, monkeypatch, settings):
+    """A run that is stopped behind so many steps, of both stages."""
+    step, left = StageTrainer.training_step, iter(range(steps))
+
+    def until_killed(self, *arguments, **named):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            train("reader_smoke", settings)
+
+
 def rows(folder, stage="2_answer"):
     with (folder / "runs/reader_smoke" / stage / "bad_samples.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -98,11 +113,40 @@ def test_refuse_takes_no_limit():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_of_which_nothing_can_be_used_ends_the_run_in_a_line(recipe, workers):
+def test_data_of_which_nothing_can_be_used_ends_the_run_in_a_line(tmp_path, recipe, workers):
     with pytest.raises(
         ValueError, match=r"no sample of a source can be used; .*talk\.json, entry \d+: an answer is"
     ):
         train("reader_smoke", [*recipe(EMPTY, EMPTY), f"workers={workers}"])
+    assert {row["place"] for row in rows(tmp_path)} == {"0", "1"}
+
+
+def test_the_source_that_has_nothing_is_named_among_others(tmp_path, recipe):
+    overrides = recipe(GOOD, MISSING, steps=8)
+    (tmp_path / "none.json").write_text(json.dumps([EMPTY, EMPTY]))
+    paths = [str(tmp_path / f"{name}.json") for name in ("talk", "none")]
+    data = [{"kind": "conversations", "path": path} for path in paths]
+    settings = [*overrides, f"stages.answer.data={json.dumps(data)}", "stages.answer.batch=8"]
+    with pytest.raises(
+        ValueError, match=r"no sample of a source can be used; the first, .*none\.json, entry"
+    ):
+        train("reader_smoke", settings)
+
+
+@pytest.mark.parametrize("rule", ["bad_samples=refuse", "bad_samples_limit=20"])
+def test_a_resumed_stage_keeps_to_the_rule_of_now(recipe, monkeypatch, rule):
+    settings = [*recipe(GOOD, MISSING, GOOD, GOOD, steps=5), "workers=0"]
+    killed_after(5, monkeypatch, settings)
+    with pytest.raises(ValueError, match=r"talk\.json, entry 1: "):
+        train("reader_smoke", [*settings, rule])
+
+
+def test_a_name_that_is_no_text_is_counted_once_through_a_resume(tmp_path, recipe, monkeypatch):
+    named = [{**GOOD, "image": f"\udcff{i}.png"} for i in range(3)]
+    settings = [*recipe(GOOD, *named, steps=6), "workers=0", "bad_samples_limit=75"]
+    killed_after(5, monkeypatch, settings)
+    train("reader_smoke", settings)
+    assert sorted(row["place"] for row in rows(tmp_path)) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -116,17 +160,7 @@ def test_a_resumed_stage_counts_on(tmp_path, recipe, monkeypatch, workers):
     assert min(steps) == 1 < max(steps) <= 10
     settings[0] = f"output={tmp_path}/again/runs"
     last = max(number for number in steps if number < max(steps))  # of a step at which one was met
-    step, left = StageTrainer.training_step, iter(range(last + 1))  # one of the first stage
-
-    def until_killed(self, *arguments, **named):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", until_killed)
-        with pytest.raises(KeyboardInterrupt):
-            train("reader_smoke", settings)
+    killed_after(last + 1, monkeypatch, settings)
     assert 0 < len(rows(tmp_path / "again")) < 6
     train("reader_smoke", settings)
     assert rows(tmp_path / "again") == through

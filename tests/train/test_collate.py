@@ -200,6 +200,17 @@ def test_long_conversations_behind_a_system_message_lose_turns_from_the_end(proc
         Collator(processor, max_length=one - 1).prepare(several(SYSTEM, FIRST, sizes=[(200, 100)]))
 
 
+def test_images_of_turns_that_do_not_fit_go_with_them(processor):
+    long = turn("<image>\nSpell it", "A" * 900)
+    fitting = Collator(processor, max_length=8192).prepare(several(FIRST, sizes=[(200, 100)]))
+    collator = Collator(processor, max_length=len(fitting.row.ids) + 20)
+    cut = collator.prepare(several(FIRST, long))
+    assert torch.equal(cut.row.ids, fitting.row.ids)
+    assert all(torch.equal(cut.images[name], fitting.images[name]) for name in fitting.images)
+    with pytest.raises(ValueError, match="no turn with an image fits into max_length"):
+        collator.prepare(several(SECOND, long, sizes=[(200, 100)]))
+
+
 @pytest.mark.parametrize("name", ["cut.jpg", "nowhere.jpg", "empty.png", "text.png"])
 def test_an_image_that_cannot_be_read_is_named(processor, tmp_path, name):
     Image.effect_noise((200, 200), 50).save(tmp_path / "cut.jpg")

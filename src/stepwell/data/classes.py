@@ -18,7 +18,11 @@ Colour = tuple[int, int, int]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 
 _SEPARATOR = r"[\s,;]+"
-_COLOUR = _SEPARATOR.join([r"(\d{1,3})"] * 3)
+_COLOUR = _SEPARATOR.join(rf"(?P<{name}>\d+)" for name in ("red", "green", "blue"))
+_LINES = (
+    re.compile(rf"{_COLOUR}{_SEPARATOR}(?P<name>.+)"),
+    re.compile(rf"(?P<name>.+?){_SEPARATOR}{_COLOUR}"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +41,12 @@ class ClassList:
     def __post_init__(self) -> None:
         if not self.names:
             raise ValueError("a list of classes is empty")
-        for what, values in (("number", self.numbers), ("colour", self.colours)):
+        numbers = self.numbers or (() if self.colours else tuple(range(len(self.names))))
+        for what, values in (("number", numbers), ("colour", self.colours)):
             if values and len(values) != len(self.names):
                 raise ValueError(f"{len(self.names)} classes have {len(values)} {what}s")
+            if any(not 0 <= part <= 255 for colour in self.colours for part in colour):
+                raise ValueError("a colour is three numbers of 0 to 255")
             if len({*values, *self.ignore}) < len(values) + len(set(self.ignore)):
                 raise ValueError(f"every class needs a {what} of its own, which is not ignored")
 
@@ -109,10 +116,9 @@ def _colour(entry: Mapping[str, Any]) -> Colour:
 
 def _from_lines(text: str) -> ClassList:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    pattern = rf"{_COLOUR}{_SEPARATOR}(?P<name>.+)|(?P<first>.+?){_SEPARATOR}{_COLOUR}"
-    matches = [re.fullmatch(pattern, line) for line in lines]
-    if any(matches[1:]) and matches[0] is None:  # name,r,g,b
+    matches = [next(filter(None, (form.fullmatch(line) for form in _LINES)), None) for line in lines]
+    if any(matches[1:]) and matches[0] is None and len(re.split(_SEPARATOR, lines[0])) > 3:  # name,r,g,b
         lines, matches = lines[1:], matches[1:]
-    colours = [tuple(map(int, filter(str.isdecimal, filter(None, m.groups())))) for m in matches if m]
-    names = [line if m is None else m["name"] or m["first"] for line, m in zip(lines, matches, strict=True)]
-    return ClassList(names=tuple(names), colours=tuple((red, green, blue) for red, green, blue in colours))
+    names = [line if match is None else match["name"] for line, match in zip(lines, matches, strict=True)]
+    colours = [(int(m["red"]), int(m["green"]), int(m["blue"])) for m in matches if m is not None]
+    return ClassList(names=tuple(names), colours=tuple(colours))

@@ -73,8 +73,8 @@ class CocoFile:
             with self._noting(what):
                 if _id(entry) in self._by_id:
                     raise ValueError("another image has the same id")
-                path = _path(entry, images)
-                self._by_id[_id(entry)] = _Entry(path, _size(entry, path), [], entry)
+                image = _path(entry, images)
+                self._by_id[_id(entry)] = _Entry(image, _size(entry, image), [], entry)
         for what, entry in self._objects(file, "annotations"):
             with self._noting(what):
                 self._add(entry)
@@ -103,18 +103,21 @@ class CocoFile:
 
     def _objects(self, file: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The objects of one of the file's lists, and what to call each."""
-        for number, entry in enumerate(file.get(name) or ()):
-            what = f"{name}[{number}]"
-            with self._noting(what):
-                if not isinstance(entry, Mapping):
-                    raise ValueError(f"it is a {type(entry).__name__}, not an object")
-                yield what, entry
+        entries = file.get(name) or []
+        if not isinstance(entries, list):
+            raise ValueError(f"{self.path} is no COCO file: its {name} are no list")
+        for number, entry in enumerate(entries):
+            if isinstance(entry, Mapping):
+                yield f"{name}[{number}]", entry
+            else:
+                reason = f"it is a {type(entry).__name__}, not an object"
+                self.faults.append((f"{self.path}, {name}[{number}]", reason))
 
     @contextmanager
     def _noting(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, OverflowError) as error:
             self.faults.append((f"{self.path}, {what}", one_line(error)))
 
     def _add(self, fields: Mapping[str, Any]) -> None:

@@ -54,13 +54,15 @@ class Conversations:
                 f"an entry is an object with {' or '.join(_TURNS)}, got a {type(entry).__name__}"
             )
         turns = _field(entry, _TURNS)
+        if isinstance(turns, Mapping):  # a column of lists, as datasets.Sequence has it
+            turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
         if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
             raise ValueError(f"it has no turns under {' or '.join(_TURNS)}")
         images = _images(entry, turns)
-        messages = from_llava(
-            turns, has_image=bool(images), rule="llava" if len(images) < 2 else "llava_next"
-        )
+        messages = from_llava(turns, has_image=bool(images), rule="llava_next")
         _check(messages, len(images))
+        if len(images) == 1:
+            messages = from_llava(turns, has_image=True, rule="llava")
         return Sample(images=tuple(map(self._found, images)), messages=tuple(messages))
 
     def _found(self, image: Any) -> Any:
@@ -73,7 +75,7 @@ class Conversations:
 
 def _field(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
     """The first of the fields that says something."""
-    return next((entry[name] for name in names if entry.get(name) is not None), None)
+    return next((entry[name] for name in names if not _is_none(entry.get(name))), None)
 
 
 def _images(entry: Mapping[str, Any], turns: Sequence[Any]) -> list[Any]:
@@ -88,12 +90,12 @@ def _images(entry: Mapping[str, Any], turns: Sequence[Any]) -> list[Any]:
     return images or within
 
 
-def _is_none(image: Any) -> bool:
-    return image is None or (isinstance(image, str) and not image)
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | tuple) and not value)
 
 
 def _parts(turn: Any) -> list[Any]:
-    content = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
+    content = _field(turn, ("content", "value")) if isinstance(turn, Mapping) else None
     return [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
 
 
@@ -102,7 +104,11 @@ def _image_of(part: Mapping[str, Any]) -> Any:
     if part.get("type") == "image_url":
         address = part.get("image_url")
         return address.get("url") if isinstance(address, Mapping) else address
-    return _field(part, ("image", "url", "path")) if part.get("type") == "image" else None
+    if part.get("type") != "image":
+        return None
+    if part.get("base64"):
+        return f"data:image;base64,{part['base64']}"
+    return _field(part, ("image", "url", "path"))
 
 
 def _check(messages: Sequence[Message], num_images: int) -> None:
@@ -111,16 +117,19 @@ def _check(messages: Sequence[Message], num_images: int) -> None:
     roles = [message["role"] for message in turns]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise ValueError(f"user and assistant must take turns, got {', '.join(roles) or 'none'}")
+    if any(well_formed(text) != text for text in map(_text, messages)):
+        raise ValueError("it has bytes that are no UTF-8, or half a character")
     placeholders = 0
     for number, message in enumerate(turns):
-        content = message["content"]
-        text = content if isinstance(content, str) else content[0]["text"]
-        what = "an answer" if number % 2 else "a question"
+        text = _text(message)
         if not text.strip():
-            raise ValueError(f"{what} is empty")
-        if text != well_formed(text):
-            raise ValueError(f"{what} has bytes that are no UTF-8, or half a character")
+            raise ValueError(f"{'an answer' if number % 2 else 'a question'} is empty")
         if number % 2 == 0:
             placeholders += text.count(IMAGE) if num_images else IMAGE in text.splitlines()
     if placeholders != num_images:
         raise ValueError(f"it has {placeholders} {IMAGE} placeholders for {num_images} images")
+
+
+def _text(message: Message) -> str:
+    content = message["content"]
+    return str(content if isinstance(content, str) else content[0]["text"])

@@ -69,4 +69,8 @@ def read_text(path: Path) -> str:
     that holds them and no other.
     """
     raw = path.read_bytes()
-    return raw.decode(json.detect_encoding(raw), "surrogateescape")
+    encoding = json.detect_encoding(raw)
+    try:
+        return raw.decode(encoding, "surrogateescape")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} begins as {encoding} and does not go on so") from None

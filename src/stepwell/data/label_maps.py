@@ -77,7 +77,10 @@ class LabelMaps:
 
     def __getitem__(self, index: int) -> LabelledPixels:
         image, path = self.entries[index]
-        labels = self.classes.labels(open_label_map(path), ignored=IGNORED)
+        try:
+            labels = self.classes.labels(open_label_map(path), ignored=IGNORED)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         stored, orientation = stored_size(image)
         upright = (stored[1], stored[0]) if orientation >= 5 else stored
         if labels.shape == stored:

@@ -42,8 +42,9 @@ class InOrder:
 class Mixture:
     """`length` samples drawn from several sources by weight.
 
-    Index i always leads to the same sample, and none of a source comes again before all of it have come. A
-    bad one is replaced by the next good one of its source. Raises ValueError for weights that do not fit.
+    Index i always leads to the same sample, and none of a source comes again before all of it have come,
+    but for the good ones that replace bad ones: the next of their source, of which at most `patience` are
+    looked at. Raises ValueError for weights that do not fit.
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class Mixture:
         length: int,
         prepare: Prepare,
         seed: int = 0,
+        patience: int = 1000,
     ) -> None:
         if len(sources) != len(weights) or not sources or min(weights) <= 0:
             raise ValueError(f"{len(sources)} sources need a positive weight each, got {list(weights)}")
         if empty := [number for number, source in enumerate(sources) if not len(source)]:
             raise ValueError(f"source {empty[0]} is empty")
         self.sources, self.weights, self.length, self.seed = list(sources), list(weights), length, seed
-        self.prepare = prepare
+        self.prepare, self.patience = prepare, patience
         shares = np.asarray(weights, dtype=float) / sum(weights)
         self._which = np.random.default_rng(seed).choice(len(sources), size=length, p=shares)
         self._turn = np.empty(length, dtype=np.int64)  # how many of its source have come before
@@ -79,13 +81,13 @@ class Mixture:
         epoch, first = divmod(turn, length)
         order = _shuffled(length, self.seed, number, epoch)
         bad: list[BadSample] = []
-        for step in range(length):
+        for step in range(min(length, self.patience)):
             place = int(order[(first + step) % length])
             sample = read(self.sources, number, place, self.prepare)
             if not isinstance(sample, BadSample):
                 return Drawn(sample, tuple(bad))
             bad.append(sample)
-        return Drawn(None, tuple(bad[:1]))
+        return Drawn(None, tuple(bad))
 
 
 @lru_cache(maxsize=16)

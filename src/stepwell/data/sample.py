@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from stepwell.folders import one_line
+from stepwell.language.characters import well_formed
 from stepwell.language.messages import Message
 
 if TYPE_CHECKING:
     from stepwell.images.open import ImageSource
 
-__all__ = ["BadSample", "Prepare", "Sample", "Source", "read"]
+__all__ = ["FAULT", "BadSample", "Prepare", "Sample", "Source", "read"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +58,12 @@ class BadSample(NamedTuple):
     """A sample that cannot be used."""
 
     source: int  # the number of its source, among those of a run
-    place: int  # its index there
+    place: int  # its index there; FAULT for what a source says is wrong with its file
     where: str
     reason: str  # one line
 
+
+FAULT = -1
 
 Prepare = Callable[[Any], Any]
 """A sample -> what a batch is made of: images decoded, text rendered. Raises for one that cannot be used."""
@@ -74,4 +77,4 @@ def read(sources: list[Source], number: int, index: int, prepare: Prepare) -> An
     try:
         return prepare(source[index])
     except Exception as error:  # decoders, tokenizers and the sources of others raise whatever they like
-        return BadSample(number, index, source.where(index), one_line(error))
+        return BadSample(number, index, well_formed(source.where(index)), well_formed(one_line(error)))

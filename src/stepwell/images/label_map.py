@@ -22,6 +22,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """Exif orientations -> how Pillow says them."""
+_SPREAD = {"L;2": 85, "L;4": 17}
+"""Grey of 2 and 4 bits, which Pillow spreads over 8."""
 
 
 def open_label_map(
@@ -30,12 +32,17 @@ def open_label_map(
     """The numbers of an image of one channel or of a palette (H, W), or the colours (H, W, 3) of another, as
     they are stored: not turned.
 
-    Raises as `open_image` does, and ImageError for one that is partly transparent.
+    Raises as `open_image` does, and ImageError for one that is partly transparent, and for fractions.
     """
     with opened(source, limits) as image:
+        tile = getattr(image, "tile", None)
+        spread = _SPREAD.get(tile[0].args if tile and isinstance(tile[0].args, str) else "", 1)
         image.load()
-        if image.mode in ("P", "L", "I") or image.mode.startswith("I;16"):
-            return np.asarray(image).astype(np.int64)
+        if image.mode in ("P", "L", "I", "F") or image.mode.startswith("I;16"):
+            stored = np.asarray(image)
+            if not np.array_equal(stored, stored.astype(np.int64)):
+                raise ImageError("a map of labels holds whole numbers, and this one fractions")
+            return stored.astype(np.int64) // spread
         if image.mode == "1":
             return np.asarray(image.convert("L")).astype(np.int64) // 255
         if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:

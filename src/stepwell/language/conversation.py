@@ -56,10 +56,10 @@ def _read(turn: Mapping[str, Any], number: int) -> tuple[str, str]:
     """The role and the text of one turn."""
     if not isinstance(turn, Mapping):
         raise ValueError(f"turn {number} is a {type(turn).__name__}, not a speaker and a text")
-    speaker = turn.get("from", turn.get("role"))
+    speaker = turn.get("role") if turn.get("from") is None else turn["from"]
     if not isinstance(speaker, str) or speaker not in _ROLES:
         raise ValueError(f"turn {number} is from {speaker!r}; expected one of {', '.join(_ROLES)}")
-    role, text = _ROLES[speaker], turn.get("value", turn.get("content"))
+    role, text = _ROLES[speaker], turn.get("content") if turn.get("value") is None else turn["value"]
     if isinstance(text, list):
         text = write_message({"role": role, "content": text})
     if not isinstance(text, str):

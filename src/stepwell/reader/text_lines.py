@@ -53,14 +53,10 @@ class TextLines:
         for number, entry in enumerate(self.file.entries):
             if any(map(_text, entry.annotations)):
                 self.pages.append(number)
-            self.faults += [
-                (
-                    f"{self.file.where(number)}, annotation {annotation.fields.get('id')}",
-                    "its text is no text",
-                )
-                for annotation in entry.annotations
-                if not isinstance(annotation.fields.get("text"), str) and not annotation.is_crowd
-            ]
+            for place, annotation in enumerate(entry.annotations):
+                if not isinstance(annotation.fields.get("text"), str) and not annotation.is_crowd:
+                    what = f"annotation {annotation.fields.get('id', f'without id ({place} of its image)')}"
+                    self.faults.append((f"{self.file.where(number)}, {what}", "its text is no text"))
         if not self.pages:
             raise ValueError(f"{path} has no annotation with a text")
         self.fields = _read_fields(fields)
@@ -150,7 +146,8 @@ def _read_fields(path: Path | None) -> dict[str, dict[str, str]]:
     for number in range(len(lines)):
         try:
             entry = lines[number]
-            fields[entry["image"]] = {key: str(value) for key, value in entry["fields"].items()}
+            known = ((key, value) for key, value in entry["fields"].items() if value is not None)
+            fields[entry["image"]] = {key: str(value) for key, value in known if str(value).strip()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}, entry {number} has no image and fields ({one_line(error)})") from None
     return fields

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from stepwell.data.sample import BadSample, Source
+from stepwell.data.sample import FAULT, BadSample, Source
+from stepwell.language.characters import well_formed
 
 __all__ = ["FILE", "BadSamples"]
 
@@ -40,19 +41,20 @@ class BadSamples(TrainerCallback):
         self.steps: dict[BadSample, int] = {}  # -> the step at which it was met first
         self.counts: Counter[int] = Counter()  # by source
         self.faults = [
-            BadSample(number, -1, where, reason)
+            BadSample(number, FAULT, well_formed(where), well_formed(reason))
             for number, source in enumerate(sources)
             for where, reason in getattr(source, "faults", ())
         ]
-        self._known: set[tuple[int, int, str]] = set()  # whatever the reason was at another time
-        self._writes, self._written = False, 0
+        self._known: set[Any] = set()
+        self._writes, self._written, self._shared = False, 0, 0
 
     def add(self, bad: Iterable[BadSample], *, step: int) -> None:
         """What this process met while it drew the batches of a step. Raises ValueError as the recipe says."""
         for sample in bad:
-            if sample[:3] not in self._known:
+            if _key(sample) not in self._known:
                 self._count(sample, step)
-                self._judge(sample)
+                self._refuse(sample)
+                self._tell(sample)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes up what an earlier run met up to the checkpoint."""
@@ -63,8 +65,10 @@ class BadSamples(TrainerCallback):
                     if int(step) <= state.global_step:
                         self._count(BadSample(int(source), int(place), where, reason), int(step))
             self._written = -1  # what was met behind the checkpoint has to go
+            for sample in self.steps:  # the rule may be another than it was
+                self._refuse(sample)
         self.add(self.faults, step=0)
-        self._write()
+        self.write()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -85,41 +89,50 @@ class BadSamples(TrainerCallback):
     def _share(self) -> None:
         if torch.distributed.is_initialized():
             everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(everywhere, self.steps)
+            torch.distributed.all_gather_object(everywhere, dict([*self.steps.items()][self._shared :]))
             for steps in everywhere:
                 for sample, step in steps.items():
                     self.add([sample], step=step)
-        self._write()
+            self._shared = len(self.steps)
+        self.write()
 
     def _count(self, sample: BadSample, step: int) -> None:
-        self._known.add(sample[:3])
+        self._known.add(_key(sample))
         self.steps[sample] = step
-        self.counts[sample.source] += sample.place >= 0
+        self.counts[sample.source] += sample.place != FAULT
 
-    def _judge(self, sample: BadSample) -> None:
+    def _refuse(self, sample: BadSample) -> None:
         complaint = f"{sample.where}: {sample.reason}"
         count, size = self.counts[sample.source], self.sizes[sample.source]
         if self.refuse:
-            self._write()
+            self.write()
             raise ValueError(f"{complaint}; mend it, take it out, or say bad_samples: skip")
         if self.limit is not None and count > size * self.limit / 100:
-            self._write()
+            self.write()
             raise ValueError(
                 f"{count} of {size} samples of a source are bad, more than bad_samples_limit "
                 f"({self.limit:g} %) allows; the last, {complaint}"
             )
+
+    def _tell(self, sample: BadSample) -> None:
         if len(self.steps) <= _TOLD:
-            _logger.warning("a bad sample is left out, %s", complaint)
+            _logger.warning("a bad sample is left out, %s: %s", sample.where, sample.reason)
         elif len(self.steps) == _TOLD + 1:
             _logger.warning("more bad samples are left out; %s has them all", self.path)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """The table of all that were met, if there are new ones."""
         if not self._writes or len(self.steps) == self._written:
             return
         part = self.path.with_suffix(".part")
         part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8", newline="", errors="backslashreplace") as file:
+        with part.open("w", encoding="utf-8", newline="") as file:
             rows = sorted((step, *sample) for sample, step in self.steps.items())
             csv.writer(file).writerows([_HEADER, *rows])
         part.replace(self.path)
         self._written = len(self.steps)
+
+
+def _key(sample: BadSample) -> Any:
+    """By which it is known again, whatever the reason was at another time."""
+    return sample[:2] if sample.place != FAULT else sample[:3]

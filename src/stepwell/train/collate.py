@@ -67,10 +67,10 @@ class Collator:
         of which no token is learned, and one whose first turn is too long.
         """
         images = [self._opened(image) for image in sample.images]
-        row = self._row(sample.messages, images)
+        row, shown = self._row(sample.messages, images)
         if bool((row.labels == IGNORE).all()):
             raise ValueError("no token of this conversation is supervised: nothing is learned from it")
-        return Example(row, self.processor.image_processor(images) if images else {})
+        return Example(row, self.processor.image_processor(shown) if shown else {})
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """input_ids and labels (B, L), attention_mask or, of turns apart, `groups` (B, L) for `turn_mask`;
@@ -102,19 +102,29 @@ class Collator:
             raise
         return image
 
-    def _row(self, messages: Sequence[Message], images: Sequence[Image]) -> Row:
-        write = self._together if self.turns == "together" else self._apart
+    def _row(self, messages: Sequence[Message], images: Sequence[Image]) -> tuple[Row, Sequence[Image]]:
+        """A row of as many turns as fit, and the images that stand in them."""
         first = int(messages[0]["role"] == "system")  # of the turns
-        parts = write(messages, images)
+
+        def write(messages: Sequence[Message]) -> tuple[list[int], ...]:
+            if self.turns == "apart":
+                return self._apart(messages, images)
+            return self._together(messages, images[: _placeholders(messages)])
+
+        parts = write(messages)
         if len(parts[0]) > self.max_length:
             fewer = range(1, len(messages) // 2)
             turns = bisect_right(
-                fewer, self.max_length, key=lambda n: len(write(messages[: first + 2 * n], images)[0])
+                fewer, self.max_length, key=lambda n: len(write(messages[: first + 2 * n])[0])
             )
-            parts = write(messages[: first + 2 * max(turns, 1)], images)
+            messages = messages[: first + 2 * max(turns, 1)]
+            parts = write(messages)
             if not turns:
                 raise ValueError(f"one turn takes {len(parts[0])} tokens; max_length is {self.max_length}")
-        return Row(*map(torch.tensor, parts))
+        shown = images if self.turns == "apart" else images[: _placeholders(messages)]
+        if len(shown) < min(len(images), 1):
+            raise ValueError(f"no turn with an image fits into max_length ({self.max_length})")
+        return Row(*map(torch.tensor, parts)), shown
 
     def _together(self, messages: Sequence[Message], images: Sequence[Image]) -> tuple[list[int], ...]:
         """One conversation -> ids, labels, groups, positions."""
@@ -150,6 +160,11 @@ class Collator:
             groups += [number] * (len(part.input_ids) - start)
             positions += range(shared, shared + len(part.input_ids) - start)
         return ids, labels, groups, positions
+
+
+def _placeholders(messages: Sequence[Message]) -> int:
+    contents = (message["content"] for message in messages if message["role"] == "user")
+    return sum(content.count(IMAGE) for content in contents if isinstance(content, str))
 
 
 def _behind(first: str, question: str) -> str:

@@ -45,7 +45,8 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     settings = load_recipe(recipe, overrides)
     _require_accelerate()
     tasks = [find_task(settings.task)(settings, stage) for stage in settings.stages]
-    sources = [mixture(task, seed=settings.seed + i) for i, task in enumerate(tasks)]
+    patience = {} if settings.bad_samples == "skip" else {"patience": 1}
+    sources = [mixture(task, seed=settings.seed + i, **patience) for i, task in enumerate(tasks)]
     folder = settings.output / settings.name
     stages = [folder / f"{i + 1}_{stage.name}" for i, stage in enumerate(settings.stages)]
     resume = settings.resume
@@ -92,14 +93,16 @@ def _built(task: Task, recipe: Recipe, weights: Path | None) -> nn.Module:
     return module
 
 
-def mixture(task: Task, *, seed: int) -> Mixture:
-    """All samples of a stage, as many as its steps or epochs take in all processes."""
+def mixture(task: Task, *, seed: int, patience: int = 1000) -> Mixture:
+    """All samples of a stage, as many as its steps or epochs take in all processes; patience: with bad ones
+    in a row.
+    """
     stage, sources = task.stage, [task.source(data) for data in task.stage.data]
     of_a_step = stage.batch * stage.accumulate * processes()
     steps = stage.steps or math.ceil(stage.epochs * sum(map(len, sources)) / of_a_step)
     length = steps * of_a_step
     weights = [data.weight for data in stage.data]
-    return Mixture(sources, weights, length=length, prepare=task.prepare, seed=seed)
+    return Mixture(sources, weights, length=length, prepare=task.prepare, seed=seed, patience=patience)
 
 
 def _last_checkpoint(stage_folder: Path) -> str | None:

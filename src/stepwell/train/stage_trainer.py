@@ -62,8 +62,9 @@ class _Collate:
         self.task = task
 
     def __call__(self, drawn: Sequence[Drawn]) -> dict[str, Any]:
-        bad = [sample for each in drawn for sample in each.bad]
-        if any(each.sample is None for each in drawn):
+        missing = [each for each in drawn if each.sample is None]
+        bad = [sample for each in (*missing, *drawn) for sample in each.bad]
+        if missing:
             return {BAD: bad}
         return {**self.task.collate([each.sample for each in drawn]), BAD: bad}
 
@@ -132,6 +133,7 @@ class StageTrainer(Trainer):
             bad = batch.pop(BAD)
             self.bad_samples.add(bad, step=self.state.global_step + 1)
             if not batch:
+                self.bad_samples.write()
                 raise ValueError(
                     f"no sample of a source can be used; the first, {bad[0].where}: {bad[0].reason}"
                 )
@@ -185,16 +187,14 @@ class StageTrainer(Trainer):
         assert self.eval_dataset is not None
         rank, processes = self.args.process_index, self.args.world_size
         places = range(len(self.eval_dataset))
-        number_of = len(
-            self.train_dataset.sources
-        )  # validation sources are numbered behind those of training
+        behind = len(self.train_dataset.sources)  # by which the numbers of validation sources are larger
         batches = [places[i : i + self.stage.batch] for i in places[:: self.stage.batch]][rank::processes]
         names = [*self.stage.losses, *self.task.scores]
         totals = torch.zeros(len(names), 2, dtype=torch.float64, device=self.args.device)
         model = self.model.eval()
         for batch in batches:
             drawn = [self.eval_dataset[i] for i in batch]
-            bad = [bad._replace(source=bad.source + number_of) for sample in drawn for bad in sample.bad]
+            bad = [bad._replace(source=bad.source + behind) for sample in drawn for bad in sample.bad]
             self.bad_samples.add(bad, step=self.state.global_step)
             good = [sample.sample for sample in drawn if sample.sample is not None]
             if not good:
