@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_model
 from torch import nn
-from transformers import set_seed
+from transformers import Trainer, set_seed
 
 from stepwell.data.mixture import Mixture
 from stepwell.train.recipe import Recipe, load_recipe
@@ -68,7 +68,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
                 if last is None:
                     shutil.rmtree(stage_folder, ignore_errors=True)
                 _write(stage_folder / _RECORD, _what_matters(settings, i))
-            trainer.train(resume_from_checkpoint=last)
+            _train(trainer, checkpoint=last)
             trainer.finish(finished)
             trainer.accelerator.wait_for_everyone()
             resume = False  # what later stages made of other weights
@@ -83,6 +83,17 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     return folder / "model"
+
+
+def _train(trainer: Trainer, *, checkpoint: str | None) -> None:
+    """To its end; of what fails, the error is the last that is printed, and not the progress bar."""
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except BaseException:
+        bars = (getattr(callback, "training_bar", None) for callback in trainer.callback_handler.callbacks)
+        for bar in filter(None, bars):
+            bar.close()
+        raise
 
 
 def _built(task: Task, recipe: Recipe, weights: Path | None) -> nn.Module:

@@ -222,16 +222,6 @@ class StageTrainer(Trainer):
             put(part, folder)
         self.accelerator.wait_for_everyone()
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's; of what fails, the error is the last that is printed and not the progress bar."""
-        try:
-            return super().train(*args, **kwargs)
-        except BaseException:
-            bars = (getattr(callback, "training_bar", None) for callback in self.callback_handler.callbacks)
-            for bar in filter(None, bars):
-                bar.close()
-            raise
-
     def finish(self, folder: Path) -> None:
         """Leaves the stage's weights, the best or the last, in `folder`; and both where they differ."""
         best = Path(self.args.output_dir) / BEST
