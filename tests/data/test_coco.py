@@ -161,3 +161,10 @@ def test_a_byte_order_mark_ends_nothing(coco, tmp_path):
     coco(annotation())
     (tmp_path / "coco.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "coco.json").read_bytes())
     assert len(CocoFile(tmp_path / "coco.json", images=tmp_path)[0].annotations) == 1
+
+
+def test_file_names_of_windows_are_found(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a" / "b.png")
+    (tmp_path / "x.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "a\\b.png"}]}))
+    assert CocoFile(tmp_path / "x.json", images=tmp_path)[0].size == (4, 4)

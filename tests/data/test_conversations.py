@@ -287,3 +287,13 @@ def test_a_file_that_is_no_text_says_so(tmp_path):
     (tmp_path / "x.jsonl").write_bytes("{}\n{}".encode("utf-16")[:-1])
     with pytest.raises(ValueError, match=r"x\.jsonl begins as utf-16"):
         Conversations(tmp_path / "x.jsonl")
+
+
+def test_paths_of_windows_are_found(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.png").touch()
+    (tmp_path / "c\\d.png").touch()
+    turns = [turn("human", ASKED), turn("gpt", ANSWERED)]
+    entries = [{"image": name, "conversations": turns} for name in ("a\\b.png", "c\\d.png")]
+    found = [sample.image for sample in Conversations(entries, images=tmp_path)]
+    assert all(path.is_file() for path in found)

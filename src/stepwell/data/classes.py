@@ -41,12 +41,12 @@ class ClassList:
     def __post_init__(self) -> None:
         if not self.names:
             raise ValueError("a list of classes is empty")
+        if any(not 0 <= part <= 255 for colour in self.colours for part in colour):
+            raise ValueError("a colour is three numbers of 0 to 255")
         numbers = self.numbers or (() if self.colours else tuple(range(len(self.names))))
         for what, values in (("number", numbers), ("colour", self.colours)):
             if values and len(values) != len(self.names):
                 raise ValueError(f"{len(self.names)} classes have {len(values)} {what}s")
-            if any(not 0 <= part <= 255 for colour in self.colours for part in colour):
-                raise ValueError("a colour is three numbers of 0 to 255")
             if len({*values, *self.ignore}) < len(values) + len(set(self.ignore)):
                 raise ValueError(f"every class needs a {what} of its own, which is not ignored")
 

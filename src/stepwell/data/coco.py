@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepwell.data.files import read_json
+from stepwell.data.files import path_of, read_json
 from stepwell.folders import one_line
 from stepwell.images.open import stored_size
 from stepwell.structures import Box, Size
@@ -154,7 +154,7 @@ def _path(entry: Mapping[str, Any], images: Path) -> Path:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name:
         raise ValueError(f"its file_name is {name!r}")
-    return images / name
+    return path_of(images, name)
 
 
 def _size(entry: Mapping[str, Any], path: Path) -> Size:

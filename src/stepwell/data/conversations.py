@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepwell.data.files import JsonLines, read_list
+from stepwell.data.files import JsonLines, path_of, read_list
 from stepwell.data.sample import Sample
 from stepwell.language.characters import well_formed
 from stepwell.language.conversation import from_llava
-from stepwell.language.messages import IMAGE, Message
+from stepwell.language.messages import IMAGE, Message, image_in
 
 __all__ = ["Conversations"]
 
@@ -70,7 +70,7 @@ class Conversations:
         if isinstance(image, Mapping) and image.get("bytes") is None:
             image = image.get("path")
         is_address = isinstance(image, str) and (image.startswith("data:") or "://" in image[:16])
-        return self.images / image if isinstance(image, str | Path) and not is_address else image
+        return path_of(self.images, image) if isinstance(image, str | Path) and not is_address else image
 
 
 def _field(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -84,7 +84,7 @@ def _images(entry: Mapping[str, Any], turns: Sequence[Any]) -> list[Any]:
     images = list(beside) if isinstance(beside, list | tuple) else [] if _is_none(beside) else [beside]
     if any(map(_is_none, images)):
         raise ValueError(f"one of its {len(images)} images has no name")
-    within = [image for turn in turns for part in _parts(turn) if (image := _image_of(part)) is not None]
+    within = [image for turn in turns for part in _parts(turn) if (image := image_in(part)) is not None]
     if images and within:
         raise ValueError("images stand in its turns and beside them; give them once")
     return images or within
@@ -97,18 +97,6 @@ def _is_none(value: Any) -> bool:
 def _parts(turn: Any) -> list[Any]:
     content = _field(turn, ("content", "value")) if isinstance(turn, Mapping) else None
     return [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
-
-
-def _image_of(part: Mapping[str, Any]) -> Any:
-    """The image that a part of a content names, in transformers' and in OpenAI's way of writing."""
-    if part.get("type") == "image_url":
-        address = part.get("image_url")
-        return address.get("url") if isinstance(address, Mapping) else address
-    if part.get("type") != "image":
-        return None
-    if part.get("base64"):
-        return f"data:image;base64,{part['base64']}"
-    return _field(part, ("image", "url", "path"))
 
 
 def _check(messages: Sequence[Message], num_images: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["JsonLines", "read_json", "read_list", "read_text"]
+__all__ = ["JsonLines", "path_of", "read_json", "read_list", "read_text"]
 
 _NOT_JSON = (ValueError, RecursionError)
 
@@ -40,6 +40,14 @@ def read_list(path: Path) -> Sequence[Any]:
     if path.suffix == ".json":
         raise ValueError(f"{path} must hold a JSON list, or JSON a line, got a {type(value).__name__}")
     return JsonLines(text)
+
+
+def path_of(folder: Path, name: str | Path) -> Path:
+    r"""A file that data names, below a folder; written on Windows, with \ between folders."""
+    path = folder / name
+    if "\\" in str(name) and not path.exists():
+        path = folder / str(name).replace("\\", "/")
+    return path
 
 
 class JsonLines(Sequence[Any]):

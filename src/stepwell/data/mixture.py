@@ -14,7 +14,10 @@ import numpy as np
 
 from stepwell.data.sample import BadSample, Prepare, Source, read
 
-__all__ = ["Drawn", "InOrder", "Mixture"]
+__all__ = ["PATIENCE", "Drawn", "InOrder", "Mixture"]
+
+
+PATIENCE = 1000  # with bad samples in a row
 
 
 class Drawn(NamedTuple):
@@ -55,7 +58,7 @@ class Mixture:
         length: int,
         prepare: Prepare,
         seed: int = 0,
-        patience: int = 1000,
+        patience: int = PATIENCE,
     ) -> None:
         if len(sources) != len(weights) or not sources or min(weights) <= 0:
             raise ValueError(f"{len(sources)} sources need a positive weight each, got {list(weights)}")

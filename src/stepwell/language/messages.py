@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["IMAGE", "Message", "images_of", "with_texts"]
+__all__ = ["IMAGE", "Message", "image_in", "images_of", "with_texts"]
 
 IMAGE = "<image>"
 """The placeholder of one image."""
@@ -43,7 +43,10 @@ def images_of(messages: Sequence[Message]) -> list[Any]:
     """
     contents = (message.get("content") for message in messages)
     parts = (part for content in contents if isinstance(content, (list, tuple)) for part in content)
-    return [image for part in parts if (image := _image_in(part)) is not None]
+    images = [image for part in parts if (image := image_in(part)) is not None]
+    for image in images:
+        _refuse_names(image)
+    return images
 
 
 def _is_part(part: object) -> bool:
@@ -58,16 +61,20 @@ def _with_text(part: Message, change: Callable[[str], str]) -> Message:
     return part
 
 
-def _image_in(part: Message) -> Any:
-    """The image of one part of a message, in transformers' and in OpenAI's way of writing."""
+def image_in(part: Message) -> Any:
+    """What one part of a message says of its image, in transformers' and in OpenAI's way of writing; None
+    where it has none.
+    """
     if part.get("type") not in ("image", "image_url"):
         return None
     if part.get("base64") is not None:
         return f"data:image;base64,{part['base64']}"
     keys = ("image", "image_url", "url", "path")
     image = next((part[key] for key in keys if part.get(key) is not None), None)
-    if isinstance(image, Mapping) and "url" in image:
-        image = image["url"]
+    return image["url"] if isinstance(image, Mapping) and "url" in image else image
+
+
+def _refuse_names(image: Any) -> None:
     name = image
     if isinstance(image, Mapping) and image.get("bytes") is None:
         name = image.get("path")
@@ -78,4 +85,3 @@ def _image_in(part: Message) -> Any:
         )
     if isinstance(image, (list, tuple)):
         raise ValueError("a part of a message holds one image, got a list; write a part for each")
-    return image

@@ -21,7 +21,7 @@ from safetensors.torch import load_model
 from torch import nn
 from transformers import Trainer, set_seed
 
-from stepwell.data.mixture import Mixture
+from stepwell.data.mixture import PATIENCE, Mixture
 from stepwell.train.recipe import Recipe, load_recipe
 from stepwell.train.stage_trainer import WHOLE, StageTrainer, processes, put
 from stepwell.train.tasks import Task, find_task
@@ -45,8 +45,8 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     settings = load_recipe(recipe, overrides)
     _require_accelerate()
     tasks = [find_task(settings.task)(settings, stage) for stage in settings.stages]
-    patience = {} if settings.bad_samples == "skip" else {"patience": 1}
-    sources = [mixture(task, seed=settings.seed + i, **patience) for i, task in enumerate(tasks)]
+    patience = PATIENCE if settings.bad_samples == "skip" else 1
+    sources = [mixture(task, seed=settings.seed + i, patience=patience) for i, task in enumerate(tasks)]
     folder = settings.output / settings.name
     stages = [folder / f"{i + 1}_{stage.name}" for i, stage in enumerate(settings.stages)]
     resume = settings.resume
@@ -104,7 +104,7 @@ def _built(task: Task, recipe: Recipe, weights: Path | None) -> nn.Module:
     return module
 
 
-def mixture(task: Task, *, seed: int, patience: int = 1000) -> Mixture:
+def mixture(task: Task, *, seed: int, patience: int = PATIENCE) -> Mixture:
     """All samples of a stage, as many as its steps or epochs take in all processes; patience: with bad ones
     in a row.
     """
