@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from stepwell.layers.linear import Linear
+from stepwell.layers.linear import CellLinear, Linear
 from stepwell.layers.position import fraction_position_embedding
 from stepwell.ops.rearrange import map_to_tokens
 from stepwell.structures import Size, TokenMap
@@ -111,16 +111,8 @@ def linear_stacks(dims: Sequence[int], *, num_groups: int = 32) -> list[nn.Modul
     def norm(dim: int) -> nn.Module:
         return nn.GroupNorm(num_groups, dim)
 
-    others = (nn.Sequential(norm(dim), _CellLinear(dim, dims[0]), norm(dims[0])) for dim in dims[1:])
+    others = (nn.Sequential(norm(dim), CellLinear(dim, dims[0]), norm(dims[0])) for dim in dims[1:])
     return [norm(dims[0]), *others]
-
-
-class _CellLinear(Linear):
-    """A linear layer on every cell of a map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H, W)."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stepwell.ops.products import linear
 
-__all__ = ["Linear"]
+__all__ = ["CellLinear", "Linear"]
 
 
 class Linear(nn.Linear):
@@ -15,3 +15,11 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         return linear(x, self.weight, self.bias)
+
+
+class CellLinear(Linear):
+    """The same on every cell of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_features, H, W) -> (B, out_features, H, W)."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)

@@ -1,0 +1,77 @@
+"""The names of LLaVA-UHD's official code (arXiv 2412.13871), both of its versions -> ours.
+
+Theirs name levels by their factor (1x, 2x, 4x, 8x) and make a projection for each, also for those that a
+model does not read; ours are lists of the levels that it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from stepwell.keys.engine import Drop, Prefix, Rename, Rule
+
+__all__ = ["STAGE", "pyramid_rules", "resampler_rules", "window_rules"]
+
+STAGE: list[Rule] = [
+    Rename(r"range_temp", "similarity"),
+    Rename(r"sigma_spatial", "distance_sigma"),
+    Rename(r"range_proj\.([03]\.(?:weight|bias))", r"keys.\1"),
+    Rename(r"fixup_proj\.([03]\.(?:weight|bias))", r"correction.\1"),
+]
+"""Of a guided stage."""
+
+
+def pyramid_rules(num_stages: int) -> list[Rule]:
+    """Of a stack of guided stages; three of them correct every map, others the last one."""
+    stages = [Prefix(rf"up{i + 1}\.", f"stages.{i}.", STAGE) for i in range(num_stages)]
+    names = [f"fixup_proj_{2 ** (i + 1)}x" for i in range(num_stages)] if num_stages == 3 else []
+    corrections: list[Rule] = []
+    for i, name in enumerate([*names, "fixup_proj"]):
+        corrections.append(Rename(rf"{name}\.1\.weight", f"corrections.{i}.linear.weight", _of_a_cell))
+        corrections.append(Rename(rf"{name}\.1\.bias", f"corrections.{i}.linear.bias"))
+    return [*stages, *corrections]
+
+
+_ATTENTION: list[Rule] = [
+    Rename(r"pos_embed", "position"),
+    Rename(r"attn\.in_proj_(weight|bias)", r"qkv.\1"),
+    Rename(r"attn\.out_proj\.(weight|bias)", r"mix.\1"),
+    Rename(r"ln_q\.(weight|bias)", r"query_norm.\1"),
+    Rename(r"ln_kv\.(weight|bias)", r"norm.\1"),
+    Rename(r"ln_post\.(weight|bias)", r"out_norm.\1"),
+    Rename(r"proj", "out.weight", lambda matrix: matrix.t()),  # theirs stands at the right
+]
+
+
+def window_rules(levels: Sequence[int], num_query_sets: int = 4) -> list[Rule]:
+    """Of the window attention of version 2. levels: those that are read, 0 for the ViT's own map."""
+    rules: list[Rule] = []
+    for i, level in enumerate(levels):
+        rules += [
+            Rename(rf"features_{2**level}x_projector\.(weight|bias)", rf"projections.{i}.\1"),
+            Rename(rf"feature_{2**level}x_embedding", f"level_codes.{i}", Tensor.flatten),
+        ]
+    rules += [
+        Drop(r"features?_[1248]x_(projector\..+|embedding)", "of a level that this model does not read"),
+        Drop(r"query|kv_proj\.weight", "of version 1, unused"),
+        Rename(r"ln_proj\.(weight|bias)", r"set_norm.\1"),
+        Rename(r"cat_proj\.(weight|bias)", r"join.\1"),
+        *(Rename(rf"query_{i + 1}", f"queries.{i}") for i in range(num_query_sets)),
+    ]
+    return [*rules, *_ATTENTION]
+
+
+def resampler_rules() -> list[Rule]:
+    """Of the resampler of version 1."""
+    return [
+        Rename(r"query", "queries.0"),
+        Rename(r"kv_proj\.weight", "projections.0.weight"),
+        *_ATTENTION,
+    ]
+
+
+def _of_a_cell(weight: Tensor) -> Tensor:
+    """A 1x1 convolution's (C, C, 1, 1) -> a linear layer's (C, C)."""
+    return weight.flatten(1)
