@@ -129,6 +129,7 @@ class TokenLayout:
     inputs: tuple[Size, ...]  # sizes of the tensors handed to the vision system
     views: tuple[View, ...]  # what the encoders see; some are made from an input inside `forward`
     runs: tuple[TokenRun, ...]
+    tiles: Size = (0, 0)  # rows and columns of the views that tile the image, which come first
 
     @property
     def num_visual(self) -> int:

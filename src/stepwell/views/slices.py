@@ -1,0 +1,198 @@
+"""An overview and a grid of slices that follows the aspect of the image, each about as large as a square view.
+
+LLaVA-UHD, arXiv 2403.11703, section 3.1; version 2, arXiv 2412.13871, keeps the rules. Sizes are (height,
+width) in pixels, grids (rows, columns); S is the side of a square view, p the encoder's stride.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from stepwell.structures import Geometry, Size, Statistics, TokenLayout, TokenRun, View
+from stepwell.views.preprocess import to_tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Separator", "SliceGeometry", "SlicePlan", "long_side_size", "slice_plan", "total_area_size"]
+
+Separator = str | tuple[int, ...]
+"""What stands between visual tokens: a text, or token ids."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlicePlan:
+    """grid: of slices, (0, 0) where there are none. slice_size: of each; overview: of the whole image."""
+
+    overview: Size
+    grid: Size = (0, 0)
+    slice_size: Size = (0, 0)
+
+    @property
+    def whole(self) -> Size:
+        """What the image is resized to before it is cut."""
+        return self.grid[0] * self.slice_size[0], self.grid[1] * self.slice_size[1]
+
+
+def slice_plan(
+    size: Size, *, side: int, stride: int, max_slices: int, never_split: bool = False
+) -> SlicePlan:
+    """How an image of `size` is cut. The official rounding, whose width follows from a rounded height, so
+    that an image and the same one lying on its side may differ by a cell.
+    """
+    count = min(math.ceil(size[0] * size[1] / side**2), max_slices)
+    if count <= 1 or never_split:
+        return SlicePlan(overview=_fitted(size, side, stride, may_grow=True))
+    rows, cols = grid = _grid(size, count, max_slices)
+    cell = (max(size[0] // rows, 1), max(size[1] // cols, 1))
+    return SlicePlan(
+        overview=_fitted(size, side, stride, may_grow=False),
+        grid=grid,
+        slice_size=_fitted(cell, side, stride, may_grow=True),
+    )
+
+
+def _grid(size: Size, count: int, max_slices: int) -> Size:
+    """The grid of about `count` slices whose aspect is nearest to the image's, the first of equal ones."""
+    aspect = math.log(size[1] / size[0])
+    grids = (
+        (number // cols, cols)
+        for number in (count - 1, count, count + 1)
+        if 1 < number <= max_slices
+        for cols in range(1, number + 1)
+        if number % cols == 0
+    )
+    return min(grids, key=lambda grid: abs(aspect - math.log(grid[1] / grid[0])))
+
+
+def _fitted(size: Size, side: int, stride: int, *, may_grow: bool) -> Size:
+    """About S x S pixels in the aspect of `size`, in whole cells."""
+    height, width = size
+    if height * width > side**2 or may_grow:
+        aspect = width / height
+        height = int(side / math.sqrt(aspect))
+        width = int(height * aspect)
+    return max(height // stride, 1) * stride, max(width // stride, 1) * stride
+
+
+def long_side_size(size: Size, side: int) -> Size:
+    """An image's size with its long side at `side`, as images are resized before official evaluations."""
+    height, width = size
+    if width > height:
+        return max(int(side / width * height), 1), side
+    return side, max(int(side / height * width), 1)
+
+
+def total_area_size(size: Size, area: int) -> Size:
+    """An image's size with `area` pixels in its aspect, as a tenth of the official training images are."""
+    scale = math.sqrt(area / (size[0] * size[1]))
+    return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceGeometry(Geometry):
+    """Layouts and inputs of an overview and its slices; inputs and views are the slices row by row, and the
+    overview behind them.
+
+    token_grid: of the visual tokens of one view. organised: the slices' tokens make one map, with `newline`
+    behind each of its rows, and `comma` before the overview's; or else the tokens of every slice are followed
+    by `comma`, at the end of a row of slices by `newline`. before_overview: "first" writes what the released
+    code does, the separator behind the first slice: a newline where there is one column. long_side: of the
+    image before it is sliced; None is its own.
+    """
+
+    name: str
+    side: int
+    stride: int
+    max_slices: int
+    never_split: bool
+    token_grid: Size
+    organised: bool
+    newline: Separator
+    comma: Separator
+    before_overview: Literal["comma", "first"]
+    long_side: int | None
+    mean: Statistics
+    std: Statistics
+
+    def layout(self, size: Size) -> TokenLayout:
+        """size (H, W) of the upright image, both at least 1. Raises ValueError otherwise."""
+        if min(size) < 1:
+            raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
+        plan = self._plan(size)
+        (rows, cols), (height, width) = plan.grid, size
+        views = [
+            View(
+                name=f"slice {row + 1}.{col + 1}",
+                size=plan.slice_size,
+                box=(
+                    width * col / cols,
+                    height * row / rows,
+                    width * (col + 1) / cols,
+                    height * (row + 1) / rows,
+                ),
+                grid=self._cells(plan.slice_size),
+            )
+            for row in range(rows)
+            for col in range(cols)
+        ]
+        box = (0.0, 0.0, float(width), float(height))
+        views.append(View(name="overview", size=plan.overview, box=box, grid=self._cells(plan.overview)))
+        return TokenLayout(
+            image_size=size,
+            inputs=tuple(view.size for view in views),
+            views=tuple(views),
+            runs=tuple(self._runs(plan.grid)),
+            tiles=plan.grid,
+        )
+
+    def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
+        plan = self._plan(layout.image_size)
+        if self.long_side is not None:
+            height, width = long_side_size(layout.image_size, self.long_side)
+            image = image.resize((width, height))
+        overview = to_tensor(image, plan.overview, self.mean, self.std)
+        if plan.grid == (0, 0):
+            return [overview]
+        height, width = plan.slice_size
+        whole = to_tensor(image, plan.whole, self.mean, self.std)
+        rows = whole.split(height, dim=1)
+        return [*(part for row in rows for part in row.split(width, dim=2)), overview]
+
+    def _plan(self, size: Size) -> SlicePlan:
+        return slice_plan(
+            size if self.long_side is None else long_side_size(size, self.long_side),
+            side=self.side,
+            stride=self.stride,
+            max_slices=self.max_slices,
+            never_split=self.never_split,
+        )
+
+    def _cells(self, size: Size) -> Size:
+        return size[0] // self.stride, size[1] // self.stride
+
+    def _runs(self, grid: Size) -> Iterator[TokenRun]:
+        rows, cols = grid
+        newline, comma = _run(self.newline), _run(self.comma)
+        token_rows, token_cols = self.token_grid
+        if self.organised:
+            for _ in range(rows * token_rows):
+                yield TokenRun(count=cols * token_cols)
+                yield newline
+            if rows:
+                yield newline if cols == 1 and self.before_overview == "first" else comma
+        else:
+            for _ in range(rows):
+                for col in range(cols):
+                    yield TokenRun(count=token_rows * token_cols)
+                    yield newline if col == cols - 1 else comma
+        yield TokenRun(count=token_rows * token_cols)
+
+
+def _run(separator: Separator) -> TokenRun:
+    return TokenRun(text=separator) if isinstance(separator, str) else TokenRun(ids=separator)
