@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -212,8 +212,9 @@ class InversePyramid(nn.Module):
             is_last = i == len(self.stages) - 1
             correction = None
             if len(self.corrections) and (self.is_chained or is_last):
-                correction = self.corrections[i if self.is_chained else -1]
-            levels.append(Level(stage(x, _guidance(image, x)), correction))
+                correction = cast(_Correction, self.corrections[i if self.is_chained else -1])
+            level = Level(stage(x, _guidance(image, x)), correction)
+            levels.append(Level(level.corrected()) if correction is not None and correction.drops else level)
         return levels
 
 
@@ -244,10 +245,20 @@ class _Correction(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.linear = CellLinear(dim, dim)
 
+    @property
+    def drops(self) -> bool:
+        """Whether it is no linear layer at the moment."""
+        return self.training and self.dropout.p > 0
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         out: Tensor = x + CORRECTION * self.linear(self.dropout(x))
         return out
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """The same, without dropout, as a matrix (C, C) and a vector (C,) for every cell."""
+        weight, bias = self.linear.weight, self.linear.bias
+        return torch.eye(len(weight)).to(weight) + CORRECTION * weight, CORRECTION * bias
 
 
 def _network(in_dim: int, hidden_dim: int, out_dim: int, dropout: float) -> nn.Sequential:

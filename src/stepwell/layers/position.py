@@ -20,6 +20,7 @@ __all__ = [
     "cubic_spline_weights",
     "fraction_embedding",
     "fraction_position_embedding",
+    "index_position_embedding",
     "relative_position_bias",
     "resize_patch_kernel",
     "resize_position_embedding",
@@ -101,6 +102,20 @@ def fraction_position_embedding(dim: int, size: Size, *, device: torch.device | 
         raise ValueError(f"an embedding of columns and rows needs a width divisible by 4, got {dim}")
     rows, cols = (fraction_embedding((torch.arange(n, device=device) + 0.5) / n, dim // 2) for n in size)
     return torch.cat([cols.expand(*size, -1), rows[:, None].expand(*size, -1)], dim=2).flatten(0, 1)
+
+
+def index_position_embedding(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
+    """(H*W, dim) in fp32: a cell's column, counted from 0, in the first half of the channels, its row in the
+    second; in each, sines and then cosines of dim // 4 wavelengths, from 2 pi to 10000 times that.
+
+    As in MAE (arXiv 2111.06377), and LLaVA-UHD's queries (arXiv 2403.11703).
+    """
+    if dim % 4:
+        raise ValueError(f"an embedding of columns and rows needs a width divisible by 4, got {dim}")
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
+    rows, cols = (torch.arange(n, dtype=torch.float64, device=device)[:, None] * frequencies for n in size)
+    rows, cols = (torch.cat([angles.sin(), angles.cos()], dim=1) for angles in (rows, cols))
+    return torch.cat([cols.expand(*size, -1), rows[:, None].expand(*size, -1)], dim=2).flatten(0, 1).float()
 
 
 def relative_position_bias(table: Tensor, grid: Size) -> Tensor:

@@ -34,7 +34,8 @@ def window_pool(x: Tensor, grid: Size, bins: Size) -> Tensor:
     cells = x.movedim(1, -1).to(exact)  # (B, H, W, C)
     pooled = of_cols @ (of_rows @ cells.flatten(2)).unflatten(2, cells.shape[2:])
     windows = pooled.unflatten(2, (grid[1], bins[1])).unflatten(1, (grid[0], bins[0]))
-    return windows.transpose(2, 3).flatten(3, 4).flatten(1, 2).to(x.dtype)
+    out: Tensor = windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return out.to(x.dtype)
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""An overview and a grid of slices that follows the aspect of the image, each about as large as a square view.
+"""An overview and a grid of slices that follows the aspect of the image, all about as large as one view.
 
 LLaVA-UHD, arXiv 2403.11703, section 3.1; version 2, arXiv 2412.13871, keeps the rules. Sizes are (height,
 width) in pixels, grids (rows, columns); S is the side of a square view, p the encoder's stride.
