@@ -157,7 +157,7 @@ class VisionFeatures(NamedTuple):
     """What a vision system makes of one image."""
 
     tokens: Tensor  # (N, D) in the order of the layout's runs
-    maps: tuple[FeatureMap, ...]  # one a view
+    maps: tuple[FeatureMap, ...]  # view after view, of each view the coarsest first
     layout: TokenLayout
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stepwell.keys.engine import Drop, Prefix, Rename, Rule
 
-__all__ = ["STAGE", "pyramid_rules", "resampler_rules", "window_rules"]
+__all__ = ["STAGE", "pyramid_rules", "resampler_rules", "vision_rules", "window_rules"]
 
 STAGE: list[Rule] = [
     Rename(r"range_temp", "similarity"),
@@ -75,3 +75,20 @@ def resampler_rules() -> list[Rule]:
 def _of_a_cell(weight: Tensor) -> Tensor:
     """A 1x1 convolution's (C, C, 1, 1) -> a linear layer's (C, C)."""
     return weight.flatten(1)
+
+
+def vision_rules(tower: Sequence[Rule], projector: Sequence[Rule], *, num_stages: int | None) -> list[Rule]:
+    """Tower and projector of a whole model, or the projector's own file -> UhdVision.
+
+    tower: the encoder's table; projector: `window_rules` or `resampler_rules`; num_stages: of the stack,
+    None where there is none.
+    """
+    stack: list[Rule] = [
+        Drop(r"upsampler\.model\..+", "a second encoder and its norm, unused"),
+        *([] if num_stages is None else [Prefix(r"upsampler\.upsampler\.", "", pyramid_rules(num_stages))]),
+    ]
+    return [
+        Prefix(r"(?:model\.)?vision_tower\.vision_tower\.", "branches.0.", tower),
+        Prefix(r"(?:model\.)?mm_projector\.", "upsampler.", stack),
+        Prefix(r"(?:model\.)?mm_projector\.", "projector.", projector),
+    ]

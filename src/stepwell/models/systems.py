@@ -6,6 +6,7 @@ from typing import Any
 
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
+from stepwell.models.uhd import UhdV1Config, UhdV2Config
 from stepwell.models.vision import VisionConfig, validated
 
 __all__ = ["SYSTEMS", "vision_settings"]
@@ -13,6 +14,8 @@ __all__ = ["SYSTEMS", "vision_settings"]
 SYSTEMS: dict[str, type[VisionConfig]] = {
     "plain": PlainConfig,
     "piip": PiipConfig,
+    "uhd_v1": UhdV1Config,
+    "uhd_v2": UhdV2Config,
 }
 
 

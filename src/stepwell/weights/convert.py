@@ -17,13 +17,14 @@ import torch
 from transformers import PreTrainedConfig
 
 from stepwell.folders import commit_of, read_config
-from stepwell.keys.checkpoint import open_checkpoint
+from stepwell.keys.checkpoint import Checkpoint, open_checkpoint
 from stepwell.keys.engine import Plan, plan
 from stepwell.keys.report import FitError, Report, compare
 from stepwell.models.published.papers import PUBLISHED, find_published
 from stepwell.models.published.published import Published
+from stepwell.models.vision import VisionConfig
 from stepwell.weights.build import build_model, write_processor
-from stepwell.weights.write import new_folder, write_safetensors
+from stepwell.weights.write import new_folder, write_safetensors, write_tensors
 
 __all__ = ["convert", "dry_run", "read_manifest"]
 
@@ -39,7 +40,8 @@ def convert(
     overwrite: bool = False,
     tokenizer: str | Path | None = None,
 ) -> Report:
-    """Write the checkpoint `source` (file or folder) to the new folder `out`, as the published model `as_`.
+    """Write the checkpoint `source` (file or folder) to the new folder `out`, as the published model `as_`;
+    parts of a model, as a file each, named after the part.
 
     tokenizer: a folder with one, by default the source's. Raises FitError (nothing is written) where
     names or shapes contradict `as_`, CheckpointError for what cannot be read, FileExistsError for a folder in
@@ -47,6 +49,8 @@ def convert(
     """
     published = _published(as_)
     checkpoint = open_checkpoint(source, window=max_shard_bytes // 4)
+    if published.parts:
+        return _convert_parts(published, checkpoint, out, overwrite=overwrite)
     beside = Path(source) if Path(source).is_dir() else Path(source).parent
     fields = read_config(beside)
     config, renaming, report = _prepare(published, checkpoint.shapes, fields)
@@ -78,9 +82,10 @@ def convert(
 
 def dry_run(manifest: str | Path, *, as_: str) -> Report:
     """What `convert` would say of a list of names and shapes; nothing is written. It may not be ok."""
-    published = _published(as_)
-    _, _, report = _prepare(published, read_manifest(manifest), {})
-    return report
+    published, shapes = _published(as_), read_manifest(manifest)
+    if published.parts:
+        return _prepare_parts(published, shapes)[1]
+    return _prepare(published, shapes, {})[2]
 
 
 def read_manifest(path: str | Path) -> dict[str, Shape]:
@@ -106,6 +111,44 @@ def _published(name: str) -> Published:
     return published
 
 
+def _convert_parts(
+    published: Published, checkpoint: Checkpoint, out: str | Path, *, overwrite: bool
+) -> Report:
+    renaming, report = _prepare_parts(published, checkpoint.shapes)
+    report.notes += checkpoint.notes
+    if not report.ok:
+        raise FitError(report.complaint(), report)
+    with new_folder(out, overwrite=overwrite) as folder:
+        for part, prefix in _prefixes(published).items():
+            tensors = {
+                name.removeprefix(prefix): target.make(checkpoint.read)
+                for name, target in renaming.targets.items()
+                if name.startswith(prefix)
+            }
+            write_tensors(folder / f"{part}.safetensors", tensors)
+        (folder / "conversion.json").write_text(json.dumps(report.json(), indent=1), "utf-8")
+    return report
+
+
+def _prepare_parts(published: Published, shapes: Mapping[str, Shape]) -> tuple[Plan, Report]:
+    """What becomes of every tensor of a file that holds parts alone, and whether that is right."""
+    renaming = plan(shapes, published.rules(published.settings))
+    settings = published.settings
+    assert isinstance(settings, VisionConfig)
+    assert published.text_config is not None
+    with torch.device("meta"):
+        vision = settings.build(published.text_config["hidden_size"])
+    prefixes = tuple(_prefixes(published).values())
+    ours = {name: tuple(t.shape) for name, t in vision.state_dict().items() if name.startswith(prefixes)}
+    return renaming, compare(published.name, renaming, shapes, ours, {})
+
+
+def _prefixes(published: Published) -> dict[str, str]:
+    """Of the tensors of each part, in the vision system."""
+    assert isinstance(published.settings, VisionConfig)
+    return {part: f"{published.settings.parts[part]}." for part in published.parts}
+
+
 def _prepare(
     published: Published, shapes: Mapping[str, Shape], fields: Mapping[str, Any]
 ) -> tuple[PreTrainedConfig, Plan, Report]:
@@ -116,10 +159,13 @@ def _prepare(
     model = build_model(published, fields, vocab_size)
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     absent = {}
-    if not any(name.startswith("model.language_model.") for name in renaming.targets):
-        language_model = ("model.language_model.", "lm_head.")
-        why = "no language model in this source"
-        absent = {name: why for name in ours if name.startswith(language_model)}
+    for what, prefixes in (
+        ("language model", ("model.language_model.", "lm_head.")),
+        ("encoder", ("model.vision.branches.",)),
+    ):
+        if not any(name.startswith(prefixes) for name in renaming.targets):
+            why = f"no {what} in this source"
+            absent |= {name: why for name in ours if name.startswith(prefixes)}
     for name in model.all_tied_weights_keys.keys() - renaming.targets.keys():
         ours.pop(name)  # it is another tensor
     report = compare(published.name, renaming, shapes, ours, absent)

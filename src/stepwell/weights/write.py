@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stepwell.folders import one_line, share
 
-__all__ = ["new_folder", "write_safetensors"]
+__all__ = ["new_folder", "write_safetensors", "write_tensors"]
 
 
 @contextmanager
@@ -33,7 +33,8 @@ def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     full = folder.exists() and any(folder.iterdir())
     if full and not overwrite:
         raise FileExistsError(f"{folder} is not empty; choose another folder or ask to overwrite it")
-    if full and not ((folder / "config.json").is_file() and any(folder.glob("*.safetensors"))):
+    is_ours = any((folder / file).is_file() for file in ("config.json", "conversion.json"))
+    if full and not (is_ours and any(folder.glob("*.safetensors"))):
         raise FileExistsError(f"{folder} holds other things than a model; it will not be replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
@@ -48,6 +49,16 @@ def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One safetensors file. Raises OSError."""
+    try:
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(whole, file, metadata={"format": "pt"})
+        share(file)
+    except SafetensorError as error:
+        raise OSError(f"could not write {file.name} to {file.parent.parent}: {one_line(error)}") from None
 
 
 def write_safetensors(
@@ -65,11 +76,7 @@ def write_safetensors(
     sizes = {name: torch.empty_like(meta, device="meta") for name, meta in metas.items()}  # no views
     split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_bytes)
     for file, names in split.filename_to_tensors.items():
-        try:
-            save_file({n: make(n).contiguous() for n in names}, folder / file, metadata={"format": "pt"})
-            share(folder / file)
-        except SafetensorError as error:
-            raise OSError(f"could not write a shard to {folder.parent}: {one_line(error)}") from None
+        write_tensors(folder / file, {name: make(name) for name in names})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), "utf-8")

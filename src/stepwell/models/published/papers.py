@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stepwell.models.published.piip import PIIP
 from stepwell.models.published.published import Published
+from stepwell.models.published.uhd import UHD
 
 __all__ = ["PUBLISHED", "find_published"]
 
@@ -11,6 +12,7 @@ PUBLISHED: dict[str, Published] = {
     published.name: published
     for published in [
         *PIIP,
+        *UHD,
     ]
 }
 

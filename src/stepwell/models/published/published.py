@@ -14,20 +14,23 @@ from stepwell.keys.engine import Rule
 from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.vision import VisionConfig
 
-__all__ = ["VICUNA_7B", "VICUNA_13B", "Published", "Task"]
+__all__ = ["QWEN2_7B", "VICUNA_7B", "VICUNA_13B", "Published", "Task"]
 
-Task = Literal["detection", "segmentation", "classification", "chat"]
+Task = Literal["detection", "segmentation", "classification", "chat", "part"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One configuration. `file`: its weights in `repository`, None where that holds nothing else."""
+    """One configuration. `file`: its weights in `repository`, None where that holds nothing else; `parts`: of
+    the vision system, that these are, where they are no whole model.
+    """
 
     name: str
     task: Task
     settings: DenseSettings | ClassifierSettings | VisionConfig
     rules: Callable[[Any], list[Rule]]  # `settings` -> the key table of the whole checkpoint
     num_classes: int | None = None
+    parts: tuple[str, ...] = ()
     text_config: Mapping[str, Any] | None = None  # of transformers, for weights without a config.json
     template: str | None = None  # of a chat, in language/templates
     repository: str | None = None
@@ -53,6 +56,20 @@ VICUNA_7B: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
 }
 """Vicuna 1.5, arXiv 2306.05685, the language model of several papers."""
+QWEN2_7B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+}
+"""Qwen2-7B-Instruct, arXiv 2407.10671."""
 VICUNA_13B: dict[str, Any] = VICUNA_7B | {
     "hidden_size": 5120,
     "intermediate_size": 13824,
