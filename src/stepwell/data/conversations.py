@@ -16,7 +16,7 @@ from stepwell.data.files import JsonLines, path_of, read_list
 from stepwell.data.sample import Sample
 from stepwell.language.characters import well_formed
 from stepwell.language.conversation import from_llava
-from stepwell.language.messages import IMAGE, Message, image_in
+from stepwell.language.messages import IMAGE, Message, image_in, with_texts
 
 __all__ = ["Conversations"]
 
@@ -31,12 +31,19 @@ class Conversations:
     """
 
     def __init__(
-        self, entries: str | Path | Sequence[Mapping[str, Any]], *, images: Path | None = None
+        self,
+        entries: str | Path | Sequence[Mapping[str, Any]],
+        *,
+        images: Path | None = None,
+        prompt: str | None = None,
     ) -> None:
-        """images: the folder that image paths start from, by default the one of the file."""
+        """images: the folder that image paths start from, by default the one of the file. prompt: a line that
+        is put behind every question that does not end with it.
+        """
         self.path = Path(entries) if isinstance(entries, str | Path) else None
         self.entries: Sequence[Any] = entries if self.path is None else read_list(self.path)  # type: ignore[assignment]
         self.images = Path(images or (self.path.parent if self.path else "."))
+        self.prompt = prompt
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -63,6 +70,8 @@ class Conversations:
         _check(messages, len(images))
         if len(images) == 1:
             messages = from_llava(turns, has_image=True, rule="llava")
+        if self.prompt is not None:
+            messages = [_prompted(message, self.prompt) for message in messages]
         return Sample(images=tuple(map(self._found, images)), messages=tuple(messages))
 
     def _found(self, image: Any) -> Any:
@@ -71,6 +80,13 @@ class Conversations:
             image = image.get("path")
         is_address = isinstance(image, str) and (image.startswith("data:") or "://" in image[:16])
         return path_of(self.images, image) if isinstance(image, str | Path) and not is_address else image
+
+
+def _prompted(message: Message, prompt: str) -> Message:
+    def behind(text: str) -> str:
+        return text if text.rstrip().endswith(prompt) else f"{text.rstrip()}\n{prompt}"
+
+    return with_texts(message, behind) if message["role"] == "user" else message
 
 
 def _field(entry: Mapping[str, Any], names: Sequence[str]) -> Any:

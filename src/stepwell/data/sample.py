@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from stepwell.folders import one_line
 from stepwell.language.characters import well_formed
 from stepwell.language.messages import Message
+from stepwell.structures import Size
 
 if TYPE_CHECKING:
     from stepwell.images.open import ImageSource
@@ -31,6 +32,7 @@ class Sample:
 
     messages: tuple[Message, ...]
     images: tuple[ImageSource, ...] = ()
+    resize: Callable[[Size], Size] | None = None  # the size an image is brought to before it is looked at
 
     @property
     def image(self) -> ImageSource | None:

@@ -49,8 +49,8 @@ def _pointwise(*args: Any, **options: Any) -> Tensor:
     return shaped.new_empty(shaped.shape, dtype=dtype)
 
 
-def _reduced(x: Tensor, dims: Sequence[int], keep: bool = False, **options: Any) -> Tensor:
-    reduced = {dim % x.dim() for dim in dims}
+def _reduced(x: Tensor, dims: Sequence[int] | None = None, keep: bool = False, **options: Any) -> Tensor:
+    reduced = {dim % x.dim() for dim in (range(x.dim()) if dims is None else dims)}
     return x.new_empty([1 if i in reduced else n for i, n in enumerate(x.shape) if keep or i not in reduced])
 
 

@@ -1,8 +1,8 @@
 """What a model of ours costs, part by part: built on the meta device and counted twice (flops/count.py).
 
 As the papers count: `Part.macs`, in the convention of the tables that such a model would stand in. In truth:
-`Part.flops`. A language model is charged for reading the visual tokens of one image, its attention whole, as
-if it were not causal.
+`Part.flops`. A language model is charged for reading the visual tokens of one image and what separates them
+(a text as one token), its attention whole, as if it were not causal.
 """
 
 from __future__ import annotations
@@ -88,7 +88,11 @@ def find_subject(name: str) -> Subject:
             f"unknown model {name!r}: no folder with a config.json, no recipe, and none of the published "
             f"configurations, such as {next(iter(PUBLISHED))}"
         )
-    return published.settings
+    if published.text_config is None or not isinstance(published.settings, VisionConfig):
+        return published.settings
+    from stepwell.models.config import StepwellConfig
+
+    return StepwellConfig(vision_config=published.settings, text_config=dict(published.text_config))
 
 
 def _subject_in(folder: Path) -> Subject:
@@ -173,11 +177,15 @@ def _count_assistant(config: StepwellConfig, size: Size | None) -> Report:
     with outlines():
         model = StepwellForConditionalGeneration(config)
     layout, see = _sight(model.model.vision, config.vision, size)
+    separators = sum(len(run.ids or [run.text]) for run in layout.runs if not run.count)
+    length = layout.num_visual + separators
     # A mask of four dimensions is taken as it is; any other is looked into, which the meta device cannot.
-    mask = torch.ones(1, 1, layout.num_visual, layout.num_visual, dtype=torch.bool, device="meta")
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
 
     def read() -> None:
-        text = model.model.language_model(inputs_embeds=see(), attention_mask=mask, use_cache=False)
+        visual = see()
+        tokens = torch.cat([visual, visual.new_empty(1, separators, visual.shape[-1])], 1)
+        text = model.model.language_model(inputs_embeds=tokens, attention_mask=mask, use_cache=False)
         model.lm_head(text.last_hidden_state[:, -1:])
 
     return _count_reader(model, read, layout, config.vision)

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer
 
 from stepwell.data.conversations import Conversations
+from stepwell.data.resized import Resized
 from stepwell.data.sample import Source
 from stepwell.folders import ModelError, check_hub_name, commit_of, download, find_folder, model_type
 from stepwell.language.labels import IGNORE
@@ -34,7 +36,8 @@ from stepwell.models.processor import StepwellProcessor
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import settings_json
 from stepwell.train.collate import Collator, TurnOrder, turn_mask
-from stepwell.train.recipe import Positive, Rate, Recipe, Stage, Strict
+from stepwell.train.recipe import Positive, Rate, Recipe, Share, Stage, Strict
+from stepwell.views.slices import SliceGeometry, long_side_size
 
 __all__ = [
     "ChatModel",
@@ -90,12 +93,27 @@ class ChatModel(Strict):
 
 
 class ConversationData(Strict):
-    """A training file of images and conversations (data/conversations.py): a JSON list, or JSON a line."""
+    """A training file of images and conversations (data/conversations.py): a JSON list, or JSON a line.
+
+    prompt: a line behind every question. long_side: to which images are resized before anything else. sliced:
+    the share of the images, chosen by chance, that are resized to the area of `slices` slices, as LLaVA-UHD
+    trains; those that give as many already are not.
+    """
 
     kind: Literal["conversations"]
     weight: Rate = 1.0
     path: Path
     images: Path | None = None  # the folder that image paths start from; None: the file's own
+    prompt: str | None = None
+    long_side: Positive | None = None
+    sliced: Share = 0.0
+    slices: Positive = 6
+
+    @model_validator(mode="after")
+    def _resized_once(self) -> ConversationData:
+        if self.long_side is not None and self.sliced:
+            raise ValueError("images are resized once: give either long_side or sliced")
+        return self
 
 
 class ChatStage(Stage):
@@ -210,7 +228,16 @@ class ChatTask:
         return parts
 
     def source(self, data: Any) -> Source:
-        return Conversations(data.path, images=data.images)
+        source = Conversations(data.path, images=data.images, prompt=data.prompt)
+        if data.long_side is not None:
+            return Resized(source, partial(long_side_size, side=data.long_side))
+        if data.sliced:
+            geometry = vision_settings(self.stage_config.vision_config).geometry()
+            if not isinstance(geometry, SliceGeometry):
+                raise ValueError(f"data.sliced: a {self.config.vision.kind!r} system has no slices")
+            resize = partial(geometry.resized, slices=data.slices)
+            return Resized(source, resize, share=data.sliced, seed=self.settings.seed)
+        return source
 
     def prepare(self, sample: Any) -> Any:
         return self.collator.prepare(sample)

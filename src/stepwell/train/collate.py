@@ -22,6 +22,7 @@ from stepwell.images.open import ImageSource
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE, Message
 from stepwell.models.processor import StepwellProcessor
+from stepwell.structures import Size
 
 __all__ = ["Collator", "Example", "Row", "TurnOrder", "turn_mask"]
 
@@ -67,6 +68,8 @@ class Collator:
         of which no token is learned, and one whose first turn is too long.
         """
         images = [self._opened(image) for image in sample.images]
+        if sample.resize is not None:
+            images = [_resized(image, sample.resize((image.height, image.width))) for image in images]
         row, shown = self._row(sample.messages, images)
         if bool((row.labels == IGNORE).all()):
             raise ValueError("no token of this conversation is supervised: nothing is learned from it")
@@ -160,6 +163,11 @@ class Collator:
             groups += [number] * (len(part.input_ids) - start)
             positions += range(shared, shared + len(part.input_ids) - start)
         return ids, labels, groups, positions
+
+
+def _resized(image: Image, size: Size) -> Image:
+    height, width = size
+    return image.resize((width, height))  # bicubic
 
 
 def _placeholders(messages: Sequence[Message]) -> int:

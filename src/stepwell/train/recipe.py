@@ -29,6 +29,7 @@ __all__ = [
     "Rate",
     "Recipe",
     "Schedule",
+    "Share",
     "Stage",
     "Strict",
     "load_recipe",

@@ -164,6 +164,12 @@ class SliceGeometry(Geometry):
         rows = whole.split(height, dim=1)
         return [*(part for row in rows for part in row.split(width, dim=2)), overview]
 
+    def resized(self, size: Size, *, slices: int) -> Size:
+        """The size of an image's whole that gives `slices` slices, its own where it gives as many."""
+        if math.prod(self._plan(size).grid) == slices:
+            return size
+        return total_area_size(size, slices * self.side**2)
+
     def _plan(self, size: Size) -> SlicePlan:
         return slice_plan(
             size if self.long_side is None else long_side_size(size, self.long_side),

@@ -158,7 +158,7 @@ def _prepare(
     vocab_size = next(iter(shapes[embedding.sources[0]]), None) if embedding else None
     model = build_model(published, fields, vocab_size)
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    absent = {}
+    absent: dict[str, str] = {}
     for what, prefixes in (
         ("language model", ("model.language_model.", "lm_head.")),
         ("encoder", ("model.vision.branches.",)),
