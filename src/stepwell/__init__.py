@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from stepwell.data.label_maps import LabelMaps as LabelMaps
     from stepwell.encoders.catalogue import build_encoder as build_encoder
     from stepwell.fuse.interaction import InteractionConfig as InteractionConfig
+    from stepwell.fuse.upsample import UpsamplerConfig as UpsamplerConfig
+    from stepwell.fuse.windows import WindowConfig as WindowConfig
     from stepwell.images.limits import ImageError as ImageError
     from stepwell.images.limits import ImageLimits as ImageLimits
     from stepwell.images.open import open_image as open_image
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from stepwell.models.processor import StepwellProcessor as StepwellProcessor
     from stepwell.models.pyramid import BranchConfig as BranchConfig
     from stepwell.models.pyramid import pyramid_branches as pyramid_branches
+    from stepwell.models.uhd import UhdV1Config as UhdV1Config
+    from stepwell.models.uhd import UhdV2Config as UhdV2Config
     from stepwell.ops.choose import prefer as prefer
     from stepwell.weights.load import load as load
 
@@ -66,6 +70,10 @@ _ROOMS = {
     "StepwellConfig": "models.config",
     "StepwellForConditionalGeneration": "models.assistant",
     "StepwellProcessor": "models.processor",
+    "UhdV1Config": "models.uhd",
+    "UhdV2Config": "models.uhd",
+    "UpsamplerConfig": "fuse.upsample",
+    "WindowConfig": "fuse.windows",
     "build_encoder": "encoders.catalogue",
     "load": "weights.load",
     "load_parts": "models.parts",

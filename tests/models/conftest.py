@@ -1,8 +1,9 @@
-"""Tiny assistants: both kinds of vision, two language models, one small tokenizer."""
+"""Tiny assistants: every kind of vision, two language models, one small tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast,
 
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import ProjectorConfig
+from stepwell.fuse.windows import WindowConfig
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
@@ -19,6 +21,7 @@ from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.pyramid import BranchConfig
+from stepwell.models.uhd import V1_WINDOWS, UhdV1Config, UhdV2Config
 from stepwell.models.vision import VisionConfig
 from stepwell.reader.tokenizer import build_reader_tokenizer
 
@@ -37,7 +40,9 @@ PIIP = PiipConfig(
     projector=ProjectorConfig(num_groups=8),
     framing="aspect",
 )
-VISIONS = {"plain": PLAIN, "piip": PIIP}
+UHD_V1 = UhdV1Config(encoder="vit_nano", size=64, max_slices=4, windows=replace(V1_WINDOWS, grid=(2, 2)))
+UHD_V2 = UhdV2Config(encoder="vit_nano", size=64, max_slices=4, windows=WindowConfig(grid=(2, 2)))
+VISIONS = {"plain": PLAIN, "piip": PIIP, "uhd_v1": UHD_V1, "uhd_v2": UHD_V2}
 
 Build = Callable[..., Assistant]
 
@@ -103,6 +108,6 @@ def draw() -> Callable[..., Image.Image]:
     return drawn
 
 
-@pytest.fixture(scope="session", params=["plain", "piip"])
+@pytest.fixture(scope="session", params=list(VISIONS))
 def vision(request: pytest.FixtureRequest) -> VisionConfig:
     return VISIONS[request.param]

@@ -29,7 +29,7 @@ from stepwell.ops.ragged import by_shape
 from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
 from stepwell.views.slices import Separator, SliceGeometry
 
-__all__ = ["UhdV1Config", "UhdV2Config", "UhdVision"]
+__all__ = ["V1_WINDOWS", "UhdV1Config", "UhdV2Config", "UhdVision"]
 
 MOST_CELLS = 2**14
 """Of the finest maps that are held at once where no gradient is recorded."""
