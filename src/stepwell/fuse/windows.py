@@ -266,4 +266,4 @@ def _deviation(cells: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     products = weight.t() @ weight / len(weight)
     cross, constant = 2 * (bias @ weight) / len(weight), bias.square().mean() + EPS
     square = (cells @ products * cells).sum(-1) + cells @ cross
-    return (square.clamp(min=0) + constant).sqrt()
+    return (square + constant).clamp(min=EPS).sqrt()
