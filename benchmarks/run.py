@@ -1,8 +1,8 @@
 """`make bench`: every comparison in one run, printed as the tables that results.md keeps. Under 25 minutes.
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
-                                            (deform, piip, runtimes, memory, user, ask,
-                                            imports; training, openvino)
+                                            (deform, upsample, piip, runtimes, memory,
+                                            user, ask, imports; training, openvino)
 
 Rows are appended to latest.md as they come. Run it on a quiet machine. Ratios above 1 say that ours is the
 faster; times are of this machine, today.
@@ -19,11 +19,17 @@ import deform_attn
 import imports
 import piip_backbone
 import runtimes
+import upsample
 from measure import HEADER, machine
 
 LATEST = Path(__file__).with_name("latest.md")
 SECTIONS = {
     "deform": ("Deformable attention; other: eager grid_sample", HEADER, deform_attn.rows()),
+    "upsample": (
+        "Inverse pyramid; other: F.unfold and einsum, with the same weights",
+        HEADER,
+        upsample.rows(),
+    ),
     "piip": ("PIIP; other: a plain peer with the same weights", HEADER, piip_backbone.rows()),
     "runtimes": (
         "Inference of the exported graph; 0.74x is 1.35 times OpenVINO's time, 0.91x is 1.1 times",
