@@ -181,10 +181,13 @@ PER_OUTPUT: dict[Any, int] = {
     _aten.upsample_bilinear2d: 7,
     _aten.upsample_bicubic2d: 31,
     _aten.grid_sampler_2d: 7,
+    _aten.addcmul_: 2,
     _aten.clone: 0,  # tagged pointwise, but no arithmetic
     _aten.where: 0,
 }
-REDUCTIONS = {_aten.sum, _aten.mean, _aten.max_pool2d_with_indices, _aten.amax}
+REDUCTIONS = {
+    *(_aten._adaptive_avg_pool2d, _aten.amax, _aten.max_pool2d_with_indices, _aten.mean, _aten.sum),
+}
 """One operation an element that goes in."""
 
 

@@ -84,6 +84,11 @@ def _resized(x: Tensor, size: Sequence[int], *options: Any) -> Tensor:
     return x.new_empty(*x.shape[:2], *size)
 
 
+def _padded(x: Tensor, pads: Sequence[int]) -> Tensor:
+    left, right, top, bottom = pads
+    return x.new_empty(*x.shape[:-2], x.shape[-2] + top + bottom, x.shape[-1] + left + right)
+
+
 def _pooled(x: Tensor, kernel: Sequence[int], strides: Sequence[int]) -> tuple[Tensor, Tensor]:
     sides = [(n - k) // s + 1 for n, k, s in zip(x.shape[2:], kernel, strides, strict=True)]
     return x.new_empty(*x.shape[:2], *sides), x.new_empty(0)
@@ -96,12 +101,12 @@ def _alone(outline: Tensor) -> tuple[Tensor, ...]:
 
 _aten = torch.ops.aten
 _POINTWISE = (
-    *(_aten.abs, _aten.add, _aten.clamp, _aten.clone, _aten.cos, _aten.floor, _aten.gelu),
-    *(_aten.mul, _aten.nan_to_num, _aten.pow, _aten.relu, _aten.rsqrt, _aten.rsub, _aten.sigmoid, _aten.sin),
-    *(_aten.sub, _aten._safe_softmax, _aten._softmax),
+    *(_aten.abs, _aten.add, _aten.clamp, _aten.clone, _aten.cos, _aten.exp, _aten.floor, _aten.gelu),
+    *(_aten.mul, _aten.nan_to_num, _aten.neg, _aten.pow, _aten.relu, _aten.rsqrt, _aten.rsub, _aten.sigmoid),
+    *(_aten.sin, _aten.sub, _aten._safe_softmax, _aten._softmax),
 )
 _IN_PLACE = (
-    *(_aten.add_, _aten.copy_, _aten.fill_, _aten.normal_),
+    *(_aten.add_, _aten.addcmul_, _aten.copy_, _aten.fill_, _aten.normal_),
     *(_aten.uniform_, _aten.zero_),
 )
 _OUTLINES: dict[Any, Callable[..., Any]] = {
@@ -109,7 +114,9 @@ _OUTLINES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(_IN_PLACE, lambda x, *others, **options: x),
     **dict.fromkeys((_aten.amax, _aten.mean, _aten.sum), _reduced),
     **dict.fromkeys((_aten.bmm, _aten.mm), _multiplied),
-    **dict.fromkeys((_aten.upsample_bicubic2d, _aten.upsample_bilinear2d), _resized),
+    **dict.fromkeys(
+        (_aten._adaptive_avg_pool2d, _aten.upsample_bicubic2d, _aten.upsample_bilinear2d), _resized
+    ),
     _aten._embedding_bag_forward_only: lambda x, i, bags, *options: _alone(
         x.new_empty(len(bags), x.shape[1])
     ),
@@ -121,6 +128,7 @@ _OUTLINES: dict[Any, Callable[..., Any]] = {
     _aten.max_pool2d_with_indices: _pooled,
     _aten.native_group_norm: lambda x, *options: _alone(x.new_empty(x.shape))[:3],
     _aten.native_layer_norm: lambda x, *options: _alone(x.new_empty(x.shape))[:3],
+    _aten.reflection_pad2d: _padded,
     _aten.repeat: _repeated,
     _aten.stack: lambda tensors, dim=0: _joined([x.unsqueeze(dim) for x in tensors], dim),
 }

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from stepwell.layers.linear import CellLinear
-from stepwell.ops.adaptive_conv import adaptive_conv, reflect
+from stepwell.ops.adaptive_conv import adaptive_upsample, neighbour_products
 from stepwell.ops.double import double_map
 
 __all__ = [
@@ -93,10 +93,7 @@ class GuidedStage(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x (B, C, h, w), guidance (B, 3, H, W) -> (B, C, H, W): equation 2."""
-        size = (guidance.shape[-2], guidance.shape[-1])
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # bicubic weights need fp32
-        enlarged = F.interpolate(exact, size, mode="bicubic", align_corners=False)
-        return adaptive_conv(reflect(enlarged, self.config.radius), self.kernels(guidance)).to(x.dtype)
+        return adaptive_upsample(x, self.kernels(guidance))
 
     def kernels(self, guidance: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, K*K, H, W), in fp32 at least."""
@@ -112,14 +109,7 @@ class GuidedStage(nn.Module):
 
     def similarities(self, guidance: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, K*K, H, W): a softmax over each pixel's neighbours, equation 9."""
-        keys = self.keys(guidance)
-        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))  # softmax loses tails in half
-        (height, width), side = keys.shape[-2:], 2 * self.config.radius + 1
-        padded = reflect(keys, self.config.radius)
-        shifts = (divmod(offset, side) for offset in range(side * side))
-        products = torch.stack(
-            [(padded[:, :, row : row + height, col : col + width] * keys).sum(1) for row, col in shifts], 1
-        )
+        products = neighbour_products(self.keys(guidance), self.config.radius)
         if self.config.similarity == "temperature":
             scale = self.similarity.to(products.dtype).exp().clamp(1e-4, 1e4)
         else:
@@ -130,9 +120,9 @@ class GuidedStage(nn.Module):
         """(K*K,): a Gaussian of the distance from the middle, equation 8."""
         sigma = self.distance_sigma.to(torch.promote_types(self.distance_sigma.dtype, torch.float32))
         radius = self.config.radius
-        reach = 1 if self.config.distance == "relative" else radius
-        steps = torch.linspace(-reach, reach, 2 * radius + 1, device=sigma.device, dtype=sigma.dtype) ** 2
-        return (-(steps[:, None] + steps).flatten() / (2 * sigma**2)).exp()
+        unit = radius if self.config.distance == "relative" else 1
+        steps = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype) / unit
+        return (-(steps[:, None] ** 2 + steps**2).flatten() / (2 * sigma**2)).exp()
 
 
 class BilinearStage(nn.Module):
@@ -212,7 +202,7 @@ class InversePyramid(nn.Module):
             is_last = i == len(self.stages) - 1
             correction = None
             if len(self.corrections) and (self.is_chained or is_last):
-                correction = cast(_Correction, self.corrections[i if self.is_chained else -1])
+                correction = cast("_Correction", self.corrections[i if self.is_chained else -1])
             level = Level(stage(x, _guidance(image, x)), correction)
             levels.append(Level(level.corrected()) if correction is not None and correction.drops else level)
         return levels
@@ -252,8 +242,7 @@ class _Correction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        out: Tensor = x + CORRECTION * self.linear(self.dropout(x))
-        return out
+        return torch.add(x, self.linear(self.dropout(x)), alpha=CORRECTION)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The same, without dropout, as a matrix (C, C) and a vector (C,) for every cell."""
