@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
@@ -16,6 +17,8 @@ from stepwell.flops.outlines import outlines
 from stepwell.fuse.interaction import InteractionConfig, Message
 from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.pyramid import BranchConfig, build_pyramid
+from stepwell.ops.adaptive_conv import adaptive_conv
+from stepwell.ops.choose import prefer
 from stepwell.views.pyramid import image_pyramid
 
 
@@ -198,6 +201,20 @@ def test_deformable_sampling_is_two_operations_an_element_read():
     rows, index = torch.empty(20, 6, device="meta"), torch.empty(4, 16, dtype=torch.long, device="meta")
     op = torch.ops.aten._embedding_bag_forward_only.default
     assert operations(op, (rows, index), {}, (torch.empty(4, 6, device="meta"),)) == 2 * 4 * 16 * 6
+
+
+@pytest.mark.parametrize("path", ["reference", "fast"])
+def test_an_adaptive_convolution_is_two_operations_a_neighbour_on_either_path(path):
+    """As it is defined: without the zeros that its fast twin multiplies."""
+
+    class Pooled(nn.Module):
+        def forward(self, image, x, kernels):
+            return adaptive_conv(x, kernels), F.adaptive_avg_pool2d(image, (4, 5))
+
+    tensors = [torch.empty(shape, device="meta") for shape in [(1, 3, 14, 21), (1, 8, 10, 11), (1, 49, 4, 5)]]
+    with prefer(path):
+        cost = count_operations(Pooled(), partial(Pooled(), *tensors)).total()
+    assert cost == 2 * 49 * 8 * 4 * 5 + 3 * 14 * 21
 
 
 def test_parts_cover_the_whole_model():
