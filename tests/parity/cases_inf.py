@@ -5,7 +5,7 @@ Letters: B batch, L text length, N visual tokens of an image, D the language mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from stepwell.language.splice import place_visual_tokens
 from stepwell.language.template import find_template
 from stepwell.views.preprocess import pad_to_square
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "spliced"]
 
 # Numbered as a Sequential, entries 0, 2, 4..., or one linear layer; ours has the same modules.
 PROJECTOR = [Rename(r"(?:\d+\.)?(?:weight|bias)", r"\g<0>")]
@@ -38,39 +38,70 @@ def _projector(record: Record) -> dict[str, Tensor]:
 
 
 def _splice(record: Record) -> dict[str, Tensor]:
-    """Official code marks an image with one sentinel id; we mark each of its N tokens, here with that id."""
     s = record.settings
-    sentinel, features = s["image_token_index"], record.inputs["image_features"]
-    images = iter(features)
+    batch = [record.inputs[name] for name in ("input_ids", "labels", "attention_mask")]
+    images = [([s["image_token_index"]] * len(image), image) for image in record.inputs["image_features"]]
+
+    def embed(ids: Tensor) -> Tensor:
+        return F.embedding(ids.clamp(min=0), record.params["embed_tokens.weight"])
+
+    return spliced(
+        batch,
+        images,
+        embed,
+        s,
+        padding_side=s["padding_side"],
+        max_length=s["model_max_length"],
+        pad=s["pad_id"],
+    )
+
+
+def spliced(
+    batch: Sequence[Tensor],
+    images: Sequence[tuple[list[int], Tensor]],
+    embed: Callable[[Tensor], Tensor],
+    settings: Mapping[str, Any],
+    *,
+    padding_side: str,
+    max_length: int,
+    pad: int = 0,
+) -> dict[str, Tensor]:
+    """Official code marks an image with one sentinel id; we mark each visual token, here with that id.
+
+    batch: input_ids, labels and attention_mask (B, L). images: the ids that stand for each, separators among
+    them, and its visual tokens (N, D), in reading order. embed: (B, L) -> (B, L, D), also of sentinels.
+    """
+    sentinel, ignore = settings["image_token_index"], settings["ignore_index"]
+    unread = iter(images)
     rows: list[tuple[Tensor, Tensor]] = []
     visual: list[Tensor] = []
-    inputs = [record.inputs[name] for name in ("input_ids", "labels", "attention_mask")]
-    for ids, labels, mask in zip(*inputs, strict=True):
-        ids, labels = ids[mask.bool()], labels[mask.bool()]
-        is_image = ids == sentinel
-        row = [next(images) for _ in range(int(is_image.sum()))]
-        if not row and s["text_only_row_owns_dummy_image"]:
-            next(images)
-        times = torch.where(is_image, features.shape[1], 1)
-        ids = ids.repeat_interleave(times)[: s["model_max_length"]]
-        labels = labels.repeat_interleave(times)[: s["model_max_length"]]
-        labels = labels.masked_fill(ids == sentinel, s["ignore_index"])
-        rows.append((ids, labels))
-        visual.append(torch.cat([features[:0].flatten(0, 1), *row])[: int((ids == sentinel).sum())])
+    for row, labels, mask in zip(*batch, strict=True):
+        row, labels = row[mask.bool()].tolist(), labels[mask.bool()].tolist()
+        ids: list[int] = []
+        targets: list[int] = []
+        shown = [images[0][1][:0]]
+        for i, label in zip(row, labels, strict=True):
+            stretch, tokens = next(unread) if i == sentinel else ([i], shown[0])
+            ids += stretch
+            targets += [ignore if i == sentinel else label] * len(stretch)
+            shown.append(tokens)
+        if sentinel not in row and settings["text_only_row_owns_dummy_image"]:
+            next(unread)
+        rows.append((torch.tensor(ids[:max_length]), torch.tensor(targets[:max_length])))
+        visual.append(torch.cat(shown)[: ids[:max_length].count(sentinel)])
     length = max(len(ids) for ids, _ in rows)
 
     def stack(values: list[Tensor], filler: int) -> Tensor:
-        left = s["padding_side"] == "left"
+        left = padding_side == "left"
         sides = [(length - len(v), 0) if left else (0, length - len(v)) for v in values]
         return torch.stack([F.pad(v, side, value=filler) for v, side in zip(values, sides, strict=True)])
 
-    input_ids = stack([ids for ids, _ in rows], s["pad_id"])
+    input_ids = stack([ids for ids, _ in rows], pad)
     attention_mask = stack([torch.ones_like(ids) for ids, _ in rows], 0)
-    embedded = F.embedding(input_ids.clamp(min=0), record.params["embed_tokens.weight"])
-    spliced = place_visual_tokens(input_ids, embedded, torch.cat(visual), sentinel)
+    embedded = place_visual_tokens(input_ids, embed(input_ids), torch.cat(visual), sentinel)
     return {
-        "inputs_embeds": spliced * attention_mask[..., None],
-        "labels": stack([labels for _, labels in rows], s["ignore_index"]),
+        "inputs_embeds": embedded * attention_mask[..., None],
+        "labels": stack([labels for _, labels in rows], ignore),
         "attention_mask": attention_mask,
     }
 

@@ -21,6 +21,7 @@ from torch import Tensor
 import cases_encoders
 import cases_inf
 import cases_piip
+import cases_slices
 import cases_upsample
 from record import Case, Record, TableCheck, Unsupported, read_record
 from stepwell.ops.choose import Path as OpPath
@@ -32,6 +33,7 @@ CASES: dict[str, Case] = {
     **cases_encoders.CASES,
     **cases_inf.CASES,
     **cases_piip.CASES,
+    **cases_slices.CASES,
     **cases_upsample.CASES,
 }
 """By kind; each system has a file of its own."""
