@@ -7,7 +7,6 @@ width) in pixels, grids (rows, columns); S is the side of a square view, p the e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -32,11 +31,6 @@ class SlicePlan:
     overview: Size
     grid: Size = (0, 0)
     slice_size: Size = (0, 0)
-
-    @property
-    def whole(self) -> Size:
-        """What the image is resized to before it is cut."""
-        return self.grid[0] * self.slice_size[0], self.grid[1] * self.slice_size[1]
 
 
 def slice_plan(
@@ -147,22 +141,21 @@ class SliceGeometry(Geometry):
             image_size=size,
             inputs=tuple(view.size for view in views),
             views=tuple(views),
-            runs=tuple(self._runs(plan.grid)),
+            runs=self._runs(plan.grid),
             tiles=plan.grid,
         )
 
     def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
-        plan = self._plan(layout.image_size)
         if self.long_side is not None:
             height, width = long_side_size(layout.image_size, self.long_side)
             image = image.resize((width, height))
-        overview = to_tensor(image, plan.overview, self.mean, self.std)
-        if plan.grid == (0, 0):
+        overview = to_tensor(image, layout.inputs[-1], self.mean, self.std)
+        if layout.tiles == (0, 0):
             return [overview]
-        height, width = plan.slice_size
-        whole = to_tensor(image, plan.whole, self.mean, self.std)
-        rows = whole.split(height, dim=1)
-        return [*(part for row in rows for part in row.split(width, dim=2)), overview]
+        (rows, cols), (height, width) = layout.tiles, layout.inputs[0]
+        whole = to_tensor(image, (rows * height, cols * width), self.mean, self.std)
+        slices = (part for row in whole.split(height, dim=1) for part in row.split(width, dim=2))
+        return [*slices, overview]
 
     def resized(self, size: Size, *, slices: int) -> Size:
         """The size of an image's whole that gives `slices` slices, its own where it gives as many."""
@@ -182,22 +175,17 @@ class SliceGeometry(Geometry):
     def _cells(self, size: Size) -> Size:
         return size[0] // self.stride, size[1] // self.stride
 
-    def _runs(self, grid: Size) -> Iterator[TokenRun]:
-        rows, cols = grid
+    def _runs(self, grid: Size) -> tuple[TokenRun, ...]:
+        (rows, cols), (token_rows, token_cols) = grid, self.token_grid
         newline, comma = _run(self.newline), _run(self.comma)
-        token_rows, token_cols = self.token_grid
-        if self.organised:
-            for _ in range(rows * token_rows):
-                yield TokenRun(count=cols * token_cols)
-                yield newline
-            if rows:
-                yield newline if cols == 1 and self.before_overview == "first" else comma
-        else:
-            for _ in range(rows):
-                for col in range(cols):
-                    yield TokenRun(count=token_rows * token_cols)
-                    yield newline if col == cols - 1 else comma
-        yield TokenRun(count=token_rows * token_cols)
+        view = TokenRun(count=token_rows * token_cols)
+        if not rows:
+            return (view,)
+        if not self.organised:
+            return (*((view, comma) * (cols - 1) + (view, newline)) * rows, view)
+        row = (TokenRun(count=cols * token_cols), newline)
+        first = newline if cols == 1 and self.before_overview == "first" else comma
+        return (*row * (rows * token_rows), first, view)
 
 
 def _run(separator: Separator) -> TokenRun:
