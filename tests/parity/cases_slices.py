@@ -6,11 +6,12 @@ Records give sizes as [width, height] and grids as [columns, rows]. S is the sid
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from cases_inf import spliced
 from record import Case, Record, Required, TableCheck, Unsupported, check_required
@@ -18,8 +19,8 @@ from stepwell.encoders.encoder import side_by_side
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.keys.backbones import backbone_rules
 from stepwell.language.labels import tokens_of_image
+from stepwell.models.uhd import UhdVision
 from stepwell.ops.ragged import by_shape
-from stepwell.ops.rearrange import merge_windows
 from stepwell.structures import CLIP_MEAN, CLIP_STD, TokenLayout
 from stepwell.views.preprocess import to_tensor
 from stepwell.views.slices import SliceGeometry, long_side_size, total_area_size
@@ -246,31 +247,30 @@ def _clip_vision(record: Record) -> dict[str, Tensor]:
 def _image(
     grid: Sequence[int] | None, separators: list[int], case: Mapping[str, Any], s: Mapping[str, Any]
 ) -> tuple[TokenLayout, Tensor]:
-    """The layout of an image with this grid of slices, and the place (view, token) of each visual token.
+    """The layout of an image with this grid of slices, and the place (view, token) of each visual token, put
+    in order by the vision system itself.
 
-    At S = 1 the image of `grid` pixels has that grid. Slices that make one map are put together by
-    `merge_windows`, as windows of it.
+    At S = 1 the image of `grid` pixels has that grid.
     """
-    edge, (rows, cols) = case["query_edge"], _grid(grid)
     check_required(s, {"organised_row_separator": (s["separator_row_end"],)})
-    organised, per_slice = (
-        _geometry(
-            max_slices=max(rows * cols, 1),
-            token_grid=(edge, edge),
-            organised=organised,
-            newline=(s["separator_row_end"],),
-            comma=(s["separator_within_row"],),
-        ).layout((max(rows, 1), max(cols, 1)))
-        for organised in (True, False)
+    edge, (rows, cols) = case["query_edge"], _grid(grid)
+    geometry = _geometry(
+        max_slices=max(rows * cols, 1),
+        token_grid=(edge, edge),
+        organised=case["organised"],
+        newline=(s["separator_row_end"],),
+        comma=(s["separator_within_row"],),
+    )
+    layout, per_slice = (
+        geometry.layout((max(rows, 1), max(cols, 1)))
+        for geometry in (geometry, replace(geometry, organised=False))
     )
     if _separators(per_slice) != separators:
         raise Unsupported(f"separators {separators} of a grid {grid}")
-    views, cells = torch.arange(rows * cols + 1), torch.arange(edge * edge)
+    views, cells = torch.arange(len(layout.views)), torch.arange(edge * edge)
     places = torch.stack(torch.meshgrid(views, cells, indexing="ij"), dim=-1)  # (views, edge * edge, 2)
-    if case["organised"] and grid:
-        slices = merge_windows(places[:-1], (rows * edge, cols * edge), edge)[0]
-        return organised, torch.cat([slices, places[-1]])
-    return organised if case["organised"] else per_slice, places.flatten(0, 1)
+    vision = UhdVision(nn.Identity(), None, nn.Identity(), geometry, layers=[], levels=[])
+    return layout, vision._arranged(list(places), layout)
 
 
 def _token_order(record: Record) -> dict[str, Tensor]:
