@@ -297,3 +297,25 @@ def test_paths_of_windows_are_found(tmp_path):
     entries = [{"image": name, "conversations": turns} for name in ("a\\b.png", "c\\d.png")]
     found = [sample.image for sample in Conversations(entries, images=tmp_path)]
     assert all(path.is_file() for path in found)
+
+
+def test_a_prompt_stands_once_behind_every_question(tmp_path):
+    short = "Answer in a word."
+    entries = [
+        {
+            "image": "b.jpg",
+            "conversations": [
+                turn("human", "<image>\nWhat is it?"),
+                turn("gpt", "A cat"),
+                turn("human", f"How old?\n{short}"),
+                turn("gpt", "Nine"),
+            ],
+        },
+        {"conversations": [turn("human", "Who? "), turn("gpt", "I.")]},
+    ]
+    with_image, text = Conversations(write(tmp_path / "x.json", entries), prompt=short)
+    contents = [message["content"] for message in with_image.messages]
+    assert contents[0] == f"<image>\nWhat is it?\n{short}"
+    assert contents[2] == f"How old?\n{short}"
+    assert contents[1] == [{"type": "text", "text": "A cat"}]
+    assert text.messages[0]["content"] == [{"type": "text", "text": f"Who?\n{short}"}]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
@@ -166,3 +167,52 @@ def test_the_token_of_an_image_may_lie_past_the_embedding():
     text = {"model_type": "llama", **TEXT, "vocab_size": 5}
     model = SimpleNamespace(text=text, vision=VISION, template="qwen", parts={}, revisions={})
     assert _config(model, FewTokens()).image_token_id == 5
+
+
+def sliced_task(folders, tmp_path, vision, **data):
+    """The task of a chat about one image of 40 x 30 pixels, and the entry of its data."""
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "x.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}]
+    (tmp_path / "talk.json").write_text(json.dumps([{"image": "x.png", "conversations": turns}]))
+    entry = {"kind": "conversations", "path": str(tmp_path / "talk.json"), **data}
+    model = {"vision": vision, "text": {"model_type": "llama", **TEXT}, "tokenizer": str(folders.language)}
+    fields = {"name": "mine", "model": {**model, "template": "qwen"}}
+    fields["stages"] = [{"name": "one", "steps": 1, "data": [entry]}]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(fields))))
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    return ChatTask(recipe, recipe.stages[0]), recipe.stages[0].data[0]
+
+
+SLICED = {"kind": "uhd_v1", "encoder": "vit_nano", "size": 64, "max_slices": 9, "windows": {"query_sets": 1}}
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        ({}, (30, 40)),
+        ({"long_side": 100}, (75, 100)),
+        ({"sliced": 1.0}, (135, 181)),  # 6 * 64 * 64 pixels in the aspect 4:3
+        ({"sliced": 1.0, "slices": 4}, (110, 147)),
+    ],
+)
+def test_images_are_resized_as_the_data_says_before_they_are_sliced(folders, tmp_path, data, size):
+    task, entry = sliced_task(folders, tmp_path, SLICED, **data)
+    example = task.prepare(task.source(entry)[0])
+    assert example.images["image_sizes"].tolist() == [list(size)]
+
+
+def test_an_image_that_gives_as_many_slices_stays_as_it_is(folders, tmp_path):
+    task, entry = sliced_task(folders, tmp_path, SLICED, sliced=1.0)
+    resize = task.source(entry)[0].resize
+    geometry = task.collator.processor.image_processor.geometry
+    wide = (64 * 2 + 2, 64 * 3 + 2)
+    assert geometry.layout(wide).tiles == (2, 3)
+    assert resize(wide) == wide
+
+
+def test_slices_are_refused_where_there_are_none(folders, tmp_path):
+    task, entry = sliced_task(folders, tmp_path, VISION, sliced=0.5)
+    with pytest.raises(ValueError, match=r"data\.sliced: a 'plain' system has no slices"):
+        task.source(entry)
+    with pytest.raises(ValueError, match="give either long_side or sliced"):
+        sliced_task(folders, tmp_path, SLICED, sliced=0.5, long_side=9)

@@ -16,7 +16,7 @@ from stepwell.data.files import JsonLines, path_of, read_list
 from stepwell.data.sample import Sample
 from stepwell.language.characters import well_formed
 from stepwell.language.conversation import from_llava
-from stepwell.language.messages import IMAGE, Message, image_in, with_texts
+from stepwell.language.messages import IMAGE, Message, image_in
 
 __all__ = ["Conversations"]
 
@@ -83,10 +83,13 @@ class Conversations:
 
 
 def _prompted(message: Message, prompt: str) -> Message:
-    def behind(text: str) -> str:
-        return text if text.rstrip().endswith(prompt) else f"{text.rstrip()}\n{prompt}"
-
-    return with_texts(message, behind) if message["role"] == "user" else message
+    text = _text(message).rstrip()
+    if message["role"] != "user" or text.endswith(prompt):
+        return message
+    content = f"{text}\n{prompt}"
+    if not isinstance(message["content"], str):
+        return {**message, "content": [{"type": "text", "text": content}]}
+    return {**message, "content": content}
 
 
 def _field(entry: Mapping[str, Any], names: Sequence[str]) -> Any:

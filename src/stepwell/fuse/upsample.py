@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -183,8 +183,14 @@ class InversePyramid(nn.Module):
         self.corrections = nn.ModuleList(_Correction(dim, dropout) for _ in range(count))
         """Of the last map, and before it those of each."""
 
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        """x (B, C, h, w), image (B, 3, p*h, p*w), normalised -> the largest map (B, C, 2^n h, 2^n w)."""
+    def forward(
+        self, x: Tensor, image: Tensor, *, every_level: bool = False, stop_gradient: bool = False
+    ) -> Any:
+        """x (B, C, h, w), image (B, 3, p*h, p*w), normalised -> the largest map (B, C, 2^n h, 2^n w); or what
+        `levels` gives.
+        """
+        if every_level:
+            return self._levels(x, image, stop_gradient)
         for stage in self.stages:
             x = stage(x, _guidance(image, x))
         return self.corrections[-1](x) if len(self.corrections) else x
@@ -194,6 +200,10 @@ class InversePyramid(nn.Module):
 
         stop_gradient: none reaches a stage from the ones behind it, so that each learns from its own map.
         """
+        levels: list[Level] = self(x, image, every_level=True, stop_gradient=stop_gradient)
+        return levels  # by a call, so that what brings weights to `forward` brings them
+
+    def _levels(self, x: Tensor, image: Tensor, stop_gradient: bool) -> list[Level]:
         levels: list[Level] = []
         for i, stage in enumerate(self.stages):
             if levels:

@@ -61,7 +61,16 @@ def separator_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]
 def tokens_of_image(
     layout: TokenLayout, tokenizer: PreTrainedTokenizerBase, image_token_id: int
 ) -> list[int]:
-    """The ids that stand for an image: a placeholder for every visual token, and separators."""
+    """The ids that stand for an image: a placeholder for every visual token, and separators.
+
+    Raises ValueError for the id of a separator that is none of the tokenizer's, or the placeholder's.
+    """
+    for separator in {run.ids for run in layout.runs if run.ids}:
+        if max(separator) >= len(tokenizer) or image_token_id in separator:
+            raise ValueError(
+                f"the separator {list(separator)} stands for no word of this tokenizer, which has "
+                f"{len(tokenizer)}; give it as text, or with the tokenizer that it is of"
+            )
     texts = {run.text for run in layout.runs if run.text is not None}
     separators = {text: separator_tokens(text, tokenizer) for text in texts}
     ids: list[int] = []
