@@ -130,6 +130,7 @@ class TokenLayout:
     views: tuple[View, ...]  # what the encoders see; some are made from an input inside `forward`
     runs: tuple[TokenRun, ...]
     tiles: Size = (0, 0)  # rows and columns of the views that tile the image, which come first
+    token_grid: Size = (0, 0)  # rows and columns of visual tokens of every view, where all have as many
 
     @property
     def num_visual(self) -> int:

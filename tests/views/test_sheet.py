@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from stepwell.structures import Box, Geometry, Size, TokenLayout, TokenRun, View
 from stepwell.views.preprocess import to_tensor
-from stepwell.views.sheet import CAPTION, MARGIN, PANEL_WIDTH, SMALL, draw_views
+from stepwell.views.sheet import CAPTION, MARGIN, PANEL_WIDTH, SHEET_WIDTH, SMALL, draw_views
 
 
 class Cuts(Geometry):
@@ -117,3 +120,69 @@ def test_only_views_of_the_same_part_are_drawn_inside_one_another() -> None:
     source = drawn[2 * CAPTION + MARGIN :, MARGIN : MARGIN + 400]
     inked = np.flatnonzero((source[150] != 255).any(-1)).tolist()
     assert inked == [0, 1, 198, 199, 200, 201, 202, 203, 396, 397, 398, 399]
+
+
+class Tiles(Cuts):
+    """An image cut into a grid of tiles of one size, and an overview of 60 x 60."""
+
+    def __init__(self, size: Size, tiles: Size, tile: Size, token_grid: Size = (0, 0)) -> None:
+        (height, width), (rows, cols) = (size[0] / tiles[0], size[1] / tiles[1]), tiles
+        boxes = [
+            (width * col, height * row, width * (col + 1), height * (row + 1))
+            for row in range(rows)
+            for col in range(cols)
+        ]
+        overview: Box = (0.0, 0.0, float(size[1]), float(size[0]))
+        super().__init__(*((tile, box, (1, 1)) for box in boxes), ((60, 60), overview, (1, 1)))
+        self.tiles, self.token_grid = tiles, token_grid
+
+    def layout(self, size: Size) -> TokenLayout:
+        return replace(super().layout(size), tiles=self.tiles, token_grid=self.token_grid)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(2, 2), (5, 3), (1, 4), (3, 1)])
+def test_tiles_are_drawn_as_they_lie_in_the_image_however_many(rows: int, cols: int) -> None:
+    class Numbered(Tiles):
+        mean, std = (0.0,) * 3, (1.0,) * 3
+
+        def inputs(self, image: Image.Image, layout: TokenLayout) -> list[torch.Tensor]:
+            """Tile i is of the colour (i, 0, 255)."""
+            return [
+                torch.tensor([i / 255, 0, 1]).view(3, 1, 1).expand(3, *size)
+                for i, size in enumerate(layout.inputs)
+            ]
+
+    image = Image.new("RGB", (900, 900), "white")
+    drawn = np.asarray(draw_views([image], Numbered((900, 900), (rows, cols), (300, 300))))
+    left_tops = []
+    for i in range(rows * cols):
+        found = np.argwhere((drawn == (i, 0, 255)).all(-1))
+        assert (found.max(0) - found.min(0)).tolist() == [297, 297], "the tile inside of its grid's lines"
+        left_tops.append(found.min(0) - (CAPTION + 300 + MARGIN, 300 + MARGIN) * np.array(divmod(i, cols)))
+    assert len({tuple(place) for place in left_tops}) == 1
+
+
+def test_tiles_in_a_long_row_are_shrunk_to_the_sheet() -> None:
+    image = Image.new("RGB", (3000, 500), "white")
+    assert draw_views([image], Tiles((500, 3000), (1, 6), (336, 336))).width <= SHEET_WIDTH
+
+
+def test_each_visual_token_of_a_view_is_a_dot_in_the_middle_of_its_window() -> None:
+    image = Image.new("RGB", (400, 300), "white")
+    geometry = Tiles((300, 400), (1, 1), (300, 400), token_grid=(2, 3))
+    inked = (panel(draw_views([image], geometry), (300, 400)) != 255).any(-1)[2:-2, 2:-2]
+    middles = [(75.0, 400 / 6), (75.0, 200.0), (75.0, 2000 / 6)]
+    middles += [(225.0, x) for _, x in middles]
+    places = np.argwhere(inked) + 2
+    distances = np.stack([np.hypot(*(places + 0.5 - middle).T) for middle in middles])
+    assert distances.min(axis=0).max() < 4, "nothing but dots"
+    assert distances.min(axis=1).max() < 1, "a dot for each"
+
+
+def test_dots_of_a_narrow_view_do_not_touch() -> None:
+    image = Image.new("RGB", (80, 400), "white")
+    geometry = Tiles((400, 80), (1, 1), (400, 80), token_grid=(2, 16))
+    drawn = np.asarray(draw_views([image], geometry))
+    row = drawn[2 * CAPTION + MARGIN + 100]
+    inked = (row != 255).any(-1).astype(int)
+    assert (np.diff(inked) == 1).sum() >= 16

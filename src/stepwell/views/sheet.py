@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stepwell.structures import Box, Geometry, TokenLayout, View
+    from stepwell.structures import Box, Geometry, Size, TokenLayout, View
 
 __all__ = ["check_target", "draw_views", "write_views"]
 
@@ -27,12 +28,14 @@ PANEL_WIDTH = 780
 SMALL = 32  # a short side below this is enlarged to it where the panel allows
 MARGIN = 12
 CAPTION = 20
-MAX_PANELS = 12  # an image; one cut into more views says how many are left out
+DOT = 2  # radius of a token's
+MAX_PANELS = 12  # an image, beside the tiles; one of more views says how many are left out
 COLOURS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#5b8c5a", "#8f5aa8")
 
 
 def draw_views(images: Sequence[Image.Image], geometry: Geometry) -> Image.Image:
     """For each image the source with the views' boxes, then each view as its encoder sees it, under its grid.
+    Views that tile the image come last, as they lie in it.
 
     Views larger than a panel are shrunk to it, tiny ones enlarged; the caption keeps their true size.
     """
@@ -62,19 +65,40 @@ def check_target(path: Path) -> None:
 def _draw_image(image: Image.Image, geometry: Geometry) -> Image.Image:
     layout = geometry.layout((image.height, image.width))
     views = geometry.views(geometry.inputs(image, layout), layout)
-    panels = [_draw_source(image, layout)]
-    panels += [
-        _draw_view(_pixels(tensor, geometry), view, COLOURS[i % len(COLOURS)])
-        for i, (tensor, view) in enumerate(list(zip(views, layout.views, strict=True))[:MAX_PANELS])
+    rows, cols = layout.tiles
+    num_tiles = rows * cols
+    room = max((SHEET_WIDTH - MARGIN) // max(cols, 1) - MARGIN, SMALL)  # across, for each of the tiles
+    drawn = [
+        _draw_view(
+            _pixels(tensor, geometry),
+            view,
+            COLOURS[i % len(COLOURS)],
+            width=min(room, PANEL_WIDTH) if i < num_tiles else PANEL_WIDTH,
+            tokens=layout.token_grid,
+        )
+        for i, (tensor, view) in enumerate(
+            list(zip(views, layout.views, strict=True))[: num_tiles + MAX_PANELS]
+        )
     ]
-    undrawn = len(views) - MAX_PANELS
-    title = f"{image.width} x {image.height} px, {layout.num_visual} visual tokens, {len(views)} views"
-    if undrawn > 0:
-        title += f" ({undrawn} not drawn)"
-    rows = [_side_by_side(row) for row in _wrap(panels)]
+    panels = [_draw_source(image, layout), *drawn[num_tiles:]]
+    if num_tiles:
+        tiles = _stack([_side_by_side(drawn[i : i + cols]) for i in range(0, num_tiles, cols)])
+        panels.append(tiles.crop((MARGIN, 0, tiles.width - MARGIN, tiles.height)))
+    lines = [_side_by_side(line) for line in _wrap(panels)]
+    title = _title(layout, undrawn=len(views) - len(drawn))
     heading = Image.new("RGB", (_text_width(title) + 2 * MARGIN, CAPTION + MARGIN), "white")
     _write(heading, (MARGIN, MARGIN // 2), title, "black")
-    return _stack([heading, *rows])
+    return _stack([heading, *lines])
+
+
+def _title(layout: TokenLayout, undrawn: int) -> str:
+    (height, width), (rows, cols) = layout.image_size, layout.token_grid
+    title = f"{width} x {height} px, {layout.num_visual} visual tokens, {len(layout.views)} views"
+    if undrawn:
+        title += f" ({undrawn} not drawn)"
+    if rows:
+        title += f", a dot for each of a view's {cols} x {rows} tokens"
+    return title
 
 
 def _pixels(view: Tensor, geometry: Geometry) -> Image.Image:
@@ -122,10 +146,11 @@ def _draw_source(image: Image.Image, layout: TokenLayout) -> Image.Image:
     return panel
 
 
-def _draw_view(shown: Image.Image, view: View, colour: str) -> Image.Image:
+def _draw_view(shown: Image.Image, view: View, colour: str, *, width: int, tokens: Size) -> Image.Image:
+    """A view of at most `width` under the grid of its cells and the dots of its tokens, where it has them."""
     rows, cols = view.grid
     caption = f"{view.name} {shown.width} x {shown.height}, {cols} x {rows} cells"
-    panel, scale = _panel(shown, caption, colour)
+    panel, scale = _panel(shown, caption, colour, width)
     lined = panel.copy()
     draw = ImageDraw.Draw(lined)
     right, bottom = shown.width * scale, shown.height * scale
@@ -135,12 +160,26 @@ def _draw_view(shown: Image.Image, view: View, colour: str) -> Image.Image:
     for col in range(cols + 1):
         x = min(right * col / cols, right - 1)
         draw.line((x, CAPTION, x, CAPTION + bottom), fill=colour)
-    return Image.blend(panel, lined, 0.5)  # small print stays legible under the grid
+    blended = Image.blend(panel, lined, 0.5)  # small print stays legible under the grid
+    _draw_dots(blended, (bottom, right), tokens, colour)
+    return blended
 
 
-def _panel(image: Image.Image, caption: str, colour: str) -> tuple[Image.Image, float]:
-    """The image under its caption, at a scale that shows it well; and that scale."""
-    scale = min(PANEL_WIDTH / image.width, PANEL_HEIGHT / image.height)
+def _draw_dots(panel: Image.Image, size: tuple[float, float], grid: Size, colour: str) -> None:
+    """A dot in the middle of each cell of a grid over the panel's image."""
+    draw = ImageDraw.Draw(panel)
+    for row, col in product(*map(range, grid)):
+        height, width = size[0] / grid[0], size[1] / grid[1]
+        x, y = width * (col + 0.5), CAPTION + height * (row + 0.5)
+        radius = min(DOT, width / 4, height / 4)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+
+
+def _panel(
+    image: Image.Image, caption: str, colour: str, room: int = PANEL_WIDTH
+) -> tuple[Image.Image, float]:
+    """The image under its caption, at a scale that shows it well, in `room` across; and that scale."""
+    scale = min(room / image.width, PANEL_HEIGHT / image.height)
     scale = min(scale, max(SMALL // min(image.size), 1))
     width, height = (max(round(side * scale), 1) for side in image.size)
     resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC

@@ -146,6 +146,7 @@ class SliceGeometry(Geometry):
             views=tuple(views),
             runs=self._runs(plan.grid),
             tiles=plan.grid,
+            token_grid=self.token_grid,
         )
 
     def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
