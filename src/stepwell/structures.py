@@ -100,12 +100,15 @@ class TokenMap(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What one encoder sees: its size in pixels, the part of the source shown, the grid of its last layer."""
+    """What one encoder sees: its size in pixels, the part of the source shown, the grid of its last layer; and
+    where there are several maps of it, the grids of all.
+    """
 
     name: str
     size: Size
     box: Box
     grid: Size
+    maps: tuple[Size, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

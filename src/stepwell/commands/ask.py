@@ -228,11 +228,14 @@ def _quieten() -> None:
 
 def _report(seconds: float, names: list[str], layouts: list[Any]) -> dict[str, Any]:
     """What an answer cost. Sizes are [height, width], boxes [left, top, right, bottom] in source pixels."""
+    tiles = [layout.tiles for layout in layouts]
     return {
         "seconds": round(seconds, 3),
+        **({"tiles": tiles} if max(tiles, default=(0, 0)) > (0, 0) else {}),
         "visual_tokens": sum(layout.num_visual for layout in layouts),
         "views": [
             {"image": name, "name": view.name, "size": view.size, "grid": view.grid, "box": view.box}
+            | ({"maps": view.maps} if view.maps else {})
             for name, layout in zip(names, layouts, strict=True)
             for view in layout.views
         ],

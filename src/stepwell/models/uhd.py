@@ -97,6 +97,10 @@ class UhdV1Config(VisionConfig):
         return (self.select_layer % (self._spec.depth + 1) - 1,)
 
     @property
+    def _levels(self) -> tuple[int, ...]:
+        return (0,)
+
+    @property
     def _stride(self) -> int:
         return self._spec.strides[max(self._read[0], 0)]
 
@@ -112,6 +116,7 @@ class UhdV1Config(VisionConfig):
             stride=self._stride,
             max_slices=self.max_slices,
             never_split=self.never_split,
+            levels=self._levels,
             token_grid=self.windows.grid,
             organised=self.organised,
             newline=self.newline,
@@ -123,9 +128,10 @@ class UhdV1Config(VisionConfig):
         )
 
     def build(self, out_dim: int) -> UhdVision:
-        return self._build(out_dim, levels=(0,), upsampler=None)
+        return self._build(out_dim, upsampler=None)
 
-    def _build(self, out_dim: int, levels: Sequence[int], upsampler: InversePyramid | None) -> UhdVision:
+    def _build(self, out_dim: int, upsampler: InversePyramid | None) -> UhdVision:
+        levels = self._levels
         encoder = build_encoder(self.encoder, **self.arguments)
         dims = [encoder.spec.dims[max(layer, 0)] for layer in self._read]
         projector = WindowAttention(
@@ -162,6 +168,10 @@ class UhdV2Config(UhdV1Config):
     windows: WindowConfig = field(default_factory=WindowConfig)
     organised: bool = True
 
+    @property
+    def _levels(self) -> tuple[int, ...]:
+        return self.levels
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.upsampler is None:
@@ -183,9 +193,9 @@ class UhdV2Config(UhdV1Config):
 
     def build(self, out_dim: int) -> UhdVision:
         if self.upsampler is None:
-            return self._build(out_dim, self.levels, None)
+            return self._build(out_dim, None)
         dim = self._spec.dims[max(self._read[0], 0)]
-        return self._build(out_dim, self.levels, build_upsampler(self.upsampler, dim, self.levels[-1]))
+        return self._build(out_dim, build_upsampler(self.upsampler, dim, self.levels[-1]))
 
 
 class UhdVision(VisionSystem):

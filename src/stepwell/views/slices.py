@@ -96,11 +96,12 @@ class SliceGeometry(Geometry):
     """Layouts and inputs of an overview and its slices; inputs and views are the slices row by row, and the
     overview behind them.
 
-    token_grid: of the visual tokens of one view. organised: the slices' tokens make one map, with `newline`
-    behind each of its rows, and `comma` before the overview's; or else the tokens of every slice are followed
-    by `comma`, at the end of a row of slices by `newline`. before_overview: "first" writes what the released
-    code does, the separator behind the first slice: a newline where there is one column. long_side: of the
-    image before it is sliced; None is its own.
+    levels: of the pyramid that each view becomes, 0 for the encoder's own grid, each further one twice the
+    size. token_grid: of the visual tokens of one view. organised: the slices' tokens make one map, with
+    `newline` behind each of its rows, and `comma` before the overview's; or else the tokens of every slice
+    are followed by `comma`, at the end of a row of slices by `newline`. before_overview: "first" writes what
+    the released code does, the separator behind the first slice: a newline where there is one column.
+    long_side: of the image before it is sliced; None is its own.
     """
 
     name: str
@@ -116,6 +117,7 @@ class SliceGeometry(Geometry):
     long_side: int | None
     mean: Statistics
     std: Statistics
+    levels: tuple[int, ...] = (0,)
 
     def layout(self, size: Size) -> TokenLayout:
         """size (H, W) of the upright image, both at least 1. Raises ValueError otherwise."""
@@ -123,6 +125,7 @@ class SliceGeometry(Geometry):
             raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
         plan = self._plan(size)
         (rows, cols), (height, width) = plan.grid, size
+        of_slice, of_overview = self._maps(plan.slice_size), self._maps(plan.overview)
         views = [
             View(
                 name=f"slice {row + 1}.{col + 1}",
@@ -133,13 +136,14 @@ class SliceGeometry(Geometry):
                     width * (col + 1) / cols,
                     height * (row + 1) / rows,
                 ),
-                grid=self._cells(plan.slice_size),
+                grid=of_slice[0],
+                maps=of_slice[1:],
             )
             for row in range(rows)
             for col in range(cols)
         ]
-        box = (0.0, 0.0, float(width), float(height))
-        views.append(View(name="overview", size=plan.overview, box=box, grid=self._cells(plan.overview)))
+        box, (grid, *maps) = (0.0, 0.0, float(width), float(height)), of_overview
+        views.append(View(name="overview", size=plan.overview, box=box, grid=grid, maps=tuple(maps)))
         return TokenLayout(
             image_size=size,
             inputs=tuple(view.size for view in views),
@@ -176,8 +180,11 @@ class SliceGeometry(Geometry):
             never_split=self.never_split,
         )
 
-    def _cells(self, size: Size) -> Size:
-        return size[0] // self.stride, size[1] // self.stride
+    def _maps(self, size: Size) -> tuple[Size, ...]:
+        """The grid of the encoder, and those of all levels where there are further ones."""
+        rows, cols = size[0] // self.stride, size[1] // self.stride
+        levels = tuple((rows * 2**level, cols * 2**level) for level in self.levels)
+        return ((rows, cols), *levels) if self.levels != (0,) else ((rows, cols),)
 
     def _runs(self, grid: Size) -> tuple[TokenRun, ...]:
         (rows, cols), (token_rows, token_cols) = grid, self.token_grid
