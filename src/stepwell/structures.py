@@ -100,8 +100,8 @@ class TokenMap(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What one encoder sees: its size in pixels, the part of the source shown, the grid of its last layer; and
-    where there are several maps of it, the grids of all.
+    """What one encoder sees: its size in pixels, the part of the source shown, the grid of its last layer.
+    maps: the grids of all its maps, where there are several.
     """
 
     name: str
