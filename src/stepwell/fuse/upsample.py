@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from stepwell.layers.linear import CellLinear
 from stepwell.ops.adaptive_conv import adaptive_upsample, neighbour_products
 from stepwell.ops.double import double_map
+from stepwell.ops.precision import at_least_single
 
 __all__ = [
     "BilinearStage",
+    "Correction",
     "DeconvolutionStage",
     "GuidedStage",
     "InversePyramid",
@@ -154,7 +156,7 @@ class Level(NamedTuple):
     """
 
     map: Tensor  # (B, C, H, W)
-    correction: _Correction | None = None
+    correction: Correction | None = None
 
     def corrected(self) -> Tensor:
         """(B, C, H, W)."""
@@ -180,7 +182,7 @@ class InversePyramid(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.is_chained = corrections == "each"
         count = {"last": min(len(stages), 1), "each": len(stages) + 1, "none": 0}[corrections]
-        self.corrections = nn.ModuleList(_Correction(dim, dropout) for _ in range(count))
+        self.corrections = nn.ModuleList(Correction(dim, dropout) for _ in range(count))
         """Of the last map, and before it those of each."""
 
     def forward(
@@ -212,7 +214,7 @@ class InversePyramid(nn.Module):
             is_last = i == len(self.stages) - 1
             correction = None
             if len(self.corrections) and (self.is_chained or is_last):
-                correction = cast("_Correction", self.corrections[i if self.is_chained else -1])
+                correction = cast(Correction, self.corrections[i if self.is_chained else -1])
             level = Level(stage(x, _guidance(image, x)), correction)
             levels.append(Level(level.corrected()) if correction is not None and correction.drops else level)
         return levels
@@ -237,7 +239,7 @@ def _stage(config: UpsamplerConfig, dim: int) -> nn.Module:
     return BilinearStage() if config.kind == "bilinear" else DeconvolutionStage(dim)
 
 
-class _Correction(nn.Module):
+class Correction(nn.Module):
     """x + 0.1 * linear(x), pixel by pixel."""
 
     def __init__(self, dim: int, dropout: float) -> None:
@@ -255,9 +257,9 @@ class _Correction(nn.Module):
         return torch.add(x, self.linear(self.dropout(x)), alpha=CORRECTION)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The same, without dropout, as a matrix (C, C) and a vector (C,) for every cell."""
-        weight, bias = self.linear.weight, self.linear.bias
-        return torch.eye(len(weight)).to(weight) + CORRECTION * weight, CORRECTION * bias
+        """The same without dropout, in fp32 at least: a matrix (C, C) and a vector (C,) for every cell."""
+        weight, bias = (x.to(at_least_single(x.dtype)) for x in (self.linear.weight, self.linear.bias))
+        return torch.eye(len(weight), device=weight.device) + CORRECTION * weight, CORRECTION * bias
 
 
 def _network(in_dim: int, hidden_dim: int, out_dim: int, dropout: float) -> nn.Sequential:

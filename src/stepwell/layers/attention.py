@@ -8,7 +8,6 @@ Letters: B batch, N tokens, C width, h heads, d = C / h, (H, W) the grid, w the 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -20,6 +19,7 @@ from stepwell.layers.norm import RMSNorm
 from stepwell.layers.position import RelativeBias
 from stepwell.ops.choose import choose
 from stepwell.ops.derivatives import with_derivatives_of
+from stepwell.ops.precision import without_autocast
 from stepwell.ops.rearrange import merge_windows, split_windows
 from stepwell.structures import Size
 
@@ -36,7 +36,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
     if not choose():
         return attention_reference(q, k, v, bias)
     mask = None if bias is None else bias[None].to(v.dtype)
-    with _without_autocast(v.device):
+    with without_autocast(v.device):  # it would round on the two paths in different places
         out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
     inputs = (q, k, v) if bias is None else (q, k, v, bias)
     return with_derivatives_of(attention_reference, inputs, out)
@@ -45,19 +45,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """The definition of `attention`. In fp32 at least: the softmax loses its tails in half precision."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    with _without_autocast(v.device):
+    with without_autocast(v.device):
         scores = (q.to(dtype) @ k.to(dtype).transpose(-2, -1)) * q.shape[-1] ** -0.5
         if bias is not None:
             scores = scores + bias.to(dtype)
         out: Tensor = (scores.softmax(-1) @ v.to(dtype)).to(v.dtype)
     return out
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Autocast would round what comes in single precision, on the two paths in different places."""
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):  # which meta does not answer
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 class SelfAttention(nn.Module):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepwell.ops.precision import at_least_single
 from stepwell.structures import Size
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "resize_patch_kernel",
     "resize_position_embedding",
     "resize_relative_table",
+    "resize_weights",
     "sincos_position_embedding",
 ]
 
@@ -38,7 +40,7 @@ def resize_position_embedding(
 ) -> Tensor:
     """([1 +] h*w, C) on grid source = (h, w) -> ([1 +] H*W, C) on grid target = (H, W).
 
-    Bicubic by target size, corners not aligned, in fp32. A class slot in row 0 is never interpolated.
+    Bicubic by target size, corners not aligned, in fp32 at least. A class slot in row 0 is left as it is.
     antialias: a smaller grid averages over the cells it covers (DINOv2 with registers).
     """
     num_rows = source[0] * source[1] + class_slot
@@ -49,16 +51,25 @@ def resize_position_embedding(
     if source == target:
         return table
     slot, cells = table[:class_slot], table[class_slot:]
-    map = cells.unflatten(0, source).permute(2, 0, 1)[None].float()  # bicubic weights need fp32
+    map = cells.unflatten(0, source).permute(2, 0, 1)[None]
+    map = map.to(at_least_single(table.dtype))  # bicubic weights need fp32
     map = F.interpolate(map, target, mode="bicubic", align_corners=False, antialias=antialias)
     return torch.cat([slot, map[0].flatten(1).t().to(table.dtype)])
+
+
+def resize_weights(source: int, target: int, *, device: torch.device | str | None = None) -> Tensor:
+    """(target, source) in fp64: times one axis of a table, what the above makes of it."""
+    line = torch.eye(source, dtype=torch.float64, device=device)[None, :, :, None]
+    resized = F.interpolate(line, (target, 1), mode="bicubic", align_corners=False)
+    return resized[0, :, :, 0].t()
 
 
 def resize_patch_kernel(kernel: Tensor, patch: int) -> Tensor:
     """(C, 3, p, p) -> (C, 3, patch, patch), bicubic as above; the magnitude of the sum is not kept."""
     if kernel.shape[-2:] == (patch, patch):
         return kernel
-    resized = F.interpolate(kernel.float(), (patch, patch), mode="bicubic", align_corners=False)
+    exact = kernel.to(at_least_single(kernel.dtype))
+    resized = F.interpolate(exact, (patch, patch), mode="bicubic", align_corners=False)
     return resized.to(kernel.dtype)
 
 

@@ -10,55 +10,61 @@ Letters: B batch, C channels, (H, W) the map, (rows, cols) windows, (r, c) bins 
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
 
 import torch
 from torch import Tensor
 
+from stepwell.ops.precision import at_least_single, without_autocast
 from stepwell.structures import Size
 
 __all__ = ["pooling_matrix", "window_pool"]
 
 
-def window_pool(x: Tensor, grid: Size, bins: Size) -> Tensor:
+def window_pool(x: Tensor, grid: Size, bins: Size, *, edges: torch.dtype | None = None) -> Tensor:
     """x (B, C, H, W), grid (rows, cols), bins (r, c) -> (B, rows*cols, r*c, C), windows and bins row-major.
 
-    In fp32 at least, and then in the dtype of `x`; the edges of the windows are rounded to it, as in the
-    released code.
+    In fp32 at least, and then in the dtype of `x`. edges: the dtype that those of the windows are rounded
+    to; that of `x`, as in the released code.
     """
-    exact = torch.promote_types(x.dtype, torch.float32)
+    exact = at_least_single(x.dtype)
     of_rows, of_cols = (
-        pooling_matrix(length, windows, parts, x.dtype).to(x.device, exact)
+        pooling_matrix(length, windows, parts, edges or x.dtype, device=x.device).to(exact)
         for length, windows, parts in zip(x.shape[-2:], grid, bins, strict=True)
     )
     cells = x.movedim(1, -1).to(exact)  # (B, H, W, C)
-    pooled = of_cols @ (of_rows @ cells.flatten(2)).unflatten(2, cells.shape[2:])
+    with without_autocast(x.device):
+        pooled = of_cols @ (of_rows @ cells.flatten(2)).unflatten(2, cells.shape[2:])
     windows = pooled.unflatten(2, (grid[1], bins[1])).unflatten(1, (grid[0], bins[0]))
     out: Tensor = windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return out.to(x.dtype)
 
 
-@lru_cache(maxsize=256)
-def pooling_matrix(length: int, windows: int, bins: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(windows * bins, length) in fp32: times the cells of an axis, the mean of each bin of each window.
+def pooling_matrix(
+    length: int,
+    windows: int,
+    bins: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """(windows * bins, length), in fp32 at least: times the cells of an axis, the mean of every bin.
 
-    dtype: to which the edges of the windows are rounded.
+    dtype: to which the edges of the windows are rounded. The rest is computed in it too, but in fp32 at
+    least: the number of samples hangs on the last bit.
     """
-    edges = torch.tensor([i * length / windows for i in range(windows + 1)]).to(dtype).float()
-    matrix = torch.zeros(windows * bins, length)
-    for window in range(windows):
-        start, side = edges[window], (edges[window + 1] - edges[window]).clamp(min=1)
-        samples = int((side / bins).ceil())
-        step = side / bins
-        for part in range(bins):
-            place = start + part * step + (torch.arange(samples) + 0.5) * step / samples
-            matrix[window * bins + part] = _bilinear(place, length).sum(0) / samples
-    return matrix
-
-
-def _bilinear(place: Tensor, length: int) -> Tensor:
-    """Places (n,) on an axis -> (n, length), the share of every cell; nothing beyond one cell outside."""
-    is_inside = (place >= -1) & (place <= length)
-    place = place.clamp(0, length - 1)
-    cells = torch.arange(length)
-    return (1 - (place[:, None] - cells).abs()).clamp(min=0) * is_inside[:, None]
+    exact = at_least_single(dtype)
+    edges = torch.arange(windows + 1, dtype=torch.float64, device=device) * length / windows
+    edges = edges.to(dtype).to(exact)[:, None, None]  # (windows, bins, samples)
+    start, side = edges[:-1], edges.diff(dim=0).clamp(min=1)
+    step, samples = side / bins, (side / bins).ceil()
+    widest = max(1.0, length / windows + 2 * length * torch.finfo(dtype).eps)  # rounded edges included
+    part = torch.arange(bins, dtype=exact, device=device)[:, None]
+    sample = torch.arange(math.ceil(widest / bins) + 1, dtype=exact, device=device)
+    place = start + part * step + (sample + 0.5) * step / samples
+    counts = (
+        (sample < samples) & (place >= -1) & (place <= length)
+    )  # there is nothing beyond one cell outside
+    distance = place.clamp(0, length - 1)[..., None] - torch.arange(length, dtype=exact, device=device)
+    shares = (1 - distance.abs()).clamp(min=0) * counts[..., None]  # bilinear, of every cell
+    return (shares.sum(2) / samples).flatten(0, 1)
