@@ -20,8 +20,8 @@ from stepwell.ops.products import linear
 
 __all__ = ["WindowMatrices"]
 
-MOST = 2**22
-"""Elements of the queries of one part, in the width of a cell: 16 MB in fp32."""
+MOST = 2**21
+"""Elements of the queries of some windows, in the width of a cell: 8 MB in fp32."""
 
 
 class WindowMatrices(NamedTuple):
@@ -33,37 +33,27 @@ class WindowMatrices(NamedTuple):
     front of Vicuna-7B, and 75 MB with products in bf16.
     """
 
-    deviations: Sequence[Deviation]  # of every level
-    projections: Sequence[Tensor]  # (D, C + 2) of every level, or none where they are folded
+    deviations: list[Deviation]  # of every level
+    projections: list[Tensor]  # (D, C + 2) of every level, or none where they are folded
     queries: Tensor  # (n, s, h, d), scaled
     codes: Tensor  # (n, s, h, z): products of queries with the keys of codes
-    keys: Sequence[Tensor]  # (h, d, D), or folded (h, d, C + 2) of every level
-    values: Sequence[Tensor]  # (h, D, d), or folded (h, C + 2, d) of every level
-
-    def folded(self) -> WindowMatrices:
-        """The same in less work: products in fp32 at least, and then in the dtype of those of a call."""
-        (key,), (value,) = self.keys, self.values
-        dtype = self.queries.dtype
-        return self._replace(
-            projections=(),
-            keys=[(key.to(matrix.dtype) @ matrix).to(dtype) for matrix in self.projections],
-            values=[
-                (matrix.t() @ value.to(matrix.dtype)).to(dtype).contiguous() for matrix in self.projections
-            ],
-        )
+    keys: list[Tensor]  # (h, d, D), or folded (h, d, C + 2) of every level
+    values: list[Tensor]  # (h, D, d), or folded (h, C + 2, d) of every level
 
     def read(self, cells: Sequence[Tensor], codes: Tensor) -> Tensor:
         """Pooled cells of every level (B, n, k, C + 2), codes (n, s, h, K), which are added to the products
         of queries and keys -> (B, n, s, h, d). Some windows at a time, in training too.
         """
-        windows = max(1, MOST // (self.queries[0, ..., 0].numel() * self.keys[0].shape[2]))
+        # In training each part adds a gradient to the matrices, which is not to be more than its own work.
+        most = max(MOST, self.keys[0].numel()) if torch.is_grad_enabled() else MOST
+        windows = max(1, most // (self.queries[0, ..., 0].numel() * self.keys[0].shape[2]))
         cells = [level.to(self.queries.dtype) for level in cells]
-        most = windows * len(cells[0])
-        return in_parts(self._read, *cells, self.queries[None], codes[None], most=most, recompute=True)
+        tokens = (*cells, self.queries[None], codes[None])
+        return in_parts(self._read, *tokens, most=windows * len(cells[0]), recompute=True)
 
     def _read(self, *windows: Tensor) -> Tensor:
         *cells, queries, codes = windows
         if self.projections:
             pairs = zip(cells, self.projections, strict=True)
-            cells = [torch.cat([linear(level, matrix.to(level.dtype)) for level, matrix in pairs], 2)]
+            cells = [torch.cat([linear(level, matrix) for level, matrix in pairs], 2)]
         return one_query_fast(queries[0], codes[0], cells, self.keys, self.values)

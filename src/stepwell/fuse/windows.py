@@ -220,23 +220,36 @@ class WindowAttention(nn.Module):
                 self._kept.forget()
                 return self._new_matrices(corrections, dtype)
             of = dtype, *(correction is None for correction in corrections)
-            return self._kept(lambda: self._new_matrices(corrections, dtype).folded(), made_of, of=of)
+            return self._kept(lambda: self._new_matrices(corrections, dtype, fold=True), made_of, of=of)
 
-    def _new_matrices(self, corrections: Sequence[Correction | None], dtype: torch.dtype) -> WindowMatrices:
+    def _new_matrices(
+        self, corrections: Sequence[Correction | None], dtype: torch.dtype, *, fold: bool = False
+    ) -> WindowMatrices:
+        """dtype: of products. What is made of several matrices is made in fp32 at least, and then rounded."""
         of_query, of_key, of_value = self.qkv.weight.chunk(3)
         queries = self.query_norm(torch.stack(list(self.queries), 1)) + self.position[:, None]
         queries = self._heads(linear(queries, of_query, self.qkv.bias.chunk(3)[0]))
         queries = queries * queries.shape[-1] ** -0.5
-        codes = self._keys(torch.cat([self.position, *(code[None] for code in self.level_codes)]))
-        norms = [self._norm_of_pooled(*level) for level in zip(self.projections, corrections, strict=True)]
-        return WindowMatrices(
-            deviations=[deviation for deviation, _ in norms],
-            projections=[matrix for _, matrix in norms],
+        codes = self._keys(torch.cat([self.position, *(code[None] for code in self.level_codes)]), of_key)
+        by_head = of_key.unflatten(0, (self.num_heads, -1)), of_value.unflatten(0, (self.num_heads, -1))
+        matrices = WindowMatrices(
+            deviations=[],
+            projections=[],
             queries=queries.to(dtype),
             codes=torch.einsum("nshd,zhd->nshz", queries.to(codes.dtype), codes),
-            keys=[of_key.unflatten(0, (self.num_heads, -1)).to(dtype)],
-            values=[of_value.unflatten(0, (self.num_heads, -1)).transpose(1, 2).to(dtype)],
+            keys=[] if fold else [by_head[0].to(dtype)],
+            values=[] if fold else [by_head[1].transpose(1, 2).to(dtype)],
         )
+        for projection, correction in zip(self.projections, corrections, strict=True):
+            deviation, matrix = self._norm_of_pooled(projection, correction)
+            matrices.deviations.append(deviation)
+            if fold:
+                key, value = ((w.to(matrix.dtype) @ matrix).to(dtype) for w in by_head)
+                matrices.keys.append(key)
+                matrices.values.append(value.transpose(1, 2).contiguous())
+            else:
+                matrices.projections.append(matrix.to(dtype))
+        return matrices
 
     def _norm_of_pooled(
         self, projection: nn.Module, correction: Correction | None
@@ -258,9 +271,9 @@ class WindowAttention(nn.Module):
         heads: Tensor = x.unflatten(-1, (self.num_heads, -1))
         return heads
 
-    def _keys(self, codes: Tensor) -> Tensor:
+    def _keys(self, codes: Tensor, of_key: Tensor) -> Tensor:
         """Codes (z, D), times the matrix of keys -> (z, h, d) in fp32 at least."""
-        keys = self._heads(linear(codes, self.qkv.weight.chunk(3)[1]))
+        keys = self._heads(linear(codes, of_key))
         return keys.to(at_least_single(keys.dtype))
 
     def _codes(self, sizes: Sequence[tuple[Size, Size]], matrices: WindowMatrices) -> Tensor:
@@ -268,9 +281,7 @@ class WindowAttention(nn.Module):
         shares = []  # of every code in every bin
         for i, (size, bins) in enumerate(sizes):
             pools = [
-                pooling_matrix(*axis, self.position.dtype, device=self.position.device).to(
-                    matrices.codes.dtype
-                )
+                pooling_matrix(*axis, self.position.dtype, device=self.position.device)
                 for axis in zip(size, self.config.grid, bins, strict=True)
             ]
             of_map = self._in_windows(*(pool.sum(1, keepdim=True) for pool in pools))  # less than 1 beyond it
@@ -289,7 +300,7 @@ class WindowAttention(nn.Module):
                 index_position_embedding(self.position.shape[1], bins, device=self.position.device)
                 for _, bins in sizes
             ]
-            keys = self._keys(torch.cat(places).to(self.position.dtype))
+            keys = self._keys(torch.cat(places).to(self.position.dtype), self.qkv.weight.chunk(3)[1])
             codes = codes + torch.einsum("nshd,khd->nshk", matrices.queries.to(keys.dtype), keys)
         return codes
 

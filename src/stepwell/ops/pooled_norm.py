@@ -9,6 +9,7 @@ Letters: B batch, C and D channels before and behind the projection, (H, W) the 
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from stepwell.structures import Size
 
 __all__ = ["Deviation", "norm_of_pooled", "pool_for_norm"]
 
-BLOCK = 256  # rows of the form at a time: a symmetric one needs little more than half of the products
+BLOCK = 256  # channels at a time, and rows of the form: half of a symmetric one is enough, and a bit more
 MOST = 2048  # cells of a part
 
 
@@ -65,4 +66,5 @@ def pool_for_norm(x: Tensor, deviation: Deviation, grid: Size, bins: Size, *, ed
     scale = in_parts(deviation.of, x.flatten(2).transpose(1, 2), most=MOST).reciprocal()
     scale = scale.unflatten(1, x.shape[2:])[:, None]
     planes = torch.cat([scale, torch.ones_like(scale)], 1)
-    return torch.cat([window_pool(part, grid, bins, edges=edges) for part in (x * scale, planes)], -1)
+    scaled = (channels * scale for channels in x.split(BLOCK, dim=1))  # never held whole
+    return torch.cat([window_pool(part, grid, bins, edges=edges) for part in chain(scaled, [planes])], -1)
