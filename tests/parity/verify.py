@@ -23,6 +23,7 @@ import cases_inf
 import cases_piip
 import cases_slices
 import cases_upsample
+import cases_windows
 from record import Case, Record, TableCheck, Unsupported, read_record
 from stepwell.ops.choose import Path as OpPath
 from stepwell.ops.choose import prefer
@@ -35,6 +36,7 @@ CASES: dict[str, Case] = {
     **cases_piip.CASES,
     **cases_slices.CASES,
     **cases_upsample.CASES,
+    **cases_windows.CASES,
 }
 """By kind; each system has a file of its own."""
 

@@ -196,6 +196,7 @@ class WindowAttention(nn.Module):
             del levels  # before the next are made
         with without_autocast(self.position.device):
             cells = [torch.cat(level) for level in zip(*pooled, strict=True)]
+            del pooled
             heads = matrices.read(cells, self._codes(sizes, matrices))
         return heads.movedim(2, 0).flatten(3) + self.qkv.bias.chunk(3)[2].to(heads.dtype)
 

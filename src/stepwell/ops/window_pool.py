@@ -18,7 +18,7 @@ from torch import Tensor
 from stepwell.ops.precision import at_least_single, without_autocast
 from stepwell.structures import Size
 
-__all__ = ["pooling_matrix", "window_pool"]
+__all__ = ["pooling_matrix", "window_edges", "window_pool"]
 
 
 def window_pool(x: Tensor, grid: Size, bins: Size, *, edges: torch.dtype | None = None) -> Tensor:
@@ -54,11 +54,11 @@ def pooling_matrix(
     least: the number of samples hangs on the last bit.
     """
     exact = at_least_single(dtype)
-    edges = torch.arange(windows + 1, dtype=torch.float64, device=device) * length / windows
-    edges = edges.to(dtype).to(exact)[:, None, None]  # (windows, bins, samples)
+    edges = window_edges(length, windows, dtype, device=device).to(exact)[:, None, None]
     start, side = edges[:-1], edges.diff(dim=0).clamp(min=1)
     step, samples = side / bins, (side / bins).ceil()
     widest = max(1.0, length / windows + 2 * length * torch.finfo(dtype).eps)  # rounded edges included
+    # Axes from here on: windows, bins, samples; and then cells.
     part = torch.arange(bins, dtype=exact, device=device)[:, None]
     sample = torch.arange(math.ceil(widest / bins) + 1, dtype=exact, device=device)
     place = start + part * step + (sample + 0.5) * step / samples
@@ -68,3 +68,10 @@ def pooling_matrix(
     distance = place.clamp(0, length - 1)[..., None] - torch.arange(length, dtype=exact, device=device)
     shares = (1 - distance.abs()).clamp(min=0) * counts[..., None]  # bilinear, of every cell
     return (shares.sum(2) / samples).flatten(0, 1)
+
+
+def window_edges(
+    length: int, windows: int, dtype: torch.dtype, *, device: torch.device | str | None = None
+) -> Tensor:
+    """(windows + 1,), in cells from the left edge of the first."""
+    return (torch.arange(windows + 1, dtype=torch.float64, device=device) * length / windows).to(dtype)
