@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,9 +10,16 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_next import render_next
 from stepwell.language.conversation import from_llava
-from stepwell.language.labels import IGNORE, LabelledTokens, label_tokens, separator_tokens
+from stepwell.language.labels import (
+    IGNORE,
+    LabelledTokens,
+    label_tokens,
+    separator_tokens,
+    tokens_of_image,
+)
 from stepwell.language.prompt import Piece, Prompt, render
 from stepwell.language.template import TEMPLATES
+from stepwell.structures import TokenLayout, TokenRun
 
 Tokenizers = dict[str, PreTrainedTokenizerFast]
 
@@ -162,3 +170,11 @@ def test_a_separator_stands_as_it_does_inside_of_a_text(families: Tokenizers, se
         inside = tokenizer(f"x{separator}", add_special_tokens=False).input_ids
         assert inside[-len(ids) :] == ids, name
         assert tokenizer.decode(ids).strip() == separator.strip(), name
+
+
+@pytest.mark.parametrize("ids", [(10_000,), (13, 10_000), (7,)])
+def test_a_separator_that_is_no_word_is_refused(ids):
+    runs = (TokenRun(count=2), TokenRun(ids=ids))
+    layout = TokenLayout(image_size=(1, 1), inputs=(), views=(), runs=runs)
+    with pytest.raises(ValueError, match=rf"the separator {re.escape(str(list(ids)))} stands for no word"):
+        tokens_of_image(layout, range(100), image_token_id=7)

@@ -152,7 +152,8 @@ def _turned(size: tuple[int, int]) -> list[int]:
 
 def _ids(layout: TokenLayout, placeholder: int = -1) -> list[int]:
     """What stands for an image whose separators are ids."""
-    return tokens_of_image(layout, None, placeholder)
+    vocabulary: Any = range(32000)  # separators are ids: no more is asked of a tokenizer than its length
+    return tokens_of_image(layout, vocabulary, placeholder)
 
 
 def _separators(layout: TokenLayout) -> list[int]:
