@@ -111,6 +111,17 @@ def test_kernels_sum_to_one_and_are_flat_where_the_guidance_is():
     torch.testing.assert_close(constant, torch.full_like(constant, 1 / 49))
 
 
+def test_a_kernel_that_sums_to_nothing_is_not_blown_up(monkeypatch):
+    """All that is similar lies far away: the sum by which the kernel is divided is held at 1e-7."""
+    module, (_, guidance) = stage(correction=False), tensors()
+    alike = torch.full((2, 9, 6, 8), 1 / 8, dtype=torch.float64)
+    alike[:, 4] = 0
+    monkeypatch.setattr(module, "similarities", lambda guidance: alike)
+    module.distance_sigma.data.fill_(0.1)
+    expected = alike * module.distances()[:, None, None] / 1e-7
+    torch.testing.assert_close(module.kernels(guidance), expected, rtol=1e-9, atol=0)
+
+
 def test_a_temperature_is_held_within_its_limits():
     _, guidance = tensors()
     module = stage(correction=False)

@@ -240,6 +240,30 @@ def test_compiles_without_graph_breaks_forward_and_backward(run):
     )
 
 
+@PATHS
+def test_tables_are_made_where_the_map_is_whatever_the_default_device(path):
+    tensors = inputs((2, 9), 7, padded=False)
+    with prefer(path), torch.device("meta"):
+        outs = [adaptive_upsample(*tensors), neighbour_products(tensors[0], 3)]
+    torch.testing.assert_close(outs, [enlarged(*tensors), products(tensors[0], 3)])
+
+
+@pytest.mark.parametrize("size", [(8, 16), (11, 13)])
+def test_a_map_comes_out_pixel_by_pixel_without_a_gap(size):
+    with prefer("fast"):
+        out = adaptive_conv(*inputs(size, 3))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_compiled_graph_holds_the_reference(monkeypatch):
+    """Or it would hold every tile."""
+    monkeypatch.setattr(module, "Tiles", None)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with prefer("fast"):
+        check(adaptive_conv, unfolded, inputs((5, 7), 3))
+        check(adaptive_upsample, enlarged, inputs((5, 7), 3, padded=False))
+
+
 class Largest(TorchDispatchMode):
     """How many numbers the largest tensor holds that an op makes."""
 
