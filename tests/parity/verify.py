@@ -20,6 +20,7 @@ from torch import Tensor
 
 import cases_encoders
 import cases_inf
+import cases_multiview
 import cases_piip
 import cases_slices
 import cases_upsample
@@ -33,6 +34,7 @@ __all__ = ["Unreadable", "Verdict", "error_over_tolerance", "main", "read_record
 CASES: dict[str, Case] = {
     **cases_encoders.CASES,
     **cases_inf.CASES,
+    **cases_multiview.CASES,
     **cases_piip.CASES,
     **cases_slices.CASES,
     **cases_upsample.CASES,

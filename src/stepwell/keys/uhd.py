@@ -12,7 +12,16 @@ from torch import Tensor
 
 from stepwell.keys.engine import Drop, Prefix, Rename, Rule
 
-__all__ = ["STAGE", "pyramid_rules", "resampler_rules", "vision_rules", "window_rules"]
+__all__ = [
+    "DOWNSAMPLER",
+    "STAGE",
+    "multiview_rules",
+    "pyramid_rules",
+    "resampler_rules",
+    "upsampler_checkpoint_rules",
+    "vision_rules",
+    "window_rules",
+]
 
 STAGE: list[Rule] = [
     Rename(r"range_temp", "similarity"),
@@ -33,6 +42,42 @@ def pyramid_rules(num_stages: int) -> list[Rule]:
         corrections.append(Rename(rf"{name}\.1\.bias", f"corrections.{i}.linear.bias"))
     return [*stages, *corrections]
 
+
+DOWNSAMPLER: list[Rule] = [
+    Rename(r"attention_net\.1\.(weight|bias)", r"linear.\1"),
+    Rename(r"w", "scale"),
+    Rename(r"b", "shift"),
+    Rename(r"kernel_params", "weights"),
+]
+"""Of either kind."""
+
+
+def multiview_rules(num_stages: int) -> list[Rule]:
+    """Of a checkpoint of stage 0, the up-sampler's training: the stack, and what only its training has."""
+    rules: list[Rule] = [Prefix(r"upsampler\.", "upsampler.", pyramid_rules(num_stages))]
+    for i in range(num_stages):
+        suffix = "" if i == num_stages - 1 else f"_{2 ** (i + 1)}x"
+        rules += [
+            Prefix(rf"downsampler{suffix}\.", f"downsamplers.{i}.", DOWNSAMPLER),
+            Rename(rf"scale_net{suffix}\.net\.(weight|bias)", rf"uncertainty.{i}.conv.\1"),
+        ]
+    return [*rules, *_NOT_TRAINED]
+
+
+def upsampler_checkpoint_rules(num_stages: int) -> list[Rule]:
+    """Of such a checkpoint, the stack alone, as a model takes it over."""
+    return [
+        Prefix(r"upsampler\.", "", pyramid_rules(num_stages)),
+        Drop(r"downsampler(_\d+x)?\..+", "a down-sampler, of the training alone"),
+        Drop(r"scale_net(_\d+x)?\..+", "a head of uncertainty, of the training alone"),
+        *_NOT_TRAINED,
+    ]
+
+
+_NOT_TRAINED: list[Rule] = [
+    Drop(r"(validation_)?model\..+", "the frozen encoder"),
+    Drop(r"linear_(acc|iou)", "a number that the training logged"),
+]
 
 _ATTENTION: list[Rule] = [
     Rename(r"pos_embed", "position"),
