@@ -148,7 +148,11 @@ def _pretrain_step(record: Record) -> dict[str, Tensor]:
     image = inputs["image"]
     levels = module.upsampler.levels(module.encoder(image), image, stop_gradient=module.stop_gradient)
     maps = [level.corrected() for level in levels]
-    weights = {"reconstruction": 1 / s["n_jitters"], "crf": s["crf_weight"], "total_variation": s["tv_weight"]}
+    weights = {
+        "reconstruction": 1 / s["n_jitters"],
+        "crf": s["crf_weight"],
+        "total_variation": s["tv_weight"],
+    }
     outputs, totals = {}, []
     for i, case in enumerate(s["jitters"]):
         view = Draws(

@@ -1,6 +1,6 @@
-"""A folder of images for every class: what classifiers and probes learn from.
+"""Folders of images: one for every class, which classifiers and probes learn from, or any, without labels.
 
-The layout of ImageNet's training part, as torchvision's ImageFolder reads it.
+The layout of the former is that of ImageNet's training part, as torchvision's ImageFolder reads it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ImageFolder", "LabelledImage", "image_files"]
+from stepwell.data.files import path_of, read_text
+
+__all__ = ["ImageFolder", "Images", "LabelledImage", "image_files"]
 
 ENDINGS = frozenset(".png .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .tif .tiff .avif .heic .heif".split())
 
@@ -62,6 +64,34 @@ class ImageFolder:
     def __getitem__(self, index: int) -> LabelledImage:
         image, label = self.entries[index]
         return LabelledImage(image=image, label=label)
+
+
+class Images:
+    """A source of images alone: those below a folder, or those that a text file lists, one a line."""
+
+    def __init__(self, path: Path, *, images: Path | None = None) -> None:
+        """images: the folder that the lines of a list start from, by default the list's own.
+
+        Raises ValueError for a folder or a list without an image, FileNotFoundError for neither.
+        """
+        if path.is_dir():
+            if images is not None:
+                raise ValueError(f"{path} is a folder of images; {images} beside it would be ignored")
+            self.files = image_files(path)
+            return
+        lines = (line.strip() for line in read_text(path).splitlines())
+        self.files = [path_of(images or path.parent, line) for line in lines if line]
+        if not self.files:
+            raise ValueError(f"{path} lists no image")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def where(self, index: int) -> str:
+        return str(self.files[index])
+
+    def __getitem__(self, index: int) -> Path:
+        return self.files[index]
 
 
 def image_files(folder: Path) -> list[Path]:

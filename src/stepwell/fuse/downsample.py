@@ -1,8 +1,8 @@
 """From pixels back to an encoder's cells: the learned down-samplers by which an up-sampler is trained.
 
-FeatUp, arXiv 2403.10516, section 3.1; LLaVA-UHD v2, arXiv 2412.13871, equation 10. What they do to a map is linear in
-its channels but for one channel of scores, so that a map may be projected first and its scores be taken from
-the whole of it: `pool` gets both apart, `forward` does all at once.
+FeatUp, arXiv 2403.10516, section 3.1; LLaVA-UHD v2, arXiv 2412.13871, equation 10. All that they do to a map
+is linear in its channels, once the scores of its pixels are known. So a map may be projected to few channels
+after its scores were taken: `pool` gets both apart, `forward` does all at once.
 Letters: B batch, C channels, V those that are pooled, S channels of scores, (H, W) the map, (h, w) the cells,
 K the side of a cell's window.
 """
@@ -138,11 +138,13 @@ def build_downsampler(config: DownsamplerConfig, dim: int, patch: int) -> Downsa
 
 def blur(x: Tensor) -> Tensor:
     """(B, C, H, W) -> the same, under a Gaussian of 5 x 5 pixels, mirrored at the border."""
-    steps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=x.device, dtype=x.dtype)
-    weights = (-(steps**2) / (2 * BLUR_SIGMA**2)).softmax(0)
-    single = reflect(x, BLUR_RADIUS).flatten(0, 1)[:, None]
-    rows = F.conv2d(single, weights.view(1, 1, -1, 1))
-    return F.conv2d(rows, weights.view(1, 1, 1, -1)).view(x.shape)
+    steps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    weights = (-(steps**2) / (2 * BLUR_SIGMA**2)).softmax(0).tolist()
+    padded = reflect(x, BLUR_RADIUS)
+    for axis in (-2, -1):  # by shifted sums, which are quicker than a convolution of single channels
+        length = x.shape[axis]
+        padded = sum(weight * padded.narrow(axis, i, length) for i, weight in enumerate(weights))
+    return padded
 
 
 def _windows(x: Tensor, side: int, grid: Size) -> Tensor:
@@ -151,7 +153,7 @@ def _windows(x: Tensor, side: int, grid: Size) -> Tensor:
     """
     room = [length - side for length in x.shape[-2:]]
     stride = min(space // max(count - 1, 1) for space, count in zip(room, grid, strict=True))
-    if stride < 1 and max(grid) > 1 or min(room) < 0:
+    if min(room) < 0 or (stride < 1 and max(grid) > 1):
         raise ValueError(
             f"{grid[0]}x{grid[1]} windows of {side}x{side} pixels have no room in a map of "
             f"{x.shape[-2]}x{x.shape[-1]}"

@@ -19,6 +19,7 @@ from stepwell.encoders.pretrained import find_weights, load_encoder_weights
 from stepwell.encoders.timm_encoder import TimmEncoder
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.folders import ModelError, commit_of, one_line, read_config
+from stepwell.fuse.upsample import InversePyramid
 from stepwell.keys.checkpoint import Checkpoint, Tensors, TensorSource, open_checkpoint
 from stepwell.keys.engine import AS_IT_IS, Drop, Rename, Rule, plan
 from stepwell.keys.fill import fill
@@ -26,6 +27,7 @@ from stepwell.keys.report import Report
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.loading_bar import no_loading_bar
 from stepwell.models.register import MODELS
+from stepwell.models.upsampler import StepwellUpsamplerConfig, refuse_other_upsampler
 
 __all__ = ["load_parts"]
 
@@ -44,9 +46,9 @@ def load_parts(
     weights: names of parts -> where they start. An encoder (`vision.branches.0`) starts as
     `load_encoder_weights` says. `language` starts from a folder, a file or a name on the hub of a causal
     language model of transformers. Any part starts from a model folder of ours, or from a file of its own
-    tensors (.safetensors, .pth, .bin). parts: names -> prefixes of the model's parameters, by default
-    `model.parts`. revisions: of parts that start from a name on the hub, a commit, branch or tag; each report
-    says which commit it was.
+    tensors (.safetensors, .pth, .bin); an up-sampler from the folder that its training left. parts: names ->
+    prefixes of the model's parameters, by default `model.parts`. revisions: of parts that start from a name
+    on the hub, a commit, branch or tag; each report says which commit it was.
 
     Raises ValueError for a part that there is not, for a revision of what is on this machine, and for weights
     that do not fit (FitError, with the report), FileNotFoundError, HubError, CheckpointError.
@@ -95,7 +97,11 @@ def _load_part(
     revision: str | None,
 ) -> Report:
     path = find_weights(source, revision)
-    if path.is_dir() and str(read_config(path).get("model_type")) in MODELS:
+    kind = str(read_config(path).get("model_type")) if path.is_dir() else None
+    is_upsampler = kind == StepwellUpsamplerConfig.model_type  # a part already
+    if is_upsampler and isinstance(module, InversePyramid):
+        refuse_other_upsampler(module, StepwellUpsamplerConfig.from_pretrained(path))
+    if kind in MODELS and not is_upsampler:
         report = _from_ours(module, open_checkpoint(path), source, _prefixes(part, parts))
     elif part == LANGUAGE:
         report = _from_causal(model, module, path, source)

@@ -25,6 +25,7 @@ from stepwell.models.perception import (
     PyramidForImageClassification,
 )
 from stepwell.models.processor import StepwellProcessor
+from stepwell.models.upsampler import StepwellUpsampler, StepwellUpsamplerConfig
 
 __all__ = ["MODELS", "register"]
 
@@ -32,12 +33,13 @@ MODELS: dict[str, type[PreTrainedModel]] = {
     StepwellConfig.model_type: StepwellForConditionalGeneration,
     PyramidBackboneConfig.model_type: PyramidBackbone,
     PyramidClassifierConfig.model_type: PyramidForImageClassification,
+    StepwellUpsamplerConfig.model_type: StepwellUpsampler,
 }
 """By the model_type of a folder's config.json."""
 
 
 def register() -> None:
-    """Assistants with their processors, dense backbones and classifiers; once or again.
+    """Assistants with their processors, dense backbones, classifiers and up-samplers; once or again.
 
     TRL and `transformers serve` look the class that a folder names up among transformers' own.
     """
@@ -49,6 +51,8 @@ def register() -> None:
     AutoProcessor.register(StepwellConfig, StepwellProcessor, exist_ok=True)
     backends = dict.fromkeys(("pil", "torchvision"), StepwellImageProcessor)  # ours is the same in both
     AutoImageProcessor.register(StepwellConfig, image_processor_classes=backends, exist_ok=True)
+    AutoConfig.register(StepwellUpsamplerConfig.model_type, StepwellUpsamplerConfig, exist_ok=True)
+    AutoModel.register(StepwellUpsamplerConfig, StepwellUpsampler, exist_ok=True)
     for config, auto in (
         (PyramidBackboneConfig, AutoBackbone),
         (PyramidClassifierConfig, AutoModelForImageClassification),

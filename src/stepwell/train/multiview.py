@@ -1,10 +1,10 @@
-"""How an up-sampler learns without labels: what it makes of an image has to agree with what the encoder sees of
+"""How an up-sampler learns without labels: its maps of an image have to agree with what the encoder sees of
 shifted, zoomed and mirrored views of it.
 
-FeatUp, arXiv 2403.10516, section 3; LLaVA-UHD v2, arXiv 2412.13871, section 3.1 and equations 10 and 11, which
-supervises every level of the pyramid. Where its paper and its released code differ, both are here.
-Letters: B batch, C channels of a map, V those that are compared, (H, W) the image, (h, w) the encoder's grid, n
-sampled pixels.
+FeatUp, arXiv 2403.10516, section 3; LLaVA-UHD v2, arXiv 2412.13871, section 3.1 and equations 10 and 11,
+which supervises every level of the pyramid. Where its paper and its released code differ, both are here.
+Letters: B batch, C channels of a map, V those that are compared, (H, W) the image, (h, w) the encoder's grid,
+n sampled pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepwell.encoders.encoder import Encoder
-from stepwell.fuse.downsample import LOGIT_DROPOUT, AttentionDownsampler, Downsampler, KernelDownsampler
+from stepwell.fuse.downsample import LOGIT_DROPOUT, Downsampler, KernelDownsampler
 from stepwell.fuse.upsample import InversePyramid
 from stepwell.ops.adaptive_conv import reflect
 from stepwell.structures import Size
@@ -132,7 +132,7 @@ class UncertaintyHead(nn.Module):
         self.conv.reset_parameters()
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter *= 0.1
+                parameter.mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 1, h, w), the scale of an error."""
@@ -180,7 +180,7 @@ class MultiviewTraining(nn.Module):
         downsamplers: Sequence[Downsampler],
         uncertainty: Sequence[UncertaintyHead] = (),
         *,
-        losses: Collection[Loss] = ("reconstruction",),
+        losses: Collection[Loss],
         views: int = 2,
         max_pad: int = 30,
         max_zoom: float = 2.0,
@@ -297,7 +297,7 @@ class MultiviewTraining(nn.Module):
         errors = {}
         for level, map in enumerate(maps):
             moved = self._moved(project(map, view.projection), image, view.jitter)
-            off = F.adaptive_avg_pool2d(moved, seen.shape[-2:]) - seen
+            off = F.adaptive_avg_pool2d(moved, (seen.shape[-2], seen.shape[-1])) - seen
             share = off.square().sum((1, 2, 3)) / seen.square().sum((1, 2, 3))
             errors[f"error_{2**level}x"] = share.mean()
         return errors

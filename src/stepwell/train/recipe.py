@@ -48,8 +48,9 @@ class Strict(BaseModel):
 
 
 class Optimiser(Strict):
-    """`name` is one of TrainingArguments' `optim`; part_lrs: rates of parts, the longest matching name
-    counts.
+    """`name` is one of TrainingArguments' `optim`, or torch's "adam" or "nadam"; part_lrs: rates of parts,
+    the longest matching name counts. max_grad_norm: 0 clips nothing; clip_steps: how many steps of a stage
+    are clipped, from its first on, None is all.
     """
 
     name: str = "adamw_torch"
@@ -57,7 +58,8 @@ class Optimiser(Strict):
     part_lrs: dict[str, Rate] = {}
     betas: tuple[Share, Share] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    max_grad_norm: Rate = 1.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    clip_steps: Positive | None = None
 
 
 class Schedule(Strict):

@@ -18,7 +18,7 @@ from stepwell.data.mixture import Drawn, InOrder, Mixture
 from stepwell.train.bad_samples import BadSamples
 from stepwell.train.groups import freeze_all_but, parameter_groups
 from stepwell.train.metrics import MetricsFile
-from stepwell.train.recipe import Recipe, Stage
+from stepwell.train.recipe import Optimiser, Recipe, Stage
 from stepwell.train.tasks import Task
 
 __all__ = ["WHOLE", "StageTrainer", "processes", "put"]
@@ -26,6 +26,12 @@ __all__ = ["WHOLE", "StageTrainer", "processes", "put"]
 BAD = "bad_samples"  # of a batch
 BEST = "best"  # of a stage: the weights with the lowest loss on its validation data so far
 WHOLE = "whole"  # an empty file, the last that a checkpoint gets
+
+TORCH_OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "nadam": torch.optim.NAdam,
+}
+"""Those of torch that TrainingArguments has no name for."""
 
 
 def processes() -> int:
@@ -51,6 +57,16 @@ class _Sealing(TrainerCallback):
             torch.distributed.barrier()
         if args.should_save:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+
+class _ClippingAtFirst(TrainerCallback):
+    """Gradients are clipped in the first steps of a stage, and left alone after them."""
+
+    def __init__(self, optimiser: Optimiser) -> None:
+        self.steps, self.norm = optimiser.clip_steps, optimiser.max_grad_norm
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.max_grad_norm = self.norm if self.steps is None or state.global_step < self.steps else 0.0
 
 
 class _Collate:
@@ -99,7 +115,8 @@ class StageTrainer(Trainer):
             data_collator=_Collate(task),
             train_dataset=source,
             eval_dataset=validation,
-            callbacks=[bad_samples, _Sealing(), MetricsFile(folder)],
+            callbacks=[bad_samples, _Sealing(), MetricsFile(folder), _ClippingAtFirst(task.stage.optimiser)],
+            optimizer_cls_and_kwargs=_of_torch(task.stage.optimiser),
         )
         self.bad_samples = bad_samples
         self.task, self.stage = task, task.stage
@@ -111,7 +128,8 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser by its name, over the stage's parameter groups."""
         if self.optimizer is None:  # type: ignore[has-type]
-            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            named = self.optimizer_cls_and_kwargs
+            kind, arguments = named or self.get_optimizer_cls_and_kwargs(self.args, self.model)
             optimiser = self.stage.optimiser
             groups = parameter_groups(
                 self.model,
@@ -247,6 +265,12 @@ class StageTrainer(Trainer):
         super().log(logs, start_time)
 
 
+def _of_torch(optimiser: Optimiser) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+    """What Trainer makes it of, None where TrainingArguments knows its name."""
+    kind = TORCH_OPTIMISERS.get(optimiser.name)
+    return None if kind is None else (kind, {"lr": optimiser.lr, "betas": optimiser.betas})
+
+
 def _training_arguments(
     recipe: Recipe, stage: Stage, folder: Path, *, steps: int, seed: int
 ) -> TrainingArguments:
@@ -257,7 +281,7 @@ def _training_arguments(
         "max_steps": steps,
         "per_device_train_batch_size": stage.batch,
         "gradient_accumulation_steps": stage.accumulate,
-        "optim": optimiser.name,
+        "optim": "adamw_torch" if optimiser.name in TORCH_OPTIMISERS else optimiser.name,
         "learning_rate": optimiser.lr,
         "adam_beta1": optimiser.betas[0],
         "adam_beta2": optimiser.betas[1],

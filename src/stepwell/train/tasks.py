@@ -22,6 +22,7 @@ __all__ = ["TASKS", "Task", "find_task"]
 TASKS = {
     "chat": "stepwell.train.chat:ChatTask",
     "reader": "stepwell.reader.task:ReaderTask",
+    "upsampler": "stepwell.train.upsampler:UpsamplerTask",
 }
 """Modules and classes, imported when a recipe asks for them."""
 

@@ -59,7 +59,9 @@ def pad_and_resize(image: Image.Image, colour: tuple[int, int, int], side: int) 
     return _resize(tall, side, side)
 
 
-def resize_short_side_and_crop(image: Image.Image, side: int) -> Image.Image:
+def resize_short_side_and_crop(
+    image: Image.Image, side: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
     """-> (side, side): the short side resized to it, the long one rounded down, the middle cut out.
 
     An image that grows is made rows first and then columns, as Pillow does, some at a time: of a long one
@@ -69,20 +71,22 @@ def resize_short_side_and_crop(image: Image.Image, side: int) -> Image.Image:
     width, height = (side * length // short for length in image.size)
     left, top = (width - side) // 2, (height - side) // 2
     if short >= side:
-        return _resize(image, width, height).crop((left, top, left + side, top + side))
+        return _resize(image, width, height, resample).crop((left, top, left + side, top + side))
     middle = Image.new("RGB", (side, image.height))
     for first, rows in _bands(image.height, max(image.width, width)):
         band = image.crop((0, first, image.width, first + rows))
-        middle.paste(_resize(band, width, rows).crop((left, 0, left + side, rows)), (0, first))
+        middle.paste(_resize(band, width, rows, resample).crop((left, 0, left + side, rows)), (0, first))
     cut = Image.new("RGB", (side, side))
     for first, columns in _bands(side, max(image.height, height)):
         band = middle.crop((first, 0, first + columns, image.height))
-        cut.paste(_resize(band, columns, height).crop((0, top, columns, top + side)), (first, 0))
+        cut.paste(_resize(band, columns, height, resample).crop((0, top, columns, top + side)), (first, 0))
     return cut
 
 
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+def _resize(
+    image: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    return image.resize((width, height), resample)
 
 
 def _bands(count: int, length: int) -> Iterator[tuple[int, int]]:
