@@ -1,11 +1,11 @@
-"""A folder of images for every class."""
+"""A folder of images for every class, and images alone."""
 
 from __future__ import annotations
 
 import pytest
 from PIL import Image
 
-from stepwell.data.image_folder import ImageFolder
+from stepwell.data.image_folder import ImageFolder, Images
 
 
 @pytest.fixture
@@ -53,3 +53,32 @@ def test_a_class_without_an_image_and_a_folder_without_classes_are_refused(folde
         ImageFolder(folder)
     with pytest.raises(ValueError, match="has no folders"):
         ImageFolder(folder / "dog")
+
+
+def test_images_alone_are_all_below_a_folder(folder):
+    source = Images(folder)
+    names = ["cat/a.jpg", "cat/b.PNG", "cat/more/c.webp", "dog/d.tif"]
+    assert [path.relative_to(folder).as_posix() for path in source] == names
+    assert (len(source), source.where(3)) == (4, str(folder / "dog/d.tif"))
+
+
+def test_images_alone_are_those_of_a_list(folder, tmp_path):
+    listed = folder / "list.txt"
+    listed.write_text(f"dog/d.tif\r\n\ncat\\a.jpg\n{folder}/cat/b.PNG\n", encoding="utf-8-sig")
+    expected = [folder / name for name in ("dog/d.tif", "cat/a.jpg", "cat/b.PNG")]
+    assert list(Images(listed)) == expected
+    (tmp_path / "elsewhere").mkdir()
+    moved = listed.rename(tmp_path / "elsewhere/list.txt")
+    assert list(Images(moved, images=folder)) == expected
+
+
+def test_images_alone_that_are_not_there_are_refused(folder, tmp_path):
+    (folder / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"empty.txt lists no image"):
+        Images(folder / "empty.txt")
+    with pytest.raises(ValueError, match=r"\.cache holds no image|holds no image"):
+        Images(folder / ".ipynb_checkpoints")
+    with pytest.raises(ValueError, match="beside it would be ignored"):
+        Images(folder, images=tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Images(folder / "nowhere")

@@ -79,18 +79,19 @@ def test_padding_and_resizing_at_once_is_doing_one_after_the_other(
 
 
 @pytest.mark.parametrize("band_pixels", [1, 300, 2**21])
+@pytest.mark.parametrize("filter", [Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
 def test_only_the_middle_of_a_resized_picture_is_made_and_is_the_same(
-    band_pixels: int, monkeypatch: pytest.MonkeyPatch
+    filter: Image.Resampling, band_pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preprocess, "BAND_PIXELS", band_pixels)
 
     @given(LENGTH, LENGTH, st.integers(1, 40))
     def agree(height: int, width: int, side: int) -> None:
         image, short = noise(height, width), min(height, width)
-        resized = image.resize((side * width // short, side * height // short), Image.Resampling.BICUBIC)
+        resized = image.resize((side * width // short, side * height // short), filter)
         left, top = (resized.width - side) // 2, (resized.height - side) // 2
         expected = resized.crop((left, top, left + side, top + side))
-        assert (np.asarray(resize_short_side_and_crop(image, side)) == np.asarray(expected)).all()
+        assert (np.asarray(resize_short_side_and_crop(image, side, filter)) == np.asarray(expected)).all()
 
     agree()
 

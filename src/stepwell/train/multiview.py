@@ -212,7 +212,7 @@ class MultiviewTraining(nn.Module):
 
         draws: one a view, by default by torch's generator; in evaluation always the same. All views are of
         the same maps of the levels, drawn once. Every loss is a sum over levels; the reconstruction is a mean
-        over views, the others are of the first.
+        over views, the entropy a sum; the others are of the first view.
         """
         map = self._seen(image)
         levels = self.upsampler.levels(map, image, stop_gradient=self.stop_gradient)
@@ -283,7 +283,7 @@ class MultiviewTraining(nn.Module):
             terms["crf"] = sampled_crf(image, values, view.positions[level])
         if is_first and "total_variation" in self.losses:
             terms["total_variation"] = total_variation(values.square().sum(1, keepdim=True))
-        if is_first and "entropy" in self.losses:
+        if "entropy" in self.losses:
             assert isinstance(down, KernelDownsampler)
             terms["entropy"] = -entropy(down.kernel()[None, None])  # a wide kernel is wanted
         return terms
