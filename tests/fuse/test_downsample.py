@@ -100,7 +100,9 @@ def test_one_kernel_is_a_strided_convolution() -> None:
     assert down.scores(x).shape == (2, 0, 13, 16)
 
 
-@pytest.mark.parametrize(("size", "grid"), [((3, 9), (1, 2)), ((8, 8), (7, 2)), ((8, 5), (2, 3))])
+@pytest.mark.parametrize(
+    ("size", "grid"), [((3, 9), (1, 2)), ((3, 9), (1, 1)), ((8, 8), (7, 2)), ((8, 5), (2, 3))]
+)
 def test_windows_without_room_are_refused(size: tuple[int, int], grid: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=rf"{grid[0]}x{grid[1]} windows of 4x4 .* {size[0]}x{size[1]}"):
         KernelDownsampler(4)(torch.zeros(1, 1, *size), grid)

@@ -207,6 +207,8 @@ def test_fields_of_a_stage_reach_the_training(settings):
     assert isinstance(other.downsamplers[0], KernelDownsampler)
     assert other.downsamplers[0].kernel_size == 5
     assert len(other.upsampler.stages) == 3
+    last = trainer_of(settings, "stages.upsampler.hierarchical=false").model
+    assert len(last.downsamplers) == len(last.uncertainty) == 1
     assert not trainer_of(settings, "stages.upsampler.stop_gradient=false").model.stop_gradient
     assert trainer_of(settings, "stages.upsampler.uncertainty=paper").model.log_weight == 0.5
 
@@ -232,12 +234,14 @@ def test_images_are_resized_cut_and_normalised(settings, pictures, filter, pillo
     assert (own.mean, own.std) == ((0.5,) * 3, (0.5,) * 3)
 
 
-def test_any_encoder_of_the_catalogue(settings):
+@pytest.mark.parametrize(("layer", "dim", "stride"), [(0, 8, 4), (1, 8, 4), (2, 16, 8), (-1, 16, 8)])
+def test_any_encoder_of_the_catalogue_at_any_of_its_layers(settings, layer, dim, stride):
     arguments = "model.arguments={dims: [8, 16], depths: [1, 1], strides: [4, 2], layer_scale: null}"
-    overrides = ["model.encoder=convnext_nano", arguments, "model.select_layer=-1"]
-    model = stepwell.load(train("uhd_v2_upsampler", [*settings, *overrides]))
-    assert model.config.dim == 16
-    assert model(torch.zeros(1, 16, 6, 6), torch.zeros(1, 3, 48, 48)).shape == (1, 16, 24, 24)
+    overrides = ["model.encoder=convnext_nano", arguments, f"model.select_layer={layer}"]
+    model = stepwell.load(train("uhd_v2_upsampler", [*settings, *overrides, "stages.upsampler.steps=1"]))
+    assert model.config.dim == dim
+    down = trainer_of(settings, *overrides).model.downsamplers[0]
+    assert down.kernel_size == stride
 
 
 @pytest.mark.parametrize(
