@@ -55,8 +55,8 @@ def load(
     limits: ImageLimits | None = None,
     loading_bar: bool = False,
 ) -> Any:
-    """A model, ready to use: an Assistant (`.ask`, `.features`), or the backbone, classifier or up-sampler of a
-    folder.
+    """A model, ready to use: an Assistant (`.ask`, `.features`), or what else a folder holds: a backbone, a
+    classifier, an up-sampler.
 
     model: None for the shipped one; a folder of ours; `owner/name` on the hub in our format; the name of a
     published release ("OpenGVLab/PIIP-LLaVA_CLIP-BL_512-256_7B", "OpenGVLab/PIIP:detection/<file>.pth"),
