@@ -9,6 +9,7 @@ import torch
 
 from stepwell.encoders.catalogue import build_encoder
 from stepwell.models.published.papers import PUBLISHED, find_published
+from stepwell.models.published.piip import PIIP
 from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -18,7 +19,7 @@ def depth(encoder: str) -> int:
         return build_encoder(encoder).spec.depth
 
 
-@pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
+@pytest.mark.parametrize("published", PIIP, ids=[published.name for published in PIIP])
 def test_every_configuration_runs_all_layers_of_its_networks(published):
     for branch in published.settings.branches:
         assert not branch.interactions or branch.interactions[-1][1] == depth(branch.encoder) - 1
@@ -147,9 +148,9 @@ def test_other_names_are_not_published(name):
 def test_every_configuration_has_a_key_table_and_what_its_task_needs(published):
     assert published.rules(published.settings)
     assert (published.num_classes is not None) == (published.task == "classification")
-    assert (
-        (published.text_config is not None) == (published.task == "chat") == (published.template is not None)
-    )
+    assert (published.text_config is not None) == (published.task in ("chat", "part"))
+    assert (published.template is not None) == (published.task == "chat")
+    assert bool(published.parts) == (published.task == "part")
 
 
 def test_released_names_are_told_apart():

@@ -22,7 +22,8 @@ from stepwell.weights.convert import convert, dry_run, read_manifest
 
 QWEN2 = "uhd_v2_qwen2_7b"
 PROJECTOR = "uhd_v2_projector_vicuna_7b"
-MANIFEST = {PROJECTOR: "uhd_v2_mm_projector_bin_vicuna_7b"}
+UPSAMPLER = "uhd_v2_upsampler_clip_l"
+MANIFEST = {PROJECTOR: "uhd_v2_mm_projector_bin_vicuna_7b", UPSAMPLER: "uhd_v2_vdim_stage0"}
 WIDTHS = {1024: 32, 4096: 64, 3584: 64, 3 * 4096: 192, 3 * 3584: 192, 4 * 4096: 256, 4 * 3584: 256}
 LANGUAGE = {
     "hidden_size": 64,
@@ -34,7 +35,7 @@ LANGUAGE = {
 }
 
 
-@pytest.mark.parametrize("name", ["uhd_v2_vicuna_7b", QWEN2, "uhd_v1_vicuna_13b", PROJECTOR])
+@pytest.mark.parametrize("name", ["uhd_v2_vicuna_7b", QWEN2, "uhd_v1_vicuna_13b", PROJECTOR, UPSAMPLER])
 def test_every_name_of_a_released_layout_has_its_place(name):
     manifest = MANIFESTS / f"{MANIFEST.get(name, name)}.json"
     report = dry_run(manifest, as_=name)
@@ -88,6 +89,7 @@ def test_levels_that_a_release_does_not_read_are_dropped_by_name():
         ("llava-uhd-v2-vicuna-13b", "uhd_v2_vicuna_13b"),
         ("guozonghao96/llava-uhd-144-13b", "uhd_v1_vicuna_13b"),
         ("YipengZhang/LLaVA-UHD-v2:mm_projector.bin", PROJECTOR),
+        ("clip-large-vdim.ckpt", UPSAMPLER),
     ],
 )
 def test_a_release_is_found_by_its_name(alias, name):
@@ -106,7 +108,7 @@ def small(name, shape):
 @pytest.fixture
 def shrunk(monkeypatch):
     """The Qwen2 release at these widths, two layers of everything."""
-    for name in (QWEN2, PROJECTOR):
+    for name in (QWEN2, PROJECTOR, UPSAMPLER):
         full = PUBLISHED[name]
         assert isinstance(full.settings, UhdV2Config)
         settings = replace(
@@ -187,6 +189,18 @@ def test_parts_become_a_file_each_that_a_model_starts_from(shrunk, tmp_path):
     with pytest.raises(FitError, match="1 missing"):
         convert(tmp_path / "mm_projector.bin", tmp_path / "other", as_=PROJECTOR)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_checkpoint_of_lightning_becomes_an_upsampler(shrunk, tmp_path):
+    state = small_state(UPSAMPLER)
+    torch.save({"state_dict": state, "epoch": 0, "global_step": 2000}, tmp_path / "clip-large-vdim.ckpt")
+    report = convert(tmp_path / "clip-large-vdim.ckpt", tmp_path / "out", as_=UPSAMPLER)
+    assert report.ok, report.text()
+    tensors = load_file(tmp_path / "out" / "vision.upsampler.safetensors")
+    assert torch.equal(tensors["stages.1.keys.3.weight"], state["upsampler.up2.range_proj.3.weight"])
+    settings = PUBLISHED[UPSAMPLER].settings
+    assert isinstance(settings, UhdV2Config)
+    settings.build(64).upsampler.load_state_dict(tensors, strict=True)
 
 
 def test_a_release_without_its_encoder_says_so(shrunk, tmp_path):

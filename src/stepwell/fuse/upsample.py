@@ -192,7 +192,7 @@ class InversePyramid(nn.Module):
         `levels` gives.
         """
         if every_level:
-            return self._levels(x, image, stop_gradient)
+            return self.make_levels(x, image, stop_gradient=stop_gradient)
         for stage in self.stages:
             x = stage(x, _guidance(image, x))
         return self.corrections[-1](x) if len(self.corrections) else x
@@ -205,7 +205,8 @@ class InversePyramid(nn.Module):
         levels: list[Level] = self(x, image, every_level=True, stop_gradient=stop_gradient)
         return levels  # by a call, so that what brings weights to `forward` brings them
 
-    def _levels(self, x: Tensor, image: Tensor, stop_gradient: bool) -> list[Level]:
+    def make_levels(self, x: Tensor, image: Tensor, *, stop_gradient: bool = False) -> list[Level]:
+        """What `levels` gives, not by a call."""
         levels: list[Level] = []
         for i, stage in enumerate(self.stages):
             if levels:

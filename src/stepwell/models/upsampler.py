@@ -94,7 +94,7 @@ class StepwellUpsampler(SharedWeights, PreTrainedModel):
         """The same -> the map of every level, the smallest first."""
         if map.shape[1] != self.config.dim:
             raise ValueError(f"this up-sampler takes maps of {self.config.dim} channels, got {map.shape[1]}")
-        return InversePyramid.levels(cast(InversePyramid, self), map, image)
+        return InversePyramid.make_levels(cast(InversePyramid, self), map, image)
 
 
 def refuse_other_upsampler(pyramid: InversePyramid, config: StepwellUpsamplerConfig) -> None:

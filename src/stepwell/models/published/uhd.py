@@ -16,7 +16,7 @@ from stepwell.fuse.windows import WindowConfig
 from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import Prefix, Rule
 from stepwell.keys.llava import LANGUAGE_MODEL
-from stepwell.keys.uhd import resampler_rules, vision_rules, window_rules
+from stepwell.keys.uhd import resampler_rules, upsampler_checkpoint_rules, vision_rules, window_rules
 from stepwell.models.published.published import QWEN2_7B, VICUNA_7B, VICUNA_13B, Published
 from stepwell.models.uhd import UhdV1Config, UhdV2Config
 
@@ -52,6 +52,10 @@ def _chat_rules(settings: UhdV1Config) -> list[Rule]:
     return [Prefix("", "model.vision.", _vision_rules(settings)), *LANGUAGE_MODEL]
 
 
+def _upsampler_rules(settings: UhdV2Config) -> list[Rule]:
+    return [Prefix("", "upsampler.", upsampler_checkpoint_rules(settings.levels[-1]))]
+
+
 def _releases() -> Iterator[Published]:
     organised = UhdV2Config(**LLAMA_IDS)
     apart = UhdV2Config(levels=(0, 2), organised=False, **LLAMA_IDS)
@@ -85,6 +89,16 @@ def _releases() -> Iterator[Published]:
         text_config=VICUNA_7B,
         repository=REPOSITORY,
         file="mm_projector.bin",
+    )
+    yield Published(
+        name="uhd_v2_upsampler_clip_l",
+        task="part",
+        settings=organised,
+        rules=_upsampler_rules,
+        parts=("vision.upsampler",),
+        text_config=VICUNA_7B,
+        repository=REPOSITORY,
+        file="clip-large-vdim.ckpt",
     )
     yield Published(
         name="uhd_v2_paper",
