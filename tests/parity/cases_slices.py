@@ -151,9 +151,8 @@ def _turned(size: tuple[int, int]) -> list[int]:
 
 
 def _ids(layout: TokenLayout, placeholder: int = -1) -> list[int]:
-    """What stands for an image whose separators are ids."""
-    vocabulary: Any = range(32000)  # separators are ids: no more is asked of a tokenizer than its length
-    return tokens_of_image(layout, vocabulary, placeholder)
+    """What stands for an image whose separators are ids: of a tokenizer, only the size is looked at."""
+    return tokens_of_image(layout, range(2**31), placeholder)
 
 
 def _separators(layout: TokenLayout) -> list[int]:

@@ -164,6 +164,7 @@ def test_counts_are_those_of_the_papers_formulas(
     layout = geometry.layout((height, width))
     (rows, cols), view = layout.tiles, token_rows * token_cols
     assert layout.num_visual == (rows * cols + 1) * view
+    assert layout.token_grid == (token_rows, token_cols)
     per_slice = replace(geometry, organised=False).layout((height, width))
     assert per_slice.num_visual == layout.num_visual
     separators = rows * token_rows + 1 if rows else 0
