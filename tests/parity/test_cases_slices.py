@@ -94,13 +94,13 @@ def test_separators_that_do_not_follow_from_the_grid_are_unsupported():
 
 
 def test_the_splice_takes_several_images_a_row_and_an_end_within_an_image():
-    """The first row's image twice, the second time before its last id, with all that follows cut off."""
+    """The first row with its image twice, of which the second is cut off after four tokens."""
     record = read_record(GOLDEN / "token_splice.safetensors")
     (case, *_) = record.settings["cases"]
     ids = record.inputs["input_ids0"][:1]
     at = int((ids[0] == -200).nonzero())
     twice = torch.cat([ids[0, :at], ids[0, at : at + 1], ids[0, at:]])[None]
-    image = len(record.outputs["embeds0"][0]) - 1 - (ids.shape[1] - 1)
+    image = int(record.outputs["attention_mask0"][0].sum()) - (ids.shape[1] - 1)
     length = at + image + 4
     record.settings["cases"] = [
         case | {"grids": [[2, 1]] * 2, "separators": [[29892, 13]] * 2, "max_length": length}
@@ -109,10 +109,11 @@ def test_the_splice_takes_several_images_a_row_and_an_end_within_an_image():
     record.inputs.update(
         input_ids0=twice, labels0=torch.zeros_like(twice), attention_mask0=torch.ones_like(twice)
     )
-    embeds = cases_slices.CASES[record.kind](record)["embeds0"]
+    ours = cases_slices.CASES[record.kind](record)
     once = record.outputs["embeds0"][0, : at + image]
     second = once[at : at + 4] + torch.tensor([0, 0, 0, 1])
-    assert torch.equal(embeds[0], torch.cat([once, second]))
+    assert torch.equal(ours["embeds0"][0], torch.cat([once, second]))
+    assert ours["labels0"][0].tolist() == [0] * at + [-100] * (image + 4), "an image has no label"
 
 
 def settings_of_clip(config: CLIPVisionConfig) -> dict[str, object]:
