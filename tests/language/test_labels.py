@@ -172,7 +172,7 @@ def test_a_separator_stands_as_it_does_inside_of_a_text(families: Tokenizers, se
         assert tokenizer.decode(ids).strip() == separator.strip(), name
 
 
-@pytest.mark.parametrize("ids", [(10_000,), (13, 10_000), (7,)])
+@pytest.mark.parametrize("ids", [(10_000,), (13, 10_000), (-1,), (7,)])
 def test_a_separator_that_is_no_word_is_refused(ids):
     runs = (TokenRun(count=2), TokenRun(ids=ids))
     layout = TokenLayout(image_size=(1, 1), inputs=(), views=(), runs=runs)

@@ -66,7 +66,7 @@ def tokens_of_image(
     Raises ValueError for the id of a separator that is none of the tokenizer's, or the placeholder's.
     """
     for separator in {run.ids for run in layout.runs if run.ids}:
-        if max(separator) >= len(tokenizer) or image_token_id in separator:
+        if not 0 <= min(separator) <= max(separator) < len(tokenizer) or image_token_id in separator:
             raise ValueError(
                 f"the separator {list(separator)} stands for no word of this tokenizer, which has "
                 f"{len(tokenizer)}; give it as text, or with the tokenizer that it is of"
