@@ -50,7 +50,7 @@ def _pointwise(*args: Any, **options: Any) -> Tensor:
 
 
 def _reduced(x: Tensor, dims: Sequence[int] | None = None, keep: bool = False, **options: Any) -> Tensor:
-    reduced = {dim % x.dim() for dim in (range(x.dim()) if dims is None else dims)}
+    reduced = {dim % x.dim() for dim in dims or range(x.dim())}
     return x.new_empty([1 if i in reduced else n for i, n in enumerate(x.shape) if keep or i not in reduced])
 
 

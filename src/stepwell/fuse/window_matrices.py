@@ -7,7 +7,7 @@ queries, h heads of width d = D / h, z codes that keys may have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ class WindowMatrices(NamedTuple):
     """Pooled cells are projected, and then read; or, folded, read as they are by keys' and values' matrices
     that have the projections in them, which takes long once and spares much with every call.
 
-    Folded, `queries`, `keys` and `values` are 2 D sum(C + 2) + n s D numbers in the dtype of products, and
+    Folded, `queries`, `keys` and `value` are 2 D sum(C + 2) + n s D numbers in the dtype of products, and
     `deviations` and `codes` sum(C^2 + C + 1) + n s h z in fp32: 135 MB for three levels of width 1024 in
     front of Vicuna-7B, and 75 MB with products in bf16.
     """
@@ -38,7 +38,30 @@ class WindowMatrices(NamedTuple):
     queries: Tensor  # (n, s, h, d), scaled
     codes: Tensor  # (n, s, h, z): products of queries with the keys of codes
     keys: list[Tensor]  # (h, d, D), or folded (h, d, C + 2) of every level
-    values: list[Tensor]  # (h, D, d), or folded (h, C + 2, d) of every level
+    value: Tensor  # (h, D, d), or folded (h, sum(C + 2), d)
+    bias: Tensor  # (h, d), of values
+
+    def projected(self, levels: Iterable[tuple[Deviation, Tensor]]) -> WindowMatrices:
+        """levels: of each, the deviation and the matrix that pooled cells are projected by."""
+        dtype = self.queries.dtype
+        deviations, matrices = zip(*levels, strict=True)
+        return self._replace(
+            deviations=list(deviations),
+            projections=[matrix.to(dtype) for matrix in matrices],
+            keys=[key.to(dtype) for key in self.keys],
+            value=self.value.to(dtype),
+        )
+
+    def folded(self, levels: Iterable[tuple[Deviation, Tensor]]) -> WindowMatrices:
+        """The same, multiplied out in fp32 at least, and then rounded: one level after the other."""
+        dtype = self.queries.dtype
+        deviations, keys, values = [], [], []
+        for deviation, matrix in levels:
+            key, value = (by_head.to(matrix.dtype) for by_head in (self.keys[0], self.value))
+            deviations.append(deviation)
+            keys.append((key @ matrix).to(dtype))
+            values.append((value.transpose(1, 2) @ matrix).to(dtype).transpose(1, 2))
+        return self._replace(deviations=deviations, keys=keys, value=torch.cat(values, 1).contiguous())
 
     def read(self, cells: Sequence[Tensor], codes: Tensor) -> Tensor:
         """Pooled cells of every level (B, n, k, C + 2), codes (n, s, h, K), which are added to the products
@@ -56,4 +79,4 @@ class WindowMatrices(NamedTuple):
         if self.projections:
             pairs = zip(cells, self.projections, strict=True)
             cells = [torch.cat([linear(level, matrix) for level, matrix in pairs], 2)]
-        return one_query_fast(queries[0], codes[0], cells, self.keys, self.values)
+        return one_query_fast(queries[0], codes[0], cells, self.keys, self.value, self.bias)

@@ -134,7 +134,7 @@ class WindowAttention(nn.Module):
         pyramid, the finest last -> (views, n, D), the queries row by row.
         """
         is_plain = all(type(module) in (Linear, nn.Identity) for module in self.projections)
-        if choose(fast_ok=is_plain, why_not="a level's projection is no linear layer of ours, but adapted"):
+        if choose(fast_ok=is_plain, why_not="the projection of a level is another layer than a linear one"):
             return self._finish(self._fast(views))
         return self._finish(torch.cat([self._reference(levels) for levels in views], dim=1))
 
@@ -198,7 +198,7 @@ class WindowAttention(nn.Module):
             cells = [torch.cat(level) for level in zip(*pooled, strict=True)]
             del pooled
             heads = matrices.read(cells, self._codes(sizes, matrices))
-        return heads.movedim(2, 0).flatten(3) + self.qkv.bias.chunk(3)[2].to(heads.dtype)
+        return heads.movedim(2, 0).flatten(3)
 
     def _pool(self, levels: Sequence[Level], matrices: WindowMatrices) -> list[Tensor]:
         """Of every level, pooled cells (B, n, k, C + 2)."""
@@ -228,29 +228,23 @@ class WindowAttention(nn.Module):
     ) -> WindowMatrices:
         """dtype: of products. What is made of several matrices is made in fp32 at least, and then rounded."""
         of_query, of_key, of_value = self.qkv.weight.chunk(3)
+        bias_of_query, _, bias_of_value = self.qkv.bias.chunk(3)  # that of keys is the same for all of them
         queries = self.query_norm(torch.stack(list(self.queries), 1)) + self.position[:, None]
-        queries = self._heads(linear(queries, of_query, self.qkv.bias.chunk(3)[0]))
+        queries = self._heads(linear(queries, of_query, bias_of_query))
         queries = queries * queries.shape[-1] ** -0.5
         codes = self._keys(torch.cat([self.position, *(code[None] for code in self.level_codes)]), of_key)
-        by_head = of_key.unflatten(0, (self.num_heads, -1)), of_value.unflatten(0, (self.num_heads, -1))
+        key, value = of_key.unflatten(0, (self.num_heads, -1)), of_value.unflatten(0, (self.num_heads, -1))
         matrices = WindowMatrices(
             deviations=[],
             projections=[],
             queries=queries.to(dtype),
             codes=torch.einsum("nshd,zhd->nshz", queries.to(codes.dtype), codes),
-            keys=[] if fold else [by_head[0].to(dtype)],
-            values=[] if fold else [by_head[1].transpose(1, 2).to(dtype)],
+            keys=[key],
+            value=value.transpose(1, 2),
+            bias=self._heads(bias_of_value).to(dtype),
         )
-        for projection, correction in zip(self.projections, corrections, strict=True):
-            deviation, matrix = self._norm_of_pooled(projection, correction)
-            matrices.deviations.append(deviation)
-            if fold:
-                key, value = ((w.to(matrix.dtype) @ matrix).to(dtype) for w in by_head)
-                matrices.keys.append(key)
-                matrices.values.append(value.transpose(1, 2).contiguous())
-            else:
-                matrices.projections.append(matrix.to(dtype))
-        return matrices
+        levels = (self._norm_of_pooled(*level) for level in zip(self.projections, corrections, strict=True))
+        return matrices.folded(levels) if fold else matrices.projected(levels)
 
     def _norm_of_pooled(
         self, projection: nn.Module, correction: Correction | None

@@ -21,50 +21,54 @@ __all__ = ["one_query_fast", "one_query_reference"]
 
 
 def one_query_reference(
-    queries: Tensor, codes: Tensor, cells: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor]
+    queries: Tensor,
+    codes: Tensor,
+    cells: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    value: Tensor,
+    bias: Tensor,
 ) -> Tensor:
     """queries (n, s, h, d), scaled; codes (n, s, h, K), what is added to their products with the keys; of
-    every level, cells (B, n, k, C) and the matrices that make keys of them, (h, d, C), and values, (h, C, d)
-    -> (B, n, s, h, d).
+    every level, cells (B, n, k, C) and the matrix (h, d, C) that makes keys of them; of all levels one below
+    the other, the matrices that make values (h, sum C, d), and the values' bias (h, d) -> (B, n, s, h, d).
     """
-    pairs = zip(cells, keys, values, strict=True)
-    key, value = (
-        torch.cat(parts, 2)
-        for parts in zip(
-            *(
-                (torch.einsum("bnkc,hdc->bnkhd", x, a), torch.einsum("bnkc,hcd->bnkhd", x, b))
-                for x, a, b in pairs
-            ),
-            strict=True,
-        )
-    )
-    weights = _softmax(torch.einsum("nshd,bnkhd->bnshk", queries, key) + codes)
-    return torch.einsum("bnshk,bnkhd->bnshd", weights, value)
+    by_level = value.split([level.shape[3] for level in cells], 1)
+    key = torch.cat([torch.einsum("bnkc,hdc->bnkhd", *level) for level in zip(cells, keys, strict=True)], 2)
+    values = [torch.einsum("bnkc,hcd->bnkhd", *level) for level in zip(cells, by_level, strict=True)]
+    weights = _softmax(torch.einsum("nshd,bnkhd->bnshk", queries, key) + codes).to(value.dtype)
+    return torch.einsum("bnshk,bnkhd->bnshd", weights, torch.cat(values, 2) + bias)
 
 
 def one_query_fast(
-    queries: Tensor, codes: Tensor, cells: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor]
+    queries: Tensor,
+    codes: Tensor,
+    cells: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    value: Tensor,
+    bias: Tensor,
 ) -> Tensor:
     """As `one_query_reference`."""
     scores = []
     for level, key in zip(cells, keys, strict=True):
         asked = torch.einsum("nshd,hdc->nshc", queries, key)  # in the width of a cell
         scores.append(torch.einsum("nqc,bnkc->bnqk", asked.flatten(1, 2), level))
-    weights = _softmax(torch.cat(scores, 3) + codes.flatten(1, 2))  # (B, n, s*h, K)
+    weights = _softmax(torch.cat(scores, 3) + codes.flatten(1, 2)).to(queries.dtype)  # (B, n, s*h, K)
     shares = weights.split([level.shape[2] for level in cells], 3)
-    levels = [
-        torch.stack([_read(*view, value) for view in zip(share, level, strict=True)])
-        for share, level, value in zip(shares, cells, values, strict=True)
-    ]
-    return torch.stack(levels).sum(0)
+    views = zip(*(zip(*level, strict=True) for level in zip(shares, cells, strict=True)), strict=True)
+    read = torch.stack([_read(levels, value, bias) for levels in views])  # (B, h, n*s, d)
+    out: Tensor = read.unflatten(2, queries.shape[:2]).movedim(1, 3)
+    return out
 
 
-def _read(shares: Tensor, cells: Tensor, value: Tensor) -> Tensor:
-    """shares (n, s*h, k) of the cells (n, k, C) of one view -> (n, s, h, d)."""
-    sums = (shares @ cells).unflatten(1, (-1, len(value)))
-    return torch.einsum("nshc,hcd->nshd", sums, value)
+def _read(levels: Sequence[tuple[Tensor, Tensor]], value: Tensor, bias: Tensor) -> Tensor:
+    """Of every level of one view, shares (n, s*h, k) and cells (n, k, C) -> (h, n*s, d). One product of all
+    levels and the bias: in half precision a sum of several would be rounded as often.
+    """
+    sums = torch.cat([share @ cells for share, cells in levels], 2)
+    by_head = sums.unflatten(1, (-1, len(value))).flatten(0, 1).transpose(0, 1)  # (h, n*s, sum C)
+    return torch.baddbmm(bias[:, None], by_head, value)
 
 
 def _softmax(scores: Tensor) -> Tensor:
     """In fp32 at least: it loses its tails in half precision."""
-    return scores.to(at_least_single(scores.dtype)).softmax(-1).to(scores.dtype)
+    return scores.to(at_least_single(scores.dtype)).softmax(-1)
