@@ -71,10 +71,16 @@ class PeerPyramid(nn.Module):
         self.corrections = nn.ModuleList([PeerCorrection(dim)])
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.levels(x, image)[-1]
+
+    def levels(self, x: Tensor, image: Tensor) -> list[Tensor]:
+        """The map of every stage, the last one corrected."""
+        levels = []
         for stage in self.stages:
             guidance = F.adaptive_avg_pool2d(image, (2 * x.shape[2], 2 * x.shape[3]))
             x = stage(x, guidance)
-        return self.corrections[0](x)
+            levels.append(x)
+        return [*levels[:-1], self.corrections[0](x)]
 
 
 def _network(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:

@@ -19,6 +19,7 @@ import deform_attn
 import imports
 import piip_backbone
 import runtimes
+import uhd
 import upsample
 from measure import HEADER, machine
 
@@ -30,6 +31,7 @@ SECTIONS = {
         HEADER,
         upsample.rows(),
     ),
+    "uhd": ("LLaVA-UHD v2; other: plain parts with the same weights, view by view", HEADER, uhd.rows()),
     "piip": ("PIIP; other: a plain peer with the same weights", HEADER, piip_backbone.rows()),
     "runtimes": (
         "Inference of the exported graph; 0.74x is 1.35 times OpenVINO's time, 0.91x is 1.1 times",
