@@ -19,9 +19,10 @@ import deform_attn
 import imports
 import piip_backbone
 import runtimes
-import uhd
 import upsample
 from measure import HEADER, machine
+
+import uhd
 
 LATEST = Path(__file__).with_name("latest.md")
 SECTIONS = {

@@ -3,8 +3,8 @@
 CLIP-L/14 up to its second to last layer, the 4x stack, window attention in front of Vicuna-7B, fp32. The peer
 does what the released code does on a CPU, of transformers' CLIP (every view alone, its position table
 resized), peer_upsample.py and peer_windows.py. An image of 1008x672 has seven views. In a training step of
-stage 2's parts, encoder and projector learn and the stack is frozen; one of 672x336 has three views, since
-seven of the peer's do not fit into memory here. A run of the peer takes minutes, so there is one pair of each.
+stage 2's parts, encoder and projector learn and the stack is frozen; an image of 672x336 has three views: in
+seven, the peer needs more memory than a bench should. A run of the peer takes minutes, so there is one pair.
 """
 
 from __future__ import annotations
