@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from stepwell.fuse.interaction import InteractionConfig
+from stepwell.fuse.windows import WindowConfig
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.dense import ClassifierSettings, DenseSettings
@@ -27,6 +28,7 @@ from stepwell.models.perception import (
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.pyramid import BranchConfig
+from stepwell.models.uhd import UhdV2Config
 from stepwell.models.vision import NEVER_CUT, VisionConfig
 
 RANGES = ((0, 0), (1, 1))
@@ -47,6 +49,9 @@ VISIONS: dict[str, VisionConfig] = {
     "piip": PiipConfig(branches=MIXED, interaction=INTERACTION),
     "regular attention": PiipConfig(
         branches=(branch(CLIP), branch(BEIT)), interaction=InteractionConfig(num_heads=2, attention="regular")
+    ),
+    "uhd_v2": UhdV2Config(
+        encoder="vit_nano", size=64, max_slices=4, windows=WindowConfig(grid=(2, 2)), arguments=CLIP
     ),
 }
 MAPS = [

@@ -245,6 +245,8 @@ def tokens_of(settings: UhdV1Config, images: list[Image.Image]) -> torch.Tensor:
 def test_the_papers_way_gives_other_tokens(field, compatible, paper, images):
     ours, theirs = built(compatible), built(paper)
     state = ours.state_dict()
+    if field == "query_sets":
+        state["projector.queries"] = state["projector.queries"][:1]
     theirs.load_state_dict({k: v for k, v in state.items() if k in theirs.state_dict()}, strict=False)
     if field == "similarity":  # exp(0) is 1, and so is 1 squared: the two part where they learn
         for vision in (ours, theirs):

@@ -143,6 +143,10 @@ def test_a_model_of_qwen2_is_converted_loaded_and_asked(shrunk, tmp_path):
     assistant = stepwell.load(tmp_path / "out")
     ours = assistant.model.state_dict()
     assert torch.equal(ours["model.vision.projector.position"], state["model.mm_projector.pos_embed"])
+    queries = [state[f"model.mm_projector.query_{i}"] for i in (1, 2, 3, 4)]
+    assert torch.equal(ours["model.vision.projector.queries"], torch.stack(queries))
+    codes = [state[f"model.mm_projector.feature_{level}x_embedding"][0, 0] for level in (1, 4)]
+    assert torch.equal(ours["model.vision.projector.level_codes"], torch.stack(codes))
     assert torch.equal(ours["model.vision.projector.out.weight"], state["model.mm_projector.proj"].t())
     fixup = state["model.mm_projector.upsampler.upsampler.fixup_proj.1.weight"]
     assert torch.equal(ours["model.vision.upsampler.corrections.0.linear.weight"], fixup[:, :, 0, 0])

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from stepwell.layers.linear import CellLinear
+from stepwell.layers.linear import CellLinear, is_plain
 from stepwell.ops.adaptive_conv import adaptive_upsample, neighbour_products
 from stepwell.ops.double import double_map
 from stepwell.ops.precision import at_least_single
@@ -217,7 +217,8 @@ class InversePyramid(nn.Module):
             if len(self.corrections) and (self.is_chained or is_last):
                 correction = cast(Correction, self.corrections[i if self.is_chained else -1])
             level = Level(stage(x, _guidance(image, x)), correction)
-            levels.append(Level(level.corrected()) if correction is not None and correction.drops else level)
+            may_wait = correction is None or (correction.is_linear and not hasattr(self, "_hf_hook"))
+            levels.append(level if may_wait else Level(level.corrected()))
         return levels
 
 
@@ -249,9 +250,9 @@ class Correction(nn.Module):
         self.linear = CellLinear(dim, dim)
 
     @property
-    def drops(self) -> bool:
-        """Whether it is no linear layer at the moment."""
-        return self.training and self.dropout.p > 0
+    def is_linear(self) -> bool:
+        """Whether `affine` says at the moment what it does."""
+        return is_plain(self.linear) and not (self.training and self.dropout.p > 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from stepwell.fuse.upsample import Correction, Level
 from stepwell.fuse.window_matrices import WindowMatrices
 from stepwell.layers.attention import attention
 from stepwell.layers.kept import Kept, can_keep
-from stepwell.layers.linear import Linear
+from stepwell.layers.linear import Linear, is_plain
 from stepwell.layers.position import index_position_embedding, resize_position_embedding, resize_weights
 from stepwell.ops.choose import choose
 from stepwell.ops.pooled_norm import Deviation, norm_of_pooled, pool_for_norm
@@ -89,9 +88,9 @@ class WindowAttention(nn.Module):
             for dim in dims
         )
         has_codes = config.level_code != "none"
-        self.level_codes = nn.ParameterList(torch.zeros(out_dim) for _ in dims if has_codes)
+        self.level_codes = nn.Parameter(torch.zeros(len(dims), out_dim)) if has_codes else None
         self.position = nn.Parameter(torch.empty(num_queries, out_dim))
-        self.queries = nn.ParameterList(torch.empty(num_queries, out_dim) for _ in range(config.query_sets))
+        self.queries = nn.Parameter(torch.empty(config.query_sets, num_queries, out_dim))
         self.query_norm = nn.LayerNorm(out_dim, eps=EPS)
         self.norm = nn.LayerNorm(out_dim, eps=EPS)
         self.qkv = Linear(out_dim, 3 * out_dim)
@@ -114,10 +113,9 @@ class WindowAttention(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.out.weight, std=len(self.out.weight) ** -0.5)
-        for query in self.queries:
-            nn.init.trunc_normal_(query, std=0.02)
-        for code in self.level_codes:
-            nn.init.zeros_(code)
+        nn.init.trunc_normal_(self.queries, std=0.02)
+        if self.level_codes is not None:
+            nn.init.zeros_(self.level_codes)
         with torch.no_grad():
             self.position.copy_(index_position_embedding(self.position.shape[1], self.config.grid))
 
@@ -133,8 +131,9 @@ class WindowAttention(nn.Module):
         """views: of some views of one shape after the other, the maps (B, C, H, W) of all levels of one
         pyramid, the finest last -> (views, n, D), the queries row by row.
         """
-        is_plain = all(type(module) in (Linear, nn.Identity) for module in self.projections)
-        if choose(fast_ok=is_plain, why_not="the projection of a level is another layer than a linear one"):
+        layers = [self.qkv, *(layer for layer in self.projections if not isinstance(layer, nn.Identity))]
+        fast_ok = all(map(is_plain, layers))
+        if choose(fast_ok=fast_ok, why_not="a layer is adapted, quantised or elsewhere: it cannot be joined"):
             return self._finish(self._fast(views))
         return self._finish(torch.cat([self._reference(levels) for levels in views], dim=1))
 
@@ -159,23 +158,20 @@ class WindowAttention(nn.Module):
             cells = self.norm(self.projections[i](level.corrected().movedim(1, -1)))  # (B, H, W, D)
             place = resize_position_embedding(self.position, self.config.grid, size).unflatten(0, size)
             coded = cells + place
-            if self.config.level_code == "before":
+            if self.level_codes is not None and self.config.level_code == "before":
                 coded = coded + self.level_codes[i]
             key, value = (
                 window_pool(x.movedim(-1, 1), self.config.grid, bins) for x in (coded, cells)
             )  # (B, n, k, D)
-            if self.config.level_code == "behind":
+            if self.level_codes is not None and self.config.level_code == "behind":
                 key = key + self.level_codes[i]
             if self.config.window_code:
                 key = key + index_position_embedding(key.shape[-1], bins, device=key.device).to(key.dtype)
             keys.append(key)
             values.append(value)
-        weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-        k = F.linear(torch.cat(keys, 2), weights[1], biases[1])
-        v = F.linear(torch.cat(values, 2), weights[2], biases[2])
+        k, v = self.qkv(torch.cat(keys, 2)).chunk(3, -1)[1], self.qkv(torch.cat(values, 2)).chunk(3, -1)[2]
         sets = []
-        for query in self.queries:
-            q = F.linear(self.query_norm(query) + self.position, weights[0], biases[0])
+        for q in self.qkv(self.query_norm(self.queries) + self.position).chunk(3, -1)[0]:
             q = q[None, :, None].expand(len(k), -1, -1, -1)
             q, keys_, values_ = (
                 x.flatten(0, 1).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v)
@@ -212,9 +208,11 @@ class WindowAttention(nn.Module):
     def _matrices(self, levels: Sequence[Level]) -> WindowMatrices:
         """Folded and kept where no gradient is recorded."""
         corrections = [level.correction for level in levels]
-        layers = [self.projections, self.level_codes, self.queries, self.query_norm, self.norm, self.qkv]
+        layers = [self.projections, self.query_norm, self.norm, self.qkv]
         layers += [correction for correction in corrections if correction is not None]
-        made_of = [self.position, *(parameter for layer in layers for parameter in layer.parameters())]
+        made_of = [parameter for layer in layers for parameter in layer.parameters()]
+        tables = (self.position, self.queries, self.level_codes)
+        made_of += [table for table in tables if table is not None]
         dtype = product_dtype(self.position.dtype, self.position.device)
         with without_autocast(self.position.device):
             if not can_keep(made_of):
@@ -229,10 +227,11 @@ class WindowAttention(nn.Module):
         """dtype: of products. What is made of several matrices is made in fp32 at least, and then rounded."""
         of_query, of_key, of_value = self.qkv.weight.chunk(3)
         bias_of_query, _, bias_of_value = self.qkv.bias.chunk(3)  # that of keys is the same for all of them
-        queries = self.query_norm(torch.stack(list(self.queries), 1)) + self.position[:, None]
+        queries = self.query_norm(self.queries).transpose(0, 1) + self.position[:, None]
         queries = self._heads(linear(queries, of_query, bias_of_query))
         queries = queries * queries.shape[-1] ** -0.5
-        codes = self._keys(torch.cat([self.position, *(code[None] for code in self.level_codes)]), of_key)
+        codes = self.position if self.level_codes is None else torch.cat([self.position, self.level_codes])
+        codes = self._keys(codes, of_key)
         key, value = of_key.unflatten(0, (self.num_heads, -1)), of_value.unflatten(0, (self.num_heads, -1))
         matrices = WindowMatrices(
             deviations=[],
@@ -287,7 +286,8 @@ class WindowAttention(nn.Module):
                 for sides, pool in zip(zip(self.config.grid, size, strict=True), pools, strict=True)
             )
             of_place = self._in_windows(*(pool @ table for pool, table in zip(pools, tables, strict=True)))
-            of_levels = [of_map * (i == j) for j in range(len(self.level_codes))]
+            num_codes = 0 if self.level_codes is None else len(self.level_codes)
+            of_levels = [of_map * (i == j) for j in range(num_codes)]
             shares.append(torch.cat([of_place, *of_levels], 2))
         codes = torch.einsum("nshz,nkz->nshk", matrices.codes, torch.cat(shares, 1))
         if self.config.window_code:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from stepwell.keys.engine import Drop, Prefix, Rename, Rule
+from stepwell.keys.engine import Drop, Join, Prefix, Rename, Rule
 
 __all__ = [
     "DOWNSAMPLER",
@@ -94,16 +95,14 @@ def window_rules(levels: Sequence[int], num_query_sets: int = 4) -> list[Rule]:
     """Of the window attention of version 2. levels: those that are read, 0 for the ViT's own map."""
     rules: list[Rule] = []
     for i, level in enumerate(levels):
-        rules += [
-            Rename(rf"features_{2**level}x_projector\.(weight|bias)", rf"projections.{i}.\1"),
-            Rename(rf"feature_{2**level}x_embedding", f"level_codes.{i}", Tensor.flatten),
-        ]
+        rules.append(Rename(rf"features_{2**level}x_projector\.(weight|bias)", rf"projections.{i}.\1"))
     rules += [
+        Join(tuple(rf"feature_{2**level}x_embedding" for level in levels), "level_codes", _stacked),
         Drop(r"features?_[1248]x_(projector\..+|embedding)", "of a level that this model does not read"),
         Drop(r"query|kv_proj\.weight", "of version 1, unused"),
         Rename(r"ln_proj\.(weight|bias)", r"set_norm.\1"),
         Rename(r"cat_proj\.(weight|bias)", r"join.\1"),
-        *(Rename(rf"query_{i + 1}", f"queries.{i}") for i in range(num_query_sets)),
+        Join(tuple(f"query_{i + 1}" for i in range(num_query_sets)), "queries", torch.stack),
     ]
     return [*rules, *_ATTENTION]
 
@@ -111,10 +110,15 @@ def window_rules(levels: Sequence[int], num_query_sets: int = 4) -> list[Rule]:
 def resampler_rules() -> list[Rule]:
     """Of the resampler of version 1."""
     return [
-        Rename(r"query", "queries.0"),
+        Rename(r"query", "queries", lambda query: query[None]),
         Rename(r"kv_proj\.weight", "projections.0.weight"),
         *_ATTENTION,
     ]
+
+
+def _stacked(codes: list[Tensor]) -> Tensor:
+    """(1, 1, D) each -> (levels, D)."""
+    return torch.cat(codes).flatten(1)
 
 
 def _of_a_cell(weight: Tensor) -> Tensor:

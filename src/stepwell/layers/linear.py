@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stepwell.ops.products import linear
 
-__all__ = ["CellLinear", "Linear"]
+__all__ = ["CellLinear", "Linear", "is_plain"]
 
 
 class Linear(nn.Linear):
@@ -15,6 +15,15 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         return linear(x, self.weight, self.bias)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's weight says all that the layer does, so that it may be joined with others: no adapter
+    is around it, no quantised weight in it, and nothing brings its weight when it is called.
+    """
+    weight = getattr(layer, "weight", None)
+    is_here = type(weight) in (nn.Parameter, Tensor) and not hasattr(weight, "ds_id")
+    return type(layer) in (Linear, CellLinear) and is_here and not hasattr(layer, "_hf_hook")
 
 
 class CellLinear(Linear):
