@@ -1,7 +1,7 @@
 """`make bench`: every comparison in one run, printed as the tables that results.md keeps. Under 25 minutes.
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
-                                            (deform, upsample, piip, runtimes, memory,
+                                            (deform, upsample, windows, uhd, piip, runtimes, memory,
                                             user, ask, imports; training, openvino)
 
 Rows are appended to latest.md as they come. Run it on a quiet machine. Ratios above 1 say that ours is the
@@ -20,6 +20,7 @@ import imports
 import piip_backbone
 import runtimes
 import upsample
+import windows
 from measure import HEADER, machine
 
 import uhd
@@ -34,6 +35,11 @@ SECTIONS = {
     ),
     "uhd": ("LLaVA-UHD v2; other: plain parts with the same weights, view by view", HEADER, uhd.rows()),
     "piip": ("PIIP; other: a plain peer with the same weights", HEADER, piip_backbone.rows()),
+    "windows": (
+        "Window attention; other: every cell projected, RoIAlign and four passes of attention",
+        HEADER,
+        windows.rows(),
+    ),
     "runtimes": (
         "Inference of the exported graph; 0.74x is 1.35 times OpenVINO's time, 0.91x is 1.1 times",
         HEADER,

@@ -69,7 +69,7 @@ def build_inference(whose: str) -> Callable[[], list[Tensor]]:
 
 def build_training(whose: str) -> Callable[[], list[Tensor]]:
     """For a worker: a step, which is forward, and backward from a gradient that a language model would hand
-    it, to all parameters and to the maps. It returns some gradients."""
+    it, to all parameters and to the maps. It returns the maps' gradients."""
     run, network = build(whose)
     maps = [level.requires_grad_() for level in levels()]
     grad = torch.randn(1, 144, OUT_DIM, generator=torch.Generator().manual_seed(2))
@@ -78,11 +78,7 @@ def build_training(whose: str) -> Callable[[], list[Tensor]]:
         for tensor in (*network.parameters(), *maps):
             tensor.grad = None
         run(maps).backward(grad)
-        return [
-            tensor.grad
-            for tensor in (*maps, network.get_parameter("ln_kv.weight" if whose == "peer" else "norm.weight"))
-            if tensor.grad is not None
-        ]
+        return [level.grad for level in maps if level.grad is not None]
 
     return once
 
@@ -97,7 +93,12 @@ def levels() -> list[Tensor]:
 def build(whose: str) -> tuple[Callable[[list[Tensor]], Tensor], nn.Module]:
     """What turns maps into tokens, and the network that it belongs to: the peer's parameters are ours."""
     torch.manual_seed(0)
-    ours = WindowAttention([DIM] * len(LEVELS), OUT_DIM, WindowConfig(), levels=LEVELS).eval()
+    with torch.device("meta"):  # to start from without a copy: what building takes is not to be measured
+        ours = WindowAttention([DIM] * len(LEVELS), OUT_DIM, WindowConfig(), levels=LEVELS).eval()
+    for parameter in ours.to_empty(device="cpu").parameters():
+        nn.init.normal_(parameter, std=0.02)
+    for norm in (ours.query_norm, ours.norm, ours.set_norm, ours.out_norm):
+        nn.init.ones_(norm.get_parameter("weight"))
     if whose == "peer":
         peer = PeerWindows(ours).eval()
         return peer, peer
