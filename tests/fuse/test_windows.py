@@ -193,6 +193,19 @@ def test_some_windows_at_a_time_are_all(most, grad, monkeypatch):
         torch.testing.assert_close(run(module, maps, "fast"), wanted, rtol=0, atol=1e-10)
 
 
+def test_a_part_has_as_many_windows_whatever_the_number_of_views(monkeypatch):
+    """They share the queries, in the width of a cell, which are the larger half of the work."""
+    module, counts = build(), []
+    read = window_matrices.one_query_fast
+    monkeypatch.setattr(window_matrices, "MOST", 2**10)
+    monkeypatch.setattr(window_matrices, "one_query_fast", lambda *a: counts.append(len(a[0])) or read(*a))
+    with torch.no_grad():
+        for views in (1, 4):
+            run(module, draw_maps(module, views=views), "fast")
+    assert len(counts) > 2
+    assert counts[: len(counts) // 2] == counts[len(counts) // 2 :]
+
+
 @pytest.mark.parametrize("path", ["reference", "fast"])
 def test_gradients_are_those_of_differences(path):
     module = build(levels=(0, 1), query_sets=1, grid=(2, 2))
@@ -337,7 +350,20 @@ def test_what_is_kept_for_one_precision_does_not_serve_another():
         plain = run(module, maps, "fast")
         with torch.autocast("cpu", torch.bfloat16):
             assert run(module, maps, "fast").dtype == torch.bfloat16
+            assert module._kept._kept[2].queries.dtype == torch.bfloat16
         assert torch.equal(run(module, maps, "fast"), plain)
+
+
+def test_autocast_rounds_nothing_before_the_products():
+    """Pooled cells and what divides them are the same under it."""
+    module = build(dtype=torch.float32)
+    levels = [Level(x.detach()) for x in draw_maps(module, dtype=torch.float32)]
+    with torch.no_grad():
+        matrices = module._matrices(levels)
+        plain = module._pool(levels, matrices)
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = module._pool(levels, matrices)
+    assert all(torch.equal(a, b) for a, b in zip(inside, plain, strict=True))
 
 
 def test_views_are_made_under_the_callers_autocast():
