@@ -60,7 +60,7 @@ def main() -> int:
 
 def run_maps(arguments: argparse.Namespace) -> None:
     encoder, upsamplers = load_models(arguments.encoder_weights, arguments.upsampler)
-    ways = {"bilinear 4x": bilinear} | {f"{name} 4x": guided(each) for name, each in upsamplers.items()}
+    ways = {"bilinear, 4x": bilinear} | {f"{name}, 4x": guided(each) for name, each in upsamplers.items()}
     rows = [row(encoder, open_image(path), ways) for path in arguments.pictures]
     draw_table(["picture", "map of the encoder", *ways], rows).save(arguments.out, quality=88)
 
@@ -113,20 +113,20 @@ def draw_table(captions: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -
 def run_loss(arguments: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     losses, errors = figure.subplots(1, 2)
     losses.set(title="training", ylabel="reconstruction loss", xlabel="step")
     errors.set(title="validation images", ylabel="error of a map", xlabel="step")
     for name, path in named_paths(arguments.runs).items():
         curves = read_curves(path)
-        (line,) = losses.plot(*curves["loss_reconstruction"], label=name)
+        (line,) = losses.plot(*curves["loss_reconstruction"])
         for metric, style in (("eval_error_2x", "--"), ("eval_error_4x", "-")):
             label = f"{name}, {metric[-2:]}"
             errors.plot(*curves[metric], style, color=line.get_color(), label=label, marker=".")
     errors.plot(*curves["eval_error_1x"], ":", color="grey", label="map of the encoder")
     for axes in (losses, errors):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize="small")
+    errors.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # of both: colours tell runs
     figure.savefig(arguments.out, dpi=100)
 
 
