@@ -361,3 +361,21 @@ def test_every_probe_runs_on_its_data(scripts, encoder, upsampler, tmp_path, mon
     assert (counts["classification"]["guided"][..., 0] == 1).all()
     assert set(asked) == {(2, 56, 224, 7, 28), (4, 224, 224, 28, 28)}
     assert not torch.equal(counts["segmentation"]["guided"], counts["segmentation"]["bilinear"])
+
+
+def test_words_are_learned_from_the_columns_they_take(scripts, encoder, tmp_path, monkeypatch) -> None:
+    """The loss of two words in another order is torch's, of their own texts, in capitals, and columns."""
+    write_data(tmp_path)
+    losses = []
+    monkeypatch.setattr(scripts.probes, "fit", lambda heads, maps, loss, **_: losses.append(loss))
+    list(scripts.probes.ocr(encoder, tmp_path, {"bilinear": scripts.maps.bilinear}))
+    words = scripts.data.read_words(encoder, tmp_path / "sroie_receipts", "train")
+    assert set(words.texts) == {"A1", "B22"}
+    # the boxes are 40 x 20 and 30 x 20 pixels, at a height of 56 in 224, which is 56 columns of the 2x map
+    assert dict(zip(words.texts, words.columns.tolist(), strict=True)) == {"A1": 28, "B22": 21}
+    scores = torch.randn(2, 56, 5, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    order = torch.tensor([1, 0])
+    texts = [torch.tensor(["12AB".index(c) + 1 for c in words.texts[place]]) for place in order]
+    lengths = torch.tensor([len(text) for text in texts])
+    expected = F.ctc_loss(scores.transpose(0, 1), torch.cat(texts), words.columns[order], lengths)
+    assert torch.allclose(losses[0](scores, order), expected)
