@@ -197,13 +197,26 @@ def test_a_part_has_as_many_windows_whatever_the_number_of_views(monkeypatch):
     """They share the queries, in the width of a cell, which are the larger half of the work."""
     module, counts = build(), []
     read = window_matrices.one_query_fast
-    monkeypatch.setattr(window_matrices, "MOST", 2**10)
+    monkeypatch.setattr(window_matrices, "MOST", 2**8)
     monkeypatch.setattr(window_matrices, "one_query_fast", lambda *a: counts.append(len(a[0])) or read(*a))
     with torch.no_grad():
         for views in (1, 4):
             run(module, draw_maps(module, views=views), "fast")
     assert len(counts) > 2
     assert counts[: len(counts) // 2] == counts[len(counts) // 2 :]
+
+
+def test_parts_are_computed_again_in_the_backward_pass(monkeypatch):
+    """What lies between is larger than all that a step keeps."""
+    module, counts = build(), []
+    read = window_matrices.one_query_fast
+    monkeypatch.setattr(window_matrices, "MOST", 1)
+    monkeypatch.setattr(window_matrices, "one_query_fast", lambda *a: counts.append(len(a[0])) or read(*a))
+    out = run(module, draw_maps(module), "fast")
+    forward = len(counts)
+    assert forward > 1
+    out.sum().backward()
+    assert len(counts) == 2 * forward
 
 
 @pytest.mark.parametrize("path", ["reference", "fast"])

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stepwell.ops.precision import at_least_single
-
 __all__ = ["one_query_fast", "one_query_reference"]
 
 
@@ -28,14 +26,16 @@ def one_query_reference(
     value: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    """queries (n, s, h, d), scaled; codes (n, s, h, K), what is added to their products with the keys; of
-    every level, cells (B, n, k, C) and the matrix (h, d, C) that makes keys of them; of all levels one below
-    the other, the matrices that make values (h, sum C, d), and the values' bias (h, d) -> (B, n, s, h, d).
+    """queries (n, s, h, d), scaled; codes (n, s, h, K), what is added to their products with the keys, in
+    fp32 at least, so that the softmax is, which loses its tails in half precision; of every level, cells
+    (B, n, k, C) and the matrix (h, d, C) that makes keys of them; of all levels one below the other, the
+    matrices that make values (h, sum C, d), and the values' bias (h, d) -> (B, n, s, h, d).
     """
     by_level = value.split([level.shape[3] for level in cells], 1)
     key = torch.cat([torch.einsum("bnkc,hdc->bnkhd", *level) for level in zip(cells, keys, strict=True)], 2)
     values = [torch.einsum("bnkc,hcd->bnkhd", *level) for level in zip(cells, by_level, strict=True)]
-    weights = _softmax(torch.einsum("nshd,bnkhd->bnshk", queries, key) + codes).to(value.dtype)
+    scores = torch.einsum("nshd,bnkhd->bnshk", queries, key) + codes
+    weights = scores.softmax(-1).to(value.dtype)
     return torch.einsum("bnshk,bnkhd->bnshd", weights, torch.cat(values, 2) + bias)
 
 
@@ -52,7 +52,7 @@ def one_query_fast(
     for level, key in zip(cells, keys, strict=True):
         asked = torch.einsum("nshd,hdc->nshc", queries, key)  # in the width of a cell
         scores.append(torch.einsum("nqc,bnkc->bnqk", asked.flatten(1, 2), level))
-    weights = _softmax(torch.cat(scores, 3) + codes.flatten(1, 2)).to(queries.dtype)  # (B, n, s*h, K)
+    weights = (torch.cat(scores, 3) + codes.flatten(1, 2)).softmax(3).to(queries.dtype)  # (B, n, s*h, K)
     shares = weights.split([level.shape[2] for level in cells], 3)
     views = zip(*(zip(*level, strict=True) for level in zip(shares, cells, strict=True)), strict=True)
     read = torch.stack([_read(levels, value, bias) for levels in views])  # (B, h, n*s, d)
@@ -67,8 +67,3 @@ def _read(levels: Sequence[tuple[Tensor, Tensor]], value: Tensor, bias: Tensor) 
     sums = torch.cat([share @ cells for share, cells in levels], 2)
     by_head = sums.unflatten(1, (-1, len(value))).flatten(0, 1).transpose(0, 1)  # (h, n*s, sum C)
     return torch.baddbmm(bias[:, None], by_head, value)
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    """In fp32 at least: it loses its tails in half precision."""
-    return scores.to(at_least_single(scores.dtype)).softmax(-1)

@@ -60,7 +60,7 @@ def pooling_matrix(
     widest = max(1.0, length / windows + 2 * length * torch.finfo(dtype).eps)  # rounded edges included
     # Axes from here on: windows, bins, samples; and then cells.
     part = torch.arange(bins, dtype=exact, device=device)[:, None]
-    sample = torch.arange(math.ceil(widest / bins) + 1, dtype=exact, device=device)
+    sample = torch.arange(math.ceil(widest / bins), dtype=exact, device=device)
     place = start + part * step + (sample + 0.5) * step / samples
     counts = (
         (sample < samples) & (place >= -1) & (place <= length)
