@@ -320,3 +320,20 @@ def test_releases_have_llamas_ids_and_their_own_levels_and_order():
         assert (settings.newline, settings.comma) == ((13,), (29892,))
         runs = settings.geometry().layout((672, 1008)).runs
         assert {run.ids for run in runs if not run.count} == {(13,), (29892,)}
+
+
+def test_the_papers_training_of_the_upsampler_differs_where_the_paper_does():
+    code, paper = (load_recipe(name) for name in ("uhd_v2_upsampler", "uhd_v2_upsampler_paper"))
+    assert paper.model.upsampler == PAPER.upsampler
+    assert code.model.upsampler == UhdV2Config().upsampler
+    (ours,), (theirs,) = code.stages, paper.stages
+    assert (ours.optimiser.name, theirs.optimiser.name) == ("nadam", "adam")
+    assert (ours.optimiser.clip_steps, theirs.optimiser.max_grad_norm) == (10, 0)
+    assert (ours.losses, theirs.losses) == ({"reconstruction": 1, "crf": 0.001}, {"reconstruction": 1})
+    assert (ours.random_projection, theirs.random_projection) == (30, None)
+    assert (ours.uncertainty, theirs.uncertainty) == ("code", "paper")
+
+
+def test_new_models_have_the_tokenizers_own_separators():
+    runs = V2.geometry().layout((96, 96)).runs
+    assert {run.text for run in runs if not run.count} == {"\n", ","}
