@@ -368,7 +368,10 @@ def test_words_are_learned_from_the_columns_they_take(scripts, encoder, tmp_path
     write_data(tmp_path)
     losses = []
     monkeypatch.setattr(scripts.probes, "fit", lambda heads, maps, loss, **_: losses.append(loss))
+    decoded = []
+    monkeypatch.setattr(scripts.probes, "decode", lambda columns, _: decoded.append(len(columns)) or "")
     list(scripts.probes.ocr(encoder, tmp_path, {"bilinear": scripts.maps.bilinear}))
+    assert sorted(decoded) == [21, 21, 21, 28, 28, 28]  # by three heads
     words = scripts.data.read_words(encoder, tmp_path / "sroie_receipts", "train")
     assert set(words.texts) == {"A1", "B22"}
     # the boxes are 40 x 20 and 30 x 20 pixels, at a height of 56 in 224, which is 56 columns of the 2x map
@@ -379,3 +382,18 @@ def test_words_are_learned_from_the_columns_they_take(scripts, encoder, tmp_path
     lengths = torch.tensor([len(text) for text in texts])
     expected = F.ctc_loss(scores.transpose(0, 1), torch.cat(texts), words.columns[order], lengths)
     assert torch.allclose(losses[0](scores, order), expected)
+
+
+def test_heads_see_the_maps_whose_places_they_are_told(scripts) -> None:
+    """And every map once before one comes again."""
+    maps, heads, told = torch.randn(6, 2, 3, 3), nn.ModuleList([nn.Conv2d(2, 1, 1)]), []
+
+    def loss(scores: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        assert torch.allclose(scores, heads[0](maps[places]))
+        told.extend(places.tolist())
+        return scores.square().mean()
+
+    optimiser = torch.optim.SGD(heads.parameters(), 0.1)
+    scripts.probes.fit(heads, maps, loss, optimiser=optimiser, steps=4, batch=3)
+    assert sorted(told[:6]) == sorted(told[6:]) == list(range(6))
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(0)
