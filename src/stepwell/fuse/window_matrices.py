@@ -52,16 +52,21 @@ class WindowMatrices(NamedTuple):
             value=self.value.to(dtype),
         )
 
-    def folded(self, levels: Iterable[tuple[Deviation, Tensor]]) -> WindowMatrices:
-        """The same, multiplied out in fp32 at least, and then rounded: one level after the other."""
-        dtype = self.queries.dtype
-        deviations, keys, values = [], [], []
-        for deviation, matrix in levels:
-            key, value = (by_head.to(matrix.dtype) for by_head in (self.keys[0], self.value))
+    def folded(self, levels: Iterable[tuple[Deviation, Tensor]], dims: Sequence[int]) -> WindowMatrices:
+        """The same for levels of widths `dims`, multiplied out in fp32 at least, and then rounded. One level
+        after the other: all that is not kept is never held at once.
+        """
+        heads, _, dim = self.value.shape
+        value = self.queries.new_empty(heads, sum(dims) + 2 * len(dims), dim)
+        deviations, keys = [], []
+        for (deviation, matrix), part in zip(
+            levels, value.split([width + 2 for width in dims], 1), strict=True
+        ):
+            of_key, of_value = (w.to(matrix.dtype) for w in (self.keys[0], self.value.transpose(1, 2)))
             deviations.append(deviation)
-            keys.append((key @ matrix).to(dtype))
-            values.append((value.transpose(1, 2) @ matrix).to(dtype).transpose(1, 2))
-        return self._replace(deviations=deviations, keys=keys, value=torch.cat(values, 1).contiguous())
+            keys.append((of_key @ matrix).to(value.dtype))
+            part.copy_((of_value @ matrix).transpose(1, 2))
+        return self._replace(deviations=deviations, keys=keys, value=value)
 
     def read(self, cells: Sequence[Tensor], codes: Tensor) -> Tensor:
         """Pooled cells of every level (B, n, k, C + 2), codes (n, s, h, K), which are added to the products

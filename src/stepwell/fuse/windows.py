@@ -78,7 +78,7 @@ class WindowAttention(nn.Module):
         self, dims: Sequence[int], out_dim: int, config: WindowConfig, *, levels: Sequence[int]
     ) -> None:
         super().__init__()
-        self.config, self.levels = config, tuple(levels)
+        self.config, self.dims, self.levels = config, tuple(dims), tuple(levels)
         self.num_heads = config.num_heads or max(1, out_dim // 128)
         if out_dim % self.num_heads:
             raise ValueError(f"width {out_dim} is not a multiple of {self.num_heads} heads")
@@ -243,7 +243,7 @@ class WindowAttention(nn.Module):
             bias=self._heads(bias_of_value).to(dtype),
         )
         levels = (self._norm_of_pooled(*level) for level in zip(self.projections, corrections, strict=True))
-        return matrices.folded(levels) if fold else matrices.projected(levels)
+        return matrices.folded(levels, self.dims) if fold else matrices.projected(levels)
 
     def _norm_of_pooled(
         self, projection: nn.Module, correction: Correction | None
