@@ -72,13 +72,13 @@ def build_stack(which: str, what: str) -> Callable[[], list[Tensor]]:
     """For a worker: the last map, or the gradients of one step: of the map that comes in, where the stack is
     frozen, and of the weights too."""
     torch.manual_seed(0)
+    x, image = torch.randn(1, DIM, CELLS, CELLS), torch.randn(1, 3, IMAGE, IMAGE)
     peer = PeerPyramid(DIM, 2)
     model: nn.Module = peer
     if which == "ours":
         model = build_upsampler(UpsamplerConfig(), DIM, 2)
         model.load_state_dict(peer.state_dict())
     model.eval().requires_grad_(what == "training step")  # in eval mode, or dropout would differ
-    x, image = torch.randn(1, DIM, CELLS, CELLS), torch.randn(1, 3, IMAGE, IMAGE)
     if what == "inference":
         return partial(_infer, model, (x, image))
     return partial(_step, lambda x: model(x, image), (x,), tuple(model.parameters()))
