@@ -1,4 +1,6 @@
-"""`make bench`: every comparison in one run, printed as the tables that results.md keeps. Under 25 minutes.
+"""`make bench`: every comparison in one run, printed as the tables that results.md keeps.
+
+Under 25 minutes without LLaVA-UHD (upsample, windows, uhd), some of whose peers take minutes a run.
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
                                             (deform, upsample, windows, uhd, piip, runtimes, memory,

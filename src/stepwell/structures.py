@@ -73,6 +73,15 @@ class EncoderSpec:
     def depth(self) -> int:
         return len(self.dims)
 
+    def layers_before(self, select_layer: int) -> int:
+        """Layers that run before a hidden state, told by its index, the embedding being the first.
+
+        Raises ValueError for one that there is not.
+        """
+        if not -self.depth - 1 <= select_layer <= self.depth:
+            raise ValueError(f"select_layer {select_layer} is not one of the {self.depth + 1} hidden states")
+        return select_layer % (self.depth + 1)
+
     @property
     def dim(self) -> int:
         """Width of the last layer's output."""

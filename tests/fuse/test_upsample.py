@@ -19,6 +19,7 @@ from stepwell.fuse.upsample import (
     UpsamplerConfig,
     build_upsampler,
 )
+from stepwell.layers.linear import CellLinear
 from stepwell.ops.choose import prefer
 
 PATHS = pytest.mark.parametrize("path", ["reference", "fast"])
@@ -306,3 +307,21 @@ def test_dropout_rests_in_evaluation_and_works_in_training():
 def test_settings_of_a_kernel_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValidationError):
         KernelConfig(**settings)
+
+
+def test_a_correction_is_left_to_others_only_where_it_is_a_plain_layer():
+    pyramid = build_upsampler(UpsamplerConfig(), 6, 2)
+    x, image = torch.randn(1, 6, 4, 5), torch.randn(1, 3, 16, 20)
+    assert pyramid.train().levels(x, image)[-1].correction is None  # it drops channels
+    assert pyramid.eval().levels(x, image)[-1].correction is pyramid.corrections[0]
+
+    class Adapted(CellLinear):
+        pass
+
+    adapted = Adapted(6, 6)
+    adapted.load_state_dict(pyramid.corrections[0].linear.state_dict())
+    expected = pyramid.levels(x, image)[-1].corrected()
+    pyramid.corrections[0].linear = adapted
+    level = pyramid.levels(x, image)[-1]
+    assert level.correction is None
+    torch.testing.assert_close(level.map, expected)

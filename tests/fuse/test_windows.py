@@ -454,6 +454,21 @@ def test_an_adapted_projection_is_heard():
         run(module, maps, "fast")
 
 
+def test_adapted_queries_keys_and_values_are_heard():
+    class Adapted(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x.mean()
+
+    module = build(levels=(0,))
+    maps, before = draw_maps(module), module.qkv
+    plain = run(module, maps)
+    module.qkv = Adapted(OUT_DIM, 3 * OUT_DIM).double()
+    module.qkv.load_state_dict(before.state_dict())
+    adapted = run(module, maps)
+    torch.testing.assert_close(adapted, run(module, maps, "reference"), rtol=0, atol=1e-12)
+    assert (adapted - plain).abs().max() > 1e-6
+
+
 def test_a_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="width 16 is not a multiple of 3 heads"):
         WindowAttention([4], 16, WindowConfig(num_heads=3), levels=[0])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cases_upsample import STACK_REQUIRED
 from record import Case, Record, Required, check_required
 from stepwell.fuse.downsample import LOGIT_DROPOUT, AttentionDownsampler, KernelDownsampler
 from stepwell.fuse.upsample import KernelConfig, UpsamplerConfig, build_upsampler
@@ -49,21 +50,7 @@ LOSSES: Required = {
     "jitter_zoom": ("bilinear_scale_factor_before_crop",),
 }
 STEP: Required = {
-    "upsampler": {
-        "guidance_dim": (3,),
-        "stage_scale": (2,),
-        "shared_stages": (False,),
-        "fixup_weight": (0.1,),
-        "final_fixup": ("fixup_proj",),
-        "temperature_clamp": ([1e-4, 1e4],),
-        "kernel_sum_clamp": (1e-7,),
-        "kernel_fixup_weight": (0.1,),
-        "spatial_coordinates": ("minus1_to_1",),
-        "guidance_pool": ("adaptive_average",),
-        "source_upsample": ("bicubic",),
-        "border": ("reflect",),
-        "activation": ("gelu",),
-    },
+    "upsampler": STACK_REQUIRED,
     "backbone": {"type": ("convolution",), "frozen": (True,)},
     "uncertainty_head": _HEAD,
     "blur": _BLUR,

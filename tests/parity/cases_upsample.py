@@ -10,7 +10,7 @@ from record import Case, Record, Required, Unsupported, check_required
 from stepwell.fuse.upsample import GuidedStage, InversePyramid, KernelConfig, Level
 from stepwell.keys.uhd import STAGE, pyramid_rules
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "STACK_REQUIRED"]
 
 KERNEL: Required = {
     "temperature_clamp": ([1e-4, 1e4],),

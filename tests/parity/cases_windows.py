@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cases_upsample import STACK_REQUIRED
 from record import Case, Record, Required, TableCheck, Unsupported, check_required
 from stepwell.fuse.upsample import KernelConfig, Level, UpsamplerConfig, build_upsampler
 from stepwell.fuse.windows import BINS, WindowAttention, WindowConfig, nearest_bins
@@ -58,21 +59,7 @@ REQUIRED: dict[str, Required] = {
     "uhd.window_attention": {
         **ATTENTION,
         "level_embedding_on": ("keys",),
-        "upsampler": {
-            "guidance_dim": (3,),
-            "stage_scale": (2,),
-            "shared_stages": (False,),
-            "fixup_weight": (0.1,),
-            "final_fixup": ("fixup_proj",),
-            "temperature_clamp": ([1e-4, 1e4],),
-            "kernel_sum_clamp": (1e-7,),
-            "kernel_fixup_weight": (0.1,),
-            "spatial_coordinates": ("minus1_to_1",),
-            "guidance_pool": ("adaptive_average",),
-            "source_upsample": ("bicubic",),
-            "border": ("reflect",),
-            "activation": ("gelu",),
-        },
+        "upsampler": STACK_REQUIRED,
     },
     "uhd.v1_resampler": {**ATTENTION, "kv_projection_bias": (False,)},
     "uhd.pos_embed": {

@@ -28,6 +28,7 @@ from stepwell.layers.drop_path import DropPath
 from stepwell.layers.linear import Linear
 from stepwell.ops.deform_attn import deform_attn
 from stepwell.ops.parts import in_parts
+from stepwell.ops.precision import at_least_single
 from stepwell.ops.rearrange import map_to_tokens, tokens_to_map
 from stepwell.structures import Size, TokenMap
 
@@ -238,7 +239,7 @@ class DeformableCrossAttention(nn.Module):
 
     def forward(self, query: Tensor, size: Size, values: Tensor, feature_size: Size) -> Tensor:
         """query (B, N, d) on grid `size`, values of features on grid `feature_size` -> (B, N, d)."""
-        exact = torch.promote_types(query.dtype, torch.float32)  # points are lost, and softmax tails, in half
+        exact = at_least_single(query.dtype)  # points are lost, and softmax tails, in half
         heads = (self.num_heads, self.num_points)
         value = values.unflatten(2, (self.num_heads, -1))
         offsets = self.offsets(query).unflatten(2, (*heads, 2)).to(exact)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from stepwell.layers.linear import CellLinear, Linear
 from stepwell.layers.position import fraction_position_embedding
+from stepwell.ops.precision import at_least_single
 from stepwell.ops.rearrange import map_to_tokens
 from stepwell.structures import Size, TokenMap
 
@@ -39,7 +40,7 @@ def resize_map(x: Tensor, size: Size) -> Tensor:
     """(B, C, h, w) -> (B, C, H, W), bilinear by target size, corners not aligned, in fp32 at least."""
     if x.shape[-2:] == size:
         return x
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    exact = x.to(at_least_single(x.dtype))
     return F.interpolate(exact, size, mode="bilinear", align_corners=False).to(x.dtype)
 
 

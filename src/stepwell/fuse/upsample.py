@@ -120,7 +120,7 @@ class GuidedStage(nn.Module):
 
     def distances(self) -> Tensor:
         """(K*K,): a Gaussian of the distance from the middle, equation 8."""
-        sigma = self.distance_sigma.to(torch.promote_types(self.distance_sigma.dtype, torch.float32))
+        sigma = self.distance_sigma.to(at_least_single(self.distance_sigma.dtype))
         radius = self.config.radius
         unit = radius if self.config.distance == "relative" else 1
         steps = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype) / unit
@@ -133,7 +133,7 @@ class BilinearStage(nn.Module):
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """As of `GuidedStage`."""
         size = (guidance.shape[-2], guidance.shape[-1])
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        exact = x.to(at_least_single(x.dtype))
         return F.interpolate(exact, size, mode="bilinear", align_corners=False).to(x.dtype)
 
 

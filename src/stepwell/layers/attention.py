@@ -19,7 +19,7 @@ from stepwell.layers.norm import RMSNorm
 from stepwell.layers.position import RelativeBias
 from stepwell.ops.choose import choose
 from stepwell.ops.derivatives import with_derivatives_of
-from stepwell.ops.precision import without_autocast
+from stepwell.ops.precision import at_least_single, without_autocast
 from stepwell.ops.rearrange import merge_windows, split_windows
 from stepwell.structures import Size
 
@@ -44,7 +44,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """The definition of `attention`. In fp32 at least: the softmax loses its tails in half precision."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = at_least_single(q.dtype)
     with without_autocast(v.device):
         scores = (q.to(dtype) @ k.to(dtype).transpose(-2, -1)) * q.shape[-1] ** -0.5
         if bias is not None:

@@ -45,9 +45,7 @@ class PlainConfig(VisionConfig):
     arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
 
     def __post_init__(self) -> None:
-        depth = self._spec.depth
-        if not -depth - 1 <= self.select_layer <= depth:
-            raise ValueError(f"select_layer {self.select_layer} is not one of the {depth + 1} hidden states")
+        self._spec.layers_before(self.select_layer)
 
     @property
     def _spec(self) -> EncoderSpec:
@@ -56,7 +54,7 @@ class PlainConfig(VisionConfig):
     @property
     def num_layers(self) -> int:
         """Layers that run: those before the hidden state that is read."""
-        return self.select_layer % (self._spec.depth + 1)
+        return self._spec.layers_before(self.select_layer)
 
     @property
     def _last(self) -> int:

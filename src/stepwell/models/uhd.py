@@ -83,9 +83,7 @@ class UhdV1Config(VisionConfig):
     arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
 
     def __post_init__(self) -> None:
-        depth = self._spec.depth
-        if not -depth - 1 <= self.select_layer <= depth:
-            raise ValueError(f"select_layer {self.select_layer} is not one of the {depth + 1} hidden states")
+        _ = self._read  # whether the encoder has these hidden states
 
     @property
     def _spec(self) -> EncoderSpec:
@@ -94,7 +92,7 @@ class UhdV1Config(VisionConfig):
     @property
     def _read(self) -> tuple[int, ...]:
         """The layers whose outputs are maps of the pyramid, the last one first; -1 is the embedding."""
-        return (self.select_layer % (self._spec.depth + 1) - 1,)
+        return (self._spec.layers_before(self.select_layer) - 1,)
 
     @property
     def _levels(self) -> tuple[int, ...]:
@@ -171,11 +169,6 @@ class UhdV2Config(UhdV1Config):
     @property
     def _levels(self) -> tuple[int, ...]:
         return self.levels
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.upsampler is None:
-            _ = self._read  # whether the encoder has these stages
 
     @property
     def _read(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stepwell.ops.choose import choose
 from stepwell.ops.derivatives import with_derivatives_of
+from stepwell.ops.precision import at_least_single
 from stepwell.ops.tiles import Axis, Tiles
 
 __all__ = [
@@ -47,7 +48,7 @@ def adaptive_conv(x: Tensor, kernels: Tensor) -> Tensor:
             f"{side}x{side} kernels of {height}x{width} pixels need a map of "
             f"{height + side - 1}x{width + side - 1}, got {x.shape[2]}x{x.shape[3]}"
         )
-    exact = torch.promote_types(x.dtype, torch.float32)
+    exact = at_least_single(x.dtype)
     run = adaptive_conv_fast if _is_fast(x) else adaptive_conv_reference
     return run(x.to(exact), kernels.to(exact)).to(x.dtype)
 
@@ -80,7 +81,7 @@ def adaptive_upsample(x: Tensor, kernels: Tensor) -> Tensor:
     side = _side(x, kernels)
     if side % 2 == 0:
         raise ValueError(f"kernels must have an odd side, got {side}x{side}")
-    exact = torch.promote_types(x.dtype, torch.float32)  # bicubic weights need fp32
+    exact = at_least_single(x.dtype)  # bicubic weights need fp32
     run = adaptive_upsample_fast if _is_fast(x) else adaptive_upsample_reference
     return run(x.to(exact), kernels.to(exact)).to(x.dtype)
 
@@ -105,7 +106,7 @@ def neighbour_products(x: Tensor, radius: int) -> Tensor:
     """x (B, C, H, W) -> (B, K*K, H, W), K = 2 * radius + 1: the product over all channels of every pixel and
     each of its neighbours, mirrored at the borders. Not in half precision, in which softmax loses tails.
     """
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    exact = x.to(at_least_single(x.dtype))
     return (neighbour_products_fast if _is_fast(x) else neighbour_products_reference)(exact, radius)
 
 

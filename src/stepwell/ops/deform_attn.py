@@ -22,6 +22,7 @@ from torch import Tensor
 from stepwell.ops.choose import choose
 from stepwell.ops.derivatives import with_derivatives_of
 from stepwell.ops.parts import in_parts
+from stepwell.ops.precision import at_least_single
 from stepwell.structures import Size
 
 __all__ = ["deform_attn", "deform_attn_fast", "deform_attn_reference"]
@@ -36,7 +37,7 @@ def deform_attn(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor
         fast_ok=value.device.type in ("cpu", "meta"),
         why_not=f"deformable attention has a fast twin on CPU only, not on {value.device.type}",
     )
-    exact = torch.promote_types(value.dtype, torch.float32)  # half precision would miss points by whole cells
+    exact = at_least_single(value.dtype)  # half precision would miss points by whole cells
     run = deform_attn_fast if fast else deform_attn_reference
     return run(value.to(exact), size, x.to(exact), y.to(exact), weights.to(exact)).to(value.dtype)
 

@@ -60,11 +60,7 @@ class UpsamplerModel(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> UpsamplerModel:
-        spec = self.spec
-        if not -spec.depth - 1 <= self.select_layer <= spec.depth:
-            raise ValueError(
-                f"select_layer {self.select_layer} is not one of the {spec.depth + 1} hidden states"
-            )
+        self.spec.layers_before(self.select_layer)
         if self.size < self.stride:
             raise ValueError(f"size {self.size} is smaller than one cell of {self.stride} pixels")
         if self.upsampler.kind == "bilinear":
@@ -80,7 +76,7 @@ class UpsamplerModel(Strict):
     @property
     def num_layers(self) -> int:
         """Layers that run: those before the hidden state that is read."""
-        return self.select_layer % (self.spec.depth + 1)
+        return self.spec.layers_before(self.select_layer)
 
     @property
     def dim(self) -> int:
