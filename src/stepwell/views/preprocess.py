@@ -8,15 +8,27 @@ Sizes are (height, width); colours and statistics are red, green, blue.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from stepwell.structures import Size
+from stepwell.structures import Box, Size
 
-__all__ = ["pad_and_resize", "pad_to_square", "resize_short_side_and_crop", "to_tensor"]
+__all__ = [
+    "Square",
+    "pad_and_resize",
+    "pad_to_square",
+    "resize_short_side_and_crop",
+    "square_box",
+    "squared",
+    "to_tensor",
+]
+
+Square = Literal["pad", "crop"]
+"""How an image becomes a square: padded to one; short side resized, the middle cut out."""
 
 BAND_PIXELS = 2**21  # of an intermediate image that is made in parts
 
@@ -29,6 +41,26 @@ def to_tensor(image: Image.Image, size: Size, mean: Sequence[float], std: Sequen
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
     shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
     return pixels.div_(255).sub_(shift).div_(scale).contiguous()
+
+
+def squared(image: Image.Image, how: Square, side: int, mean: Sequence[float]) -> Image.Image:
+    """-> (side, side); padding has the colour of the mean."""
+    if how == "crop":
+        return resize_short_side_and_crop(image, side)
+    red, green, blue = (int(255 * channel) for channel in mean)
+    return pad_and_resize(image, (red, green, blue), side)
+
+
+def square_box(size: Size, how: Square) -> Box:
+    """The square in the pixels of an image of `size`; its offset is rounded as `squared` rounds it."""
+    height, width = size
+    if how == "pad":
+        side = max(size)
+        left, top = -float((side - width) // 2), -float((side - height) // 2)
+    else:
+        side = min(size)
+        left, top = float((width - side) // 2), float((height - side) // 2)
+    return (left, top, left + side, top + side)
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepwell.structures import Box, Geometry, Size, Statistics, TokenLayout, TokenRun, View
-from stepwell.views.preprocess import pad_and_resize, resize_short_side_and_crop, to_tensor
+from stepwell.views.preprocess import square_box, squared, to_tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,11 +75,8 @@ class PyramidGeometry(Geometry):
 
     def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
         (size,) = layout.inputs
-        if self.framing == "pad":
-            red, green, blue = (int(255 * channel) for channel in self.mean)
-            image = pad_and_resize(image, (red, green, blue), size[0])
-        elif self.framing == "crop":
-            image = resize_short_side_and_crop(image, size[0])
+        if self.framing != "aspect":
+            image = squared(image, self.framing, size[0], self.mean)
         return [to_tensor(image, size, self.mean, self.std)]
 
     def views(self, inputs: Sequence[Tensor], layout: TokenLayout) -> list[Tensor]:
@@ -93,13 +90,11 @@ class PyramidGeometry(Geometry):
 
     def _box(self, size: Size) -> Box:
         height, width = size
-        if self.framing == "aspect":
-            return (0.0, 0.0, float(width), float(height))
-        side = max(size) if self.framing == "pad" else min(size)
-        left, top = float((width - side) // 2), float((height - side) // 2)
-        if self.framing == "pad":  # the canvas, its offset rounded as the pasting rounds it
-            left, top = -float((side - width) // 2), -float((side - height) // 2)
-        return (left, top, left + side, top + side)
+        return (
+            (0.0, 0.0, float(width), float(height))
+            if self.framing == "aspect"
+            else square_box(size, self.framing)
+        )
 
 
 def pyramid_sizes(

@@ -161,11 +161,12 @@ def _prepare(
     absent: dict[str, str] = {}
     for what, prefixes in (
         ("language model", ("model.language_model.", "lm_head.")),
+        ("layer of a language model", ("model.language_model.layers.",)),
         ("encoder", ("model.vision.branches.",)),
     ):
         if not any(name.startswith(prefixes) for name in renaming.targets):
             why = f"no {what} in this source"
-            absent |= {name: why for name in ours if name.startswith(prefixes)}
+            absent = {name: why for name in ours if name.startswith(prefixes)} | absent
     for name in model.all_tied_weights_keys.keys() - renaming.targets.keys():
         ours.pop(name)  # it is another tensor
     report = compare(published.name, renaming, shapes, ours, absent)

@@ -1,0 +1,232 @@
+"""INF-LLaVA's vision: local and global crops of an image, encoded apart, that enhance each other.
+
+arXiv 2407.16198, with the settings of its released code as defaults; `PAPER` has those of its text. Letters:
+P side of a view, (R, K) the grid of crops, (h, w) the cells of a view, C width of the encoder, N tokens of an
+image, D the language model's width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from stepwell.encoders.catalogue import build_encoder, encoder_spec
+from stepwell.encoders.encoder import Encoder
+from stepwell.fuse.dual import DualEnhancement, EnhancementConfig
+from stepwell.language.projector import build_projector
+from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
+from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
+from stepwell.views.crops import CropFraming, CropGeometry, LowView
+
+__all__ = ["InfConfig", "InfVision"]
+
+MOST_VIEWS = 8
+"""That go through the encoder at once, so that what a pass holds does not grow with the number of crops."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class InfConfig(VisionConfig):
+    """Crops, one encoder, one of its hidden states, dual-perspective enhancement, a projector.
+
+    size: side P of a view. resolutions: of the image, P itself for the small view of the whole, and a
+    multiple of it that is cut into crops; one of them or both (Table 3). max_crops: in place of the multiple,
+    crops in the grid that is nearest to the image's aspect. framing: None pads to a square, and bends the
+    aspect to a grid that follows it. low_view: made of the fine image, as the code does, or of the source.
+    combine: the small view with the enhanced one. enhancement: None for the
+    small view alone, which is LLaVA-1.5. small_input: images are first resized to P x P and made
+    large from there, which the released inference does by an oversight. every_crop: also those are encoded
+    that cannot reach a token. mean, std: None is the encoder's own.
+    """
+
+    adjustable: ClassVar = frozenset(
+        {"every_crop", "framing", "low_view", "max_crops", "mean", "resolutions", "small_input", "std"}
+    )
+    parts: ClassVar = {
+        "vision.branches": "branches",
+        "vision.enhancement": "enhancement",
+        "projector": "projector",
+    }
+
+    kind: Literal["inf"] = "inf"
+    encoder: str = "clip_l_14_336"
+    size: Annotated[int, Field(gt=0)] = 336
+    resolutions: tuple[Annotated[int, Field(gt=0)], ...] = (336, 1008)
+    max_crops: Annotated[int, Field(gt=0)] | None = None
+    framing: CropFraming | None = None
+    low_view: Literal["sampled", "resized"] = "sampled"
+    combine: Literal["mean", "add"] = "mean"
+    enhancement: EnhancementConfig | None = field(default_factory=EnhancementConfig)
+    select_layer: int = -2  # index into the hidden states, the embedding being the first
+    projector: Annotated[str, Field(pattern=r"^(linear|mlp[1-9]\d*x_gelu|identity)$")] = "mlp2x_gelu"
+    small_input: bool = False
+    every_crop: bool = False
+    mean: Statistics | None = None
+    std: Statistics | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
+
+    def __post_init__(self) -> None:
+        self._spec.layers_before(self.select_layer)
+        large = [side for side in self.resolutions if side != self.size]
+        if len(set(self.resolutions)) < len(self.resolutions) or len(large) > 1:
+            raise ValueError(
+                f"resolutions {list(self.resolutions)} are {self.size}, a multiple of it, or both"
+            )
+        if large and large[0] % self.size:
+            raise ValueError(f"resolution {large[0]} is no multiple of the view's side {self.size}")
+        if large and self.max_crops is not None:
+            raise ValueError(
+                f"max_crops stands in place of resolution {large[0]}: leave {self.size} or nothing"
+            )
+        if not self.resolutions and self.max_crops is None:
+            raise ValueError("give a resolution, or max_crops")
+        if self.max_crops is not None and self.framing not in (None, "stretch"):
+            raise ValueError(f"framing {self.framing!r} makes a square; max_crops follows the aspect")
+        if self.has_crops and self.enhancement is None:
+            raise ValueError(f"without enhancement there is the small view alone: resolutions [{self.size}]")
+        if self.has_crops and self.has_low_view and self._needed.reduce == "none":
+            raise ValueError("reduce 'none' keeps every cell, and a small view has fewer: leave out one")
+        if self.small_input and self.low_view == "resized":
+            raise ValueError("small_input is what the small view would be made of: low_view 'sampled'")
+
+    @property
+    def _spec(self) -> EncoderSpec:
+        return encoder_spec(self.encoder, self.arguments)
+
+    @property
+    def _needed(self) -> EnhancementConfig:
+        return self.enhancement or EnhancementConfig()
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that run: those before the hidden state that is read."""
+        return self._spec.layers_before(self.select_layer)
+
+    @property
+    def _last(self) -> int:
+        """The layer whose width and stride the hidden state has; the embedding has those of the first."""
+        return max(self.num_layers - 1, 0)
+
+    @property
+    def has_low_view(self) -> bool:
+        return self.size in self.resolutions
+
+    @property
+    def has_crops(self) -> bool:
+        return self.max_crops is not None or self.largest != self.size
+
+    @property
+    def largest(self) -> int:
+        return (
+            max(self.resolutions, default=self.size) if self.max_crops is None else self.size * self.max_crops
+        )
+
+    def geometry(self) -> CropGeometry:
+        spec, needed = self._spec, self._needed
+        low: LowView = self.low_view if self.has_low_view else "none"
+        count = self.largest // self.size
+        return CropGeometry(
+            name=self.encoder,
+            side=self.size,
+            stride=spec.strides[self._last],
+            framing=self.framing or ("pad" if self.max_crops is None else "stretch"),
+            grid=(count, count) if self.max_crops is None else None,
+            max_crops=self.max_crops or 1,
+            local_crops=needed.perspectives != "global",
+            global_crops="all" if self.every_crop and needed.global_crops != "none" else needed.global_crops,
+            low=low,
+            enlarged=self.small_input,
+            every_cell=needed.reduce == "none",
+            mean=self.mean or spec.mean,
+            std=self.std or spec.std,
+        )
+
+    def build(self, out_dim: int) -> InfVision:
+        encoder = build_encoder(self.encoder, **self.arguments)
+        dim = encoder.spec.dims[self._last]
+        return InfVision(
+            encoder,
+            DualEnhancement(dim, self.enhancement) if self.enhancement is not None else None,
+            build_projector(self.projector, dim, out_dim),
+            self.geometry(),
+            num_layers=self.num_layers,
+            combine=self.combine,
+        )
+
+    def resized(self, sizes: Sequence[int]) -> Self:
+        return dataclasses.replace(self, resolutions=tuple(sizes))
+
+
+class InfVision(VisionSystem):
+    """projector: (..., C) -> (..., D); num_layers: of the encoder, that run."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        enhancement: DualEnhancement | None,
+        projector: nn.Module,
+        geometry: CropGeometry,
+        *,
+        num_layers: int,
+        combine: Literal["mean", "add"],
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([cast(nn.Module, encoder)])
+        self.enhancement = enhancement
+        self.projector = projector
+        self.geometry: CropGeometry = geometry
+        self.num_layers, self.combine = num_layers, combine
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        return cast("list[Encoder]", list(self.branches))
+
+    def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
+        given = iter(inputs)
+        views = [
+            view
+            for layout in layouts
+            for view in self.geometry.views([next(given) for _ in layout.inputs], layout)
+        ]
+        parts = (views[i : i + MOST_VIEWS] for i in range(0, len(views), MOST_VIEWS))
+        seen = iter([cells for part in parts for cells in self._cells(torch.stack(part))])
+        features = []
+        for layout in layouts:
+            maps = torch.stack([next(seen) for _ in layout.views])  # (views, h, w, C)
+            tokens = self.projector(self._fused(maps, layout).flatten(0, 1))
+            shown = zip(maps.movedim(-1, 1), layout.views, strict=True)
+            features.append(
+                VisionFeatures(
+                    tokens, tuple(FeatureMap(map, view, self.geometry.stride) for map, view in shown), layout
+                )
+            )
+        return features
+
+    def _cells(self, views: Tensor) -> Tensor:
+        """(B, 3, P, P) -> (B, h, w, C)."""
+        (encoder,) = self.encoders
+        state = encoder.run(encoder.stem(views), 0, self.num_layers - 1)
+        return encoder.to_map(state).movedim(1, -1)
+
+    def _fused(self, maps: Tensor, layout: TokenLayout) -> Tensor:
+        """Cells of an image's views (views, h, w, C) -> (h, w, C), or every cell of the grid."""
+        grid = self.geometry.grid_of(layout.image_size)
+        if grid == (1, 1):
+            return maps[0]
+        assert self.enhancement is not None
+        num_local, global_crops, has_low_view = self.geometry.parts(grid)
+        local, strided, low = maps[None].split([num_local, len(global_crops), int(has_low_view)], 1)
+        enhanced: Tensor = self.enhancement(
+            local if num_local else None, strided if global_crops else None, grid
+        )[0]
+        if self.geometry.low == "none":
+            return enhanced
+        small = low[0, 0] if has_low_view else strided[0, len(global_crops) // 2]
+        both: Tensor = small + enhanced
+        return both if self.combine == "add" else both / 2
