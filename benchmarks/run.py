@@ -3,8 +3,8 @@
 Under 25 minutes without LLaVA-UHD (upsample, windows, uhd), some of whose peers take minutes a run.
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
-                                            (deform, upsample, windows, uhd, piip, runtimes, memory,
-                                            user, ask, imports; training, openvino)
+                                            (deform, upsample, windows, uhd, inf, piip, runtimes,
+                                            memory, user, ask, imports; training, openvino)
 
 Rows are appended to latest.md as they come. Run it on a quiet machine. Ratios above 1 say that ours is the
 faster; times are of this machine, today.
@@ -25,6 +25,7 @@ import upsample
 import windows
 from measure import HEADER, machine
 
+import inf
 import uhd
 
 LATEST = Path(__file__).with_name("latest.md")
@@ -36,6 +37,7 @@ SECTIONS = {
         upsample.rows(),
     ),
     "uhd": ("LLaVA-UHD v2; other: plain parts with the same weights, view by view", HEADER, uhd.rows()),
+    "inf": ("INF-LLaVA; other: crops one by one, 19 passes, with the same weights", HEADER, inf.rows()),
     "piip": ("PIIP; other: a plain peer with the same weights", HEADER, piip_backbone.rows()),
     "windows": (
         "Window attention; other: every cell projected, RoIAlign and four passes of attention",

@@ -45,7 +45,7 @@ def _row(what: str, target: float) -> Iterator[str]:
 def build(whose: str, what: str) -> Callable[[], list[Tensor]]:
     """For a worker: the visual tokens of an image, or some gradients of a step."""
     torch.manual_seed(0)
-    vision, clip = SETTINGS.build(OUT_DIM).eval(), _clip()
+    vision, clip = SETTINGS.build(OUT_DIM).eval(), clip_l()
     rules = backbone_rules("clip", class_token=True, class_slot=True)
     vision.branches[0].load_state_dict(convert(clip.state_dict(), rules))
     assert vision.upsampler is not None
@@ -92,7 +92,8 @@ class Peer(nn.Module):
         return self.windows([map, half, whole])
 
 
-def _clip() -> CLIPVisionModel:
+def clip_l() -> CLIPVisionModel:
+    """CLIP ViT-L/14 at 336 pixels, random weights."""
     config = CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
