@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
+from stepwell.fuse.dual import EnhancementConfig
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import ProjectorConfig
 from stepwell.fuse.windows import WindowConfig
@@ -17,6 +18,7 @@ from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
+from stepwell.models.inf import InfConfig
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.processor import StepwellProcessor
@@ -42,7 +44,10 @@ PIIP = PiipConfig(
 )
 UHD_V1 = UhdV1Config(encoder="vit_nano", size=64, max_slices=4, windows=replace(V1_WINDOWS, grid=(2, 2)))
 UHD_V2 = UhdV2Config(encoder="vit_nano", size=64, max_slices=4, windows=WindowConfig(grid=(2, 2)))
-VISIONS = {"plain": PLAIN, "piip": PIIP, "uhd_v1": UHD_V1, "uhd_v2": UHD_V2}
+INF = InfConfig(
+    encoder="vit_nano", size=64, resolutions=(64,), max_crops=6, enhancement=EnhancementConfig(num_heads=2)
+)
+VISIONS = {"plain": PLAIN, "piip": PIIP, "uhd_v1": UHD_V1, "uhd_v2": UHD_V2, "inf": INF}
 
 Build = Callable[..., Assistant]
 

@@ -175,9 +175,9 @@ class DualEnhancement(nn.Module):
     ) -> list[Tensor]:
         """The maps that are fused, (B, P, h, w, C) with the given phases, the global one first."""
         own = {}
-        if strided is not None:
+        if strided is not None and self.config.perspectives != "local":
             own["global"] = _chosen(strided, phases, grid)
-        if local is not None:
+        if local is not None and self.config.perspectives != "global":
             own["local"] = _chosen(split_strides(merge_blocks(local, grid), grid), phases, grid)
         if self.config.enhance == "none":
             return list(own.values())

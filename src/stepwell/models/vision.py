@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 NEVER_CUT = [
-    *("BranchHeads", "BranchMerge", "ConvNeXt", "Interaction", "TokenMerge", "VisionTransformer"),
-    *("TimmBlocks", "TimmNetwork", "TimmStages", "InversePyramid", "WindowAttention"),
+    *("BranchHeads", "BranchMerge", "ConvNeXt", "DualEnhancement", "Interaction", "TokenMerge"),
+    *("VisionTransformer", "TimmBlocks", "TimmNetwork", "TimmStages", "InversePyramid", "WindowAttention"),
 ]
 """Classes, for `_no_split_modules`, whose parts have to be on one device: they add what two of them give, or
 hold parameters beside them. What goes from one of these to another may go to another device.
