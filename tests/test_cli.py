@@ -25,6 +25,7 @@ from stepwell.flops.plan import parse_branches
 from stepwell.models.published.papers import PUBLISHED, find_published
 from stepwell.structures import TokenLayout
 from stepwell.train.recipe import load_recipe
+from stepwell.train.shipped import recipe_names
 from stepwell.views.pyramid import PyramidGeometry
 
 COMMAND = str(Path(sys.executable).parent / "stepwell")
@@ -244,6 +245,13 @@ def test_flops_counts_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         gflops.append({part["name"]: part["true_gflops"] for part in report["parts"]})
     assert gflops[1]["language_model"] == pytest.approx(gflops[0]["language_model"] / 4, rel=0.01)
     assert gflops[1]["branches.0"] == gflops[0]["branches.0"]
+
+
+def test_a_published_model_is_counted_before_a_recipe_of_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe would have to fetch a tokenizer."""
+    assert {"uhd_v2_paper", "inf_llava"} <= {*PUBLISHED} & {*recipe_names()}
+    assert cli.main(["flops", "inf_llava", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["visual_tokens"] == 576
 
 
 def test_a_folder_is_counted_before_a_recipe_of_its_name(

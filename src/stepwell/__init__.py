@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stepwell.data.image_folder import ImageFolder as ImageFolder
     from stepwell.data.label_maps import LabelMaps as LabelMaps
     from stepwell.encoders.catalogue import build_encoder as build_encoder
+    from stepwell.fuse.dual import EnhancementConfig as EnhancementConfig
     from stepwell.fuse.interaction import InteractionConfig as InteractionConfig
     from stepwell.fuse.upsample import UpsamplerConfig as UpsamplerConfig
     from stepwell.fuse.windows import WindowConfig as WindowConfig
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from stepwell.models.config import StepwellConfig as StepwellConfig
     from stepwell.models.dense import ClassifierSettings as ClassifierSettings
     from stepwell.models.dense import DenseSettings as DenseSettings
+    from stepwell.models.inf import InfConfig as InfConfig
     from stepwell.models.parts import load_parts as load_parts
     from stepwell.models.perception import PyramidBackbone as PyramidBackbone
     from stepwell.models.perception import PyramidBackboneConfig as PyramidBackboneConfig
@@ -56,9 +58,11 @@ _ROOMS = {
     "CocoFile": "data.coco",
     "Conversations": "data.conversations",
     "DenseSettings": "models.dense",
+    "EnhancementConfig": "fuse.dual",
     "ImageError": "images.limits",
     "ImageFolder": "data.image_folder",
     "ImageLimits": "images.limits",
+    "InfConfig": "models.inf",
     "InteractionConfig": "fuse.interaction",
     "LabelMaps": "data.label_maps",
     "PiipConfig": "models.piip",

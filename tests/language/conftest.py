@@ -112,6 +112,7 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
         "vicuna_v1": legacy,
         "llama_2": modern,
         "llama3_inf": llama_3,
+        "llama3": llama_3,
         "llama3_next": llama_3,
         "chatml_direct": qwen,
         "qwen": qwen,

@@ -176,7 +176,14 @@ def test_special_tokens_that_people_spell_stay_text(build: Any, family: str, tem
 
 
 def test_llama3_inf_has_the_two_bos_it_was_trained_with_and_others_one(build: Any) -> None:
-    for template, count in {"llama3_inf": 2, "llama3_next": 1, "vicuna_v1": 1, "plain": 1, "qwen": 0}.items():
+    for template, count in {
+        "llama3": 1,
+        "llama3_inf": 2,
+        "llama3_next": 1,
+        "vicuna_v1": 1,
+        "plain": 1,
+        "qwen": 0,
+    }.items():
         processor = build("byte-level with BOS", template)
         ids = processor.label(CAPTION, [IMAGE]).input_ids
         assert ids.count(processor.tokenizer.bos_token_id) == count

@@ -38,12 +38,16 @@ def flops(
 
 
 def _subject(config: str) -> Any:
-    """What a folder, a recipe or a published name stands for; a folder goes before a recipe of its name."""
+    """What a folder, a recipe or a published name stands for. A folder goes before a recipe of its name, and
+    a published model, of which everything is known here, before a shipped recipe.
+    """
     from stepwell.flops.report import find_subject
+    from stepwell.models.published.papers import find_published
     from stepwell.train.shipped import recipe_names
 
     path = Path(config).expanduser()
-    if path.is_dir() or not (config in recipe_names() or path.is_file()):
+    is_recipe = path.is_file() or (config in recipe_names() and find_published(config) is None)
+    if path.is_dir() or not is_recipe:
         return find_subject(config)
     from stepwell.train.recipe import load_recipe
     from stepwell.train.tasks import find_task

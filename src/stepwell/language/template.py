@@ -51,14 +51,15 @@ TEMPLATES: dict[str, Template] = {
         Template("plain"),
         Template("vicuna_v1", ("</s>",)),
         Template("llama_2", ("<s>", "</s>")),
-        Template("llama3_inf", _LLAMA_3),
+        Template("llama3", _LLAMA_3),
+        Template("llama3_inf", _LLAMA_3, base="llama3"),
         Template("llama3_next", _LLAMA_3),
         Template("chatml_direct", _CHATML),
         Template("qwen", _CHATML),
         Template("qwen2_5", _CHATML, base="qwen"),
     )
 }
-"""By name; `qwen2_5` is `qwen` with another system sentence."""
+"""By name; `qwen2_5` is `qwen` with another system sentence, `llama3_inf` is `llama3` behind one more BOS."""
 
 
 def find_template(name: str) -> Template:
