@@ -213,16 +213,13 @@ class DualEnhancement(nn.Module):
             return merge_strides(fused, grid)
         if how == "max":
             return fused.amax(1)
-        exact = fused.to(at_least_single(fused.dtype))
-        if how == "average":
-            return exact.mean(1).to(fused.dtype)
-        if fused.shape[1] == _count((range(grid[0]), range(grid[1]))) and not choose():
-            whole = merge_strides(exact, grid).movedim(-1, 1)
+        if how == "bilinear" and fused.shape[1] == grid[0] * grid[1] and not choose():
+            whole = merge_strides(fused, grid).movedim(-1, 1).to(at_least_single(fused.dtype))
             small = F.interpolate(whole, fused.shape[2:4], mode="bilinear", align_corners=False)
             return small.movedim(1, -1).to(fused.dtype)
-        if not self.config.reads_middle:
-            exact = _chosen(exact, (middle(grid[0]), middle(grid[1])), grid)
-        return exact.mean(1).to(fused.dtype)
+        if how == "bilinear" and not self.config.reads_middle:
+            fused = _chosen(fused, (middle(grid[0]), middle(grid[1])), grid)
+        return fused.mean(1)  # which sums in single precision
 
 
 def _ask(attend: nn.Module, asking: Tensor, cells: Tensor) -> Tensor:
