@@ -31,7 +31,7 @@ def draw_sweep(path: Path, points: Sequence[Point], *, name: str) -> None:
     costs = [point.true_gflops for point, _ in scored]
     for axes, places, label in (
         (by_size, sizes, "long side of the largest view, pixels"),
-        (by_cost, costs, "GFLOPs of vision for an image, in truth"),
+        (by_cost, costs, "vision GFLOPs of an image, all operations"),
     ):
         axes.errorbar(places, scores, yerr=errors, marker="o", capsize=3)
         axes.set_xlabel(label)

@@ -52,7 +52,7 @@ def sweep(
     that the model's geometry refuses.
     """
     settings = _settings(load())
-    sides = {size: _sides(settings, size) for size in sizes}
+    sides = {size: _sides(settings, size) for size in sorted(sizes)}
     points = []
     for size, views in sides.items():
         assistant = load(vision={"sizes": views})
