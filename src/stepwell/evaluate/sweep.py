@@ -53,14 +53,10 @@ def sweep(
     """
     settings = _settings(load())
     sides = {size: _sides(settings, size) for size in sorted(sizes)}
-    points = []
-    for size, views in sides.items():
-        assistant = load(vision={"sizes": views})
-        report = evaluate(assistant, data, metric=metric, output=Path(output) / str(size), **options)
-        costs = _costs(assistant, report.image_sizes)
-        points.append(
-            Point(size=size, sizes=views, report=report, paper_gflops=costs[0], true_gflops=costs[1])
-        )
+    points = [
+        _point(load, data, size, views, metric=metric, output=Path(output) / str(size), **options)
+        for size, views in sides.items()
+    ]
     write_whole(Path(output) / "sweep.json", json.dumps([_as_json(point) for point in points], indent=2))
     write_whole(Path(output) / "sweep.md", _as_page(metric, points))
     return points
@@ -78,6 +74,14 @@ def _sides(settings: VisionConfig, size: int) -> list[int]:
     except ValueError as error:
         raise ValueError(f"size {size} cannot be evaluated: {error}") from None
     return sides
+
+
+def _point(load: Load, data: str | Path, size: int, views: list[int], **options: Any) -> Point:
+    """Leaves no model behind, so that the next has the memory to itself."""
+    assistant = load(vision={"sizes": views})
+    report = evaluate(assistant, data, **options)
+    paper, true = _costs(assistant, report.image_sizes)
+    return Point(size=size, sizes=views, report=report, paper_gflops=paper, true_gflops=true)
 
 
 def _costs(assistant: Assistant, image_sizes: Sequence[Size]) -> tuple[float | None, float | None]:
