@@ -32,6 +32,7 @@ def test_it_is_of_ten_people(count):
         ("it's red, isnt it?", "it 's red isn't it"),
         ("red-blue", "red blue"),
         ("red - blue-green", "red bluegreen"),  # a mark that touches a blank goes everywhere
+        ("red -blue-green", "red bluegreen"),
         ("3.14 m.", "3.14 m"),
         ("couldn'tve", "couldn't've"),
         ("yalld've", "yalld've"),
