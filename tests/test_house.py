@@ -26,7 +26,7 @@ GROUPS = [
     ["views", "encoders", "fuse", "heads", "language"],
     ["models"],
     ["data", "flops"],
-    ["train"],
+    ["train", "evaluate"],
     ["reader"],
     ["weights"],
     ["commands"],
@@ -151,7 +151,8 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
             imported |= {module.split(".")[0] for module in modules} - sys.stdlib_module_names
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["train"], *extras["timm"], *extras["heif"]]
+    lines = [*project["dependencies"]]
+    lines += [line for extra in ("train", "timm", "heif", "eval") for line in extras[extra]]
     required = {re.split("[<>=]", line)[0] for line in lines}
     assert {names.get(name, name) for name in imported} - {"stepwell"} == required
 
@@ -276,6 +277,8 @@ def test_the_path_needs_neither_transformers_nor_the_compiler() -> None:
         ["ask", "missing.jpg", "What?"],
         ["ask", __file__, ""],
         ["ask", __file__, "?"],  # no image
+        ["evaluate", "--help"],
+        ["evaluate", "reader_tiny", "missing.jsonl", "--metric", "anls"],
     ],
 )
 def test_the_command_answers_without_torch(arguments: list[str]) -> None:

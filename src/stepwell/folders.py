@@ -8,6 +8,7 @@ goes wrong is one line. Needs no torch.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ __all__ = [
     "one_line",
     "read_config",
     "share",
+    "write_whole",
 ]
 
 SHIPPED = Path(__file__).parent / "assets"
@@ -185,6 +187,16 @@ def share(path: Path) -> None:
     other.touch()
     path.chmod(other.stat().st_mode & 0o777)
     other.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file that is there whole, or as it was before. What is no character is written as an escape."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, "utf-8", errors="backslashreplace")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def is_url(name: str) -> bool:

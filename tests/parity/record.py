@@ -53,11 +53,15 @@ def check_required(settings: Mapping[str, Any], required: Required, where: str =
 
 @dataclass(frozen=True, slots=True)
 class TableCheck:
-    """What a case answers about a table: the parts it compared exactly, those it left out, what differed."""
+    """What a case answers about a table: the parts it compared exactly, those it left out, what differed.
+
+    by_others: what a named program made that is a library to us, none of our code: program -> parts and keys.
+    """
 
     parts: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
+    by_others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 import cases_dual
 import cases_encoders
 import cases_inf
+import cases_metrics
 import cases_multiview
 import cases_piip
 import cases_slices
@@ -36,6 +37,7 @@ CASES: dict[str, Case] = {
     **cases_dual.CASES,
     **cases_encoders.CASES,
     **cases_inf.CASES,
+    **cases_metrics.CASES,
     **cases_multiview.CASES,
     **cases_piip.CASES,
     **cases_slices.CASES,
@@ -127,8 +129,10 @@ def _judge_table(check: TableCheck) -> Verdict:
     if check.differences:
         more = f" (and {len(check.differences) - 1} more)" if len(check.differences) > 1 else ""
         return Verdict("FAILED", math.inf, f"{check.differences[0][:200]}{more}")
-    told = f"checked {', '.join(check.parts)}; not yet {', '.join(check.left_out)}" if check.left_out else ""
-    return Verdict("ok", 0.0, told)
+    told = [f"not yet {', '.join(check.left_out)}"] if check.left_out else []
+    told += [f"by {program} {', '.join(parts)}" for program, parts in check.by_others.items()]
+    checked = [f"checked {', '.join(check.parts)}"] if told else []
+    return Verdict("ok", 0.0, "; ".join(checked + told))
 
 
 def _judge_tensors(ours: Mapping[str, Tensor], record: Record) -> Verdict:

@@ -5,19 +5,18 @@ Nothing imported above imports torch: what needs no model is answered before it 
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepwell.commands.printing import print_json
-from stepwell.folders import SHIPPED_NAMES, check_hub_name, find_folder, is_url, model_type
+from stepwell.commands.loading import Precision, load_assistant
+from stepwell.commands.printing import print_json, show_progress
+from stepwell.folders import SHIPPED_NAMES, is_url
 from stepwell.language.characters import well_formed
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from stepwell.models.ask import Assistant
 
 __all__ = ["ask"]
-
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def ask(
@@ -96,7 +93,7 @@ def ask(
     if jsonl is not None:
         if question is not None or stream or as_json or show is not None:
             raise ValueError("--jsonl FILE names the images and questions itself, and prints lines of JSON")
-        load = partial(_load_to_ask, model, revision, device, dtype, limits)
+        load = partial(load_assistant, model, revision, device, dtype, limits)
         _ask_lines(jsonl, load, max_new_tokens)
         return
     if not images or question is None:
@@ -111,7 +108,7 @@ def ask(
         from stepwell.views.sheet import check_target
 
         check_target(show)
-    assistant = _load_to_ask(model, revision, device, dtype, limits)
+    assistant = load_assistant(model, revision, device, dtype, limits)
     if show is not None:
         from stepwell.views.sheet import write_views
 
@@ -138,28 +135,6 @@ def _limits(**given: float | None) -> ImageLimits:
     return ImageLimits(**{name: value for name, value in given.items() if value is not None})
 
 
-def _load_to_ask(
-    model: str | None,
-    revision: str | None,
-    device: str | None,
-    dtype: Precision | None,
-    limits: ImageLimits,
-) -> Assistant:
-    if model is not None:
-        _check_model(model)
-    if device is not None:
-        _check_device(device)
-
-    from stepwell.models.ask import Assistant
-    from stepwell.weights.light import load_to_ask
-
-    _quieten()
-    assistant = load_to_ask(model, device=device, dtype=dtype, revision=revision, limits=limits)
-    if not isinstance(assistant, Assistant):
-        raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
-    return assistant
-
-
 def _ask_lines(file: Path, load: Callable[[], Assistant], max_new_tokens: int) -> None:
     """Prints a line of JSON for every line of the file. Raises ValueError at the end if one has no answer."""
     if not file.is_file():
@@ -172,8 +147,7 @@ def _ask_lines(file: Path, load: Callable[[], Assistant], max_new_tokens: int) -
     for count, fields in enumerate(answer_lines(assistant, lines, max_new_tokens=max_new_tokens), start=1):
         print_json(fields)
         failed += "error" in fields
-        if sys.stderr.isatty():
-            print(f"\r{count} of {len(lines)}", end="\n" if count == len(lines) else "", file=sys.stderr)
+        show_progress(count, len(lines))
     if failed:
         raise ValueError(f"{failed} of {len(lines)} lines of {file} have no answer; their error says why")
 
@@ -203,27 +177,6 @@ def _open_images(names: list[str], question: str, limits: ImageLimits) -> list[I
         except ImageError as error:
             raise ValueError(f"{'standard input' if name == '-' else name}: {error}") from error
     return images
-
-
-def _check_model(model: str) -> None:
-    """Raises ValueError for a folder that holds no model, and for what is neither a folder nor a hub name."""
-    folder = find_folder(model)
-    if folder is not None:
-        model_type(folder)
-    elif "/" in model or "_" not in model:  # others may be published names, whose list is read where torch is
-        check_hub_name(model if is_url(model) else model.partition(":")[0])
-
-
-def _check_device(device: str) -> None:
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps", "xpu") or (":" in device and not index.isdecimal()):
-        raise ValueError(f"unknown device {device}: use cpu, cuda, cuda:1, mps or xpu")
-
-
-def _quieten() -> None:
-    """Loading bars and library warnings would drown a one-line answer."""
-    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    warnings.simplefilter("ignore")
 
 
 def _report(seconds: float, names: list[str], layouts: list[Any]) -> dict[str, Any]:

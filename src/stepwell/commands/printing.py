@@ -1,4 +1,4 @@
-"""JSON on standard output, in whatever characters it takes."""
+"""JSON on standard output, in whatever characters it takes; how far a command is, on a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-__all__ = ["print_json"]
+__all__ = ["print_json", "show_progress"]
 
 
 def print_json(value: Any, *, indent: int | None = None) -> None:
@@ -17,3 +17,9 @@ def print_json(value: Any, *, indent: int | None = None) -> None:
     except UnicodeEncodeError:
         text = json.dumps(value, indent=indent)
     print(text, flush=True)
+
+
+def show_progress(count: int, total: int) -> None:
+    """A line that counts, where standard error is a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{count} of {total}", end="\n" if count == total else "", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepwell.data.files import JsonLines, path_of, read_list
+from stepwell.data.files import path_of, place_of, read_list
 from stepwell.data.sample import Sample
 from stepwell.language.characters import well_formed
 from stepwell.language.conversation import from_llava
@@ -49,10 +49,8 @@ class Conversations:
         return len(self.entries)
 
     def where(self, index: int) -> str:
-        number = f"entry {index}"
-        if isinstance(self.entries, JsonLines):
-            number = f"line {self.entries.numbers[index]}"
-        return f"{self.path}, {number}" if self.path else number
+        place = place_of(self.entries, index)
+        return f"{self.path}, {place}" if self.path else place
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["JsonLines", "path_of", "read_json", "read_list", "read_text"]
+__all__ = ["JsonLines", "path_of", "place_of", "read_json", "read_list", "read_text"]
 
 _NOT_JSON = (ValueError, RecursionError)
 
@@ -48,6 +48,11 @@ def path_of(folder: Path, name: str | Path) -> Path:
     if "\\" in str(name) and not path.exists():
         path = folder / str(name).replace("\\", "/")
     return path
+
+
+def place_of(entries: Sequence[Any], index: int) -> str:
+    """An entry as people find it in the file: "line 7", or "entry 6" of a list, which counts from 0."""
+    return f"line {entries.numbers[index]}" if isinstance(entries, JsonLines) else f"entry {index}"
 
 
 class JsonLines(Sequence[Any]):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepwell.images.limits import ImageLimits
 from stepwell.structures import Geometry, TokenLayout, VisionFeatures
@@ -40,6 +40,10 @@ class Engine(Protocol):
     @property
     def geometry(self) -> Geometry:
         """Of the vision system."""
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """What holds the weights."""
 
     @property
     def limits(self) -> ImageLimits:
@@ -80,6 +84,10 @@ class TransformersEngine:
     @property
     def geometry(self) -> Geometry:
         return self.processor.geometry  # type: ignore[no-any-return]
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.model]
 
     @property
     def limits(self) -> ImageLimits:

@@ -62,6 +62,10 @@ class LightEngine:
     def geometry(self) -> Geometry:
         return self.vision.geometry
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.vision, self.language_model, self.head]
+
     def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
         weight = self.language_model.embed_tokens.weight
         return self.vision.encode([x.to(weight.device, weight.dtype) for x in inputs], layouts)

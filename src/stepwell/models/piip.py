@@ -73,6 +73,14 @@ class PiipConfig(VisionConfig):
         projector = TokenMerge([branch.spec.dim for branch in encoder.encoders], out_dim, self.projector)
         return PiipVision(encoder, projector, self.geometry())
 
+    def sizes_for(self, largest: int) -> list[int]:
+        """In the proportions that they have, to the nearest whole number of cells."""
+        strides = [branch.spec.stride for branch in self.branches[:-1]]
+        exact = [branch.size * largest / self.largest for branch in self.branches[:-1]]
+        return [max(1, round(x / stride)) * stride for x, stride in zip(exact, strides, strict=True)] + [
+            largest
+        ]
+
     def resized(self, sizes: Sequence[int]) -> PiipConfig:
         if len(sizes) != len(self.branches):
             raise ValueError(f"sizes: this vision system has {len(self.branches)} views, got {list(sizes)}")

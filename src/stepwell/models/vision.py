@@ -89,6 +89,10 @@ class VisionConfig(ABC):
     def resized(self, sizes: Sequence[int]) -> Self:
         """The same system with views of other sides. Raises ValueError for another number of them."""
 
+    def sizes_for(self, largest: int) -> list[int]:
+        """Sides of the views, as `resized` takes them, where the largest input has this long side."""
+        return [largest]
+
     def as_papers_count(self) -> VisionConfig:
         """The system whose FLOPs the papers print for this one."""
         return self

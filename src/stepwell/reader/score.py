@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from stepwell.evaluate.metrics import edit_distance
 from stepwell.models.ask import Assistant
 from stepwell.reader.page import PageSample
 
@@ -33,7 +34,7 @@ def character_accuracy(answer: str, reference: str) -> float:
     """0 to 1; two empty texts agree."""
     answer, reference = _plain(answer), _plain(reference)
     longest = max(len(answer), len(reference))
-    return 1.0 if not longest else 1.0 - _edits(answer, reference) / longest
+    return 1.0 if not longest else 1.0 - edit_distance(answer, reference) / longest
 
 
 def height_band(height: float) -> str:
@@ -74,13 +75,3 @@ def _score(scores: Sequence[tuple[bool, float]]) -> ReadingScore:
 
 def _plain(text: str) -> str:
     return "".join(text.upper().split())
-
-
-def _edits(a: str, b: str) -> int:
-    """Levenshtein distance, one row at a time."""
-    row = list(range(len(b) + 1))
-    for i, left in enumerate(a, 1):
-        before, row[0] = row[0], i
-        for j, right in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (left != right))
-    return row[-1]

@@ -1,0 +1,141 @@
+"""`stepwell evaluate`: a model's answers to a file of questions, scored; at one size or at several."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from stepwell.commands.loading import Precision, check_model, load_assistant, quieten
+from stepwell.commands.printing import show_progress
+
+if TYPE_CHECKING:
+    from stepwell.evaluate.report import Report
+
+__all__ = ["evaluate"]
+
+MetricName = Literal["exact", "anls", "vqa", "relaxed", "choice", "pope", "iou", "cider"]
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model folder, a hub name, or reader_tiny.")
+    ],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help='Lines of {"image", "question", "answers", "type"}.')
+    ],
+    metric: Annotated[MetricName, typer.Option(help="How answers are scored.")],
+    sizes: Annotated[
+        str | None,
+        typer.Option(metavar="336,672", help="Long sides of the largest view, each evaluated and drawn."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", file_okay=False, help="[default: evaluations/MODEL/DATA-METRIC, beneath here]"
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", exists=True, file_okay=False, help="Of image paths. [default: the data's]"
+        ),
+    ] = None,
+    suffix: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="A line behind every question; SHORT and LETTER are LLaVA's."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
+    batch_size: Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Asked together.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows, from the first. [default: all]")] = None,
+    official: Annotated[
+        bool, typer.Option("--official", help="Score as the official code does, with its bugs.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Of a hub name: a commit, branch or tag.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE", help="Such as cpu, cuda or cuda:1. [default: a GPU where there is one]"
+        ),
+    ] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="[default: as the model was saved]")] = None,
+) -> None:
+    """Score a model on questions with known answers; run again, it goes on where it was stopped."""
+    if not data.is_file():
+        raise ValueError(f"no such file: {data}")
+    sides = None if sizes is None else _sizes(sizes)
+    folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "--", model) / f"{data.stem}-{metric}"
+    check_model(model, device)
+    options: dict[str, Any] = {
+        "metric": metric,
+        "output": folder,
+        "images": images,
+        "suffix": suffix,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "limit": limit,
+        "official": official,
+        "name": model,
+        "progress": show_progress,
+    }
+    if sides is not None:
+        _sweep(partial(_load, model, device=device, dtype=dtype, revision=revision), data, sides, options)
+        return
+    assistant = load_assistant(model, revision, device, dtype)
+
+    from stepwell.evaluate.report import report_as_table
+    from stepwell.evaluate.run import evaluate
+
+    report = evaluate(assistant, data, **options)
+    print(f"{report_as_table(report)}\n{folder / 'report.md'}")
+    _refuse_bad(report, folder)
+
+
+def _sizes(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words) or len(set(words)) < len(words):
+        raise ValueError(
+            f"--sizes are pixels with commas between them, each once, such as 336,672, got {text}"
+        )
+    return [int(word) for word in words]
+
+
+def _load(model: str, **options: Any) -> Any:
+    from stepwell.models.ask import Assistant
+    from stepwell.weights.load import load
+
+    assistant = load(model, **options)
+    if not isinstance(assistant, Assistant):
+        raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
+    return assistant
+
+
+def _sweep(load: Callable[..., Any], data: Path, sizes: list[int], options: dict[str, Any]) -> None:
+    quieten()
+    from stepwell.evaluate.curve import draw_sweep
+    from stepwell.evaluate.sweep import sweep, sweep_as_table
+
+    points = sweep(load, data, sizes, **options)
+    folder: Path = options["output"]
+    print(f"{sweep_as_table(points)}\n{folder / 'sweep.md'}")
+    draw_sweep(folder / "sweep.png", points, name=options["metric"])
+    for point in points:
+        _refuse_bad(point.report, folder / str(point.size))
+
+
+def _refuse_bad(report: Report, folder: Path) -> None:
+    """Raises ValueError, when all is written, if rows were bad."""
+    if report.bad_rows:
+        sys.stdout.flush()
+        _, where, reason = report.bad_rows[0]
+        raise ValueError(
+            f"{len(report.bad_rows)} of {report.rows} rows are bad and in no score (all are in "
+            f"{folder / 'report.md'}); {where}: {reason}"
+        )

@@ -1,0 +1,60 @@
+"""How commands load a model to ask it: its name is looked at before torch is imported."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+from stepwell.folders import check_hub_name, find_folder, is_url, model_type
+
+if TYPE_CHECKING:
+    from stepwell.images.limits import ImageLimits
+    from stepwell.models.ask import Assistant
+
+__all__ = ["Precision", "check_model", "load_assistant", "quieten"]
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def load_assistant(
+    model: str | None,
+    revision: str | None,
+    device: str | None,
+    dtype: Precision | None,
+    limits: ImageLimits | None = None,
+) -> Assistant:
+    """An assistant, opened the fast way where there is one. Raises ValueError for another kind of model."""
+    check_model(model, device)
+
+    from stepwell.models.ask import Assistant
+    from stepwell.weights.light import load_to_ask
+
+    quieten()
+    assistant = load_to_ask(model, device=device, dtype=dtype, revision=revision, limits=limits)
+    if not isinstance(assistant, Assistant):
+        raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
+    return assistant
+
+
+def check_model(model: str | None, device: str | None) -> None:
+    """Raises ValueError for a folder that holds no model, for what is neither a folder nor a hub name, and
+    for a device that is none.
+    """
+    folder = None if model is None else find_folder(model)
+    if folder is not None:
+        model_type(folder)
+    elif model is not None and ("/" in model or "_" not in model):
+        # Others may be published names, whose list is read where torch is.
+        check_hub_name(model if is_url(model) else model.partition(":")[0])
+    if device is None:
+        return
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps", "xpu") or (":" in device and not index.isdecimal()):
+        raise ValueError(f"unknown device {device}: use cpu, cuda, cuda:1, mps or xpu")
+
+
+def quieten() -> None:
+    """Loading bars and library warnings would drown a one-line answer."""
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    warnings.simplefilter("ignore")

@@ -1,0 +1,131 @@
+"""The answers of a run, kept line by line while they come, so that a run which was stopped goes on.
+
+A folder holds one run. settings.json is what its answers hang on: a run with other settings is refused.
+answers.jsonl holds a line for every row that was answered; half a last line is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from torch import Tensor
+
+from stepwell.folders import write_whole
+from stepwell.models.ask import Assistant
+from stepwell.structures import Size
+
+__all__ = ["ANSWERS", "SETTINGS", "Answer", "AnswersFile", "digest_of_file", "digest_of_weights"]
+
+ANSWERS = "answers.jsonl"
+SETTINGS = "settings.json"
+
+_SAMPLED = 64  # numbers of every parameter
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """To one row. question: as the model was asked; seconds: its share of its batch's; visual_tokens and
+    image_sizes, (height, width): one an image.
+    """
+
+    entry: int
+    question_id: Any
+    image: list[str]
+    question: str
+    answers: list[str]
+    prediction: str
+    seconds: float
+    visual_tokens: list[int]
+    image_sizes: list[Size]
+
+
+class AnswersFile:
+    """The answers in a folder, by entry; a context in which more are added."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """settings: names -> JSON values. Raises ValueError where the folder holds a run with others."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        _refuse_others(folder, settings)
+        write_whole(folder / SETTINGS, json.dumps(settings, indent=2))
+        self.answers = {answer.entry: answer for answer in _read(folder / ANSWERS)}
+        write_whole(folder / ANSWERS, "".join(map(_line, self.answers.values())))
+
+    def __enter__(self) -> Self:
+        self._file: TextIO = (self.folder / ANSWERS).open("a", encoding="utf-8", errors="backslashreplace")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, answer: Answer) -> None:
+        """On the disk when this returns, as far as a killed process goes."""
+        self._file.write(_line(answer))
+        self._file.flush()
+        self.answers[answer.entry] = answer
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(asdict(answer), ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> list[Answer]:
+    """Those whose lines are whole."""
+    answers = []
+    for line in path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else []:
+        try:
+            answers.append(Answer(**json.loads(line)))
+        except (ValueError, TypeError):  # cut off when the run was killed: its row is asked again
+            continue
+    return answers
+
+
+def _refuse_others(folder: Path, settings: Mapping[str, Any]) -> None:
+    path = folder / SETTINGS
+    if not path.is_file():
+        return
+    try:
+        kept = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path} cannot be read; name another folder, or delete this one") from None
+    differing = [
+        f"{name} was {_short(kept.get(name))} and is {_short(settings.get(name))}"
+        for name in dict.fromkeys([*settings, *kept])
+        if kept.get(name) != settings.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} holds the answers of another run: {', '.join(differing)}; name another folder "
+            "with --output, or delete this one"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:30]}...{text[-25:]}"
+
+
+def digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_weights(assistant: Assistant) -> str:
+    """Alike for the same weights, whatever engine holds them: some numbers of every parameter tell it."""
+    networks = assistant.engine.networks
+    digests = {_digest(parameter) for network in networks for parameter in network.parameters()}
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
+
+
+def _digest(parameter: Tensor) -> str:
+    """A parameter that lies elsewhere, such as on a disk, is told by its shape."""
+    numbers: list[float] = []
+    if not parameter.is_meta:
+        flat = parameter.detach().flatten()
+        numbers = flat[:: max(1, len(flat) // _SAMPLED)].float().tolist()
+    return hashlib.sha256(repr((tuple(parameter.shape), numbers)).encode()).hexdigest()
