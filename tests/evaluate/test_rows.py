@@ -74,6 +74,14 @@ def test_images_start_from_the_file_or_from_a_folder(write, folder):
     data = write(ROW)
     assert read_rows(data)[0].images == (folder / "0.png",)
     assert read_rows(data, images="elsewhere")[0].images[0].as_posix() == "elsewhere/0.png"
+    folder_above = folder.parent / "images"
+    folder_above.mkdir()
+    (folder_above / "1.png").touch()
+    assert read_rows(write({**ROW, "image": "images/1.png"}))[0].images == (folder_above / "1.png",)
+    (folder / "images").mkdir()
+    (folder / "images" / "1.png").touch()
+    assert read_rows(write({**ROW, "image": "images/1.png"}))[0].images == (folder / "images" / "1.png",)
+    assert read_rows(write({**ROW, "image": "a" * 300}))[0].images == (folder / ("a" * 300),)
     assert read_rows(write({**ROW, "image": "https://a/b.png"}))[0].images == ("https://a/b.png",)
 
 

@@ -131,6 +131,9 @@ def test_the_same_weights_see_other_resolutions(images):
     vision = built(CODE)
     for changed in (settings, small, free):
         built(changed).load_state_dict(vision.state_dict())
+    assert CODE.sizes_for(240) == [48, 240]
+    assert CODE.sizes_for(48) == [48]
+    assert replace(CODE, resolutions=(144,)).sizes_for(240) == [240]
     with pytest.raises(ValueError, match="weights depend on it"):
         CODE.adjusted({"enhancement": None})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from os.path import isfile
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -63,15 +64,25 @@ def read_rows(
 ) -> list[Row | BadRow]:
     """The rows of a file in their order, the first `limit` of them.
 
-    images: the folder that image paths start from, by default the file's. Raises ValueError for a file that
+    images: the folder that image paths start from, by default the file's, or the one above where the first
+    image is there. Raises ValueError for a file that
     holds no rows, OSError for no such file.
     """
     data = Path(data)
     entries = read_list(data)
     if not entries:
         raise ValueError(f"{data} holds no questions; write {_FORM}, one a line")
-    folder = data.parent if images is None else Path(images)
+    folder = _folder_of_images(entries, data) if images is None else Path(images)
     return [_row(entries, index, folder) for index in range(len(entries))[:limit]]
+
+
+def _folder_of_images(entries: Sequence[Any], data: Path) -> Path:
+    """Data sets keep files of questions in a folder beside that of the images, or above both."""
+    first = next((entry for entry in entries if isinstance(entry, Mapping)), {})
+    name = _first(first, _FIELDS["image"])
+    above = data.absolute().parent.parent
+    is_above = isinstance(name, str) and not isfile(data.parent / name) and isfile(above / name)
+    return above if is_above else data.parent
 
 
 _FORM = '{"image": "a.jpg", "question": "What is it?", "answers": ["a cat"]}'

@@ -159,6 +159,10 @@ class InfConfig(VisionConfig):
             combine=self.combine,
         )
 
+    def sizes_for(self, largest: int) -> list[int]:
+        """The small view stays beside the crops where there is one."""
+        return sorted({self.size, largest} if self.has_low_view else {largest})
+
     def resized(self, sizes: Sequence[int]) -> Self:
         return dataclasses.replace(self, resolutions=tuple(sizes))
 
