@@ -13,6 +13,7 @@ from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast,
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import ProjectorConfig
 from stepwell.fuse.windows import WindowConfig
+from stepwell.models.anyres import AnyResConfig
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
@@ -42,7 +43,8 @@ PIIP = PiipConfig(
 )
 UHD_V1 = UhdV1Config(encoder="vit_nano", size=64, max_slices=4, windows=replace(V1_WINDOWS, grid=(2, 2)))
 UHD_V2 = UhdV2Config(encoder="vit_nano", size=64, max_slices=4, windows=WindowConfig(grid=(2, 2)))
-VISIONS = {"plain": PLAIN, "piip": PIIP, "uhd_v1": UHD_V1, "uhd_v2": UHD_V2}
+ANYRES = AnyResConfig(encoder="vit_nano", size=64, grids="(1x1),...,(2x2)")
+VISIONS = {"plain": PLAIN, "piip": PIIP, "anyres": ANYRES, "uhd_v1": UHD_V1, "uhd_v2": UHD_V2}
 
 Build = Callable[..., Assistant]
 

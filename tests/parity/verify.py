@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import cases_anyres
 import cases_encoders
 import cases_inf
 import cases_multiview
@@ -32,6 +33,7 @@ from stepwell.ops.choose import prefer
 __all__ = ["Unreadable", "Verdict", "error_over_tolerance", "main", "read_records", "verify"]
 
 CASES: dict[str, Case] = {
+    **cases_anyres.CASES,
     **cases_encoders.CASES,
     **cases_inf.CASES,
     **cases_multiview.CASES,

@@ -51,6 +51,7 @@ TEMPLATES: dict[str, Template] = {
         Template("plain"),
         Template("vicuna_v1", ("</s>",)),
         Template("llama_2", ("<s>", "</s>")),
+        Template("mistral", ("</s>",)),
         Template("llama3_inf", _LLAMA_3),
         Template("llama3_next", _LLAMA_3),
         Template("chatml_direct", _CHATML),

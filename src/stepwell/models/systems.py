@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from stepwell.models.anyres import AnyResConfig
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.uhd import UhdV1Config, UhdV2Config
@@ -14,6 +15,7 @@ __all__ = ["SYSTEMS", "vision_settings"]
 SYSTEMS: dict[str, type[VisionConfig]] = {
     "plain": PlainConfig,
     "piip": PiipConfig,
+    "anyres": AnyResConfig,
     "uhd_v1": UhdV1Config,
     "uhd_v2": UhdV2Config,
 }

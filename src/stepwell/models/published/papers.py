@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stepwell.models.published.llava import LLAVA
 from stepwell.models.published.piip import PIIP
 from stepwell.models.published.published import Published
 from stepwell.models.published.uhd import UHD
@@ -11,6 +12,7 @@ __all__ = ["PUBLISHED", "find_published"]
 PUBLISHED: dict[str, Published] = {
     published.name: published
     for published in [
+        *LLAVA,
         *PIIP,
         *UHD,
     ]
