@@ -8,10 +8,33 @@ in one step of the optimiser.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
-__all__ = ["even_chunks", "length_groups", "modality_groups"]
+from stepwell.data.mixture import Mixture
+from stepwell.data.sample import BadSample, Sample, read
+
+__all__ = ["even_chunks", "length_groups", "modality_groups", "word_length", "word_lengths"]
+
+
+def word_length(sample: Sample) -> int:
+    """Words of all its turns, negative for a sample without an image. Images stay closed."""
+    contents = [message["content"] for message in sample.messages]
+    texts = [[text] if isinstance(text, str) else [part["text"] for part in text] for text in contents]
+    words = max(sum(len(text.split()) for parts in texts for text in parts), 1)
+    return words if sample.images else -words
+
+
+def word_lengths(samples: Mixture) -> list[int]:
+    """Of all samples of a mixture; 1 for one that cannot be read, which another will replace."""
+
+    @cache
+    def length(number: int, place: int) -> int:
+        words = read(samples.sources, number, place, word_length)
+        return 1 if isinstance(words, BadSample) else int(words)
+
+    return [length(number, place) for number, place in samples.places()]
 
 
 def modality_groups(
