@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stepwell.images.limits import ImageError as ImageError
     from stepwell.images.limits import ImageLimits as ImageLimits
     from stepwell.images.open import open_image as open_image
+    from stepwell.models.anyres import AnyResConfig as AnyResConfig
     from stepwell.models.ask import Assistant as Assistant
     from stepwell.models.assistant import StepwellForConditionalGeneration as StepwellForConditionalGeneration
     from stepwell.models.config import StepwellConfig as StepwellConfig
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "AnyResConfig": "models.anyres",
     "Assistant": "models.ask",
     "BranchConfig": "models.pyramid",
     "ClassifierSettings": "models.dense",

@@ -111,6 +111,7 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
         "plain": llama_3,
         "vicuna_v1": legacy,
         "llama_2": modern,
+        "mistral": modern,
         "llama3_inf": llama_3,
         "llama3": llama_3,
         "llama3_next": llama_3,

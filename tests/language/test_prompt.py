@@ -91,8 +91,9 @@ def test_qwen2_5_has_the_other_system_sentence() -> None:
     assert qwen2_5 == qwen.replace("You are a helpful assistant.", alibaba)
 
 
-@pytest.mark.parametrize("template", CHATS)
+@pytest.mark.parametrize("template", sorted(set(CHATS) - {"mistral"}))
 def test_system_message_takes_the_place_of_the_default(template: str) -> None:
+    """`mistral` aside, which has none."""
     briefly = render([{"role": "system", "content": "Be brief."}, *ANSWERED], template)
     before, after = briefly.split("Be brief.")
     default = render(ANSWERED, template)
@@ -105,6 +106,15 @@ def test_empty_system_message_leaves_its_block_out() -> None:
     silent = {"role": "system", "content": ""}
     assert render([silent, *ASKED], "llama_2", add_generation_prompt=True) == "[INST] Why? [/INST]"
     assert render([silent, *ASKED], "vicuna_v1", add_generation_prompt=True) == "USER: Why? ASSISTANT:"
+
+
+def test_mistral_is_llama_2_without_a_system_sentence_and_without_a_bos_between() -> None:
+    """As LLaVA-NeXT was trained on it: "[INST] {q} [/INST] {a} </s>", and the next turn at once."""
+    prompt = render(TWICE, "mistral")
+    assert prompt == "[INST] Why? [/INST] Because. </s>[INST] Is it? [/INST] No </s>"
+    assert [text for *_, text in spans(prompt)] == [" Because. </s>", " No </s>"]
+    told = render([{"role": "system", "content": "Be brief."}, *ASKED], "mistral", add_generation_prompt=True)
+    assert told == "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWhy? [/INST]"
 
 
 def test_llama3_next_strips_texts_and_llama3_inf_does_not() -> None:

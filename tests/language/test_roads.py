@@ -147,7 +147,7 @@ def test_text_is_cut_at_images_and_nowhere_else(build: Any, family: str, templat
         text = processor.apply_chat_template(CONVERSATIONS[name])
         has_bos = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
         expected = []
-        if has_bos and template in ("vicuna_v1", "llama_2", "llama3_inf"):
+        if has_bos and template in ("vicuna_v1", "llama_2", "mistral", "llama3_inf"):
             expected, text = [tokenizer.bos_token_id], text.removeprefix(tokenizer.bos_token)
         first, *others = text.split("<image>")
         expected += tokenizer(first, add_special_tokens=False).input_ids

@@ -14,6 +14,7 @@ from stepwell.fuse.dual import EnhancementConfig
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import ProjectorConfig
 from stepwell.fuse.windows import WindowConfig
+from stepwell.models.anyres import AnyResConfig
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
@@ -47,7 +48,15 @@ UHD_V2 = UhdV2Config(encoder="vit_nano", size=64, max_slices=4, windows=WindowCo
 INF = InfConfig(
     encoder="vit_nano", size=64, resolutions=(64,), max_crops=6, enhancement=EnhancementConfig(num_heads=2)
 )
-VISIONS = {"plain": PLAIN, "piip": PIIP, "uhd_v1": UHD_V1, "uhd_v2": UHD_V2, "inf": INF}
+ANYRES = AnyResConfig(encoder="vit_nano", size=64, grids="(1x1),...,(2x2)")
+VISIONS = {
+    "plain": PLAIN,
+    "piip": PIIP,
+    "anyres": ANYRES,
+    "uhd_v1": UHD_V1,
+    "uhd_v2": UHD_V2,
+    "inf": INF,
+}
 
 Build = Callable[..., Assistant]
 

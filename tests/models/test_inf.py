@@ -166,6 +166,15 @@ def test_maps_are_those_of_the_views(images):
     assert {shown.stride for shown in features.maps} == {8}
 
 
+def test_a_geometry_is_that_of_the_settings():
+    colours = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    geometry = replace(CODE, **colours).geometry()
+    assert {"mean": geometry.mean, "std": geometry.std} == colours
+    assert (CODE.geometry().framing, FREE.geometry().framing) == ("pad", "squeeze")
+    staged = InfConfig(encoder="convnext_t", size=64, resolutions=(64, 128), select_layer=2)
+    assert staged.geometry().stride == 8  # of the hidden state, not of the last layer
+
+
 def test_everything_learns(images):
     for settings in (CODE, OF_PAPER, FREE):
         vision = built(settings)

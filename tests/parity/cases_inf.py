@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,7 +21,6 @@ from stepwell.language.projector import build_projector
 from stepwell.language.prompt import render
 from stepwell.language.splice import place_visual_tokens
 from stepwell.language.template import find_template
-from stepwell.views.preprocess import pad_to_square
 
 __all__ = ["CASES", "spliced"]
 
@@ -172,22 +169,8 @@ def _refuses(template: str, messages: list[Message]) -> bool:
     return False
 
 
-def _data_pipeline(record: Record) -> TableCheck:
-    """Padding to a square, pixel by pixel; AnyRes tiles and grouping by length are left out."""
-    differences = []
-    for i, case in enumerate(record.table["pad_to_square"]):
-        image = Image.fromarray(np.array(case["image_hwc"], dtype=np.uint8))
-        padded = pad_to_square(image, tuple(case["background"]))
-        if np.array(padded).tolist() != case["result_hwc"]:
-            differences.append(f"pad_to_square/{i}: {image.width}x{image.height} image")
-    checked = ("pad_to_square",)
-    left_out = tuple(part for part in record.settings["parts"] if part not in checked)
-    return TableCheck(checked, left_out, tuple(differences))
-
-
 CASES: dict[str, Case] = {
     "inf.projector": _projector,
     "inf.splice": _splice,
     "inf.conversations": _conversations,
-    "inf.data_pipeline": _data_pipeline,
 }

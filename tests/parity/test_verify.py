@@ -63,19 +63,6 @@ def test_the_script_finds_its_siblings_from_any_folder(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "1 passed, 0 failed, 0 unsupported"
 
 
-def test_padding_to_a_square_is_checked_and_the_rest_of_its_table_named(run: Any, tmp_path: Path) -> None:
-    code, (line, _) = run(GOLDEN / "data_pipeline.json")
-    assert code == 0
-    assert "ok  checked pad_to_square; not yet anyres_select" in line
-    table = json.loads((GOLDEN / "data_pipeline.json").read_text(encoding="utf-8"))
-    table["pad_to_square"][1]["result_hwc"][0][3][2] += 1
-    path = tmp_path / "data_pipeline.json"
-    path.write_text(json.dumps(table), encoding="utf-8")
-    code, (line, _) = run(path)
-    assert code == 1
-    assert "pad_to_square/1: 3x4 image" in line
-
-
 def test_a_changed_weight_fails_on_both_paths_and_says_which_output(run: Any, tmp_path: Path) -> None:
     tensors = load_file(PROJECTOR)
     tensors["param.2.bias"][0] += 1e-3

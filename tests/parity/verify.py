@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import cases_anyres
 import cases_dual
 import cases_encoders
 import cases_inf
@@ -35,6 +36,7 @@ __all__ = ["Unreadable", "Verdict", "error_over_tolerance", "main", "read_record
 
 CASES: dict[str, Case] = {
     **cases_dual.CASES,
+    **cases_anyres.CASES,
     **cases_encoders.CASES,
     **cases_inf.CASES,
     **cases_metrics.CASES,

@@ -33,7 +33,7 @@ CODE = CropGeometry(
     mean=(0.0,) * 3,
     std=(1 / 255,) * 3,  # tensors hold 8-bit values
 )
-FREE = replace(CODE, grid=None, max_crops=6, framing="stretch", low="resized", global_crops="all")
+FREE = replace(CODE, grid=None, max_crops=6, framing="squeeze", low="resized", global_crops="all")
 
 
 def noise(height: int, width: int) -> Image.Image:
@@ -71,7 +71,7 @@ def test_the_official_form_sees_ten_views_of_a_padded_square():
 
 @pytest.mark.parametrize("count", [3, 5])
 def test_a_sampled_small_view_is_the_global_crop_in_the_middle(count):
-    geometry = replace(CODE, grid=(count, count), framing="stretch")
+    geometry = replace(CODE, grid=(count, count), framing="squeeze")
     _, views = viewed(geometry, noise(40, 40))
     _, every = viewed(replace(geometry, global_crops="none"), noise(40, 40))
     middle = f"global {count // 2 + 1}.{count // 2 + 1}"
@@ -88,7 +88,7 @@ def test_it_is_so_however_large_the_image_was_before(side):
 
 
 def test_an_even_grid_has_a_small_view_of_its_own():
-    geometry = replace(CODE, grid=(2, 2), framing="stretch")
+    geometry = replace(CODE, grid=(2, 2), framing="squeeze")
     layout, views = viewed(geometry, noise(32, 32))
     assert [name for name in views if not name.startswith("local")] == [
         *("global 1.1", "global 1.2", "global 2.1", "global 2.2", "whole"),
@@ -99,8 +99,22 @@ def test_an_even_grid_has_a_small_view_of_its_own():
     assert layout.inputs == ((32, 32),)
 
 
+def test_a_grid_that_is_odd_one_way_alone_has_a_small_view_of_its_own():
+    for grid in ((3, 2), (2, 3)):
+        _, views = viewed(replace(CODE, grid=grid, framing="squeeze"), noise(48, 48))
+        assert "whole" in views
+
+
+def test_half_precision_is_resized_in_single():
+    image = torch.rand(3, 32, 32).bfloat16()
+    geometry = replace(CODE, grid=(2, 2))
+    *_, whole = geometry.views([image], geometry.layout((32, 32)))
+    expected = F.interpolate(image[None].float(), SIDE, mode="bicubic", align_corners=False)[0]
+    assert torch.equal(whole, expected.bfloat16())
+
+
 def test_the_official_loader_makes_a_small_image_large_again():
-    layout, views = viewed(replace(CODE, enlarged=True, framing="stretch"), noise(100, 60))
+    layout, views = viewed(replace(CODE, enlarged=True, framing="squeeze"), noise(100, 60))
     assert layout.inputs == ((SIDE, SIDE),)
     small = pixels(noise(100, 60).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     fine = F.interpolate(small[None], 48, mode="bicubic", align_corners=False)[0]

@@ -102,6 +102,16 @@ def test_a_view_that_lies_wholly_in_padding_is_drawn() -> None:
     assert tuple(panel(drawn, (300, 300))[30, 30]) == (0, 0, 0)
 
 
+def test_a_box_that_reaches_into_padding_is_drawn_as_far_as_the_image_goes() -> None:
+    image = Image.new("RGB", (400, 200), "white")
+    beyond, within = (
+        draw_views([image], Cuts(((300, 300), box, (1, 1))))
+        for box in ((-50.0, -100.0, 450.0, 300.0), (0.0, 0.0, 400.0, 200.0))
+    )
+    source = (0, 0, MARGIN + 400 + MARGIN, beyond.height)  # its caption, its edges, and what is beside it
+    assert beyond.crop(source).tobytes() == within.crop(source).tobytes()
+
+
 def test_strided_pixels_are_drawn_as_they_are_and_not_as_a_thumbnail() -> None:
     class Strided(Cuts):
         def inputs(self, image: Image.Image, layout: TokenLayout) -> list[torch.Tensor]:

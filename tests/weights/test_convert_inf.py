@@ -49,6 +49,14 @@ def test_a_language_model_without_the_added_word_is_taken_too(tmp_path):
     assert dry_run(manifest, as_=NAME).ok
 
 
+def test_the_language_model_is_llama_3s():
+    """What no tensor tells: Meta-Llama-3-8B-Instruct's rotation, and both words that end an answer."""
+    fields = PUBLISHED[NAME].text_config
+    assert fields is not None
+    assert (fields["rope_theta"], fields["num_key_value_heads"]) == (500_000, 8)
+    assert (fields["rms_norm_eps"], fields["eos_token_id"]) == (1e-5, [128001, 128009])
+
+
 @pytest.mark.parametrize("alias", ["WeihuangLin/INF-LLaVA-sft", "inf-llava-sft"])
 def test_a_release_is_found_by_its_name(alias):
     published = find_published(alias)

@@ -92,6 +92,19 @@ class Mixture:
             bad.append(sample)
         return Drawn(None, tuple(bad))
 
+    def places(self) -> list[tuple[int, int]]:
+        """Of every index, the number of the source and the index there that it leads to, unless what is there
+        is bad. Nothing is read.
+        """
+        places = np.empty(self.length, dtype=np.int64)
+        for number, source in enumerate(self.sources):
+            of_this = self._which == number
+            turns = (divmod(turn, len(source)) for turn in self._turn[of_this].tolist())
+            places[of_this] = [
+                _shuffled(len(source), self.seed, number, epoch)[first] for epoch, first in turns
+            ]
+        return list(zip(self._which.tolist(), places.tolist(), strict=True))
+
 
 @lru_cache(maxsize=16)
 def _shuffled(length: int, *seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

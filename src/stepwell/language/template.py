@@ -53,6 +53,7 @@ TEMPLATES: dict[str, Template] = {
         Template("llama_2", ("<s>", "</s>")),
         Template("llama3", _LLAMA_3),
         Template("llama3_inf", _LLAMA_3, base="llama3"),
+        Template("mistral", ("</s>",)),
         Template("llama3_next", _LLAMA_3),
         Template("chatml_direct", _CHATML),
         Template("qwen", _CHATML),

@@ -23,7 +23,8 @@ from stepwell.fuse.dual import DualEnhancement, EnhancementConfig
 from stepwell.language.projector import build_projector
 from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
 from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
-from stepwell.views.crops import CropFraming, CropGeometry, LowView
+from stepwell.views.crops import CropGeometry, LowView
+from stepwell.views.preprocess import Square
 
 __all__ = ["InfConfig", "InfVision"]
 
@@ -59,7 +60,7 @@ class InfConfig(VisionConfig):
     size: Annotated[int, Field(gt=0)] = 336
     resolutions: tuple[Annotated[int, Field(gt=0)], ...] = (336, 1008)
     max_crops: Annotated[int, Field(gt=0)] | None = None
-    framing: CropFraming | None = None
+    framing: Square | None = None
     low_view: Literal["sampled", "resized"] = "sampled"
     combine: Literal["mean", "add"] = "mean"
     enhancement: EnhancementConfig | None = field(default_factory=EnhancementConfig)
@@ -86,7 +87,7 @@ class InfConfig(VisionConfig):
             )
         if not self.resolutions and self.max_crops is None:
             raise ValueError("give a resolution, or max_crops")
-        if self.max_crops is not None and self.framing not in (None, "stretch"):
+        if self.max_crops is not None and self.framing not in (None, "squeeze"):
             raise ValueError(f"framing {self.framing!r} makes a square; max_crops follows the aspect")
         if self.has_crops and self.enhancement is None:
             raise ValueError(f"without enhancement there is the small view alone: resolutions [{self.size}]")
@@ -135,7 +136,7 @@ class InfConfig(VisionConfig):
             name=self.encoder,
             side=self.size,
             stride=spec.strides[self._last],
-            framing=self.framing or ("pad" if self.max_crops is None else "stretch"),
+            framing=self.framing or ("pad" if self.max_crops is None else "squeeze"),
             grid=(count, count) if self.max_crops is None else None,
             max_crops=self.max_crops or 1,
             local_crops=needed.perspectives != "global",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -82,12 +82,12 @@ class PlainConfig(VisionConfig):
         projector = build_projector(self.projector, encoder.spec.dims[self._last], out_dim)
         return PlainVision(encoder, projector, self.geometry(), num_layers=self.num_layers)
 
-    def resized(self, sizes: Sequence[int]) -> PlainConfig:
+    def resized(self, sizes: Sequence[int]) -> Self:
         if len(sizes) != 1:
-            raise ValueError(f"sizes: this vision system has 1 view, got {list(sizes)}")
+            raise ValueError(f"sizes: views of this vision system have 1 side, got {list(sizes)}")
         return dataclasses.replace(self, size=sizes[0])
 
-    def as_papers_count(self) -> PlainConfig:
+    def as_papers_count(self) -> Self:
         """They count all layers, also those behind the one that is read."""
         return dataclasses.replace(self, select_layer=-1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from stepwell.models.anyres import AnyResConfig
 from stepwell.models.inf import InfConfig
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
@@ -16,6 +17,7 @@ SYSTEMS: dict[str, type[VisionConfig]] = {
     "plain": PlainConfig,
     "piip": PiipConfig,
     "inf": InfConfig,
+    "anyres": AnyResConfig,
     "uhd_v1": UhdV1Config,
     "uhd_v2": UhdV2Config,
 }

@@ -98,6 +98,7 @@ class ReaderStage(ChatStage):
     """frame_step: pixels of the last view between two frames of a line. The pointer is a head of layers."""
 
     losses: Annotated[Mapping[Loss, Rate], Field(min_length=1)] = {"language": 1.0}  # type: ignore[assignment]
+    sampling: Literal["random"] = "random"  # pages are drawn before their words can be counted
     frame_step: Rate = 4.0
     pointer_layers: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2)
     pointer_head: Annotated[int, Field(ge=0)] = 0

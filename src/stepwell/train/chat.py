@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer
 
 from stepwell.data.conversations import Conversations
+from stepwell.data.mixture import Mixture
 from stepwell.data.resized import Resized
 from stepwell.data.sample import Source
 from stepwell.folders import ModelError, check_hub_name, commit_of, download, find_folder, model_type
@@ -36,6 +37,7 @@ from stepwell.models.processor import StepwellProcessor
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import settings_json
 from stepwell.train.collate import Collator, TurnOrder, turn_mask
+from stepwell.train.length_groups import modality_groups, word_lengths
 from stepwell.train.recipe import Positive, Rate, Recipe, Share, Stage, Strict
 from stepwell.views.slices import SliceGeometry, long_side_size
 
@@ -118,7 +120,8 @@ class ConversationData(Strict):
 
 class ChatStage(Stage):
     """template: of this stage, where it is not the model's; max_length: tokens of a sample, whole turns go
-    beyond.
+    beyond. sampling: "grouped" makes steps of samples that are alike (train/length_groups.py);
+    "grouped_official" too, where all samples are texts by their negative lengths, as LLaVA's code does.
     """
 
     train: tuple[str, ...] = ("vision", "language")
@@ -126,6 +129,7 @@ class ChatStage(Stage):
     template: str | None = None
     turns: TurnOrder = "together"
     max_length: Positive = 8192
+    sampling: Literal["random", "grouped", "grouped_official"] = "random"
     data: Annotated[tuple[ConversationData, ...], Field(min_length=1)]
     validation: tuple[ConversationData, ...] = ()
 
@@ -238,6 +242,14 @@ class ChatTask:
             resize = partial(geometry.resized, slices=data.slices)
             return Resized(source, resize, share=data.sliced, seed=self.settings.seed)
         return source
+
+    def order(self, samples: Mixture, *, batches: int, seed: int) -> list[int] | None:
+        if self.stage.sampling == "random":
+            return None
+        official = self.stage.sampling == "grouped_official"
+        generator = torch.Generator().manual_seed(seed)
+        lengths = word_lengths(samples)
+        return modality_groups(lengths, self.stage.batch, batches, generator, official=official)
 
     def prepare(self, sample: Any) -> Any:
         return self.collator.prepare(sample)

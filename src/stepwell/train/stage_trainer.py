@@ -142,6 +142,13 @@ class StageTrainer(Trainer):
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The task's order, the same in every process and after a resume, or by chance."""
+        batches = self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        order = self.task.order(self.train_dataset, batches=batches, seed=seed)
+        return super()._get_train_sampler(train_dataset) if order is None else order
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:

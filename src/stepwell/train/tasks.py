@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from stepwell.data.mixture import Mixture
     from stepwell.data.sample import Source
     from stepwell.train.recipe import Recipe
 
@@ -61,6 +62,12 @@ class Task(Protocol):
 
     def source(self, data: Any) -> Source:
         """The samples of one entry of a stage's `data`. Raises FileNotFoundError for a missing file."""
+        ...
+
+    def order(self, samples: Mixture, *, batches: int, seed: int) -> Sequence[int] | None:
+        """The indices of all samples of the stage in the order in which they are drawn, the same for the same
+        seed; None is by chance. batches: of a step of the optimiser, over all processes.
+        """
         ...
 
     def prepare(self, sample: Any) -> Any:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stepwell.data.image_folder import Images
+from stepwell.data.mixture import Mixture
 from stepwell.data.sample import Source
 from stepwell.encoders.catalogue import build_encoder, encoder_spec
 from stepwell.encoders.pretrained import load_encoder_weights
@@ -194,6 +195,9 @@ class UpsamplerTask:
 
     def source(self, data: Any) -> Source:
         return Images(data.path, images=data.images)
+
+    def order(self, samples: Mixture, *, batches: int, seed: int) -> None:
+        """By chance."""
 
     def prepare(self, sample: Any) -> Tensor:
         """A file -> (3, size, size), normalised."""

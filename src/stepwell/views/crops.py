@@ -18,17 +18,13 @@ from torch import Tensor
 from stepwell.ops.crops import middle, split_blocks, split_strides
 from stepwell.ops.precision import at_least_single
 from stepwell.structures import Box, Geometry, Size, Statistics, TokenLayout, TokenRun, View
-from stepwell.views.preprocess import square_box, squared, to_tensor
+from stepwell.views.preprocess import Square, square_box, squared, to_tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["CropFraming", "CropGeometry", "LowView", "nearest_grid"]
+__all__ = ["CropGeometry", "LowView", "nearest_grid"]
 
-CropFraming = Literal["pad", "crop", "stretch"]
-"""How an image meets the grid: padded to a square; its short side resized, the middle cut out; its aspect
-bent to the grid's.
-"""
 LowView = Literal["sampled", "resized", "none"]
 """The small view of the whole: of the fine image, without a low-pass filter, as the code does; of the source,
 with one; or left out.
@@ -58,7 +54,7 @@ class CropGeometry(Geometry):
     name: str
     side: int
     stride: int
-    framing: CropFraming
+    framing: Square
     grid: Size | None
     max_crops: int
     local_crops: bool
@@ -75,7 +71,7 @@ class CropGeometry(Geometry):
             raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
         rows, cols = grid = self.grid_of(size)
         num_local, global_crops, has_small = self.parts(grid)
-        whole, cells = self._box(size), self.side // self.stride
+        whole, cells = square_box(size, self.framing), self.side // self.stride
         boxes = [(f"local {k // cols + 1}.{k % cols + 1}", _part(whole, grid, k)) for k in range(num_local)]
         boxes += [(f"global {k // cols + 1}.{k % cols + 1}", whole) for k in global_crops]
         boxes += [("whole", whole)] * has_small
@@ -112,10 +108,7 @@ class CropGeometry(Geometry):
         return math.prod(grid) if self.local_crops else 0, crops, has_small
 
     def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
-        images = [
-            image if self.framing == "stretch" else squared(image, self.framing, size[0], self.mean)
-            for size in layout.inputs
-        ]
+        images = [squared(image, self.framing, size[0], self.mean) for size in layout.inputs]
         pairs = zip(images, layout.inputs, strict=True)
         return [to_tensor(framed, size, self.mean, self.std) for framed, size in pairs]
 
@@ -131,15 +124,6 @@ class CropGeometry(Geometry):
         if has_small:
             views.append(inputs[1] if self.low == "resized" else _resized(inputs[0], (self.side, self.side)))
         return views
-
-    def _box(self, size: Size) -> Box:
-        """Of the source, in its pixels, that the grid covers."""
-        height, width = size
-        return (
-            (0.0, 0.0, float(width), float(height))
-            if self.framing == "stretch"
-            else square_box(size, self.framing)
-        )
 
 
 def _part(box: Box, grid: Size, k: int) -> Box:

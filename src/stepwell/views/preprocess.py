@@ -27,8 +27,10 @@ __all__ = [
     "to_tensor",
 ]
 
-Square = Literal["pad", "crop"]
-"""How an image becomes a square: padded to one; short side resized, the middle cut out."""
+Square = Literal["pad", "crop", "squeeze"]
+"""How an image meets a square view, or a grid of them: padded to a square; its short side resized, the middle
+cut out; its aspect bent to the view's.
+"""
 
 BAND_PIXELS = 2**21  # of an intermediate image that is made in parts
 
@@ -44,7 +46,9 @@ def to_tensor(image: Image.Image, size: Size, mean: Sequence[float], std: Sequen
 
 
 def squared(image: Image.Image, how: Square, side: int, mean: Sequence[float]) -> Image.Image:
-    """-> (side, side); padding has the colour of the mean."""
+    """-> (side, side), padding in the colour of the mean; or as it is, to be bent when it is resized."""
+    if how == "squeeze":
+        return image
     if how == "crop":
         return resize_short_side_and_crop(image, side)
     red, green, blue = (int(255 * channel) for channel in mean)
@@ -52,8 +56,10 @@ def squared(image: Image.Image, how: Square, side: int, mean: Sequence[float]) -
 
 
 def square_box(size: Size, how: Square) -> Box:
-    """The square in the pixels of an image of `size`; its offset is rounded as `squared` rounds it."""
+    """What is seen, in the pixels of an image of `size`; an offset is rounded as `squared` rounds it."""
     height, width = size
+    if how == "squeeze":
+        return (0.0, 0.0, float(width), float(height))
     if how == "pad":
         side = max(size)
         left, top = -float((side - width) // 2), -float((side - height) // 2)

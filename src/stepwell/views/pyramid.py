@@ -3,9 +3,9 @@
 PIIP, arXiv 2501.07783, section III-A: large views go to small networks, and the smaller views are made from
 the largest. Framing "aspect" (new models) keeps the image's shape without padding: side j is a whole number k
 of steps u_j; the steps have the ratios of the sides exactly and divide by the strides, so that every branch
-shows exactly the same shape. "pad" and "crop" are as published: square views, sides rounded down to whole
-pixels. Sizes are (height, width) in pixels; sides, strides and statistics have one entry per branch or per
-channel.
+shows exactly the same shape. "pad", "crop" and "squeeze" are as published: square views, sides rounded down
+to whole pixels. Sizes are (height, width) in pixels; sides, strides and statistics have one entry per branch
+or per channel.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Framing", "PyramidGeometry", "exact_ratio", "image_pyramid", "pyramid_sizes", "scaled_size"]
 
-Framing = Literal["aspect", "pad", "crop"]
-"""How an image meets its views: its aspect kept; padded to a square; short side resized, the middle cut out.
+Framing = Literal["aspect", "pad", "crop", "squeeze"]
+"""How an image meets its views: its aspect kept; padded to a square; short side resized, the middle cut out;
+both sides resized to those of a square.
 """
 
 
@@ -37,7 +38,7 @@ class PyramidGeometry(Geometry):
     """Layouts and inputs of a pyramid whose tokens lie on one grid. The input is the largest view, the last.
 
     framing "aspect": `sides` are long sides, the short one has at least `min_cells` cells in every branch.
-    "pad", "crop": smaller views are floor(side * ratio) pixels. grid: of the tokens where it is fixed; None
+    Otherwise smaller views are floor(side * ratio) pixels. grid: of the tokens where it is fixed; None
     means the last branch's.
     """
 
@@ -89,12 +90,7 @@ class PyramidGeometry(Geometry):
         return tuple(scaled_size(largest, ratio) for ratio in self.ratios)
 
     def _box(self, size: Size) -> Box:
-        height, width = size
-        return (
-            (0.0, 0.0, float(width), float(height))
-            if self.framing == "aspect"
-            else square_box(size, self.framing)
-        )
+        return square_box(size, "squeeze" if self.framing == "aspect" else self.framing)
 
 
 def pyramid_sizes(

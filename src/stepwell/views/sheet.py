@@ -132,7 +132,9 @@ def _draw_source(image: Image.Image, layout: TokenLayout) -> Image.Image:
     draw = ImageDraw.Draw(panel)
     times: dict[Box, int] = {}
     for i, view in enumerate(layout.views):
-        left, top, right, bottom = (edge * scale for edge in view.box)
+        # Of a box that reaches into padding, the part that lies in the image: captions stay legible.
+        left, right = (min(max(edge, 0), image.width) * scale for edge in view.box[::2])
+        top, bottom = (min(max(edge, 0), image.height) * scale for edge in view.box[1::2])
         inset = min(
             2 * times.get(view.box, 0), 12
         )  # views that show the same part stay visible beside one another

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stepwell.models.published.inf import INF
+from stepwell.models.published.llava import LLAVA
 from stepwell.models.published.piip import PIIP
 from stepwell.models.published.published import Published
 from stepwell.models.published.uhd import UHD
@@ -13,6 +14,7 @@ PUBLISHED: dict[str, Published] = {
     published.name: published
     for published in [
         *INF,
+        *LLAVA,
         *PIIP,
         *UHD,
     ]

@@ -14,7 +14,7 @@ from stepwell.keys.engine import Rule
 from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.vision import VisionConfig
 
-__all__ = ["QWEN2_7B", "VICUNA_7B", "VICUNA_13B", "Published", "Task"]
+__all__ = ["LLAMA3_8B", "MISTRAL_7B", "QWEN2_7B", "VICUNA_7B", "VICUNA_13B", "Published", "Task"]
 
 Task = Literal["detection", "segmentation", "classification", "chat", "part"]
 
@@ -76,3 +76,30 @@ VICUNA_13B: dict[str, Any] = VICUNA_7B | {
     "num_hidden_layers": 40,
     "num_attention_heads": 40,
 }
+LLAMA3_8B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+}
+"""Meta-Llama-3-8B-Instruct, arXiv 2407.21783."""
+MISTRAL_7B: dict[str, Any] = {
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+}
+"""Mistral-7B-Instruct-v0.2, arXiv 2310.06825."""
