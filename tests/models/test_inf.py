@@ -172,7 +172,7 @@ def test_a_geometry_is_that_of_the_settings():
     assert {"mean": geometry.mean, "std": geometry.std} == colours
     assert (CODE.geometry().framing, FREE.geometry().framing) == ("pad", "squeeze")
     staged = InfConfig(encoder="convnext_t", size=64, resolutions=(64, 128), select_layer=2)
-    assert staged.geometry().stride == 8  # of the hidden state, not of the last layer
+    assert staged.geometry().stride == 4  # of the hidden state, not of the last layer
 
 
 def test_everything_learns(images):
