@@ -60,7 +60,11 @@ CALLS = {
         nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(2, 1), groups=2)(x),
         nn.ConvTranspose2d(4, 6, (3, 2), stride=(3, 2), padding=(1, 0), output_padding=(2, 1), groups=2)(x),
     ),
-    "pooled": lambda x, row, n, grid: (F.max_pool2d(x, (2, 3), (2, 1)), F.adaptive_avg_pool2d(x, (5, 3))),
+    "pooled": lambda x, row, n, grid: (
+        F.max_pool2d(x, (2, 3), (2, 1)),
+        F.max_pool2d(x, (2, 3), (2, 1), (1, 0)),
+        F.adaptive_avg_pool2d(x, (5, 3)),
+    ),
     "padded": lambda x, row, n, grid: F.pad(x, (1, 2, 3, 4), mode="reflect"),
     "repeated": lambda x, row, n, grid: (row.repeat(4), row.repeat(2, 3), x.repeat(1, 2, 1, 3)),
     "products": lambda x, row, n, grid: (x @ x.transpose(2, 3), x[0] @ x[1].mT, x[0, 0] @ x[0, 1].T),

@@ -193,12 +193,38 @@ SLICED = {"kind": "uhd_v1", "encoder": "vit_nano", "size": 64, "max_slices": 9, 
         ({"long_side": 100}, (75, 100)),
         ({"sliced": 1.0}, (135, 181)),  # 6 * 64 * 64 pixels in the aspect 4:3
         ({"sliced": 1.0, "slices": 4}, (110, 147)),
+        ({"long_side": {"X.PNG": 80}, "sliced": 1.0}, (60, 80)),
+        ({"long_side": {"y.png": 80, "/x/": 70}, "sliced": 1.0}, (135, 181)),
+        ({"long_side": {"y.png": 80, "x.": 60}}, (45, 60)),
     ],
 )
 def test_images_are_resized_as_the_data_says_before_they_are_sliced(folders, tmp_path, data, size):
     task, entry = sliced_task(folders, tmp_path, SLICED, **data)
     example = task.prepare(task.source(entry)[0])
     assert example.images["image_sizes"].tolist() == [list(size)]
+
+
+def test_other_places_of_every_source_are_resized(folders, tmp_path):
+    task, _ = sliced_task(folders, tmp_path, SLICED, sliced=0.5)
+    entry = json.loads((tmp_path / "talk.json").read_text()) * 200
+    fields = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    data = fields["stages"][0].pop("data") * 2
+    for i, each in enumerate(data):
+        (tmp_path / f"{i}.json").write_text(json.dumps(entry))
+        data[i] = {**each, "path": str(tmp_path / f"{i}.json")}
+    fields["stages"][0] |= {"data": data, "validation": [{**data[0], "weight": 2.0}]}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(fields))
+    recipe = load_recipe(tmp_path / "two.yaml")
+    stage = recipe.stages[0]
+    task = ChatTask(recipe, stage)
+    chosen = [
+        [bool(source[i].resize) for i in range(200)]
+        for source in map(task.source, [*stage.data, *stage.validation, stage.data[1]])
+    ]
+    assert chosen[1] == chosen[3]
+    assert all(70 < sum(each) < 130 for each in chosen)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert 70 < sum(a != b for a, b in zip(chosen[one], chosen[other], strict=True)) < 130
 
 
 def test_an_image_that_gives_as_many_slices_stays_as_it_is(folders, tmp_path):

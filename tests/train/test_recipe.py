@@ -36,6 +36,22 @@ def test_a_variant_changes_only_the_fields_it_names(tmp_path):
     assert mine.stages == base.stages
 
 
+def test_a_variant_changes_entries_of_lists_by_their_names(tmp_path):
+    changes = {"answer": {"steps": 9, "optimiser": {"lr": 0.5}}, 0: {"data": {"drawn": {"weight": 2.0}}}}
+    base, mine = (
+        load_recipe(recipe)
+        for recipe in ("reader_smoke", write(tmp_path / "mine.yaml", base="reader_smoke", stages=changes))
+    )
+    look, answer = mine.stages
+    assert (answer.steps, answer.optimiser.lr) == (9, 0.5)
+    assert answer.model_copy(update={"steps": 2, "optimiser": base.stages[1].optimiser}) == base.stages[1]
+    assert answer.optimiser.part_lrs == base.stages[1].optimiser.part_lrs
+    assert look.data[0] == base.stages[0].data[0].model_copy(update={"weight": 2.0})
+    assert load_recipe("reader_smoke") == base
+    with pytest.raises(ValueError, match=r"^recipe .*mine\.yaml: no entry 'later' in a list of 2$"):
+        load_recipe(write(tmp_path / "mine.yaml", base="reader_smoke", stages={"later": {"steps": 3}}))
+
+
 def test_bases_are_found_beside_the_file(tmp_path):
     write(tmp_path / "first.yaml", base="reader_smoke", seed=7)
     assert load_recipe(write(tmp_path / "second.yaml", base="first.yaml", workers=3)).seed == 7

@@ -207,6 +207,11 @@ def test_fields_of_a_stage_reach_the_training(settings):
     assert isinstance(other.downsamplers[0], KernelDownsampler)
     assert other.downsamplers[0].kernel_size == 5
     assert len(other.upsampler.stages) == 3
+    for levels, hierarchical in ((1, True), (2, True), (3, False), (4, True)):  # as the official stacks
+        module = trainer_of(settings, f"model.levels={levels}").model
+        assert (len(module.downsamplers), module.stop_gradient) == (levels, hierarchical)
+    eight = trainer_of(settings, "model.levels=3", "stages.upsampler.stop_gradient=true").model
+    assert eight.stop_gradient
     last = trainer_of(settings, "stages.upsampler.hierarchical=false").model
     assert len(last.downsamplers) == len(last.uncertainty) == 1
     assert not trainer_of(settings, "stages.upsampler.stop_gradient=false").model.stop_gradient

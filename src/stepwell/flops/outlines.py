@@ -89,8 +89,11 @@ def _padded(x: Tensor, pads: Sequence[int]) -> Tensor:
     return x.new_empty(*x.shape[:-2], x.shape[-2] + top + bottom, x.shape[-1] + left + right)
 
 
-def _pooled(x: Tensor, kernel: Sequence[int], strides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    sides = [(n - k) // s + 1 for n, k, s in zip(x.shape[2:], kernel, strides, strict=True)]
+def _pooled(
+    x: Tensor, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int] = (0, 0)
+) -> tuple[Tensor, Tensor]:
+    axes = zip(x.shape[2:], kernel, strides, pads, strict=True)
+    sides = [(n + 2 * p - k) // s + 1 for n, k, s, p in axes]
     return x.new_empty(*x.shape[:2], *sides), x.new_empty(0)
 
 

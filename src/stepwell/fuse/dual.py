@@ -304,7 +304,7 @@ class WeightedAddition(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.share = nn.Parameter(torch.empty(()))
+        self.share = nn.Parameter(torch.empty(1))  # FSDP shards no scalars
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -80,8 +80,8 @@ class GuidedStage(nn.Module):
         self.config = config = config or KernelConfig()
         neighbours = (2 * config.radius + 1) ** 2
         self.keys = _network(guidance_dim, config.key_dim, config.key_dim, config.dropout)
-        self.similarity = nn.Parameter(torch.zeros(()))
-        self.distance_sigma = nn.Parameter(torch.ones(()))
+        self.similarity = nn.Parameter(torch.zeros(1))  # FSDP shards no scalars
+        self.distance_sigma = nn.Parameter(torch.ones(1))
         self.correction = (
             _network(neighbours + guidance_dim, neighbours, neighbours, config.dropout)
             if config.correction
@@ -217,7 +217,7 @@ class InversePyramid(nn.Module):
             if len(self.corrections) and (self.is_chained or is_last):
                 correction = cast(Correction, self.corrections[i if self.is_chained else -1])
             level = Level(stage(x, _guidance(image, x)), correction)
-            may_wait = correction is None or (correction.is_linear and not hasattr(self, "_hf_hook"))
+            may_wait = correction is None or (correction.is_linear and _keeps_weights(self))
             levels.append(level if may_wait else Level(level.corrected()))
         return levels
 
@@ -268,6 +268,11 @@ def _network(in_dim: int, hidden_dim: int, out_dim: int, dropout: float) -> nn.S
     return nn.Sequential(
         nn.Conv2d(in_dim, hidden_dim, 1), nn.GELU(), nn.Dropout2d(dropout), nn.Conv2d(hidden_dim, out_dim, 1)
     )
+
+
+def _keeps_weights(module: nn.Module) -> bool:
+    """Whether they are there when a call is over: accelerate's hooks and FSDP may bring them for it alone."""
+    return not (hasattr(module, "_hf_hook") or hasattr(module, "unshard"))
 
 
 def _guidance(image: Tensor, x: Tensor) -> Tensor:

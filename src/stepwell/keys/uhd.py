@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 STAGE: list[Rule] = [
-    Rename(r"range_temp", "similarity"),
-    Rename(r"sigma_spatial", "distance_sigma"),
+    Rename(r"range_temp", "similarity", lambda scalar: scalar.reshape(1)),
+    Rename(r"sigma_spatial", "distance_sigma", lambda scalar: scalar.reshape(1)),
     Rename(r"range_proj\.([03]\.(?:weight|bias))", r"keys.\1"),
     Rename(r"fixup_proj\.([03]\.(?:weight|bias))", r"correction.\1"),
 ]

@@ -19,11 +19,14 @@ class Linear(nn.Linear):
 
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer's weight says all that the layer does, so that it may be joined with others: no adapter
-    is around it, no quantised weight in it, and nothing brings its weight when it is called.
+    is around it, no quantised weight in it, and nothing brings its weight, or the rest of it, when it is
+    called.
     """
-    weight = getattr(layer, "weight", None)
+    if type(layer) not in (Linear, CellLinear) or hasattr(layer, "_hf_hook"):
+        return False
+    weight = layer.weight
     is_here = type(weight) in (nn.Parameter, Tensor) and not hasattr(weight, "ds_id")
-    return type(layer) in (Linear, CellLinear) and is_here and not hasattr(layer, "_hf_hook")
+    return is_here and weight.shape == (layer.out_features, layer.in_features)
 
 
 class CellLinear(Linear):

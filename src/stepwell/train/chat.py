@@ -97,9 +97,10 @@ class ChatModel(Strict):
 class ConversationData(Strict):
     """A training file of images and conversations (data/conversations.py): a JSON list, or JSON a line.
 
-    prompt: a line behind every question. long_side: to which images are resized before anything else. sliced:
-    the share of the images, chosen by chance, that are resized to the area of `slices` slices, as LLaVA-UHD
-    trains; those that give as many already are not.
+    prompt: a line behind every question. long_side: to which images are resized before anything else; or by
+    what is in their paths, as {textvqa: 1024}. sliced: the share of the images, of all others, chosen by
+    chance, that are resized to the area of `slices` slices, as LLaVA-UHD trains; those that give as many
+    already are not.
     """
 
     kind: Literal["conversations"]
@@ -107,13 +108,13 @@ class ConversationData(Strict):
     path: Path
     images: Path | None = None  # the folder that image paths start from; None: the file's own
     prompt: str | None = None
-    long_side: Positive | None = None
+    long_side: Positive | dict[str, Positive] | None = None
     sliced: Share = 0.0
     slices: Positive = 6
 
     @model_validator(mode="after")
     def _resized_once(self) -> ConversationData:
-        if self.long_side is not None and self.sliced:
+        if isinstance(self.long_side, int) and self.sliced:
             raise ValueError("images are resized once: give either long_side or sliced")
         return self
 
@@ -232,15 +233,17 @@ class ChatTask:
         return parts
 
     def source(self, data: Any) -> Source:
-        source = Conversations(data.path, images=data.images, prompt=data.prompt)
-        if data.long_side is not None:
-            return Resized(source, partial(long_side_size, side=data.long_side))
+        source: Source = Conversations(data.path, images=data.images, prompt=data.prompt)
+        sides = {"": data.long_side} if isinstance(data.long_side, int) else data.long_side or {}
+        for within, side in sides.items():
+            source = Resized(source, partial(long_side_size, side=side), within=within)
         if data.sliced:
             geometry = vision_settings(self.stage_config.vision_config).geometry()
             if not isinstance(geometry, SliceGeometry):
                 raise ValueError(f"data.sliced: a {self.config.vision.kind!r} system has no slices")
             resize = partial(geometry.resized, slices=data.slices)
-            return Resized(source, resize, share=data.sliced, seed=self.settings.seed)
+            number = [*self.stage.data, *self.stage.validation].index(data)
+            source = Resized(source, resize, share=data.sliced, seed=(self.settings.seed, number))
         return source
 
     def order(self, samples: Mixture, *, batches: int, seed: int) -> list[int] | None:

@@ -2,7 +2,7 @@
 
 A part is a dotted name as a reader of a recipe would say it (`vision.branches.0`, `projector`, `language`);
 `parts` maps the names that a task and its model know to prefixes of parameters. The longest prefix names a
-parameter.
+parameter. What no image reaches never learns, whatever part it belongs to.
 """
 
 from __future__ import annotations
@@ -10,9 +10,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
-__all__ = ["freeze_all_but", "parameter_groups", "part_of"]
+from stepwell.flops.outlines import outlines
+from stepwell.fuse.upsample import InversePyramid
+from stepwell.models.vision import VisionSystem
+
+__all__ = ["freeze_all_but", "idle_parameters", "parameter_groups", "part_of"]
+
+SEEN = ((256, 256), (256, 1024))
+"""Height and width of the images by which a vision system tells what it needs: a square and a strip."""
 
 
 def part_of(name: str, parts: Mapping[str, str]) -> str:
@@ -23,13 +32,58 @@ def part_of(name: str, parts: Mapping[str, str]) -> str:
 
 
 def freeze_all_but(module: nn.Module, learning: Sequence[str], parts: Mapping[str, str]) -> None:
-    """Parameters of the parts in `learning` learn, all others do not. Raises ValueError for one that has
-    none.
+    """Parameters of the parts in `learning` learn, but for those that no image reaches; all others do not.
+    Raises ValueError for a part that has none.
     """
-    names = {name: part_of(name, parts) for name, _ in module.named_parameters()}
+    named, idle = dict(module.named_parameters()), idle_parameters(module)
+    names = {name: part_of(name, parts) for name in named}
     _refuse_unknown(learning, names.values(), "of the model")
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(any(_within(names[name], part) for part in learning))
+    reached = [names[name] for name, parameter in named.items() if parameter not in idle]
+    _refuse_unknown(learning, reached, "of the model that an image reaches")
+    for name, parameter in named.items():
+        learns = any(_within(names[name], part) for part in learning)
+        parameter.requires_grad_(learns and parameter not in idle)
+
+
+def idle_parameters(module: nn.Module) -> set[nn.Parameter]:
+    """Those of vision systems and up-samplers that no training step reads, such as layers behind the hidden
+    state that is wanted. Checkpoints hold them; processes that train together would wait for their gradients.
+    """
+    idle: set[nn.Parameter] = set()
+    for part in module.modules():
+        if isinstance(part, VisionSystem):
+            idle |= _unreached(part)
+        elif isinstance(part, InversePyramid) and part.is_chained:
+            idle |= set(part.corrections[-1].parameters())  # of `forward` alone
+    return idle
+
+
+def _unreached(vision: VisionSystem) -> set[nn.Parameter]:
+    """Parameters that are not in the graph of the visual tokens, which is drawn without memory."""
+    named = dict(vision.named_parameters())
+    with outlines(), torch.enable_grad():
+        stand_ins = {
+            name: torch.empty_like(x, device="meta").requires_grad_(name in named and x.is_floating_point())
+            for name, x in [*named.items(), *vision.named_buffers()]
+        }
+        layouts = [vision.geometry.layout(size) for size in SEEN]
+        inputs = [torch.empty(3, *size) for layout in layouts for size in layout.inputs]
+        leaves = _leaves(functional_call(vision, stand_ins, (inputs, layouts)))
+    return {parameter for name, parameter in named.items() if id(stand_ins[name]) not in leaves}
+
+
+def _leaves(outputs: Iterable[Tensor]) -> set[int]:
+    """The ids of the tensors that a gradient of `outputs` ends at."""
+    nodes = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    leaves, known = set(), set(nodes)
+    while nodes:
+        node: Any = nodes.pop()
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        further = {behind for behind, _ in node.next_functions if behind is not None} - known
+        known |= further
+        nodes += further
+    return leaves
 
 
 def parameter_groups(

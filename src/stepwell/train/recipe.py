@@ -1,15 +1,17 @@
 """Recipes: what to build, on what data, in which stages, as one YAML file that refuses what it does not know.
 
 A recipe names its `task` (train/tasks.py), whose own fields it may use; the fields here are those of every
-task. It may name its `base` (a shipped recipe or a file beside it) and give only the fields that differ;
-mappings are merged, everything else replaced. Overrides are `a.b=c`, c in YAML; a number in the path is a
-place in a list.
+task. It may name its `base` (a shipped recipe or a file beside it) and give only the fields that differ:
+mappings are merged, a mapping over a list changes the entries that its keys name, everything else is
+replaced. Overrides are `a.b=c`, c in YAML. An entry of a list is named by its number, its `name` or its
+`kind`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -159,7 +161,8 @@ def _read(source: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:
     if base is None:
         return fields
     beside = folder / base if folder and (folder / base).is_file() else base
-    return _merged(_read(beside, (*seen, str(source))), fields)
+    merged: dict[str, Any] = _merged(_read(beside, (*seen, str(source))), fields, f"recipe {source}")
+    return merged
 
 
 def _text(source: str | Path) -> tuple[str, Path | None]:
@@ -186,11 +189,14 @@ def _yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def _merged(base: Any, changes: dict[str, Any], where: str) -> Any:
+    """A mapping, or a list some of whose entries are named, with what is changed in it."""
+    merged: Any = copy(base)
     for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        place = _index(merged, str(key), where)
+        old = merged.get(place) if isinstance(merged, dict) else merged[place]
+        is_change = isinstance(old, dict | list) and isinstance(value, dict)
+        merged[place] = _merged(old, value, where) if is_change else value
     return merged
 
 
@@ -203,20 +209,20 @@ def _set(fields: dict[str, Any], override: str) -> None:
     for key in parents:
         if isinstance(place, dict):
             place.setdefault(key, {})
-        place = place[_index(place, key, path)]
+        place = place[_index(place, key, f"--set {path}")]
     try:
-        place[_index(place, last, path)] = _yaml(text)
+        place[_index(place, last, f"--set {path}")] = _yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"--set {path}: {text!r} is not YAML: {one_line(error)}") from None
 
 
-def _index(place: Any, key: str, path: str) -> Any:
+def _index(place: Any, key: str, where: str) -> Any:
     """The key of a mapping; of a list, an entry's number, told by that, by its `name` or its `kind`."""
     if isinstance(place, dict):
         return key
     if not isinstance(place, list):
-        raise ValueError(f"--set {path}: there is no {key!r} in the value {place!r}")
+        raise ValueError(f"{where}: there is no {key!r} in the value {place!r}")
     for number, entry in enumerate(place):
         if key == str(number) or (isinstance(entry, dict) and key in (entry.get("name"), entry.get("kind"))):
             return number
-    raise ValueError(f"--set {path}: no entry {key!r} in a list of {len(place)}")
+    raise ValueError(f"{where}: no entry {key!r} in a list of {len(place)}")

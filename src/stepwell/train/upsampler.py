@@ -105,7 +105,8 @@ class UpsamplerStage(Stage):
     max_zoom. random_projection: channels that maps are compared in, null is all of them. uncertainty: how the
     errors are weighed by what a head makes of them, "code", "paper" (equation 11) or "none". hierarchical:
     every level has its losses, not the last alone. stop_gradient: none goes from a level to those before it;
-    by default where each has its losses. crf_samples: pixels that are compared with one another.
+    by default where each has its losses, except in a stack of three, as the official code trains them.
+    crf_samples: pixels that are compared with one another.
     """
 
     train: tuple[Literal["upsampler", "downsamplers", "uncertainty"], ...] = (
@@ -175,6 +176,9 @@ class UpsamplerTask:
             if os.environ.get("RANK", "0") == "0":
                 print(f"encoder from {report.text()}", flush=True)
         supervised = model.levels if stage.hierarchical else 1
+        stop_gradient = stage.stop_gradient
+        if stop_gradient is None:
+            stop_gradient = stage.hierarchical and model.levels != 3
         return MultiviewTraining(
             HiddenMap(encoder, model.num_layers),
             build_upsampler(model.upsampler, model.dim, model.levels),
@@ -186,7 +190,7 @@ class UpsamplerTask:
             max_zoom=stage.max_zoom,
             random_projection=stage.random_projection,
             uncertainty_form="paper" if stage.uncertainty == "paper" else "code",
-            stop_gradient=stage.hierarchical if stage.stop_gradient is None else stage.stop_gradient,
+            stop_gradient=stop_gradient,
             crf_samples=stage.crf_samples,
         )
 

@@ -1,0 +1,132 @@
+"""The recipes of LLaVA-UHD against what its papers and launch scripts print: numbers, parts, data, prompts.
+
+Written on 8 GPUs: LLaVA-UHD v2, arXiv 2412.13871, section 4.1 and the appendix on data; v1, arXiv 2403.11703.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from stepwell.train.recipe import load_recipe
+
+GPUS = 8
+V2 = ("uhd_v2", "uhd_v2_825k", "uhd_v2_paper")
+SAMPLES = {  # of the first stage and of the second
+    "uhd_v1": (558_128, 665_298),
+    "uhd_v2": (558_128, 858_000),
+    "uhd_v2_825k": (558_128, 825_000),
+    "uhd_v2_paper": (558_128, 858_000),
+}
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer directly with the option's letter from the given choices."
+CAPTION = "Provide a one-sentence caption for the provided image."
+
+# Thousands of samples, and the prompt where the file has none.
+MIX = {
+    "llava_instruct": (158, None),
+    "sharegpt": (40, None),
+    "vqav2": (83, SHORT),
+    "gqa": (72, SHORT),
+    "okvqa": (9, SHORT),
+    "ocrvqa": (80, SHORT),
+    "docvqa": (15, SHORT),
+    "chartqa": (20, SHORT),
+    "aokvqa": (66, LETTER),
+    "dvqa": (20, None),
+    "textcaps": (22, CAPTION),
+    "sharegpt4v": (55, None),
+    "ai2d": (3, None),
+    "laion_gpt4v": (11, None),
+    "synthdog_en": (40, None),
+    "lrv_instruct": (30, None),
+    "refcoco": (48, None),
+    "vg": (86, None),
+}
+
+
+@pytest.fixture(params=SAMPLES)
+def recipe(request):
+    return load_recipe(request.param)
+
+
+def test_batches_rates_and_schedules(recipe):
+    assert [stage.name for stage in recipe.stages] == ["align", "tune"]
+    facts = zip(recipe.stages, SAMPLES[recipe.name], (256, 128), (1e-3, 2e-5), strict=True)
+    for stage, samples, batch, rate in facts:
+        assert stage.batch * stage.accumulate * GPUS == batch
+        assert (stage.epochs, stage.steps) == (1, None)
+        optimiser = stage.optimiser
+        assert (optimiser.name, optimiser.lr, optimiser.part_lrs) == ("adamw_torch", rate, {})
+        assert (optimiser.betas, optimiser.weight_decay, optimiser.max_grad_norm) == ((0.9, 0.999), 0, 1)
+        assert optimiser.clip_steps is None
+        assert (stage.schedule.name, stage.schedule.arguments) == ("cosine", {})
+        assert stage.schedule.warmup_steps == math.ceil(0.03 * math.ceil(samples / batch))
+        assert stage.trainer == {"gradient_checkpointing": True, "tf32": True}
+        assert dict(stage.losses) == {"language": 1.0}
+    assert recipe.bf16
+
+
+def test_what_the_first_stage_learns_and_sees(recipe):
+    stage = recipe.stages[0]
+    assert set(stage.train) == {"projector"}
+    assert stage.vision == {"never_split": True}
+    assert (stage.template, stage.max_length) == ("plain", 2048 if recipe.name == "uhd_v1" else 3072)
+    (data,) = stage.data
+    assert data.path.name == "blip_laion_cc_sbu_558k.json"
+    assert (data.prompt, data.long_side, data.sliced) == (None, None, 0)
+
+
+def test_what_the_second_stage_learns_and_sees(recipe):
+    stage = recipe.stages[1]
+    projector = {"projector", "language"}
+    learning = {
+        "uhd_v1": projector,  # a frozen encoder
+        "uhd_v2_paper": projector | {"vision.branches"},  # a frozen up-sampler
+    }
+    corrected = projector | {"vision.branches", "vision.upsampler.corrections"}
+    assert set(stage.train) == learning.get(recipe.name, corrected)
+    assert stage.vision == {}  # slices, as the model has them
+    assert (stage.template, stage.max_length) == (None, 2048 if recipe.name == "uhd_v1" else 4096)
+
+
+def test_the_models(recipe):
+    vision, parts = recipe.model.vision, recipe.model.parts
+    assert (vision.kind, vision.encoder, vision.size) == (recipe.name[:6], "clip_l_14_336", 336)
+    assert vision.select_layer == -2
+    assert vision.max_slices == (6 if recipe.name == "uhd_v2_paper" else 7)
+    assert parts["vision.branches.0"] == "openai/clip-vit-large-patch14-336"
+    size = "13b" if recipe.name == "uhd_v1" else "7b"
+    assert parts["language"] == f"lmsys/vicuna-{size}-v1.5"
+    assert recipe.model.template == "vicuna_v1"
+    if recipe.name in V2:
+        of_paper = "_paper" * recipe.name.endswith("paper")
+        assert parts["vision.upsampler"] == f"runs/uhd_v2_upsampler{of_paper}/model"
+        assert (vision.levels, vision.windows.grid) == ((0, 1, 2), (12, 12))
+
+
+@pytest.mark.parametrize("name", ["uhd_v2", "uhd_v2_paper"])
+def test_the_mix_of_858k(name):
+    data = load_recipe(name).stages[1].data
+    assert {each.path.stem: (each.weight, each.prompt) for each in data} == MIX
+    assert len(data) == len(MIX)
+    assert sum(each.weight for each in data) == 858
+    for each in data:
+        # Images of TextVQA have a long side of 1024, a tenth of all others the area of six slices.
+        treated = {"sharegpt": (None, 0), "textcaps": (1024, 0)}.get(each.path.stem, (None, 0.1))
+        assert (each.long_side, each.sliced, each.slices) == (*treated, 6)
+
+
+def test_the_mix_of_825k():
+    data = load_recipe("uhd_v2_825k").stages[1].data
+    assert {each.path.stem: each.weight for each in data} == {"llava_v1_5_mix665k": 665, "ureader_160k": 160}
+    assert all(each.long_side == {"textvqa": 1024} and each.sliced == 0.1 for each in data)
+    assert [each.prompt for each in data] == [None, None]
+
+
+def test_the_data_of_the_first_version():
+    (data,) = load_recipe("uhd_v1").stages[1].data
+    assert data.path == Path("data/llava_v1_5_mix665k.json")
+    assert data.prompt is None
