@@ -175,6 +175,16 @@ def test_a_geometry_is_that_of_the_settings():
     assert staged.geometry().stride == 4  # of the hidden state, not of the last layer
 
 
+def test_an_image_of_one_crop_gives_the_enhancement_a_gradient_of_zeros(images):
+    """Else processes that train together would wait for it."""
+    vision = replace(FREE, max_crops=1).build(DIM)
+    layout = vision.geometry.layout((1, 1))
+    tokens = vision(vision.geometry.inputs(images[5], layout), [layout])[0]
+    tokens.sum().backward()
+    gradients = [parameter.grad for parameter in vision.enhancement.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
 def test_everything_learns(images):
     for settings in (CODE, OF_PAPER, FREE):
         vision = built(settings)

@@ -21,6 +21,7 @@ from stepwell.encoders.catalogue import build_encoder, encoder_spec
 from stepwell.encoders.encoder import Encoder
 from stepwell.fuse.dual import DualEnhancement, EnhancementConfig
 from stepwell.language.projector import build_projector
+from stepwell.layers.zero import zero_through
 from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
 from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
 from stepwell.views.crops import CropGeometry, LowView
@@ -223,7 +224,9 @@ class InfVision(VisionSystem):
         """Cells of an image's views (views, h, w, C) -> (h, w, C), or every cell of the grid."""
         grid = self.geometry.grid_of(layout.image_size)
         if grid == (1, 1):
-            return maps[0]
+            alone = maps[0]
+            needs_gradient = self.enhancement is not None and torch.is_grad_enabled()
+            return alone + zero_through(self.enhancement).to(alone.dtype) if needs_gradient else alone
         assert self.enhancement is not None
         num_local, global_crops, has_low_view = self.geometry.parts(grid)
         local, strided, low = maps[None].split([num_local, len(global_crops), int(has_low_view)], 1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stepwell.data.sample import Source
 from stepwell.language.labels import IGNORE
+from stepwell.layers.zero import zero_through
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.reader.drawn import DrawnPages
@@ -35,7 +36,6 @@ from stepwell.train.chat import (
     ConversationData,
     language_loss,
     token_accuracy,
-    zero_through,
 )
 from stepwell.train.collate import Example, Row
 from stepwell.train.recipe import Positive, Rate, Recipe, Strict

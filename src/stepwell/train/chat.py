@@ -29,6 +29,7 @@ from stepwell.data.sample import Source
 from stepwell.folders import ModelError, check_hub_name, commit_of, download, find_folder, model_type
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE
+from stepwell.layers.zero import zero_through
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
@@ -50,7 +51,6 @@ __all__ = [
     "ConversationData",
     "language_loss",
     "token_accuracy",
-    "zero_through",
 ]
 
 
@@ -354,15 +354,3 @@ def _supervised(labels: Tensor) -> tuple[Tensor, Tensor]:
     following = labels[:, 1:]
     positions = (following != IGNORE).any(0).nonzero()[:, 0]
     return positions, following[:, positions].flatten()
-
-
-def zero_through(module: nn.Module) -> Tensor:
-    """0, through which the parameters of `module` that learn have a gradient, of zeros.
-
-    Without it a batch that has nothing for them ends a run where nothing else learns, and processes that
-    train together wait.
-    """
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not learning:
-        return next(module.parameters()).new_zeros((), dtype=torch.float32)
-    return torch.stack([parameter.flatten()[0].float() for parameter in learning]).sum() * 0.0
