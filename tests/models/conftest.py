@@ -17,10 +17,12 @@ from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
+from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.pyramid import BranchConfig
+from stepwell.models.pyramid_shared import PyramidSharedConfig
 from stepwell.models.uhd import V1_WINDOWS, UhdV1Config, UhdV2Config
 from stepwell.models.vision import VisionConfig
 from stepwell.reader.tokenizer import build_reader_tokenizer
@@ -42,7 +44,25 @@ PIIP = PiipConfig(
 )
 UHD_V1 = UhdV1Config(encoder="vit_nano", size=64, max_slices=4, windows=replace(V1_WINDOWS, grid=(2, 2)))
 UHD_V2 = UhdV2Config(encoder="vit_nano", size=64, max_slices=4, windows=WindowConfig(grid=(2, 2)))
-VISIONS = {"plain": PLAIN, "piip": PIIP, "uhd_v1": UHD_V1, "uhd_v2": UHD_V2}
+PYRAMID_SHARED = PyramidSharedConfig(
+    encoder="vit_nano", sizes=(32, 64), projector=ProjectorConfig(num_groups=8), framing="aspect"
+)
+LLAVA_HR = LlavaHrConfig(
+    fast="vit_nano",
+    slow="convnext_nano",
+    size=128,
+    fast_least=32,
+    framing="aspect",
+    slow_arguments={"strides": (4, 2, 2, 2)},
+)
+VISIONS = {
+    "plain": PLAIN,
+    "piip": PIIP,
+    "uhd_v1": UHD_V1,
+    "uhd_v2": UHD_V2,
+    "pyramid_shared": PYRAMID_SHARED,
+    "llava_hr": LLAVA_HR,
+}
 
 Build = Callable[..., Assistant]
 
@@ -81,7 +101,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Build:
         )
         model = StepwellForConditionalGeneration(config)
         for name, parameter in model.named_parameters():
-            if "gate" in name:
+            if "gate" in name or "adapters" in name:
                 torch.nn.init.normal_(parameter, std=0.5)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
+from stepwell.models.pyramid_shared import PyramidSharedConfig
 from stepwell.models.uhd import UhdV1Config, UhdV2Config
 from stepwell.models.vision import VisionConfig, validated
 
@@ -16,6 +18,8 @@ SYSTEMS: dict[str, type[VisionConfig]] = {
     "piip": PiipConfig,
     "uhd_v1": UhdV1Config,
     "uhd_v2": UhdV2Config,
+    "pyramid_shared": PyramidSharedConfig,
+    "llava_hr": LlavaHrConfig,
 }
 
 

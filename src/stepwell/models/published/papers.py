@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stepwell.models.published.llava_hr import LLAVA_HR
 from stepwell.models.published.piip import PIIP
 from stepwell.models.published.published import Published
 from stepwell.models.published.uhd import UHD
@@ -13,6 +14,7 @@ PUBLISHED: dict[str, Published] = {
     for published in [
         *PIIP,
         *UHD,
+        *LLAVA_HR,
     ]
 }
 
