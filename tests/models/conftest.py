@@ -53,7 +53,7 @@ LLAVA_HR = LlavaHrConfig(
     size=128,
     fast_least=32,
     framing="aspect",
-    slow_arguments={"strides": (4, 2, 2, 2)},
+    slow_arguments={"strides": [4, 2, 2, 2]},
 )
 VISIONS = {
     "plain": PLAIN,
@@ -102,7 +102,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Build:
         model = StepwellForConditionalGeneration(config)
         for name, parameter in model.named_parameters():
             if "gate" in name or "adapters" in name:
-                torch.nn.init.normal_(parameter, std=0.5)
+                torch.nn.init.normal_(parameter, std=0.1 if "adapters" in name else 0.5)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         processor = StepwellProcessor(StepwellImageProcessor(vision), tokenizer, template=template)
