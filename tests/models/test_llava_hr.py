@@ -16,6 +16,7 @@ from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.published.papers import find_published
+from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD
 from stepwell.train.groups import freeze_all_but
 
 DIM, OUT = 32, 24
@@ -158,6 +159,21 @@ def test_the_fast_view_has_a_cell_for_every_one_of_the_slow_encoder(size, side, 
     assert layout.inputs == ((size, size),)
     assert layout.num_visual == tokens
     assert config.largest == size
+
+
+def test_statistics_are_the_fast_encoders_unless_told():
+    geometry = LlavaHrConfig(fast="augreg_l", slow="convnext_t").geometry()
+    assert (geometry.mean, geometry.std) == (HALF_MEAN, HALF_STD)
+    geometry = LlavaHrConfig(mean=IMAGENET_MEAN, std=IMAGENET_STD).geometry()
+    assert (geometry.mean, geometry.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cells"), [({}, 1), ({"fast_arguments": {"windows": 3}}, 3), ({"min_cells": 2}, 2)]
+)
+def test_a_long_image_has_room_for_a_window(settings, cells):
+    layout = LlavaHrConfig(**NANO, size=128, framing="aspect", **settings).geometry().layout((3, 900))
+    assert [view.grid for view in layout.views] == [(cells, 4)] * 2
 
 
 def vision_of(**settings):

@@ -16,6 +16,7 @@ from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.perception import PyramidBackbone, PyramidBackboneConfig
 from stepwell.models.pyramid import BranchConfig
 from stepwell.models.pyramid_shared import PyramidSharedConfig
+from stepwell.structures import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD
 
 OUT = 24
 SIZES = (32, 64, 128)
@@ -78,6 +79,21 @@ def test_images_of_any_shape_give_in_a_batch_what_they_give_alone(framing, grid)
         torch.testing.assert_close(features.tokens, alone.tokens, rtol=1e-4, atol=1e-5)
         assert [m.stride for m in features.maps] == [64, 32, 16]
         assert [m.map.shape[1:] for m in features.maps] == [view.grid for view in layout.views]
+
+
+def test_statistics_are_the_encoders_unless_told():
+    geometry = PyramidSharedConfig(encoder="augreg_l").geometry()
+    assert (geometry.mean, geometry.std) == (HALF_MEAN, HALF_STD)
+    geometry = config_of(mean=CLIP_MEAN, std=CLIP_STD).geometry()
+    assert (geometry.mean, geometry.std) == (CLIP_MEAN, CLIP_STD)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cells"), [({}, 1), ({"arguments": {"windows": 2}}, 2), ({"min_cells": 2}, 2)]
+)
+def test_a_long_image_has_room_for_a_window_in_every_view(settings, cells):
+    views = config_of(**settings).geometry().layout((3, 900)).views
+    assert [view.grid for view in views] == [(cells * k, 2 * k) for k in (1, 2, 4)]
 
 
 def test_half_precision_gives_the_same_tokens_but_for_rounding():

@@ -21,14 +21,14 @@ __all__ = ["MixtureAdapter", "MixtureMerge", "to_grid"]
 
 def to_grid(x: Tensor, size: Size) -> Tensor:
     """(B, C, h, w) -> (B, C, H, W): bilinear with aligned corners where a side grows, else means of the cells
-    that fall together; in fp32 at least.
+    that fall together; both are rounded once.
     """
     if x.shape[-2:] == size:
         return x
-    exact = x.to(at_least_single(x.dtype))
     if x.shape[-2] < size[0] or x.shape[-1] < size[1]:
+        exact = x.to(at_least_single(x.dtype))  # torch interpolates large maps in their own precision
         return F.interpolate(exact, size, mode="bilinear", align_corners=True).to(x.dtype)
-    return F.adaptive_avg_pool2d(exact, size).to(x.dtype)
+    return F.adaptive_avg_pool2d(x, size)
 
 
 class MixtureAdapter(nn.Module):
