@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stepwell.models.dense import ClassifierSettings as ClassifierSettings
     from stepwell.models.dense import DenseSettings as DenseSettings
     from stepwell.models.inf import InfConfig as InfConfig
+    from stepwell.models.llava_hr import LlavaHrConfig as LlavaHrConfig
     from stepwell.models.parts import load_parts as load_parts
     from stepwell.models.perception import PyramidBackbone as PyramidBackbone
     from stepwell.models.perception import PyramidBackboneConfig as PyramidBackboneConfig
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from stepwell.models.processor import StepwellProcessor as StepwellProcessor
     from stepwell.models.pyramid import BranchConfig as BranchConfig
     from stepwell.models.pyramid import pyramid_branches as pyramid_branches
+    from stepwell.models.pyramid_shared import PyramidSharedConfig as PyramidSharedConfig
     from stepwell.models.uhd import UhdV1Config as UhdV1Config
     from stepwell.models.uhd import UhdV2Config as UhdV2Config
     from stepwell.ops.choose import prefer as prefer
@@ -67,12 +69,14 @@ _ROOMS = {
     "InfConfig": "models.inf",
     "InteractionConfig": "fuse.interaction",
     "LabelMaps": "data.label_maps",
+    "LlavaHrConfig": "models.llava_hr",
     "PiipConfig": "models.piip",
     "PlainConfig": "models.plain",
     "PyramidBackbone": "models.perception",
     "PyramidBackboneConfig": "models.perception",
     "PyramidClassifierConfig": "models.perception",
     "PyramidForImageClassification": "models.perception",
+    "PyramidSharedConfig": "models.pyramid_shared",
     "StepwellConfig": "models.config",
     "StepwellForConditionalGeneration": "models.assistant",
     "StepwellProcessor": "models.processor",

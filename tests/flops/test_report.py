@@ -11,6 +11,7 @@ from stepwell.flops.report import find_subject, report, report_as_json, report_a
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.perception import PyramidBackboneConfig
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
@@ -65,6 +66,23 @@ def test_llava_is_printed_with_all_layers_though_the_last_is_not_run():
     assert found.printed_gflops == pytest.approx(190.96, abs=0.01)  # Table XI prints 191
     assert found.gmacs == pytest.approx(190.96 * 23 / 24, rel=0.002)
     assert found.tokens == 576
+
+
+def test_adapters_and_the_sum_of_two_encoders_are_counted_with_them():
+    """By hand, but for ConvNeXt-L, of which timm's card says 34.4 at 224 pixels."""
+    found = report(LlavaHrConfig())
+    parts = {part.name: part.macs for part in found.parts}
+    tokens, dim, slow = 1024, 1024, 1536
+    gate = 2 * dim * dim // 2 + dim // 2
+    local = tokens * dim * (7 * 7 + 1) + tokens * dim * dim
+    assert parts["adapters"] == 3 * (local + tokens * slow * (slow + dim) + gate)
+    assert parts["merge"] == tokens * dim * (dim + slow)
+    assert parts["projector"] is None
+    norms = 2 * tokens * dim * (2 * 24 + 1)
+    blocks = 24 * (12 * tokens * dim**2 + 2 * tokens**2 * dim)
+    assert parts["branches.0"] == tokens * dim * 3 * 14**2 + blocks + norms
+    assert parts["branches.1"] / 1e9 == pytest.approx(34.4 * (1024 / 224) ** 2, rel=0.002)
+    assert found.tokens == tokens
 
 
 def test_an_assistant_reports_its_tokens_and_all_its_parameters():

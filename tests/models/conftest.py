@@ -20,10 +20,12 @@ from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.inf import InfConfig
+from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.pyramid import BranchConfig
+from stepwell.models.pyramid_shared import PyramidSharedConfig
 from stepwell.models.uhd import V1_WINDOWS, UhdV1Config, UhdV2Config
 from stepwell.models.vision import VisionConfig
 from stepwell.reader.tokenizer import build_reader_tokenizer
@@ -49,13 +51,26 @@ INF = InfConfig(
     encoder="vit_nano", size=64, resolutions=(64,), max_crops=6, enhancement=EnhancementConfig(num_heads=2)
 )
 ANYRES = AnyResConfig(encoder="vit_nano", size=64, grids="(1x1),...,(2x2)")
+PYRAMID_SHARED = PyramidSharedConfig(
+    encoder="vit_nano", sizes=(32, 64), projector=ProjectorConfig(num_groups=8), framing="aspect"
+)
+LLAVA_HR = LlavaHrConfig(
+    fast="vit_nano",
+    slow="convnext_nano",
+    size=128,
+    fast_least=32,
+    framing="aspect",
+    slow_arguments={"strides": [4, 2, 2, 2]},
+)
 VISIONS = {
     "plain": PLAIN,
     "piip": PIIP,
-    "anyres": ANYRES,
     "uhd_v1": UHD_V1,
     "uhd_v2": UHD_V2,
     "inf": INF,
+    "anyres": ANYRES,
+    "pyramid_shared": PYRAMID_SHARED,
+    "llava_hr": LLAVA_HR,
 }
 
 Build = Callable[..., Assistant]
@@ -95,8 +110,8 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Build:
         )
         model = StepwellForConditionalGeneration(config)
         for name, parameter in model.named_parameters():
-            if "gate" in name:
-                torch.nn.init.normal_(parameter, std=0.5)
+            if "gate" in name or "adapters" in name:
+                torch.nn.init.normal_(parameter, std=0.1 if "adapters" in name else 0.5)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         processor = StepwellProcessor(StepwellImageProcessor(vision), tokenizer, template=template)

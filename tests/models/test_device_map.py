@@ -19,6 +19,7 @@ from stepwell.fuse.windows import WindowConfig
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.perception import (
     PyramidBackbone,
     PyramidBackboneConfig,
@@ -28,6 +29,7 @@ from stepwell.models.perception import (
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.pyramid import BranchConfig
+from stepwell.models.pyramid_shared import PyramidSharedConfig
 from stepwell.models.uhd import UhdV2Config
 from stepwell.models.vision import NEVER_CUT, VisionConfig
 
@@ -52,6 +54,16 @@ VISIONS: dict[str, VisionConfig] = {
     ),
     "uhd_v2": UhdV2Config(
         encoder="vit_nano", size=64, max_slices=4, windows=WindowConfig(grid=(2, 2)), arguments=CLIP
+    ),
+    "pyramid_shared": PyramidSharedConfig(encoder="vit_nano", sizes=(32, 64), arguments=CLIP),
+    "llava_hr": LlavaHrConfig(
+        fast="vit_nano",
+        slow="convnext_nano",
+        size=128,
+        fast_least=96,
+        adapters=1,
+        fast_arguments={**CLIP, "class_token": False},
+        slow_arguments=CONVNEXT,
     ),
 }
 MAPS = [
@@ -183,7 +195,9 @@ def without_numbers(network: nn.Module, places: dict[str, str], mode: FakeTensor
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by accelerate
-@pytest.mark.parametrize("name", ["plain", "piip", "backbone", "first_patch", "merge"])
+@pytest.mark.parametrize(
+    "name", ["plain", "piip", "pyramid_shared", "llava_hr", "backbone", "first_patch", "merge"]
+)
 def test_wherever_auto_cuts_no_operation_is_on_two_gpus(name):
     if name in VISIONS:
         network: Any = VISIONS[name].build(32).eval()

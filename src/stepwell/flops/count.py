@@ -38,7 +38,7 @@ __all__ = [
     "part_of",
 ]
 
-BACKBONE = re.compile(r"branches\.\d+|interactions|merges|head")
+BACKBONE = re.compile(r"branches\.\d+|interactions|adapters|merges?|head")
 """Parts that the papers count; necks, projectors and language models they do not."""
 
 Convention = Literal["A", "D", "L"]

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from stepwell.encoders.catalogue import encoder_arguments
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import BranchMerge, LastMap, dense_stacks, linear_stacks, stage_stacks
 from stepwell.heads.classify import BranchHeads, MergedHead
@@ -32,9 +33,15 @@ _TINY = (
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class _PyramidSettings:
     branches: Branches = _TINY
+    shared: bool = False  # one network with the same weights for every view (Fig. 1b)
     interaction: InteractionConfig = field(default_factory=InteractionConfig)
     mean: Statistics | None = None  # of the images it takes; None: those that branch 1 was pretrained with
     std: Statistics | None = None
+
+    def __post_init__(self) -> None:
+        networks = [(b.encoder, encoder_arguments(b.encoder, b.arguments)) for b in self.branches]
+        if self.shared and any(network != networks[0] for network in networks):
+            raise ValueError("shared: branches of one network may differ in their sizes only")
 
     @property
     def statistics(self) -> tuple[Statistics, Statistics]:
@@ -65,6 +72,7 @@ class DenseSettings(_PyramidSettings):
     neck_norm: NeckNorm = "groupnorm"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         merges = len(self.merge_after) + 1
         if self.operations and merges not in (1, len(self.operations)):
             raise ValueError(f"{len(self.operations)} operations need 1 or as many merges, got {merges}")
@@ -91,7 +99,7 @@ class DenseSettings(_PyramidSettings):
 
     def build(self) -> PyramidFeatures:
         """The pyramid with random weights."""
-        encoder = build_pyramid(self.branches, self.interaction)
+        encoder = build_pyramid(self.branches, self.interaction, shared=self.shared)
         specs = [branch.spec for branch in encoder.encoders]
         steps = [[branch.interactions[i][1] for branch in self.branches] for i in self.merge_after]
         steps.append(
@@ -135,6 +143,7 @@ class ClassifierSettings(_PyramidSettings):
     head: Literal["first_patch", "cls", "merge"] = "first_patch"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.head == "cls" and not all(branch.has_class_token for branch in self.branches):
             raise ValueError(
                 "head 'cls' reads the class token of every branch; build each with class_token=True, or take "
@@ -143,7 +152,7 @@ class ClassifierSettings(_PyramidSettings):
 
     def build(self, num_classes: int) -> PyramidClassifier:
         """The classifier with random weights."""
-        encoder = build_pyramid(self.branches, self.interaction)
+        encoder = build_pyramid(self.branches, self.interaction, shared=self.shared)
         dims = [branch.spec.dim for branch in encoder.encoders]
         head: nn.Module
         if self.head == "merge":

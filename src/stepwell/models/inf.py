@@ -224,9 +224,9 @@ class InfVision(VisionSystem):
         """Cells of an image's views (views, h, w, C) -> (h, w, C), or every cell of the grid."""
         grid = self.geometry.grid_of(layout.image_size)
         if grid == (1, 1):
-            alone = maps[0]
-            needs_gradient = self.enhancement is not None and torch.is_grad_enabled()
-            return alone + zero_through(self.enhancement).to(alone.dtype) if needs_gradient else alone
+            if self.enhancement is None or not torch.is_grad_enabled():
+                return maps[0]
+            return maps[0] + zero_through(self.enhancement).to(maps.dtype)
         assert self.enhancement is not None
         num_local, global_crops, has_low_view = self.geometry.parts(grid)
         local, strided, low = maps[None].split([num_local, len(global_crops), int(has_low_view)], 1)

@@ -94,9 +94,9 @@ def pyramid_branches(*networks: tuple[str, int], interactions: int = 12) -> tupl
 class PyramidEncoder(nn.Module):
     """Encoders that run side by side and interact after chosen layers.
 
-    branches: Encoders; ranges: for every branch, the layers it runs before each interaction, as in
-    `BranchConfig`; interactions: what happens after each. Layers behind the last range run after the last
-    interaction, and all layers where there is none.
+    branches: Encoders, or a single one that sees every view; ranges: for every view, the layers run before
+    each interaction, as in `BranchConfig`; interactions: what happens after each. Layers behind the last
+    range run after the last interaction, and all layers where there is none.
     """
 
     def __init__(
@@ -119,7 +119,9 @@ class PyramidEncoder(nn.Module):
 
     @property
     def encoders(self) -> list[Encoder]:
-        return cast("list[Encoder]", list(self.branches))
+        """One per view: the same again and again where it is shared."""
+        encoders = cast("list[Encoder]", list(self.branches))
+        return encoders if len(encoders) > 1 else encoders * len(self.ranges)
 
     def forward(self, views: Sequence[Tensor], after: Sequence[int] = ()) -> list[list[TokenMap]]:
         """views: one (B, 3, h, w) per branch -> the states of all branches after each interaction in `after`,
@@ -154,11 +156,17 @@ class PyramidEncoder(nn.Module):
         return cast("list[TokenMap]", interaction(states))
 
 
-def build_pyramid(branches: Sequence[BranchConfig], interaction: InteractionConfig) -> PyramidEncoder:
-    """Branches with interactions between them, random weights."""
-    encoders = [build_encoder(branch.encoder, **branch.arguments) for branch in branches]
+def build_pyramid(
+    branches: Sequence[BranchConfig], interaction: InteractionConfig, *, shared: bool = False
+) -> PyramidEncoder:
+    """Branches with interactions between them, random weights.
+
+    shared: all are one network, of which the first tells the arguments, and its weights are there once.
+    """
+    networks = branches[:1] if shared else branches
+    encoders = [build_encoder(branch.encoder, **branch.arguments) for branch in networks]
     ranges = [branch.interactions for branch in branches]
-    interactions = build_interactions([encoder.spec for encoder in encoders], ranges, interaction)
+    interactions = build_interactions([branch.spec for branch in branches], ranges, interaction)
     return PyramidEncoder(encoders, interactions, ranges)
 
 

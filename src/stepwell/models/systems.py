@@ -6,8 +6,10 @@ from typing import Any
 
 from stepwell.models.anyres import AnyResConfig
 from stepwell.models.inf import InfConfig
+from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
+from stepwell.models.pyramid_shared import PyramidSharedConfig
 from stepwell.models.uhd import UhdV1Config, UhdV2Config
 from stepwell.models.vision import VisionConfig, validated
 
@@ -15,11 +17,13 @@ __all__ = ["SYSTEMS", "vision_settings"]
 
 SYSTEMS: dict[str, type[VisionConfig]] = {
     "plain": PlainConfig,
-    "piip": PiipConfig,
-    "inf": InfConfig,
     "anyres": AnyResConfig,
+    "llava_hr": LlavaHrConfig,
+    "piip": PiipConfig,
+    "pyramid_shared": PyramidSharedConfig,
     "uhd_v1": UhdV1Config,
     "uhd_v2": UhdV2Config,
+    "inf": InfConfig,
 }
 
 

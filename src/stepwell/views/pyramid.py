@@ -35,11 +35,12 @@ both sides resized to those of a square.
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PyramidGeometry(Geometry):
-    """Layouts and inputs of a pyramid whose tokens lie on one grid. The input is the largest view, the last.
+    """Layouts and inputs of a pyramid whose tokens lie on one grid. The input is the last view, the largest.
 
     framing "aspect": `sides` are long sides, the short one has at least `min_cells` cells in every branch.
     Otherwise smaller views are floor(side * ratio) pixels. grid: of the tokens where it is fixed; None
-    means the last branch's.
+    means that of the view `grid_view`, by default the last. align_corners: as of `image_pyramid`, for views
+    that are made to a size.
     """
 
     names: tuple[str, ...]
@@ -50,6 +51,8 @@ class PyramidGeometry(Geometry):
     std: Statistics
     min_cells: int = 1
     grid: Size | None = None
+    grid_view: int = -1
+    align_corners: bool = False
 
     def __post_init__(self) -> None:
         self.layout((1, 1))  # sides, strides and windows that fit no image are refused here
@@ -57,7 +60,7 @@ class PyramidGeometry(Geometry):
     @property
     def ratios(self) -> tuple[float, ...]:
         """Side of each view relative to the last, as the views are made from the input."""
-        ratio = exact_ratio if self.framing == "aspect" else truediv
+        ratio = exact_ratio if self.framing == "aspect" or self.align_corners else truediv
         return tuple(ratio(side, self.sides[-1]) for side in self.sides)
 
     def layout(self, size: Size) -> TokenLayout:
@@ -69,7 +72,7 @@ class PyramidGeometry(Geometry):
             View(name=name, size=view, box=box, grid=(view[0] // stride, view[1] // stride))
             for name, view, stride in zip(self.names, sizes, self.strides, strict=True)
         )
-        rows, cols = self.grid or views[-1].grid
+        rows, cols = self.grid or views[self.grid_view].grid
         return TokenLayout(
             image_size=size, inputs=(sizes[-1],), views=views, runs=(TokenRun(count=rows * cols),)
         )
@@ -81,7 +84,8 @@ class PyramidGeometry(Geometry):
         return [to_tensor(image, size, self.mean, self.std)]
 
     def views(self, inputs: Sequence[Tensor], layout: TokenLayout) -> list[Tensor]:
-        return [view[0] for view in image_pyramid(inputs[0][None], self.ratios)]
+        pyramid = image_pyramid(inputs[0][None], self.ratios, align_corners=self.align_corners)
+        return [view[0] for view in pyramid]
 
     def _sizes(self, size: Size) -> tuple[Size, ...]:
         if self.framing == "aspect":
@@ -148,16 +152,17 @@ def scaled_size(size: Size, ratio: float) -> Size:
     return math.floor(size[0] * ratio), math.floor(size[1] * ratio)
 
 
-def image_pyramid(image: Tensor, ratios: Sequence[float]) -> list[Tensor]:
+def image_pyramid(image: Tensor, ratios: Sequence[float], *, align_corners: bool = False) -> list[Tensor]:
     """(B, 3, H, W) -> one (B, 3, floor(H * ratio), floor(W * ratio)) a branch; the image itself for ratio 1.
 
-    Bilinear, corners not aligned, no antialiasing. The ratio, not the size, is handed to torch, which then
-    maps pixels by it even where a side was rounded down: so does the official code.
+    Bilinear, no antialiasing. The ratio, not the size, is handed to torch, which then maps pixels by it even
+    where a side was rounded down: so does PIIP's official code. align_corners: the outermost pixels fall on
+    each other instead, as in LLaVA-HR's, and the sizes alone count.
     """
-    return [image if ratio == 1 else _rescale(image, ratio) for ratio in ratios]
+    return [image if ratio == 1 else _rescale(image, ratio, align_corners) for ratio in ratios]
 
 
-def _rescale(image: Tensor, ratio: float) -> Tensor:
+def _rescale(image: Tensor, ratio: float, align_corners: bool) -> Tensor:
     if min(scaled_size((image.shape[-2], image.shape[-1]), ratio)) < 1:
         raise ValueError(f"nothing is left of {image.shape[-2]}x{image.shape[-1]} pixels at ratio {ratio:g}")
-    return F.interpolate(image, scale_factor=ratio, mode="bilinear", align_corners=False)
+    return F.interpolate(image, scale_factor=ratio, mode="bilinear", align_corners=align_corners)

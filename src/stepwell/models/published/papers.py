@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stepwell.models.published.inf import INF
 from stepwell.models.published.llava import LLAVA
+from stepwell.models.published.llava_hr import LLAVA_HR
 from stepwell.models.published.piip import PIIP
 from stepwell.models.published.published import Published
 from stepwell.models.published.uhd import UHD
@@ -15,6 +16,7 @@ PUBLISHED: dict[str, Published] = {
     for published in [
         *INF,
         *LLAVA,
+        *LLAVA_HR,
         *PIIP,
         *UHD,
     ]
