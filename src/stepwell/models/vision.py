@@ -131,7 +131,7 @@ STRICT = ConfigDict(extra="forbid")
 
 
 def _positive(std: Statistics) -> Statistics:
-    if not min(std) > 0:
+    if not all(value > 0 for value in std):
         raise ValueError(f"pixels are divided by std, which is above 0 in each colour, got {list(std)}")
     return std
 
