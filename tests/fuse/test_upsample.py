@@ -19,7 +19,7 @@ from stepwell.fuse.upsample import (
     UpsamplerConfig,
     build_upsampler,
 )
-from stepwell.layers.linear import CellLinear
+from stepwell.layers.linear import Linear
 from stepwell.ops.choose import prefer
 
 PATHS = pytest.mark.parametrize("path", ["reference", "fast"])
@@ -315,7 +315,7 @@ def test_a_correction_is_left_to_others_only_where_it_is_a_plain_layer():
     assert pyramid.train().levels(x, image)[-1].correction is None  # it drops channels
     assert pyramid.eval().levels(x, image)[-1].correction is pyramid.corrections[0]
 
-    class Adapted(CellLinear):
+    class Adapted(Linear):
         pass
 
     adapted = Adapted(6, 6)
@@ -324,4 +324,15 @@ def test_a_correction_is_left_to_others_only_where_it_is_a_plain_layer():
     pyramid.corrections[0].linear = adapted
     level = pyramid.levels(x, image)[-1]
     assert level.correction is None
+    torch.testing.assert_close(level.map, expected)
+
+
+@pytest.mark.parametrize("where", ["", "linear", "dropout"])
+def test_a_correction_that_is_heard_is_not_left_to_others(where):
+    pyramid, heard = build_upsampler(UpsamplerConfig(), 6, 2).eval(), []
+    x, image = torch.randn(1, 6, 4, 5), torch.randn(1, 3, 16, 20)
+    expected = pyramid.levels(x, image)[-1].corrected()
+    pyramid.corrections[0].get_submodule(where).register_forward_hook(lambda *_: heard.append(1))
+    level = pyramid.levels(x, image)[-1]
+    assert (level.correction, heard) == (None, [1])
     torch.testing.assert_close(level.map, expected)

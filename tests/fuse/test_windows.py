@@ -8,7 +8,10 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import roi_align
 
@@ -335,7 +338,7 @@ def test_what_is_kept_has_the_bytes_that_are_stated():
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("how", ["bfloat16", "autocast"])
-def test_half_precision_is_no_worse_than_the_direct_form(how, grad):
+def test_half_precision_is_as_near_as_the_direct_form_on_ordinary_weights(how, grad):
     torch.manual_seed(0)
     module = WindowAttention([32] * 3, 64, WindowConfig(grid=GRID, num_heads=4), levels=(0, 1, 2)).eval()
     with torch.no_grad():
@@ -450,7 +453,7 @@ def test_an_adapted_projection_is_heard():
     module.projections[0] = adapted
     maps = draw_maps(module)
     torch.testing.assert_close(run(module, maps), run(module, maps, "reference"), rtol=0, atol=1e-12)
-    with pytest.raises(RuntimeError, match="a layer is adapted, quantised or elsewhere"):
+    with pytest.raises(RuntimeError, match="a layer is adapted, heard, quantised or elsewhere"):
         run(module, maps, "fast")
 
 
@@ -470,6 +473,63 @@ def test_adapted_queries_keys_and_values_are_heard():
 
 
 def test_a_width_that_heads_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="width 16 is not a multiple of 3 heads"):
+    with pytest.raises(ValueError, match=r"width 16 is not a multiple of 3 heads; change windows\.num_heads"):
         WindowAttention([4], 16, WindowConfig(num_heads=3), levels=[0])
-    assert WindowAttention([4], 512, WindowConfig(), levels=[0]).num_heads == 4
+    with pytest.raises(ValueError, match="a multiple of 4, got 30"):
+        WindowAttention([4], 30, WindowConfig(), levels=[0])
+
+
+@pytest.mark.parametrize(("width", "heads"), [(16, 1), (512, 4), (3584, 28), (960, 6), (1028, 4), (896, 7)])
+def test_heads_are_128_wide_or_the_next_wider_that_divide_the_width(width, heads):
+    assert WindowAttention([4], width, WindowConfig(grid=(1, 1)), levels=[0]).num_heads == heads
+
+
+@pytest.mark.parametrize("name", ["qkv", "projections.0", "norm", "query_norm"])
+def test_whoever_hears_a_layer_hears_it_and_may_change_what_comes_out(name):
+    module = build(levels=(0, 1))
+    maps, plain = draw_maps(module), run(module, draw_maps(module))
+    module.get_submodule(name).register_forward_hook(lambda layer, inputs, output: output * 0.5)
+    changed = run(module, maps)
+    torch.testing.assert_close(changed, run(module, maps, "reference"), rtol=0, atol=1e-12)
+    assert (changed - plain).abs().max() > 1e-6
+    with pytest.raises(RuntimeError, match="a layer is adapted, heard, quantised or elsewhere"):
+        run(module, maps, "fast")
+
+
+def test_another_eps_of_a_norm_is_another_value():
+    module = build(levels=(0,))
+    maps = [x.detach() for x in draw_maps(module)]
+    with torch.no_grad():
+        for norm in (module.norm, module.query_norm):
+            run(module, maps, "fast")
+            norm.eps = 0.5
+            torch.testing.assert_close(
+                run(module, maps, "fast"), run(module, maps, "reference"), rtol=0, atol=1e-9
+            )
+
+
+@pytest.mark.parametrize(
+    "settings", [{"grid": (0, 3)}, {"grid": (3, -1)}, {"bins": (0, 3)}, {"bins": (3, -2)}]
+)
+def test_windows_without_a_row_or_a_column_are_refused(settings):
+    (name,) = settings
+    with pytest.raises(ValidationError, match=f"{name} has a row and a column at least"):
+        WindowConfig(**settings)
+
+
+class _SingleOnDevice(TorchDispatchMode):
+    """Refuses fp64 anywhere but on the CPU: Apple's GPUs have none."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, out)):
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.dtype != torch.float64 or tensor.device.type == "cpu", func
+        return out
+
+
+@pytest.mark.parametrize("path", ["reference", "fast"])
+def test_devices_without_fp64_do(path):
+    with torch.device("meta"), _SingleOnDevice():
+        module = WindowAttention([8] * 2, 16, WindowConfig(num_heads=2, window_code=True), levels=(0, 1))
+        run(module, [torch.empty(2, 8, 7 << i, 9 << i) for i in range(2)], path)

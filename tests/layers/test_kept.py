@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from stepwell.layers import kept as kept_file
 from stepwell.layers.kept import Kept, can_keep
 
 
@@ -34,6 +35,73 @@ def test_every_write_is_noticed(write, dtype):
         assert doubled(kept, parameter) is first
         write(parameter)
         assert torch.equal(doubled(kept, parameter), 2 * parameter)
+
+
+WHOLE = {2: torch.int16, 4: torch.int32}
+WRITES = {
+    "twice": lambda p: p.mul_(2),
+    "half": lambda p: p.mul_(0.5),
+    "negated": lambda p: p.neg_(),
+    "every second column negated": lambda p: p[:, 1::2].neg_(),
+    "two columns negated": lambda p: p[:, 1:4:2].neg_(),
+    "turned": lambda p: p.copy_(p.flip(1)),
+    "rolled": lambda p: p.copy_(p.roll(4, 1)),
+    "rows of equal sums swapped": lambda p: p[:2].copy_(p[:2].flip(0)),
+    "two numbers swapped": lambda p: p[3, :2].copy_(p[3, :2].flip(0)),
+    "one number by its last bit": lambda p: p.view(WHOLE[p.element_size()])[5, 1].add_(1),
+    "the last number": lambda p: p[-1, -1].mul_(3),
+}
+
+
+@pytest.mark.parametrize("made_in", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [3, 512, 1024])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_that_torch_does_not_count_is_noticed(name, width, dtype, made_in):
+    with made_in():
+        torch.manual_seed(0)
+        values = torch.randn(8, width)
+        values[1] = values[0].flip(0)
+        kept, parameter = Kept(), nn.Parameter(values.to(dtype))
+        first = doubled(kept, parameter)
+        before = parameter.clone()
+        assert doubled(kept, parameter) is first
+        WRITES[name](parameter.data)
+        assert not torch.equal(parameter, before)
+        assert torch.equal(doubled(kept, parameter), 2 * parameter)
+
+
+@pytest.mark.parametrize("name", ["negated", "two numbers swapped", "turned", "rows of equal sums swapped"])
+def test_writes_are_noticed_where_lanes_hold_many_places(name, monkeypatch):
+    """As those of a large parameter do; and beyond as many places as there are numbers."""
+    monkeypatch.setattr(kept_file, "FEWEST_LANES", 2)
+    for rows in (8, 2 * len(kept_file.NUMBERS)):
+        values = torch.randn(rows, 16)
+        values[1] = values[0].flip(0)
+        kept, parameter = Kept(), nn.Parameter(values)
+        with torch.no_grad():
+            doubled(kept, parameter)
+            WRITES[name](parameter.data)
+            assert torch.equal(doubled(kept, parameter), 2 * parameter)
+
+
+def test_sums_of_a_fingerprint_are_exact():
+    """The largest words there are, in every place of every lane."""
+    assert 2**31 * sum(kept_file.NUMBERS) < 2**53
+    assert len(set(kept_file.NUMBERS)) == len(kept_file.NUMBERS)
+    assert all(number % 2 for number in kept_file.NUMBERS)
+
+
+def test_a_parameter_may_lie_anywhere_in_its_memory():
+    """Off the bounds of words, as parts of a flat one do, and not in one piece."""
+    flat = torch.randn(4, 33, dtype=torch.float32).bfloat16()
+    for view in (flat.flatten()[1:12], flat[:, 1:4], flat.t(), flat[0, :0], flat[0, 0]):
+        kept, parameter = Kept(), nn.Parameter(view)
+        with torch.no_grad():
+            first = doubled(kept, parameter)
+            assert doubled(kept, parameter) is first
+            parameter.data.neg_()
+            assert torch.equal(doubled(kept, parameter), 2 * parameter)
 
 
 def test_the_smallest_change_is_noticed():

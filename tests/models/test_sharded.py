@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from stepwell.fuse.dual import DualEnhancement, EnhancementConfig
-from stepwell.layers.linear import CellLinear, is_plain
+from stepwell.layers.linear import Linear, is_plain
 from stepwell.models.uhd import UhdV2Config
 
 ENCODER = {"dim": 32, "depth": 3, "num_heads": 2, "patch": 8, "position_grid": [6, 6]}
@@ -24,10 +24,10 @@ def test_no_parameter_is_a_scalar_which_fsdp_refuses():
 
 
 def test_a_weight_of_which_a_part_is_here_is_not_joined_with_others():
-    layer = CellLinear(4, 6)
-    assert is_plain(layer)
+    layer = Linear(4, 6)
+    assert is_plain(layer, Linear)
     layer.weight = nn.Parameter(layer.weight.detach().flatten()[:12])  # as FSDP1 leaves it between calls
-    assert not is_plain(layer)
+    assert not is_plain(layer, Linear)
 
 
 SCRIPT = """

@@ -10,9 +10,14 @@ import transformers
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 
+from stepwell.fuse.downsample import AttentionDownsampler
+from stepwell.fuse.merge import linear_stacks
+from stepwell.fuse.windows import WindowConfig
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.plain import PlainConfig
 from stepwell.models.processor import StepwellProcessor
+from stepwell.models.uhd import UhdV2Config
+from stepwell.models.upsampler import StepwellUpsampler, StepwellUpsamplerConfig
 
 PLAIN = PlainConfig(encoder="vit_nano", size=32)
 QUIET = {
@@ -140,3 +145,54 @@ def test_adapters_are_saved_reloaded_and_merged(folder, draw, tmp_path):
     with pytest.raises(TypeError, match="lables"):
         tuned(**inputs, lables=inputs["input_ids"])
     assert tuned.generate(**inputs, max_new_tokens=2).shape[0] == 1
+
+
+def uhd_vision():
+    """A vision system, and what it is called with."""
+    settings = UhdV2Config(
+        arguments={"dim": 32, "depth": 2, "num_heads": 2, "patch": 8, "position_grid": [6, 6]},
+        size=48,
+        windows=WindowConfig(grid=(3, 3)),
+    )
+    vision = settings.build(64)
+    layout = vision.geometry.layout((48, 48))
+    return vision, ([torch.randn(3, *size) for size in layout.inputs], [layout])
+
+
+def upsampler(levels):
+    """Maps become as wide as they have channels: an axis that is taken for another one is no error."""
+    model = StepwellUpsampler(StepwellUpsamplerConfig(dim=32, levels=levels))
+    side = 32 // 2**levels
+    return model, (torch.randn(1, 32, side, side), torch.randn(1, 3, 64, 64))
+
+
+ADAPTED = {
+    "uhd": uhd_vision,
+    "upsampler 2x": lambda: upsampler(1),
+    "upsampler 4x": lambda: upsampler(2),
+    "upsampler 8x": lambda: upsampler(3),
+    "stack of a merge": lambda: (linear_stacks([32, 16], num_groups=4)[1], (torch.randn(1, 16, 16, 16),)),
+    "down-sampler": lambda: (AttentionDownsampler(16, 4), (torch.randn(1, 16, 16, 16), (4, 4))),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_an_adapter_of_every_linear_layer_is_its_own_merged_model(name):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    network, inputs = ADAPTED[name]()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    layers = [name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)]
+    config = peft.LoraConfig(r=2, target_modules=layers, init_lora_weights=False)
+
+    def run(model):
+        out = model.eval()(*inputs)
+        return out[0] if isinstance(out, list) else out
+
+    with torch.no_grad():
+        plain = run(network)
+        tuned = peft.get_peft_model(network, config)
+        adapted = run(tuned)
+        torch.testing.assert_close(run(tuned.merge_and_unload()), adapted, rtol=1e-3, atol=1e-4)
+    assert (adapted - plain).abs().max() > 1e-3

@@ -192,6 +192,13 @@ def test_a_pyramid_may_be_the_stages_of_the_encoder(images):
         replace(V2, upsampler=None)
 
 
+def test_the_embedding_may_be_the_one_level_without_an_upsampler(images):
+    settings = replace(V2, upsampler=None, levels=(0,), select_layer=0)
+    (features,) = seen(built(settings), images[:1])
+    assert [tuple(m.map.shape) for m in features.maps] == [(32, 6, 6)]
+    assert features.tokens.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -201,6 +208,12 @@ def test_a_pyramid_may_be_the_stages_of_the_encoder(images):
         ({"max_slices": 0}, "max_slices"),
         ({"select_layer": 7}, "select_layer 7 is not one of the 4 hidden states"),
         ({"windows": {"gird": (3, 3)}}, "gird"),
+        ({"windows": {"grid": (0, 3)}}, "windows: grid has a row and a column at least, got .0, 3."),
+        ({"windows": {"bins": (-2, 3)}}, "windows: bins has a row and a column at least, got .-2, 3."),
+        ({"newline": (-5,)}, "newline: ids of tokens are counted from 0"),
+        ({"comma": (3, -1)}, "comma: ids of tokens are counted from 0"),
+        ({"std": (0.5, 0.0, 0.5)}, "std: pixels are divided by std, which is above 0"),
+        ({"upsampler": None, "select_layer": 0}, "and none of 4; take fewer levels"),
         ({"upsampler": {"kind": "magic"}}, "kind"),
     ],
 )

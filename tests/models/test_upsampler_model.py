@@ -48,9 +48,40 @@ def test_a_folder_holds_the_tensors_of_a_pyramid_and_gives_its_maps(tmp_path, ki
         assert isinstance(loaded, StepwellUpsampler)
         found = loaded.levels(MAP, IMAGE)
         assert all(torch.equal(a.corrected(), b.corrected()) for a, b in zip(found, expected, strict=True))
-        assert torch.equal(loaded(MAP, IMAGE), expected[-1].corrected())
+        assert torch.equal(loaded(MAP, IMAGE), pyramid(MAP, IMAGE))
         assert loaded(MAP, IMAGE).shape == (2, 16, 4 * 2**levels, 6 * 2**levels)
         assert loaded.config.settings == kind
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_its_map_is_that_of_the_official_forward(levels):
+    """Stage behind stage, and the last correction; of levels, each of three has one more, before the next."""
+    network = model(levels=levels)
+    stages, corrections = network.pyramid.stages, network.pyramid.corrections
+
+    def enlarged(stage: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        size = (2 * x.shape[2], 2 * x.shape[3])
+        out: torch.Tensor = stage(x, nn.functional.adaptive_avg_pool2d(IMAGE, size))
+        return out
+
+    def corrected(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return x + 0.1 * nn.functional.conv2d(x, linear.weight[:, :, None, None], linear.bias)
+
+    x, y, found = MAP, MAP, network.levels(MAP, IMAGE)
+    for i, stage in enumerate(stages):
+        x, y = enlarged(stage, x), enlarged(stage, y)
+        if levels == 3 or i == levels - 1:
+            y = corrected(corrections[i if levels == 3 else 0].linear, y)
+        torch.testing.assert_close(found[i].corrected(), y)
+    torch.testing.assert_close(network(MAP, IMAGE), corrected(corrections[-1].linear, x))
+
+
+def test_whoever_hears_the_pyramid_hears_both_calls():
+    network, heard = model(), []
+    network.pyramid.register_forward_hook(lambda *_: heard.append(1))
+    network(MAP, IMAGE)
+    network.levels(MAP, IMAGE)
+    assert heard == [1, 1]
 
 
 def test_a_map_of_another_width_is_one_line():

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.flops.outlines import Outlines
@@ -258,11 +258,21 @@ def _hooks(
     before: Callable[[str, nn.Module, tuple[Any, ...]], None],
     after: Callable[[str, nn.Module, tuple[Any, ...], Any], None],
 ) -> Iterator[None]:
-    """Calls before(path, module, arguments) and after(path, module, arguments, output) at every forward."""
-    handles = []
-    for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(partial(before, path)))
-        handles.append(module.register_forward_hook(partial(after, path)))
+    """Calls before(path, module, arguments) and after(path, module, arguments, output) at every forward.
+
+    By hooks of all modules: those of a module itself would have it called where its work is done otherwise.
+    """
+    paths = {module: path for path, module in model.named_modules()}
+
+    def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module in paths:
+            before(paths[module], module, args)
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if module in paths:
+            after(paths[module], module, args, output)
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from stepwell.layers.linear import CellLinear
+from stepwell.layers.linear import Linear
 from stepwell.ops.adaptive_conv import reflect
 from stepwell.structures import Size
 
@@ -58,7 +58,7 @@ class AttentionDownsampler(nn.Module):
         self.kernel_size = kernel_size
         self.blur = blur
         self.dropout = nn.Dropout(dropout)
-        self.linear = CellLinear(dim, 1)
+        self.linear = Linear(dim, 1)
         self.scale = nn.Parameter(torch.empty(kernel_size, kernel_size))
         self.shift = nn.Parameter(torch.empty(kernel_size, kernel_size))
         self.reset_parameters()
@@ -73,7 +73,7 @@ class AttentionDownsampler(nn.Module):
 
     def scores(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1, H, W)."""
-        out: Tensor = self.linear(self.dropout(x))
+        out: Tensor = self.linear(self.dropout(x).movedim(1, -1)).movedim(-1, 1)
         return out
 
     def pool(self, x: Tensor, scores: Tensor, grid: Size, kept: Tensor | None = None) -> Tensor:

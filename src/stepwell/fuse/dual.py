@@ -122,7 +122,10 @@ class WindowCrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"width {dim} is not a multiple of {num_heads} heads")
+            raise ValueError(
+                f"the encoder's width {dim} is not a multiple of {num_heads} heads; "
+                "change enhancement.num_heads"
+            )
         self.num_heads, self.residual = num_heads, residual
         self.query, self.key, self.value = (Linear(dim, dim, bias=bias) for _ in range(3))
         self.out = Linear(dim, dim, bias=bias) if out_projection else nn.Identity()
@@ -257,13 +260,20 @@ def _count(phases: Phases) -> int:
     return len(phases[0]) * len(phases[1])
 
 
+def _half(dim: int) -> int:
+    if dim % 2:
+        raise ValueError(f"the encoder's width {dim} has no half for each map; change enhancement.fusion")
+    return dim // 2
+
+
 class BottleneckFusion(nn.Module):
     """As the code fuses: a bottleneck of each map, half of the width, beside each other, and both maps."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        half, hidden_dim = _half(dim), max(dim // 16, 1)
         self.of_local, self.of_global = (
-            nn.Sequential(Linear(dim, dim // 16), nn.GELU(), Linear(dim // 16, dim // 2)) for _ in range(2)
+            nn.Sequential(Linear(dim, hidden_dim), nn.GELU(), Linear(hidden_dim, half)) for _ in range(2)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
@@ -279,7 +289,7 @@ class LinearFusion(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.of_global, self.of_local = (Linear(dim, dim // 2, bias=False) for _ in range(2))
+        self.of_global, self.of_local = (Linear(dim, _half(dim), bias=False) for _ in range(2))
 
     def forward(self, of_global: Tensor, of_local: Tensor, grid: Size) -> Tensor:
         """As `BottleneckFusion`."""

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from stepwell.layers.linear import CellLinear, Linear
+from stepwell.layers.linear import Linear
 from stepwell.layers.position import fraction_position_embedding
 from stepwell.ops.precision import at_least_single
 from stepwell.ops.rearrange import map_to_tokens
@@ -112,8 +112,18 @@ def linear_stacks(dims: Sequence[int], *, num_groups: int = 32) -> list[nn.Modul
     def norm(dim: int) -> nn.Module:
         return nn.GroupNorm(num_groups, dim)
 
-    others = (nn.Sequential(norm(dim), CellLinear(dim, dims[0]), norm(dims[0])) for dim in dims[1:])
+    others = (_LinearStack(norm(dim), Linear(dim, dims[0]), norm(dims[0])) for dim in dims[1:])
     return [norm(dims[0]), *others]
+
+
+class _LinearStack(nn.Sequential):
+    """The layer in the middle sees cells, and the others maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C', h, w)."""
+        before, linear, behind = self
+        out: Tensor = behind(linear(before(x).movedim(1, -1)).movedim(-1, 1))
+        return out
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -129,7 +139,7 @@ class ProjectorConfig:
     norm: Literal["groupnorm", "layernorm"] = "groupnorm"
     num_groups: Annotated[int, Field(gt=0)] = 32
     hidden_dim: Annotated[int, Field(gt=0)] | None = None
-    grid: tuple[int, int] | None = None
+    grid: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     place: Annotated[float, Field(ge=0)] = 0.0
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepwell.layers.depthwise import DepthwiseConv
-from stepwell.layers.linear import CellLinear, Linear
+from stepwell.layers.linear import Linear
 from stepwell.ops.precision import at_least_single
 from stepwell.ops.rearrange import map_to_tokens, tokens_to_map
 from stepwell.structures import Size
@@ -39,8 +39,8 @@ class MixtureAdapter(nn.Module):
 
     def __init__(self, dim: int, slow_dim: int) -> None:
         super().__init__()
-        self.local = nn.Sequential(DepthwiseConv(dim, 7), nn.GELU(), CellLinear(dim, dim))
-        self.slow = nn.Sequential(CellLinear(slow_dim, slow_dim), nn.GELU(), CellLinear(slow_dim, dim))
+        self.local = nn.Sequential(DepthwiseConv(dim, 7), nn.GELU(), Linear(dim, dim))
+        self.slow = nn.Sequential(Linear(slow_dim, slow_dim), nn.GELU(), Linear(slow_dim, dim))
         self.gate = nn.Sequential(Linear(2 * dim, dim // 2), nn.GELU(), Linear(dim // 2, 1))
         self.reset_parameters()
 
@@ -55,8 +55,9 @@ class MixtureAdapter(nn.Module):
 
     def forward(self, tokens: Tensor, size: Size, slow: Tensor) -> Tensor:
         """tokens (B, N, d) on the grid `size`, slow (B, c, h, w) -> (B, N, d)."""
-        tokens = tokens + map_to_tokens(self.local(tokens_to_map(tokens, size)))
-        seen = map_to_tokens(to_grid(self.slow(slow), size))
+        convolution, activation, linear = self.local
+        tokens = tokens + linear(activation(map_to_tokens(convolution(tokens_to_map(tokens, size)))))
+        seen = map_to_tokens(to_grid(self.slow(slow.movedim(1, -1)).movedim(-1, 1), size))
         gate = self.gate(torch.cat([tokens.mean(1), seen.mean(1)], 1)).tanh()
         out: Tensor = tokens + gate[:, None] * seen
         return out

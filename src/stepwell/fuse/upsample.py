@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from stepwell.layers.linear import CellLinear, is_plain
+from stepwell.layers.linear import Linear, is_plain
 from stepwell.ops.adaptive_conv import adaptive_upsample, neighbour_products
 from stepwell.ops.double import double_map
 from stepwell.ops.precision import at_least_single
@@ -187,15 +187,17 @@ class InversePyramid(nn.Module):
 
     def forward(
         self, x: Tensor, image: Tensor, *, every_level: bool = False, stop_gradient: bool = False
-    ) -> Any:
+    ) -> Tensor | list[Level]:
         """x (B, C, h, w), image (B, 3, p*h, p*w), normalised -> the largest map (B, C, 2^n h, 2^n w); or what
         `levels` gives.
         """
         if every_level:
-            return self.make_levels(x, image, stop_gradient=stop_gradient)
+            return self._levels(x, image, stop_gradient)
         for stage in self.stages:
             x = stage(x, _guidance(image, x))
-        return self.corrections[-1](x) if len(self.corrections) else x
+        for correction in self.corrections[-1:]:
+            x = correction(x)
+        return x
 
     def levels(self, x: Tensor, image: Tensor, *, stop_gradient: bool = False) -> list[Level]:
         """The same -> the map of every stage, the smallest first.
@@ -205,8 +207,7 @@ class InversePyramid(nn.Module):
         levels: list[Level] = self(x, image, every_level=True, stop_gradient=stop_gradient)
         return levels  # by a call, so that what brings weights to `forward` brings them
 
-    def make_levels(self, x: Tensor, image: Tensor, *, stop_gradient: bool = False) -> list[Level]:
-        """What `levels` gives, not by a call."""
+    def _levels(self, x: Tensor, image: Tensor, stop_gradient: bool) -> list[Level]:
         levels: list[Level] = []
         for i, stage in enumerate(self.stages):
             if levels:
@@ -247,16 +248,20 @@ class Correction(nn.Module):
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
-        self.linear = CellLinear(dim, dim)
+        self.linear = Linear(dim, dim)
 
     @property
     def is_linear(self) -> bool:
         """Whether `affine` says at the moment what it does."""
-        return is_plain(self.linear) and not (self.training and self.dropout.p > 0)
+        parts = ((self, Correction), (self.linear, Linear), (self.dropout, nn.Dropout2d))
+        if not all(is_plain(module, kind) for module, kind in parts):
+            return False
+        return not self.dropout.training or self.dropout.p == 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return torch.add(x, self.linear(self.dropout(x)), alpha=CORRECTION)
+        step = self.linear(self.dropout(x).movedim(1, -1)).movedim(-1, 1)
+        return torch.add(x, step, alpha=CORRECTION)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The same without dropout, in fp32 at least: a matrix (C, C) and a vector (C,) for every cell."""

@@ -52,7 +52,7 @@ class WindowConfig:
     view's. pyramid: twice as many each way on every further level. level_code: what tells levels apart is
     added to keys before they are pooled, or behind that, or not at all. window_code: a code of the place in
     the window is added, as the paper says. bias: of the levels' projections. num_heads: None is one for 128
-    channels.
+    channels, or the next smaller number that divides the width.
     """
 
     grid: Size = (12, 12)
@@ -63,6 +63,11 @@ class WindowConfig:
     window_code: bool = False
     bias: bool = True
     num_heads: Annotated[int, Field(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        for name, sides in (("grid", self.grid), ("bins", self.bins)):
+            if not isinstance(sides, str) and min(sides) < 1:
+                raise ValueError(f"{name} has a row and a column at least, got {list(sides)}")
 
 
 def nearest_bins(size: Size, candidates: Sequence[Size] = BINS) -> Size:
@@ -79,9 +84,15 @@ class WindowAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.dims, self.levels = config, tuple(dims), tuple(levels)
-        self.num_heads = config.num_heads or max(1, out_dim // 128)
+        if out_dim % 4:  # rows and columns of a position, sines and cosines of each
+            raise ValueError(f"the windows' width is the language model's, a multiple of 4, got {out_dim}")
+        most = max(1, out_dim // 128)
+        self.num_heads = config.num_heads or next(n for n in range(most, 0, -1) if out_dim % n == 0)
         if out_dim % self.num_heads:
-            raise ValueError(f"width {out_dim} is not a multiple of {self.num_heads} heads")
+            raise ValueError(
+                f"the language model's width {out_dim} is not a multiple of {self.num_heads} heads; "
+                "change windows.num_heads"
+            )
         num_queries = config.grid[0] * config.grid[1]
         self.projections = nn.ModuleList(
             Linear(dim, out_dim, bias=config.bias) if dim != out_dim or config.bias else nn.Identity()
@@ -131,9 +142,10 @@ class WindowAttention(nn.Module):
         """views: of some views of one shape after the other, the maps (B, C, H, W) of all levels of one
         pyramid, the finest last -> (views, n, D), the queries row by row.
         """
-        layers = [self.qkv, *(layer for layer in self.projections if not isinstance(layer, nn.Identity))]
-        fast_ok = all(map(is_plain, layers))
-        if choose(fast_ok=fast_ok, why_not="a layer is adapted, quantised or elsewhere: it cannot be joined"):
+        norms = (self.query_norm, self.norm)
+        fast_ok = is_plain(self.qkv, Linear) and all(is_plain(norm, nn.LayerNorm) for norm in norms)
+        fast_ok = fast_ok and all(is_plain(layer, Linear, nn.Identity) for layer in self.projections)
+        if choose(fast_ok=fast_ok, why_not="a layer is adapted, heard, quantised or elsewhere: call it"):
             return self._finish(self._fast(views))
         return self._finish(torch.cat([self._reference(levels) for levels in views], dim=1))
 
@@ -218,7 +230,7 @@ class WindowAttention(nn.Module):
             if not can_keep(made_of):
                 self._kept.forget()
                 return self._new_matrices(corrections, dtype)
-            of = dtype, *(correction is None for correction in corrections)
+            of = dtype, self.query_norm.eps, self.norm.eps, *(each is None for each in corrections)
             return self._kept(lambda: self._new_matrices(corrections, dtype, fold=True), made_of, of=of)
 
     def _new_matrices(
@@ -258,7 +270,7 @@ class WindowAttention(nn.Module):
         if correction is not None:
             matrix, offset = correction.affine()
             weight, bias = weight @ matrix, bias + weight @ offset
-        return norm_of_pooled(weight, bias, gain, shift, eps=EPS)
+        return norm_of_pooled(weight, bias, gain, shift, eps=self.norm.eps)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., h, d)."""
@@ -282,7 +294,7 @@ class WindowAttention(nn.Module):
             if self.config.level_code == "behind":
                 of_map = torch.ones_like(of_map)
             tables = (
-                resize_weights(*sides, device=pool.device).to(pool.dtype)
+                resize_weights(*sides).to(pool.dtype).to(pool.device)
                 for sides, pool in zip(zip(self.config.grid, size, strict=True), pools, strict=True)
             )
             of_place = self._in_windows(*(pool @ table for pool, table in zip(pools, tables, strict=True)))

@@ -1,4 +1,4 @@
-"""torch's linear layer, by the quickest product that the machine has."""
+"""torch's linear layer, by the quickest product that the machine has; and which layers may be joined."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stepwell.ops.products import linear
 
-__all__ = ["CellLinear", "Linear", "is_plain"]
+__all__ = ["Linear", "is_plain"]
 
 
 class Linear(nn.Linear):
@@ -17,21 +17,26 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer's weight says all that the layer does, so that it may be joined with others: no adapter
-    is around it, no quantised weight in it, and nothing brings its weight, or the rest of it, when it is
-    called.
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether it is of exactly one of these kinds and its parameters say all that it does, so that its work
+    may be done without a call of it: no adapter is around it, nobody hears or changes what goes in and comes
+    out, nothing brings its weights, or the rest of them, when it is called or makes them anew, and none are
+    quantised.
+
+    Hooks of all modules alike, which torch calls global, do not count: they look on.
     """
-    if type(layer) not in (Linear, CellLinear) or hasattr(layer, "_hf_hook"):
-        return False
-    weight = layer.weight
-    is_here = type(weight) in (nn.Parameter, Tensor) and not hasattr(weight, "ds_id")
-    return is_here and weight.shape == (layer.out_features, layer.in_features)
-
-
-class CellLinear(Linear):
-    """The same on every cell of a map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_features, H, W) -> (B, out_features, H, W)."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+    hooks = (
+        *(module._forward_pre_hooks, module._forward_hooks),  # old weight_norm, spectral_norm and pruning too
+        *(module._backward_pre_hooks, module._backward_hooks),
+    )
+    return (
+        type(module) in kinds
+        and not any(map(len, hooks))
+        and "forward" not in module.__dict__
+        and not hasattr(module, "_hf_hook")
+        and all(
+            type(parameter) in (nn.Parameter, Tensor) and not hasattr(parameter, "ds_id")
+            for parameter in module.parameters(recurse=False)
+        )
+        and not (isinstance(module, nn.Linear) and module.weight.ndim < 2)  # a part, as FSDP leaves it
+    )

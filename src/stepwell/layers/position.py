@@ -57,9 +57,9 @@ def resize_position_embedding(
     return torch.cat([slot, map[0].flatten(1).t().to(table.dtype)])
 
 
-def resize_weights(source: int, target: int, *, device: torch.device | str | None = None) -> Tensor:
-    """(target, source) in fp64: times one axis of a table, what the above makes of it."""
-    line = torch.eye(source, dtype=torch.float64, device=device)[None, :, :, None]
+def resize_weights(source: int, target: int) -> Tensor:
+    """(target, source) in fp64, on the CPU: times one axis of a table, what the above makes of it."""
+    line = torch.eye(source, dtype=torch.float64, device="cpu")[None, :, :, None]
     resized = F.interpolate(line, (target, 1), mode="bicubic", align_corners=False)
     return resized[0, :, :, 0].t()
 
@@ -123,10 +123,12 @@ def index_position_embedding(dim: int, size: Size, *, device: torch.device | str
     """
     if dim % 4:
         raise ValueError(f"an embedding of columns and rows needs a width divisible by 4, got {dim}")
-    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
-    rows, cols = (torch.arange(n, dtype=torch.float64, device=device)[:, None] * frequencies for n in size)
-    rows, cols = (torch.cat([angles.sin(), angles.cos()], dim=1) for angles in (rows, cols))
-    return torch.cat([cols.expand(*size, -1), rows[:, None].expand(*size, -1)], dim=2).flatten(0, 1).float()
+    # In fp64, which some devices do not have.
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim // 4))
+    rows, cols = (torch.arange(n, dtype=torch.float64, device="cpu")[:, None] * frequencies for n in size)
+    rows, cols = (torch.cat([angles.sin(), angles.cos()], dim=1).float() for angles in (rows, cols))
+    table = torch.cat([cols.expand(*size, -1), rows[:, None].expand(*size, -1)], dim=2).flatten(0, 1)
+    return table.to(device or torch.get_default_device())
 
 
 def relative_position_bias(table: Tensor, grid: Size) -> Tensor:
@@ -183,9 +185,9 @@ def resize_relative_table(table: Tensor, source: Size, target: Size) -> Tensor:
     if source == target:
         return table
     rows, cols = (_offset_weights(a, b) for a, b in zip(source, target, strict=True))
-    offsets = table.double().unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))  # as the splines
-    resized = torch.einsum("ar,rch,bc->abh", rows.to(table.device), offsets, cols.to(table.device))
-    return resized.flatten(0, 1).to(table.dtype)
+    offsets = table.cpu().double().unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))  # as the splines
+    resized = torch.einsum("ar,rch,bc->abh", rows, offsets, cols)
+    return resized.flatten(0, 1).to(table.dtype).to(table.device)
 
 
 def _offset_weights(source: int, target: int) -> Tensor:

@@ -22,7 +22,7 @@ from stepwell.encoders.encoder import Encoder
 from stepwell.fuse.dual import DualEnhancement, EnhancementConfig
 from stepwell.language.projector import build_projector
 from stepwell.layers.zero import zero_through
-from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
+from stepwell.models.vision import STRICT, Deviations, VisionConfig, VisionSystem
 from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
 from stepwell.views.crops import CropGeometry, LowView
 from stepwell.views.preprocess import Square
@@ -70,11 +70,13 @@ class InfConfig(VisionConfig):
     small_input: bool = False
     every_crop: bool = False
     mean: Statistics | None = None
-    std: Statistics | None = None
+    std: Deviations | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
 
     def __post_init__(self) -> None:
-        self._spec.layers_before(self.select_layer)
+        stride = self._spec.strides[self._last]
+        if self.size < stride:
+            raise ValueError(f"size {self.size} is smaller than one cell of {stride} pixels")
         large = [side for side in self.resolutions if side != self.size]
         if len(set(self.resolutions)) < len(self.resolutions) or len(large) > 1:
             raise ValueError(

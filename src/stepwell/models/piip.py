@@ -19,7 +19,7 @@ from stepwell.encoders.encoder import Encoder
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import ProjectorConfig, TokenMerge
 from stepwell.models.pyramid import Branches, PyramidEncoder, build_pyramid
-from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
+from stepwell.models.vision import STRICT, Deviations, VisionConfig, VisionSystem
 from stepwell.ops.ragged import by_shape
 from stepwell.structures import FeatureMap, Statistics, TokenLayout, VisionFeatures
 from stepwell.views.pyramid import Framing, PyramidGeometry, image_pyramid
@@ -49,7 +49,7 @@ class PiipConfig(VisionConfig):
     framing: Framing = "pad"
     min_cells: Annotated[int, Field(gt=0)] = 1  # framing "aspect": cells of the short side on every branch
     mean: Statistics | None = None
-    std: Statistics | None = None
+    std: Deviations | None = None
 
     @property
     def largest(self) -> int:

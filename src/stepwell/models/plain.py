@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stepwell.encoders.catalogue import build_encoder, encoder_spec
 from stepwell.encoders.encoder import Encoder
 from stepwell.language.projector import build_projector
-from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
+from stepwell.models.vision import STRICT, Deviations, VisionConfig, VisionSystem
 from stepwell.ops.ragged import by_shape
 from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
 from stepwell.views.pyramid import Framing, PyramidGeometry
@@ -41,7 +41,7 @@ class PlainConfig(VisionConfig):
     select_layer: int = -2  # index into the hidden states, the embedding being the first
     projector: Annotated[str, Field(pattern=r"^(linear|mlp[1-9]\d*x_gelu|identity)$")] = "mlp2x_gelu"
     mean: Statistics | None = None
-    std: Statistics | None = None
+    std: Deviations | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from stepwell.encoders.catalogue import build_encoder, encoder_spec
 from stepwell.encoders.encoder import Encoder
 from stepwell.fuse.upsample import InversePyramid, Level, UpsamplerConfig, build_upsampler
 from stepwell.fuse.windows import WindowAttention, WindowConfig
-from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
+from stepwell.models.vision import STRICT, Deviations, VisionConfig, VisionSystem
 from stepwell.ops.ragged import by_shape
 from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
 from stepwell.views.slices import Separator, SliceGeometry
@@ -41,6 +41,12 @@ def _rising(levels: tuple[int, ...]) -> tuple[int, ...]:
     if list(levels) != sorted(set(levels)):
         raise ValueError(f"levels are told once, the coarsest first, got {levels}")
     return levels
+
+
+def _whole(separator: Separator) -> Separator:
+    if not isinstance(separator, str) and min(separator, default=0) < 0:
+        raise ValueError(f"ids of tokens are counted from 0, got {list(separator)}")
+    return separator
 
 
 Levels = Annotated[
@@ -75,11 +81,11 @@ class UhdV1Config(VisionConfig):
     select_layer: int = -2  # index into the hidden states, the embedding being the first
     windows: WindowConfig = V1_WINDOWS
     organised: bool = False
-    newline: Separator = "\n"
-    comma: Separator = ","
+    newline: Annotated[Separator, AfterValidator(_whole)] = "\n"
+    comma: Annotated[Separator, AfterValidator(_whole)] = ","
     before_overview: Literal["comma", "first"] = "first"
     mean: Statistics | None = None
-    std: Statistics | None = None
+    std: Deviations | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
 
     def __post_init__(self) -> None:
@@ -173,9 +179,9 @@ class UhdV2Config(UhdV1Config):
     @property
     def _read(self) -> tuple[int, ...]:
         (last,) = super()._read
-        if self.upsampler is not None:
+        if self.upsampler is not None or self.levels == (0,):
             return (last,)
-        strides = self._spec.strides[: last + 1]
+        strides = self._spec.strides[: max(last, 0) + 1]  # the embedding has that of the first layer
         wanted = [strides[-1] / 2**level for level in range(self.levels[-1] + 1)]
         if missing := [stride for stride in wanted if stride not in strides]:
             raise ValueError(

@@ -62,17 +62,16 @@ class StepwellUpsamplerConfig(PreTrainedConfig):
 
 
 class StepwellUpsampler(SharedWeights, PreTrainedModel):
-    """The modules of an `InversePyramid`, without another name in front of them."""
+    """An `InversePyramid`, whose tensors a folder holds under its own names."""
 
     config_class = StepwellUpsamplerConfig
+    base_model_prefix = "pyramid"  # of the names here, where a folder has none in front of them
     main_input_name = "map"
     input_modalities = ("image",)
 
     def __init__(self, config: StepwellUpsamplerConfig) -> None:
         super().__init__(config)
-        pyramid = build_upsampler(config.settings, config.dim, config.levels)
-        self.stages, self.corrections = pyramid.stages, pyramid.corrections
-        self.is_chained = pyramid.is_chained
+        self.pyramid = build_upsampler(config.settings, config.dim, config.levels)
         keep_built(self)
         self.post_init()
 
@@ -83,18 +82,29 @@ class StepwellUpsampler(SharedWeights, PreTrainedModel):
     def _init_weights(self, module: Any) -> None:
         reset(module)
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("state_dict", self.pyramid.state_dict())
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def forward(self, map: Tensor, image: Tensor) -> Tensor:
         """map (B, C, h, w), image (B, 3, p*h, p*w), normalised -> the largest map (B, C, 2^n h, 2^n w).
 
-        Raises ValueError for a map of another width.
+        As of `InversePyramid`: where each level has a correction, which is so in the official stack of three,
+        this map has one more, of its own, which a training of levels leaves as it is. Raises ValueError for a
+        map of another width.
         """
-        return self.levels(map, image)[-1].corrected()
+        self._refuse_other_width(map)
+        largest: Tensor = self.pyramid(map, image)
+        return largest
 
     def levels(self, map: Tensor, image: Tensor) -> list[Level]:
-        """The same -> the map of every level, the smallest first."""
+        """The same -> the map of every level, the smallest first, as a model reads them."""
+        self._refuse_other_width(map)
+        return self.pyramid.levels(map, image)
+
+    def _refuse_other_width(self, map: Tensor) -> None:
         if map.shape[1] != self.config.dim:
             raise ValueError(f"this up-sampler takes maps of {self.config.dim} channels, got {map.shape[1]}")
-        return InversePyramid.make_levels(cast(InversePyramid, self), map, image)
 
 
 def refuse_other_upsampler(pyramid: InversePyramid, config: StepwellUpsamplerConfig) -> None:

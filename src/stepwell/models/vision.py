@@ -10,17 +10,18 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from stepwell.encoders.encoder import Encoder
-from stepwell.structures import Geometry, TokenLayout, VisionFeatures
+from stepwell.structures import Geometry, Statistics, TokenLayout, VisionFeatures
 
 __all__ = [
     "NEVER_CUT",
     "STRICT",
+    "Deviations",
     "VisionConfig",
     "VisionSystem",
     "first_complaint",
@@ -132,6 +133,16 @@ def fitted(pixels: Tensor, network: nn.Module) -> Tensor:
 
 STRICT = ConfigDict(extra="forbid")
 """Of every settings dataclass: a misspelt key is an error."""
+
+
+def _positive(std: Statistics) -> Statistics:
+    if not all(value > 0 for value in std):
+        raise ValueError(f"pixels are divided by std, which is above 0 in each colour, got {list(std)}")
+    return std
+
+
+Deviations = Annotated[Statistics, AfterValidator(_positive)]
+"""Of red, green and blue, as settings take them."""
 
 
 def validated(kind: type, settings: Any, name: str) -> Any:

@@ -74,4 +74,5 @@ def window_edges(
     length: int, windows: int, dtype: torch.dtype, *, device: torch.device | str | None = None
 ) -> Tensor:
     """(windows + 1,), in cells from the left edge of the first."""
-    return (torch.arange(windows + 1, dtype=torch.float64, device=device) * length / windows).to(dtype)
+    edges = torch.arange(windows + 1, dtype=torch.float64, device="cpu") * length / windows
+    return edges.to(dtype).to(device or torch.get_default_device())  # not every device has fp64

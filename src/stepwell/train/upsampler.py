@@ -230,5 +230,6 @@ class UpsamplerTask:
             )
         )
         tensors, prefix = load_file(weights), f"{UPSAMPLER}."
-        model.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+        own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        model.pyramid.load_state_dict(own)
         model.to(getattr(torch, self.settings.save_dtype)).save_pretrained(folder)
