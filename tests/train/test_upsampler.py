@@ -79,7 +79,7 @@ def test_a_trained_folder_gives_the_maps_of_the_training(settings, recipe):
     module = trainer.model
     module.load_state_dict(load_file(folder.parent / "1_upsampler/finished/model.safetensors"))
     pyramid = module.eval().upsampler
-    assert model.state_dict().keys() == pyramid.state_dict().keys()
+    assert model.pyramid.state_dict().keys() == pyramid.state_dict().keys()
     assert load_file(folder / "model.safetensors").keys() == pyramid.state_dict().keys()
     map, image = torch.randn(2, 32, 5, 7), torch.randn(2, 3, 40, 56)
     levels = pyramid.levels(map, image)
