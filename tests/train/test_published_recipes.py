@@ -1,6 +1,8 @@
-"""The recipes of LLaVA-UHD against what its papers and launch scripts print: numbers, parts, data, prompts.
+"""The recipes of LLaVA-UHD and INF-LLaVA against what papers and launch scripts print: numbers, parts, data,
+prompts.
 
-Written on 8 GPUs: LLaVA-UHD v2, arXiv 2412.13871, section 4.1 and the appendix on data; v1, arXiv 2403.11703.
+Written on 8 GPUs: LLaVA-UHD v2, arXiv 2412.13871, section 4.1 and the appendix on data; v1, arXiv 2403.11703;
+INF-LLaVA, arXiv 2407.16198, section 5.2 and Table 2.
 """
 
 from __future__ import annotations
@@ -47,14 +49,24 @@ MIX = {
 }
 
 
+INF = {
+    "inf_llava": (558_128, 665_298),
+    "inf_star_llava": (1_266_000, 1_382_000),
+    "inf_paper": (558_128, 665_298),
+}
+
+
 @pytest.fixture(params=SAMPLES)
 def recipe(request):
     return load_recipe(request.param)
 
 
-def test_batches_rates_and_schedules(recipe):
+@pytest.mark.parametrize("name", [*SAMPLES, *INF])
+def test_batches_rates_and_schedules(name):
+    recipe = load_recipe(name)
     assert [stage.name for stage in recipe.stages] == ["align", "tune"]
-    facts = zip(recipe.stages, SAMPLES[recipe.name], (256, 128), (1e-3, 2e-5), strict=True)
+    assert [stage.sampling for stage in recipe.stages] == ["random", "grouped"]
+    facts = zip(recipe.stages, (SAMPLES | INF)[name], (256, 128), (1e-3, 2e-5), strict=True)
     for stage, samples, batch, rate in facts:
         assert stage.batch * stage.accumulate * GPUS == batch
         assert (stage.epochs, stage.steps) == (1, None)
@@ -67,6 +79,24 @@ def test_batches_rates_and_schedules(recipe):
         assert stage.trainer == {"gradient_checkpointing": True, "tf32": True}
         assert dict(stage.losses) == {"language": 1.0}
     assert recipe.bf16
+
+
+@pytest.mark.parametrize("name", INF)
+def test_stages_and_data_of_inf_llava(name):
+    recipe = load_recipe(name)
+    align, tune = recipe.stages
+    assert set(align.train) == {"vision.enhancement", "projector"}
+    assert set(tune.train) == {"vision.enhancement", "projector", "language"}
+    assert (align.vision, tune.vision) == ({"framing": "crop"}, {})  # and then padded
+    assert (align.template, tune.template) == ("plain", None)
+    assert (align.max_length, tune.max_length) == (2048, 2048)
+    assert recipe.model.template == ("llama3" if name == "inf_paper" else "llama3_inf")
+    assert recipe.model.parts == {
+        "vision.branches.0": "openai/clip-vit-large-patch14-336",
+        "language": "meta-llama/Meta-Llama-3-8B-Instruct",
+    }
+    weights = [[data.weight for data in stage.data] for stage in recipe.stages]
+    assert weights == ([[558, 708], [665, 692, 25]] if name == "inf_star_llava" else [[1], [1]])
 
 
 def test_what_the_first_stage_learns_and_sees(recipe):
