@@ -138,7 +138,9 @@ def test_a_guided_map_is_the_level_of_its_size(scripts, upsampler) -> None:
     map, image = torch.randn(2, 32, 5, 6), torch.randn(2, 3, 40, 48)
     way = scripts.maps.guided(upsampler)
     assert torch.equal(way(map, image, 4), upsampler(map, image))
-    assert torch.equal(way(map, image, 2), upsampler.stages[0](map, F.adaptive_avg_pool2d(image, (10, 12))))
+    assert torch.equal(
+        way(map, image, 2), upsampler.pyramid.stages[0](map, F.adaptive_avg_pool2d(image, (10, 12)))
+    )
     assert not torch.allclose(way(map, image, 4), way(map, image.flip(-1), 4))
 
 

@@ -65,24 +65,26 @@ def read_rows(
     """The rows of a file in their order, the first `limit` of them.
 
     images: the folder that image paths start from, by default the file's, or the one above where the first
-    image is there. Raises ValueError for a file that
-    holds no rows, OSError for no such file.
+    image is there. Raises ValueError for a file that holds no rows, OSError for no such file.
     """
     data = Path(data)
     entries = read_list(data)
     if not entries:
         raise ValueError(f"{data} holds no questions; write {_FORM}, one a line")
-    folder = _folder_of_images(entries, data) if images is None else Path(images)
-    return [_row(entries, index, folder) for index in range(len(entries))[:limit]]
-
-
-def _folder_of_images(entries: Sequence[Any], data: Path) -> Path:
-    """Data sets keep files of questions in a folder beside that of the images, or above both."""
-    first = next((entry for entry in entries if isinstance(entry, Mapping)), {})
-    name = _first(first, _FIELDS["image"])
+    folder = data.parent if images is None else Path(images)
+    rows = [_row(entries, index, folder) for index in range(len(entries))[:limit]]
     above = data.absolute().parent.parent
-    is_above = isinstance(name, str) and not isfile(data.parent / name) and isfile(above / name)
-    return above if is_above else data.parent
+    if images is None and _are_in(above, rows):
+        rows = [_row(entries, index, above) for index in range(len(entries))[:limit]]
+    return rows
+
+
+def _are_in(above: Path, rows: Sequence[Row | BadRow]) -> bool:
+    """Whether the first image is not where its row says, but in the folder above: data sets keep files of
+    questions in a folder beside that of the images.
+    """
+    first = next((row for row in rows if isinstance(row, Row)), None)
+    return first is not None and not isfile(first.images[0]) and isfile(above / first.names[0])
 
 
 _FORM = '{"image": "a.jpg", "question": "What is it?", "answers": ["a cat"]}'

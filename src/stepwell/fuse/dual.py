@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from stepwell.layers.attention import attention
 from stepwell.layers.linear import Linear
 from stepwell.ops.choose import choose
-from stepwell.ops.crops import merge_blocks, merge_strides, middle, split_blocks, split_strides
+from stepwell.ops.crops import Phases, merge_blocks, merge_strides, middle, split_blocks, split_strides
 from stepwell.ops.precision import at_least_single
 from stepwell.structures import Size
 
@@ -42,9 +42,7 @@ __all__ = [
     "WeightedAddition",
     "WindowCrossAttention",
 ]
-
-Phases = tuple[range, range]
-"""Of the rows and of the columns of a grid of crops."""
+MOST_WINDOWS = 4
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -181,7 +179,7 @@ class DualEnhancement(nn.Module):
         if strided is not None and self.config.perspectives != "local":
             own["global"] = _chosen(strided, phases, grid)
         if local is not None and self.config.perspectives != "global":
-            own["local"] = _chosen(split_strides(merge_blocks(local, grid), grid), phases, grid)
+            own["local"] = split_strides(merge_blocks(local, grid), grid, phases)
         if self.config.enhance == "none":
             return list(own.values())
         assert local is not None
@@ -226,10 +224,14 @@ class DualEnhancement(nn.Module):
 
 
 def _ask(attend: nn.Module, asking: Tensor, cells: Tensor) -> Tensor:
-    """Window by window: (B, N, ..., C) and (B, N, ..., C) -> as `asking`."""
-    cells = cells.flatten(0, 1).flatten(1, -2)
-    out: Tensor = attend(asking.flatten(0, 1).flatten(1, -2), cells, cells)
-    return out.view_as(asking)
+    """Window by window: (B, N, ..., C) and (B, N, ..., C) -> as `asking`. Without a gradient, keys and values
+    of a few windows at a time are held.
+    """
+    windows = [x.flatten(0, 1).flatten(1, -2) for x in (asking, cells)]
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    number = len(windows[0]) if whole else MOST_WINDOWS
+    parts = zip(*(x.split(number) for x in windows), strict=True)
+    return torch.cat([attend(asked, read, read) for asked, read in parts]).view_as(asking)
 
 
 def _ask_in_blocks(attend: nn.Module, asking: Tensor, blocks: Tensor, phases: Phases, grid: Size) -> Tensor:
@@ -241,7 +243,7 @@ def _ask_in_blocks(attend: nn.Module, asking: Tensor, blocks: Tensor, phases: Ph
             1, (len(phases[0]), len(phases[1]))
         )
         whole = _ask(attend, split_blocks(merge_strides(every.flatten(1, 2), grid), grid), blocks)
-        return _chosen(split_strides(merge_blocks(whole, grid), grid), phases, grid)
+        return split_strides(merge_blocks(whole, grid), grid, phases)
     windows = split_blocks(asking.flatten(0, 1), grid).unflatten(0, asking.shape[:2]).transpose(1, 2)
     mixed = _ask(attend, windows, blocks).transpose(1, 2)
     return merge_blocks(mixed.flatten(0, 1), grid).view_as(asking)

@@ -185,8 +185,9 @@ def resize_relative_table(table: Tensor, source: Size, target: Size) -> Tensor:
     if source == target:
         return table
     rows, cols = (_offset_weights(a, b) for a, b in zip(source, target, strict=True))
-    offsets = table.cpu().double().unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))  # as the splines
-    resized = torch.einsum("ar,rch,bc->abh", rows, offsets, cols)
+    exact = (table if table.is_meta else table.cpu()).double()  # as the splines; some devices have no fp64
+    offsets = exact.unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))
+    resized = torch.einsum("ar,rch,bc->abh", rows.to(exact.device), offsets, cols.to(exact.device))
     return resized.flatten(0, 1).to(table.dtype).to(table.device)
 
 

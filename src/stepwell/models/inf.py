@@ -23,14 +23,17 @@ from stepwell.fuse.dual import DualEnhancement, EnhancementConfig
 from stepwell.language.projector import build_projector
 from stepwell.layers.zero import zero_through
 from stepwell.models.vision import STRICT, Deviations, VisionConfig, VisionSystem
+from stepwell.ops.parts import in_parts
 from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
 from stepwell.views.crops import CropGeometry, LowView
 from stepwell.views.preprocess import Square
 
 __all__ = ["InfConfig", "InfVision"]
 
-MOST_VIEWS = 8
-"""That go through the encoder at once, so that what a pass holds does not grow with the number of crops."""
+MOST_VIEWS = (2, 16)
+"""That go through the encoder at once, on a CPU and elsewhere: what a pass holds does not grow with the
+number of crops.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -202,11 +205,12 @@ class InfVision(VisionSystem):
             for layout in layouts
             for view in self.geometry.views([next(given) for _ in layout.inputs], layout)
         ]
-        parts = (views[i : i + MOST_VIEWS] for i in range(0, len(views), MOST_VIEWS))
-        seen = iter([cells for part in parts for cells in self._cells(torch.stack(part))])
+        if not views:
+            return []
+        most = MOST_VIEWS[views[0].device.type != "cpu"]
+        seen = in_parts(lambda part: self._cells(part[0])[None], torch.stack(views)[None], most=most)[0]
         features = []
-        for layout in layouts:
-            maps = torch.stack([next(seen) for _ in layout.views])  # (views, h, w, C)
+        for layout, maps in zip(layouts, seen.split([len(x.views) for x in layouts]), strict=True):
             tokens = self.projector(self._fused(maps, layout).flatten(0, 1))
             shown = zip(maps.movedim(-1, 1), layout.views, strict=True)
             features.append(

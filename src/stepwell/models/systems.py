@@ -17,10 +17,10 @@ __all__ = ["SYSTEMS", "vision_settings"]
 
 SYSTEMS: dict[str, type[VisionConfig]] = {
     "plain": PlainConfig,
-    "anyres": AnyResConfig,
-    "llava_hr": LlavaHrConfig,
     "piip": PiipConfig,
     "pyramid_shared": PyramidSharedConfig,
+    "anyres": AnyResConfig,
+    "llava_hr": LlavaHrConfig,
     "uhd_v1": UhdV1Config,
     "uhd_v2": UhdV2Config,
     "inf": InfConfig,

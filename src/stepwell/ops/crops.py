@@ -11,7 +11,10 @@ from torch import Tensor
 
 from stepwell.structures import Size
 
-__all__ = ["merge_blocks", "merge_strides", "middle", "split_blocks", "split_strides"]
+__all__ = ["Phases", "merge_blocks", "merge_strides", "middle", "split_blocks", "split_strides"]
+
+Phases = tuple[range, range]
+"""Rows and columns of a grid of crops."""
 
 
 def split_blocks(x: Tensor, grid: Size) -> Tensor:
@@ -27,13 +30,16 @@ def merge_blocks(crops: Tensor, grid: Size) -> Tensor:
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def split_strides(x: Tensor, grid: Size) -> Tensor:
+def split_strides(x: Tensor, grid: Size, phases: Phases | None = None) -> Tensor:
     """(B, R*h, K*w, C) -> global crops (B, R*K, h, w, C): crop (i, j) has the cells (i + y*R, j + x*K).
 
-    Raises ValueError for sides that do not divide.
+    phases: the i and j that are wanted, None for all. Raises ValueError for sides that do not divide.
     """
     rows, cols = _divided(x, grid)
     x = x.unflatten(2, (cols, grid[1])).unflatten(1, (rows, grid[0]))  # (B, h, R, w, K, C)
+    if phases is not None:
+        down, across = (slice(each.start, each.stop) for each in phases)
+        x = x[:, :, down, :, across]
     return x.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 

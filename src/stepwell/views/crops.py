@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepwell.ops.crops import middle, split_blocks, split_strides
+from stepwell.ops.crops import Phases, middle, split_blocks, split_strides
 from stepwell.ops.precision import at_least_single
 from stepwell.structures import Box, Geometry, Size, Statistics, TokenLayout, TokenRun, View
 from stepwell.views.preprocess import Square, square_box, squared, to_tensor
@@ -98,14 +98,17 @@ class CropGeometry(Geometry):
         if grid == (1, 1):
             return 0, [], True
         rows, cols = grid
-        phases: tuple[Sequence[int], Sequence[int]] = (range(rows), range(cols))
-        if self.global_crops == "middle":
-            phases = (middle(rows), middle(cols))
+        phases = self._phases(grid)
         crops = [row * cols + col for row in phases[0] for col in phases[1]]
-        crops = crops if self.global_crops != "none" else []
         is_crop = bool(crops) and self.low == "sampled" and rows % 2 == cols % 2 == 1
         has_small = self.low != "none" and not is_crop
         return math.prod(grid) if self.local_crops else 0, crops, has_small
+
+    def _phases(self, grid: Size) -> Phases:
+        if self.global_crops == "none":
+            return range(0), range(0)
+        few = self.global_crops == "middle"
+        return (middle(grid[0]), middle(grid[1])) if few else (range(grid[0]), range(grid[1]))
 
     def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
         images = [squared(image, self.framing, size[0], self.mean) for size in layout.inputs]
@@ -119,7 +122,9 @@ class CropGeometry(Geometry):
         fine = _resized(inputs[0], (grid[0] * self.side, grid[1] * self.side))
         num_local, global_crops, has_small = self.parts(grid)
         cells = fine.movedim(0, -1)[None]
-        crops = [*split_blocks(cells, grid)[0][:num_local], *split_strides(cells, grid)[0][global_crops]]
+        crops = list(split_blocks(cells, grid)[0]) if num_local else []
+        if global_crops:
+            crops += split_strides(cells, grid, self._phases(grid))[0]
         views = [crop.movedim(-1, 0) for crop in crops]
         if has_small:
             views.append(inputs[1] if self.low == "resized" else _resized(inputs[0], (self.side, self.side)))
