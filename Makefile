@@ -13,7 +13,7 @@ export TRANSFORMERS_OFFLINE := 1
 
 help:
 	@echo "make demo         ask the shipped model about a receipt and a drawn page, write views.png"
-	@echo "make test         the test suite: no network, no GPU, some seven minutes"
+	@echo "make test         the test suite: no network, no GPU, some twelve minutes"
 	@echo "make test-slow    the tests that take several processes, some nine minutes"
 	@echo "make check        formatting, lint and types, as continuous integration sees them"
 	@echo "make fix          format the code and mend what lint can mend"

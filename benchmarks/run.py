@@ -1,10 +1,12 @@
 """`make bench`: every comparison in one run, printed as the tables that results.md keeps.
 
-Under 25 minutes without LLaVA-UHD (upsample, windows, uhd), some of whose peers take minutes a run.
+Under 25 minutes without LLaVA-UHD (upsample, windows, uhd) and INF-LLaVA (inf-llava), some of whose peers take
+minutes a run.
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
-                                            (deform, upsample, windows, uhd, inf, piip, runtimes,
-                                            memory, user, ask, imports; training, openvino)
+                                            (deform, upsample, windows, uhd, inf-llava, piip,
+                                            runtimes, memory, user, ask, imports; training,
+                                            openvino)
 
 Rows are appended to latest.md as they come. Run it on a quiet machine. Ratios above 1 say that ours is the
 faster; times are of this machine, today.
@@ -37,7 +39,7 @@ SECTIONS = {
         upsample.rows(),
     ),
     "uhd": ("LLaVA-UHD v2; other: plain parts with the same weights, view by view", HEADER, uhd.rows()),
-    "inf": ("INF-LLaVA; other: crops one by one, 19 passes, with the same weights", HEADER, inf.rows()),
+    "inf-llava": ("INF-LLaVA; other: crops one by one, 19 passes, with the same weights", HEADER, inf.rows()),
     "piip": ("PIIP; other: a plain peer with the same weights", HEADER, piip_backbone.rows()),
     "windows": (
         "Window attention; other: every cell projected, RoIAlign and four passes of attention",
