@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from looking import seen
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
@@ -28,17 +29,6 @@ SIZES = [(64, 64), (70, 200), (200, 70), (1, 300), (300, 1), (1, 1), (90, 100)] 
 def built(config: AnyResConfig = CONFIG) -> Any:
     torch.manual_seed(0)
     return config.build(DIM).eval()
-
-
-def seen(vision: Any, images: list[Any]) -> list[Any]:
-    layouts = [vision.geometry.layout((image.height, image.width)) for image in images]
-    inputs = [
-        x
-        for image, layout in zip(images, layouts, strict=True)
-        for x in vision.geometry.inputs(image, layout)
-    ]
-    with torch.no_grad():
-        return vision.encode(inputs, layouts)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from looking import seen
 from PIL import Image
 
 from stepwell.fuse.dual import PAPER_ENHANCEMENT, EnhancementConfig
@@ -43,18 +44,6 @@ def built(settings: InfConfig) -> Any:
 @pytest.fixture(scope="module")
 def images(draw: Any) -> list[Image.Image]:
     return [draw(width, height, seed) for seed, (height, width) in enumerate(SIZES)]
-
-
-def seen(vision: Any, images: list[Image.Image]) -> list[Any]:
-    """Features of every image, all of them in one call."""
-    layouts = [vision.geometry.layout((image.height, image.width)) for image in images]
-    inputs = [
-        x
-        for image, layout in zip(images, layouts, strict=True)
-        for x in vision.geometry.inputs(image, layout)
-    ]
-    with torch.no_grad():
-        return vision.encode(inputs, layouts)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -155,7 +144,7 @@ def test_passes_are_bounded(images, monkeypatch):
     stem = vision.branches[0].stem
     monkeypatch.setattr(vision.branches[0], "stem", lambda views: sizes.append(len(views)) or stem(views))
     together = seen(vision, images)
-    assert max(sizes) == inf.MOST_VIEWS[0]
+    assert max(sizes) == inf.MOST_VIEWS_ON_CPU
     assert sum(sizes) == sum(len(features.layout.views) for features in together)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from looking import seen
 from PIL import Image
 
 from stepwell.encoders.catalogue import encoder_spec
@@ -51,18 +52,6 @@ def built(settings: UhdV1Config, seed: int = 0) -> Any:
 @pytest.fixture(scope="module")
 def images(draw: Any) -> list[Image.Image]:
     return [draw(width, height, seed) for seed, (height, width) in enumerate(SIZES)]
-
-
-def seen(vision: Any, images: list[Image.Image]) -> list[Any]:
-    """Features of every image, all of them in one call."""
-    layouts = [vision.geometry.layout((image.height, image.width)) for image in images]
-    inputs = [
-        x
-        for image, layout in zip(images, layouts, strict=True)
-        for x in vision.geometry.inputs(image, layout)
-    ]
-    with torch.no_grad():
-        return vision.encode(inputs, layouts)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:

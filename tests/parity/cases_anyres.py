@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from record import Case, Record, Required, TableCheck, Unsupported, check_required
+from record import Case, Record, Required, TableCheck, Unsupported, checked
 from stepwell.fuse.tiles import TileMerge
 from stepwell.keys.llava import NEWLINE
 from stepwell.models.anyres import AnyResVision
@@ -184,15 +184,7 @@ def _data_pipeline(record: Record) -> TableCheck:
     return TableCheck(checked, tuple(part for part in recorded if part not in parts), differences)
 
 
-def _checked(case: Case) -> Case:
-    def run(record: Record) -> Any:
-        check_required(record.settings, REQUIRED[record.kind])
-        return case(record)
-
-    return run
-
-
 CASES: dict[str, Case] = {
-    "inf.anyres_merge": _checked(_anyres_merge),
-    "inf.data_pipeline": _checked(_data_pipeline),
+    "inf.anyres_merge": checked(_anyres_merge, REQUIRED),
+    "inf.data_pipeline": checked(_data_pipeline, REQUIRED),
 }

@@ -5,12 +5,10 @@ Letters: B batch, n crops per side, C width, N visual tokens of an image, D the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from record import Case, Record, Required, TableCheck, Unsupported, check_required
+from record import Case, Record, Required, Unsupported, checked
 from stepwell.fuse.dual import DualEnhancement, EnhancementConfig, WindowCrossAttention
 from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import Prefix, Rename
@@ -176,19 +174,8 @@ def _encode_images(record: Record) -> dict[str, Tensor]:
     }
 
 
-def _checked(case: Case) -> Case:
-    """The case, after a look at what its kind requires."""
-
-    def run(record: Record) -> Mapping[str, Tensor] | TableCheck:
-        check_required(record.settings, REQUIRED[record.kind])
-        with torch.no_grad():
-            return case(record)
-
-    return run
-
-
 CASES: dict[str, Case] = {
-    kind: _checked(case)
+    kind: checked(case, REQUIRED)
     for kind, case in {
         "inf.crop_merge": _crop_merge,
         "inf.attention": _attention,

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cases_inf import spliced
-from record import Case, Record, Required, TableCheck, Unsupported, check_required
+from record import Case, Record, Required, TableCheck, Unsupported, check_required, checked
 from stepwell.encoders.encoder import side_by_side
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.keys.backbones import backbone_rules
@@ -312,16 +312,8 @@ def _embed(ids: Tensor) -> Tensor:
     return torch.stack([nothing - 1, nothing, ids, nothing], dim=-1).float()
 
 
-def _checked(case: Case) -> Case:
-    def run(record: Record) -> Mapping[str, Tensor] | TableCheck:
-        check_required(record.settings, REQUIRED[record.kind])
-        return case(record)
-
-    return run
-
-
 CASES: dict[str, Case] = {
-    kind: _checked(case)
+    kind: checked(case, REQUIRED)
     for kind, case in {
         "uhd.slicing": _slicing,
         "uhd.preprocess": _preprocess,

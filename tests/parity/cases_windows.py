@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cases_upsample import STACK_REQUIRED
-from record import Case, Record, Required, TableCheck, Unsupported, check_required
+from record import Case, Record, Required, TableCheck, Unsupported, checked
 from stepwell.fuse.upsample import KernelConfig, Level, UpsamplerConfig, build_upsampler
 from stepwell.fuse.windows import BINS, WindowAttention, WindowConfig, nearest_bins
 from stepwell.keys.uhd import pyramid_rules, resampler_rules, window_rules
@@ -186,19 +186,8 @@ def _pos_embed(record: Record) -> dict[str, Tensor]:
     return tables | resized
 
 
-def _checked(case: Case) -> Case:
-    """The case, after a look at what its kind requires."""
-
-    def run(record: Record) -> Mapping[str, Tensor] | TableCheck:
-        check_required(record.settings, REQUIRED[record.kind])
-        with torch.no_grad():
-            return case(record)
-
-    return run
-
-
 CASES: dict[str, Case] = {
-    kind: _checked(case)
+    kind: checked(case, REQUIRED)
     for kind, case in {
         "uhd.window_pool": _window_pool,
         "uhd.pooling_choice": _pooling_choice,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ __all__ = [
     "TableCheck",
     "Unsupported",
     "check_required",
+    "checked",
     "read_record",
 ]
 
@@ -104,6 +106,17 @@ class Record:
 
 Case = Callable[[Record], Mapping[str, Tensor] | TableCheck]
 """Our outputs by name for a record of tensors; a TableCheck for a table."""
+
+
+def checked(case: Case, required: Mapping[str, Required]) -> Case:
+    """The case, after a look at what its kind requires, without gradients."""
+
+    def run(record: Record) -> Mapping[str, Tensor] | TableCheck:
+        check_required(record.settings, required[record.kind])
+        with torch.no_grad():
+            return case(record)
+
+    return run
 
 
 def read_record(path: Path) -> Record | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepwell.commands.loading import Precision, load_assistant
+from stepwell.commands.loading import Device, Dtype, MaxNewTokens, Revision, load_assistant
 from stepwell.commands.printing import print_json, show_progress
 from stepwell.folders import SHIPPED_NAMES, is_url
 from stepwell.language.characters import well_formed
@@ -48,17 +48,10 @@ def ask(
         str | None,
         typer.Option(metavar="MODEL", help="A model folder or a hub name. [default: the shipped model]"),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Of a hub name: a commit, branch or tag.")
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE", help="Such as cpu, cuda or cuda:1. [default: a GPU where there is one]"
-        ),
-    ] = None,
-    dtype: Annotated[Precision | None, typer.Option(help="[default: as the model was saved]")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    max_new_tokens: MaxNewTokens = 128,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
     as_json: Annotated[
         bool,

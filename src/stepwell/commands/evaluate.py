@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stepwell.commands.loading import Precision, check_model, load_assistant, quieten
+from stepwell.commands.loading import (
+    Device,
+    Dtype,
+    MaxNewTokens,
+    Revision,
+    check_model,
+    load_assistant,
+    quieten,
+)
 from stepwell.commands.printing import show_progress
 
 if TYPE_CHECKING:
@@ -50,22 +58,15 @@ def evaluate(
         str | None,
         typer.Option(metavar="TEXT", help="A line behind every question; SHORT and LETTER are LLaVA's."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
+    max_new_tokens: MaxNewTokens = 128,
     batch_size: Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Asked together.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows, from the first. [default: all]")] = None,
     official: Annotated[
         bool, typer.Option("--official", help="Score as the official code does, with its bugs.")
     ] = False,
-    revision: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Of a hub name: a commit, branch or tag.")
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE", help="Such as cpu, cuda or cuda:1. [default: a GPU where there is one]"
-        ),
-    ] = None,
-    dtype: Annotated[Precision | None, typer.Option(help="[default: as the model was saved]")] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Score a model on questions with known answers; run again, it goes on where it was stopped."""
     if not data.is_file():

@@ -1,10 +1,14 @@
-"""How commands load a model to ask it: its name is looked at before torch is imported."""
+"""How commands load a model to ask it, and the options that say so. Its name is looked at before torch is
+imported.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
 
 from stepwell.folders import check_hub_name, find_folder, is_url, model_type
 
@@ -12,9 +16,28 @@ if TYPE_CHECKING:
     from stepwell.images.limits import ImageLimits
     from stepwell.models.ask import Assistant
 
-__all__ = ["Precision", "check_model", "load_assistant", "quieten"]
+__all__ = [
+    "Device",
+    "Dtype",
+    "MaxNewTokens",
+    "Precision",
+    "Revision",
+    "check_model",
+    "load_assistant",
+    "quieten",
+]
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+Revision = Annotated[
+    str | None, typer.Option(metavar="REVISION", help="Of a hub name: a commit, branch or tag.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE", help="Such as cpu, cuda or cuda:1. [default: a GPU where there is one]"),
+]
+Dtype = Annotated[Precision | None, typer.Option(help="[default: as the model was saved]")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")]
 
 
 def load_assistant(

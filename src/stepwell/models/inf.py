@@ -10,73 +10,67 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from stepwell.encoders.catalogue import build_encoder, encoder_spec
+from stepwell.encoders.catalogue import build_encoder
 from stepwell.encoders.encoder import Encoder
 from stepwell.fuse.dual import DualEnhancement, EnhancementConfig
 from stepwell.language.projector import build_projector
 from stepwell.layers.zero import zero_through
-from stepwell.models.vision import STRICT, Deviations, VisionConfig, VisionSystem
+from stepwell.models.plain import PlainConfig
+from stepwell.models.vision import STRICT, VisionSystem
 from stepwell.ops.parts import in_parts
-from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
+from stepwell.structures import FeatureMap, TokenLayout, VisionFeatures
 from stepwell.views.crops import CropGeometry, LowView
 from stepwell.views.preprocess import Square
 
 __all__ = ["InfConfig", "InfVision"]
 
-MOST_VIEWS = (2, 16)
-"""That go through the encoder at once, on a CPU and elsewhere: what a pass holds does not grow with the
-number of crops.
+MOST_VIEWS, MOST_VIEWS_ON_CPU = 16, 2
+"""That go through the encoder at once where no gradient is recorded, so that what a pass holds does not grow
+with the number of crops.
 """
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class InfConfig(VisionConfig):
+class InfConfig(PlainConfig):
     """Crops, one encoder, one of its hidden states, dual-perspective enhancement, a projector.
 
     size: side P of a view. resolutions: of the image, P itself for the small view of the whole, and a
     multiple of it that is cut into crops; one of them or both (Table 3). max_crops: in place of the multiple,
     crops in the grid that is nearest to the image's aspect. framing: None pads to a square, and bends the
     aspect to a grid that follows it. low_view: made of the fine image, as the code does, or of the source.
-    combine: the small view with the enhanced one. enhancement: None for the
-    small view alone, which is LLaVA-1.5. small_input: images are first resized to P x P and made
-    large from there, which the released inference does by an oversight. every_crop: also those are encoded
-    that cannot reach a token. mean, std: None is the encoder's own.
+    combine: the small view with the enhanced one. enhancement: None for the small view alone, which is
+    LLaVA-1.5. small_input: images are first resized to P x P and made large from there, which the released
+    inference does by an oversight. every_crop: also those are encoded that cannot reach a token.
     """
 
-    adjustable: ClassVar = frozenset(
-        {"every_crop", "framing", "low_view", "max_crops", "mean", "resolutions", "small_input", "std"}
-    )
+    adjustable: ClassVar = PlainConfig.adjustable | {
+        *("every_crop", "low_view", "max_crops", "resolutions", "small_input"),
+    }
     parts: ClassVar = {
         "vision.branches": "branches",
         "vision.enhancement": "enhancement",
         "projector": "projector",
     }
 
-    kind: Literal["inf"] = "inf"
-    encoder: str = "clip_l_14_336"
-    size: Annotated[int, Field(gt=0)] = 336
+    kind: Literal["inf"] = "inf"  # type: ignore[assignment]
     resolutions: tuple[Annotated[int, Field(gt=0)], ...] = (336, 1008)
     max_crops: Annotated[int, Field(gt=0)] | None = None
-    framing: Square | None = None
+    framing: Square | None = None  # type: ignore[assignment]
     low_view: Literal["sampled", "resized"] = "sampled"
     combine: Literal["mean", "add"] = "mean"
     enhancement: EnhancementConfig | None = field(default_factory=EnhancementConfig)
-    select_layer: int = -2  # index into the hidden states, the embedding being the first
-    projector: Annotated[str, Field(pattern=r"^(linear|mlp[1-9]\d*x_gelu|identity)$")] = "mlp2x_gelu"
     small_input: bool = False
     every_crop: bool = False
-    mean: Statistics | None = None
-    std: Deviations | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         stride = self._spec.strides[self._last]
         if self.size < stride:
             raise ValueError(f"size {self.size} is smaller than one cell of {stride} pixels")
@@ -103,22 +97,8 @@ class InfConfig(VisionConfig):
             raise ValueError("small_input is what the small view would be made of: low_view 'sampled'")
 
     @property
-    def _spec(self) -> EncoderSpec:
-        return encoder_spec(self.encoder, self.arguments)
-
-    @property
     def _needed(self) -> EnhancementConfig:
         return self.enhancement or EnhancementConfig()
-
-    @property
-    def num_layers(self) -> int:
-        """Layers that run: those before the hidden state that is read."""
-        return self._spec.layers_before(self.select_layer)
-
-    @property
-    def _last(self) -> int:
-        """The layer whose width and stride the hidden state has; the embedding has those of the first."""
-        return max(self.num_layers - 1, 0)
 
     @property
     def has_low_view(self) -> bool:
@@ -130,11 +110,11 @@ class InfConfig(VisionConfig):
 
     @property
     def largest(self) -> int:
-        return (
-            max(self.resolutions, default=self.size) if self.max_crops is None else self.size * self.max_crops
-        )
+        if self.max_crops is not None:
+            return self.size * self.max_crops
+        return max(self.resolutions, default=self.size)
 
-    def geometry(self) -> CropGeometry:
+    def geometry(self) -> CropGeometry:  # type: ignore[override]
         spec, needed = self._spec, self._needed
         low: LowView = self.low_view if self.has_low_view else "none"
         count = self.largest // self.size
@@ -154,7 +134,7 @@ class InfConfig(VisionConfig):
             std=self.std or spec.std,
         )
 
-    def build(self, out_dim: int) -> InfVision:
+    def build(self, out_dim: int) -> InfVision:  # type: ignore[override]
         encoder = build_encoder(self.encoder, **self.arguments)
         dim = encoder.spec.dims[self._last]
         return InfVision(
@@ -207,7 +187,7 @@ class InfVision(VisionSystem):
         ]
         if not views:
             return []
-        most = MOST_VIEWS[views[0].device.type != "cpu"]
+        most = MOST_VIEWS_ON_CPU if views[0].device.type == "cpu" else MOST_VIEWS
         seen = in_parts(lambda part: self._cells(part[0])[None], torch.stack(views)[None], most=most)[0]
         features = []
         for layout, maps in zip(layouts, seen.split([len(x.views) for x in layouts]), strict=True):

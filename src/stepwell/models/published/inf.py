@@ -8,44 +8,26 @@ Both releases are one model, trained on more data for the second. Their inferenc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from stepwell.encoders.catalogue import encoder_arguments
 from stepwell.fuse.dual import PAPER_ENHANCEMENT
-from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import Prefix, Rule
 from stepwell.keys.inf import vision_rules
 from stepwell.keys.llava import LANGUAGE_MODEL
 from stepwell.models.inf import InfConfig
-from stepwell.models.published.published import Published
+from stepwell.models.published.published import LLAMA3_8B, Published, clip_rules
 
 __all__ = ["INF", "PAPER"]
 
 PAPER = InfConfig(enhancement=PAPER_ENHANCEMENT, low_view="resized", combine="add")
 """The model of the paper, where that says something else than the code does."""
 
-LLAMA3_8B: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128257,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "bos_token_id": 128000,
-    "eos_token_id": [128001, 128009],
-}
-"""Meta-Llama-3-8B-Instruct with a token for padding."""
+LANGUAGE = LLAMA3_8B | {"vocab_size": 128257, "bos_token_id": 128000, "eos_token_id": [128001, 128009]}
+"""With a word for padding; either of two words ends an answer."""
 
 
 def _rules(settings: InfConfig) -> list[Rule]:
-    arguments = encoder_arguments(settings.encoder, settings.arguments)
-    names = {key: arguments[key] for key in ("class_token", "class_slot", "final_norm") if key in arguments}
-    tower = backbone_rules("clip", **names)
-    return [Prefix("", "model.vision.", vision_rules(tower)), *LANGUAGE_MODEL]
+    vision = vision_rules(clip_rules(settings.encoder, settings.arguments))
+    return [Prefix("", "model.vision.", vision), *LANGUAGE_MODEL]
 
 
 def _releases() -> Iterator[Published]:
@@ -58,7 +40,7 @@ def _releases() -> Iterator[Published]:
             task="chat",
             settings=InfConfig(),
             rules=_rules,
-            text_config=LLAMA3_8B,
+            text_config=LANGUAGE,
             template="llama3_inf",
             repository=repository,
         )
@@ -67,7 +49,7 @@ def _releases() -> Iterator[Published]:
         task="chat",
         settings=PAPER,
         rules=_rules,
-        text_config=LLAMA3_8B,
+        text_config=LANGUAGE,
         template="llama3_inf",
         quirk="the model as the paper says; the released code builds another",
     )

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stepwell.encoders.catalogue import ENCODERS, encoder_arguments
-from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import Prefix, Rule
 from stepwell.keys.llava import LANGUAGE_MODEL, TRANSFORMERS_LANGUAGE_MODEL, vision_rules
 from stepwell.models.anyres import LLAVA_GRIDS, AnyResConfig
@@ -23,6 +21,7 @@ from stepwell.models.published.published import (
     VICUNA_7B,
     VICUNA_13B,
     Published,
+    clip_rules,
 )
 
 __all__ = ["LLAVA"]
@@ -31,10 +30,7 @@ TURNED = tuple((cols, rows) for rows, cols in LLAVA_GRIDS)
 
 
 def _rules(settings: PlainConfig) -> list[Rule]:
-    arguments = encoder_arguments(settings.encoder, settings.arguments)
-    names = {key: arguments[key] for key in ("class_token", "class_slot", "final_norm") if key in arguments}
-    assert ENCODERS[settings.encoder].family == "clip"
-    vision = vision_rules(backbone_rules("clip", **names))
+    vision = vision_rules(clip_rules(settings.encoder, settings.arguments))
     return [Prefix("", "model.vision.", vision), *TRANSFORMERS_LANGUAGE_MODEL, *LANGUAGE_MODEL]
 
 

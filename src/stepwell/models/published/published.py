@@ -10,11 +10,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stepwell.encoders.catalogue import ENCODERS, encoder_arguments
+from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import Rule
 from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.vision import VisionConfig
 
-__all__ = ["LLAMA3_8B", "MISTRAL_7B", "QWEN2_7B", "VICUNA_7B", "VICUNA_13B", "Published", "Task"]
+__all__ = [
+    "LLAMA3_8B",
+    "MISTRAL_7B",
+    "QWEN2_7B",
+    "VICUNA_7B",
+    "VICUNA_13B",
+    "Published",
+    "Task",
+    "clip_rules",
+]
 
 Task = Literal["detection", "segmentation", "classification", "chat", "part"]
 
@@ -103,3 +114,11 @@ MISTRAL_7B: dict[str, Any] = {
     "sliding_window": None,
 }
 """Mistral-7B-Instruct-v0.2, arXiv 2310.06825."""
+
+
+def clip_rules(encoder: str, arguments: Mapping[str, Any]) -> list[Rule]:
+    """The key table of a CLIP tower, as a settings' `encoder` with its `arguments` builds it."""
+    assert ENCODERS[encoder].family == "clip"
+    built = encoder_arguments(encoder, arguments)
+    names = {key: built[key] for key in ("class_token", "class_slot", "final_norm") if key in built}
+    return backbone_rules("clip", **names)

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from stepwell.encoders.catalogue import ENCODERS, encoder_arguments
 from stepwell.fuse.upsample import KernelConfig, UpsamplerConfig
 from stepwell.fuse.windows import WindowConfig
-from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import Prefix, Rule
 from stepwell.keys.llava import LANGUAGE_MODEL
 from stepwell.keys.uhd import resampler_rules, upsampler_checkpoint_rules, vision_rules, window_rules
-from stepwell.models.published.published import QWEN2_7B, VICUNA_7B, VICUNA_13B, Published
+from stepwell.models.published.published import QWEN2_7B, VICUNA_7B, VICUNA_13B, Published, clip_rules
 from stepwell.models.uhd import UhdV1Config, UhdV2Config
 
 __all__ = ["PAPER", "UHD"]
@@ -38,10 +36,7 @@ PAPER = UhdV2Config(
 
 
 def _vision_rules(settings: UhdV1Config) -> list[Rule]:
-    arguments = encoder_arguments(settings.encoder, settings.arguments)
-    names = {key: arguments[key] for key in ("class_token", "class_slot", "final_norm") if key in arguments}
-    assert ENCODERS[settings.encoder].family == "clip"
-    tower = backbone_rules("clip", **names)
+    tower = clip_rules(settings.encoder, settings.arguments)
     if isinstance(settings, UhdV2Config):
         projector = window_rules(settings.levels, settings.windows.query_sets)
         return vision_rules(tower, projector, num_stages=settings.levels[-1])
