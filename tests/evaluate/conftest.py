@@ -31,6 +31,10 @@ VISION = PiipConfig(
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
+    return saved(VISION, tmp_path_factory.mktemp("models") / "tiny")
+
+
+def saved(vision, folder):
     """Random weights: what it answers is nonsense, and always the same."""
     torch.manual_seed(0)
     tokenizer = build_reader_tokenizer()
@@ -43,7 +47,7 @@ def model_folder(tmp_path_factory):
         max_position_embeddings=512,
     )
     config = StepwellConfig(
-        VISION,
+        vision,
         text,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         template="chatml_direct",
@@ -51,12 +55,16 @@ def model_folder(tmp_path_factory):
     model = StepwellForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     model.save_pretrained(folder)
-    StepwellProcessor(StepwellImageProcessor(VISION), tokenizer, template="chatml_direct").save_pretrained(
+    StepwellProcessor(StepwellImageProcessor(vision), tokenizer, template="chatml_direct").save_pretrained(
         folder
     )
     return folder
+
+
+@pytest.fixture
+def save():
+    return saved
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from PIL import Image
 from stepwell import cli
 from stepwell.evaluate.sweep import sweep
 from stepwell.flops.report import report as count_costs
+from stepwell.fuse.dual import EnhancementConfig
+from stepwell.models.inf import InfConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.weights.load import load
 
@@ -53,6 +55,28 @@ def test_each_size_is_evaluated_and_costed(model_folder, write, folder):
         f"| 128 | 64, 128 | 3 | {points[1].report.scores.score:.4f} |"
         in (folder / "out" / "sweep.md").read_text()
     )
+
+
+def test_images_of_one_input_may_cost_unequally(save, write, folder):
+    """How many crops are encoded is in none of their inputs' sizes."""
+    vision = InfConfig(
+        encoder="vit_nano",
+        size=32,
+        resolutions=(32,),
+        max_crops=4,
+        small_input=True,
+        enhancement=EnhancementConfig(perspectives="global", enhance="none", reduce="average"),
+    )
+    sizes = [(40, 40), (40, 120)]
+    for i, (height, width) in enumerate(sizes):
+        Image.new("RGB", (width, height)).save(folder / f"{i}.png")
+    open_model = partial(load, save(vision, folder / "model"), device="cpu")
+    (point,) = sweep(
+        open_model, write(*ROWS[:2]), [32], metric="anls", output=folder / "out", max_new_tokens=1
+    )
+    costs = [count_costs(vision, size=size, out_dim=32).gflops for size in sizes]
+    assert costs[0] != costs[1]
+    assert point.true_gflops == pytest.approx(sum(costs) / 2)
 
 
 def test_a_size_that_the_geometry_refuses_is_told_before_anything_is_asked(model_folder, write, folder):

@@ -52,10 +52,10 @@ def evaluate(
     """Asks every row of a file (evaluate/rows.py), scores the answers, and writes all of it to a folder.
 
     A run that was stopped goes on where it was, also to a larger `limit`. images: the folder that image paths
-    start from, by default the file's. suffix: a line behind every question, or the name of one of SUFFIXES.
-    official: score as the official code does, with its bugs. name: of the model, in the report. Rows that are
-    bad are in `bad_rows`, and in no score. Raises ValueError for a metric that is none, and for a folder that
-    holds a run with other settings.
+    start from, by default the file's or the one above. suffix: a line behind every question, or the name of
+    one of SUFFIXES. official: score as the official code does, with its bugs. name: of the model, in the
+    report. Rows that are bad are in `bad_rows`, and in no score. Raises ValueError for a metric that is none,
+    and for a folder that holds a run with other settings.
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose from {', '.join(METRICS)}")

@@ -92,7 +92,7 @@ def _costs(assistant: Assistant, image_sizes: Sequence[Size]) -> tuple[float | N
     costs = []
     for size in image_sizes:
         layout = assistant.engine.geometry.layout(size)
-        key = layout.inputs, layout.tiles
+        key = layout.inputs, tuple(view.grid for view in layout.views), layout.runs
         if key not in known:
             counted = count_costs(settings, size=size, out_dim=width)
             known[key] = counted.gmacs, counted.gflops
