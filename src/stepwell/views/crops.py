@@ -124,7 +124,7 @@ class CropGeometry(Geometry):
         cells = fine.movedim(0, -1)[None]
         crops = list(split_blocks(cells, grid)[0]) if num_local else []
         if global_crops:
-            crops += split_strides(cells, grid, self._phases(grid))[0]
+            crops += list(split_strides(cells, grid, self._phases(grid))[0])
         views = [crop.movedim(-1, 0) for crop in crops]
         if has_small:
             views.append(inputs[1] if self.low == "resized" else _resized(inputs[0], (self.side, self.side)))
