@@ -25,9 +25,12 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Box",
+    "Detections",
     "EncoderSpec",
+    "Extent",
     "FeatureMap",
     "Geometry",
+    "Objects",
     "Size",
     "Statistics",
     "TokenLayout",
@@ -186,6 +189,30 @@ def _outline(tensor: Tensor) -> str:
     """What fits a line of a screen; anything but a tensor as it is."""
     shape = getattr(tensor, "shape", None)
     return repr(tensor) if shape is None else f"{tuple(shape)} {tensor.dtype}"
+
+
+class Extent(NamedTuple):
+    """Where an image lies in a batch of padded ones: at the top left."""
+
+    valid: Size  # of the image itself
+    padded: Size  # with the padding that it has alone; a batch may be padded further
+
+
+class Objects(NamedTuple):
+    """What there is to be found in one image. Boxes are in pixels of the image as a network is given it."""
+
+    boxes: Tensor  # (n, 4), xyxy
+    labels: Tensor  # (n,), from 0 on
+    masks: Tensor | None = None  # (n, H, W), 0 or 1, as large as the padded batch
+
+
+class Detections(NamedTuple):
+    """What was found in one image, best first, in the same pixels."""
+
+    boxes: Tensor  # (n, 4), xyxy
+    scores: Tensor  # (n,)
+    labels: Tensor  # (n,)
+    masks: Tensor | None = None  # (n, m, m), probabilities inside each box
 
 
 class Geometry(ABC):

@@ -1,0 +1,34 @@
+"""What every detection head is: maps of a backbone -> losses while it learns, detections when it has learnt.
+
+Letters: B batch, C width of a map, (h, w) its grid, n objects of an image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from stepwell.structures import Detections, Extent, Objects
+
+__all__ = ["DetectionHead"]
+
+
+class DetectionHead(nn.Module, ABC):
+    """Neck and heads behind a backbone of any strides.
+
+    Layers run in the precision of their parameters; boxes, scores and losses in single precision at least.
+    """
+
+    @abstractmethod
+    def losses(
+        self, maps: Sequence[Tensor], extents: Sequence[Extent], objects: Sequence[Objects]
+    ) -> dict[str, Tensor]:
+        """maps: (B, C, h, w), finest first; one extent and one set of objects, maybe empty, per image.
+        Scalars with their weights in them: the loss is their sum.
+        """
+
+    @abstractmethod
+    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[Detections]:
+        """What is in each image, clipped to its valid part."""
