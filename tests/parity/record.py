@@ -1,8 +1,9 @@
 """A golden file: one case recorded from official code, and what a check of it answers.
 
 A safetensors file holds tensors `param.*`, `in.*`, `out.*` and one metadata entry, `json`; a table is a JSON
-file with `kind` and `settings` at the top level. A *case* is a function that builds our module from the
-settings, gives it the recorded parameters through the key tables, runs it and returns what it computed.
+file with its `kind` and mostly `settings` at the top level. A *case* is a function that builds our module
+from the settings, gives it the recorded parameters through the key tables, runs it and returns what it
+computed.
 """
 
 from __future__ import annotations
@@ -129,16 +130,16 @@ def read_record(path: Path) -> Record | None:
 
 def _read_table(path: Path) -> Record | None:
     table = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(table, dict) or not {"system", "kind", "case", "settings"} <= table.keys():
+    if not isinstance(table, dict) or "kind" not in table:
         return None
     parts = {k: v for k, v in table.items() if k not in ("system", "kind", "case", "version", "settings")}
     return Record(
         path=path,
-        system=table["system"],
+        system=table.get("system", ""),
         kind=table["kind"],
-        case=table["case"],
+        case=table.get("case", path.stem),
         version=table.get("version", ""),
-        settings=table["settings"],
+        settings=table.get("settings", {}),
         table=parts,
     )
 

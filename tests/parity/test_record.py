@@ -53,6 +53,16 @@ def test_a_table_keeps_everything_but_its_heading(tmp_path: Path) -> None:
     assert (record.table, record.params) == ({"squares": [1, 4]}, {})
 
 
+def test_a_table_may_have_its_kind_alone_for_a_heading(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"kind": "k", "rows": [1]}))
+    record = read_record(path)
+    assert record is not None
+    assert (record.kind, record.case, record.settings, record.table) == ("k", "a", {}, {"rows": [1]})
+    path.write_text(json.dumps({"keys": {}}))
+    assert read_record(path) is None
+
+
 def test_weights_without_a_record_are_none(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
     assert read_record(tmp_path / "model.safetensors") is None

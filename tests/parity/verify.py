@@ -26,6 +26,7 @@ import cases_metrics
 import cases_multiview
 import cases_piip
 import cases_slices
+import cases_upernet
 import cases_upsample
 import cases_windows
 from record import Case, Record, TableCheck, Unsupported, read_record
@@ -43,6 +44,7 @@ CASES: dict[str, Case] = {
     **cases_multiview.CASES,
     **cases_piip.CASES,
     **cases_slices.CASES,
+    **cases_upernet.CASES,
     **cases_upsample.CASES,
     **cases_windows.CASES,
 }
