@@ -5,35 +5,30 @@ Letters: P pixels of all inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from transformers import BatchFeature
-from transformers.image_processing_utils import BaseImageProcessor
 
-from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
-from stepwell.images.open import open_image
+from stepwell.images.limits import ImageLimits
 from stepwell.models.config import LOADING, refuse_other_settings
+from stepwell.models.image_opening import OpeningImageProcessor
 from stepwell.models.plain import PlainConfig
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import VisionConfig, settings_json
 from stepwell.ops.pack import pack
 from stepwell.structures import Geometry, TokenLayout
 
-__all__ = ["StepwellImageProcessor", "flat"]
-
-_SAVED_BESIDE = frozenset({"image_processor_type", "processor_class", "backend", "use_fast"})
+__all__ = ["StepwellImageProcessor"]
 
 
-class StepwellImageProcessor(BaseImageProcessor):
+class StepwellImageProcessor(OpeningImageProcessor):
     """Images -> `pixel_values` (P, 3), a row a pixel, input after input, and `image_sizes` (images, 2).
 
-    vision_config: settings of a vision system or their JSON. Images may be whatever `stepwell.open_image`
-    takes; network addresses are refused, and files are decoded within `limits`, which belong to the machine
-    and are not saved. Batches made apart join by `cat`.
+    vision_config: settings of a vision system or their JSON. Batches made apart join by `cat`.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -45,11 +40,8 @@ class StepwellImageProcessor(BaseImageProcessor):
         limits: ImageLimits | None = None,
         **kwargs: Any,
     ) -> None:
-        if unknown := sorted(kwargs.keys() - _SAVED_BESIDE):
-            raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, unknown))}")
-        super().__init__(**kwargs)
+        super().__init__(limits=limits, **kwargs)
         self.vision_config = settings_json(vision_settings(vision_config or PlainConfig()))
-        self.limits = limits or DEFAULT_LIMITS
 
     @classmethod
     def from_pretrained(
@@ -66,8 +58,8 @@ class StepwellImageProcessor(BaseImageProcessor):
         ValueError naming the first setting in which the model's config.json and this processor differ, and
         for keywords that are not known (those of a pipeline are the model's too).
         """
-        if "_from_pipeline" not in kwargs and (unknown := sorted(kwargs.keys() - LOADING)):
-            raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, unknown))}")
+        if "_from_pipeline" not in kwargs:
+            cls.refuse(kwargs.keys() - LOADING)
         processor = super().from_pretrained(source, **kwargs)
         refuse_other_settings(source, kwargs, vision_config=processor.vision_config)
         processor.limits = limits or processor.limits
@@ -83,18 +75,9 @@ class StepwellImageProcessor(BaseImageProcessor):
         return vision_settings(self.vision_config).geometry()
 
     def to_dict(self) -> dict[str, Any]:
-        output: dict[str, Any] = super().to_dict()
-        for name in ("geometry", "limits"):
-            output.pop(name, None)
+        output = super().to_dict()
+        output.pop("geometry", None)
         return output
-
-    def fetch_images(self, image_url_or_urls: Any, *, limits: ImageLimits | None = None) -> Any:
-        """Anything that names or holds an image -> an upright RGB PIL image; lists are kept as they are
-        nested. limits: None means the processor's.
-        """
-        if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(item, limits=limits) for item in image_url_or_urls]
-        return open_image(image_url_or_urls, limits=limits or self.limits)
 
     def layouts(self, images: Sequence[Image]) -> list[TokenLayout]:
         """Of opened images: pure integers, before any pixel is read."""
@@ -114,11 +97,8 @@ class StepwellImageProcessor(BaseImageProcessor):
         layouts: one an image, where they are known already. limits: of image files, by default the
         processor's. Raises ValueError for no image at all.
         """
-        if kwargs:
-            raise ValueError(f"StepwellImageProcessor knows no {', '.join(map(repr, sorted(kwargs)))}")
-        images = list(flat(self.fetch_images(images, limits=limits)))
-        if not images:
-            raise ValueError("StepwellImageProcessor was given no image; give at least one")
+        self.refuse(kwargs)
+        images = self.opened(images, limits)
         layouts = self.layouts(images) if layouts is None else layouts
         inputs = [
             tensor
@@ -127,15 +107,3 @@ class StepwellImageProcessor(BaseImageProcessor):
         ]
         sizes = torch.tensor([layout.image_size for layout in layouts])
         return BatchFeature({"pixel_values": pack(inputs), "image_sizes": sizes}, tensor_type=return_tensors)
-
-    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
-        return self.preprocess(images, **kwargs)
-
-
-def flat(images: Any) -> Iterable[Any]:
-    """Nested lists of images, one image after the other."""
-    if isinstance(images, (list, tuple)):
-        for item in images:
-            yield from flat(item)
-    else:
-        yield images

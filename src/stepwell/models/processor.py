@@ -21,7 +21,8 @@ from stepwell.language.prompt import Prompt, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template, template_of
 from stepwell.models.batch import TextOptions, token_batch
 from stepwell.models.config import LOADING, refuse_other_settings
-from stepwell.models.image_processor import StepwellImageProcessor, flat
+from stepwell.models.image_opening import flat
+from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.structures import Geometry, TokenLayout
 
 __all__ = ["StepwellProcessor"]

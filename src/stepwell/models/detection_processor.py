@@ -1,0 +1,101 @@
+"""Images -> batches for detectors, and what a detector finds -> boxes in the pixels of the original images.
+
+Letters: B batch, N places for detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepwell.heads.instances import Paste, instance_map
+from stepwell.models.perception_processor import PaddedImageProcessor, checked_side, target_pairs
+from stepwell.structures import Detections, Size
+from stepwell.views.resize import size_within
+
+__all__ = ["StepwellDetectionImageProcessor", "detections_above", "instance_segmentation"]
+
+
+class StepwellDetectionImageProcessor(PaddedImageProcessor):
+    """Of PIIP's detectors (arXiv 2501.07783, by MMDetection): images are resized, larger or smaller, until
+    one side reaches its limit, and padded to multiples of `size_divisor`.
+    """
+
+    settings = ("long_limit", "short_limit", *PaddedImageProcessor.settings)
+
+    def __init__(
+        self, *, long_limit: int = 1333, short_limit: int = 800, size_divisor: int = 32, **kwargs: Any
+    ) -> None:
+        super().__init__(size_divisor=size_divisor, **kwargs)
+        self.long_limit = checked_side(long_limit, "long_limit")
+        self.short_limit = checked_side(short_limit, "short_limit")
+        if short_limit > long_limit:
+            raise ValueError(f"short_limit {short_limit} is above long_limit {long_limit}; exchange them")
+
+    def prepared_size(self, size: Size) -> Size:
+        return size_within(size, (self.long_limit, self.short_limit))
+
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.5, target_sizes: Tensor | Sequence[Size] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """outputs: `pred_boxes` (B, N, 4), xyxy, 0..1 of an image without its padding; `scores` and `labels`
+        (B, N), labels -1 in places that are not used. target_sizes: (H, W) of every original image.
+
+        Of each image `scores`, `labels` and `boxes` of what scores above the threshold, xyxy in pixels of the
+        original image, or in 0..1 without target_sizes. Raises ValueError for another number of sizes.
+        """
+        found = detections_above(outputs, threshold, target_sizes)
+        return [{"scores": one.scores, "labels": one.labels, "boxes": one.boxes} for one in found]
+
+
+def detections_above(
+    outputs: Any, threshold: float, target_sizes: Tensor | Sequence[Size] | None
+) -> list[Detections]:
+    """As `post_process_object_detection`, with the `pred_masks` (B, N, m, m) of the outputs where there are
+    any.
+    """
+    masks = getattr(outputs, "pred_masks", None)
+    found = []
+    for i, size in enumerate(target_pairs(target_sizes, len(outputs.scores))):
+        scores, labels = outputs.scores[i].float(), outputs.labels[i]
+        kept = (labels >= 0) & (scores > threshold)
+        boxes = outputs.pred_boxes[i][kept].float()
+        if size is not None:
+            boxes = boxes * torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype, device=boxes.device)
+        found.append(Detections(boxes, scores[kept], labels[kept], None if masks is None else masks[i][kept]))
+    return found
+
+
+def instance_segmentation(
+    outputs: Any,
+    paste: Paste,
+    target_sizes: Tensor | Sequence[Size] | None,
+    *,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float = 0.8,
+) -> list[dict[str, Any]]:
+    """outputs: as of `post_process_object_detection`, with `pred_masks` (B, N, m, m), probabilities inside
+    the boxes. paste: puts masks into boxes.
+
+    Of each image its `segmentation` (H, W) and `segments_info` (`instance_map`). Raises ValueError without
+    masks or without the sizes of the original images.
+    """
+    if target_sizes is None:
+        raise ValueError("masks are put into images of a known size; give target_sizes, (H, W) of each image")
+    found = detections_above(outputs, threshold, target_sizes)
+    maps = [
+        instance_map(
+            one,
+            size,
+            paste,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+        )
+        for one, size in zip(found, target_pairs(target_sizes, len(found)), strict=True)
+        if size is not None
+    ]
+    return [{"segmentation": segmentation, "segments_info": segments} for segmentation, segments in maps]
