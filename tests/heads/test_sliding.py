@@ -85,8 +85,10 @@ def test_windows_of_all_images_share_passes(most):
 
 
 def test_half_precision_is_averaged_in_single():
-    logits = slide(lambda views: views.bfloat16(), torch.zeros(1, 3, 4, 4), crop=(2, 2), stride=(1, 1))
+    image = torch.full((1, 3, 1, 100), 1.0078125)  # which bfloat16 holds; its multiples it does not
+    logits = slide(lambda views: views.bfloat16(), image, crop=(1, 40), stride=(1, 1))
     assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, image)
 
 
 def test_logits_of_another_size_than_the_window_are_refused():

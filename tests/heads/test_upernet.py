@@ -111,16 +111,18 @@ def test_norms_become_those_of_several_processes():
     assert all(type(norm) is nn.SyncBatchNorm for norm in norms)
 
 
-def test_dropout_takes_whole_channels_before_the_classifiers():
-    head = build(2, UperNetConfig(channels=6, auxiliary_map=None, dropout=0.9))
-    seen = []
-    head.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    head(maps_of(2))
-    head.join.train(False)
-    sums = seen[0].flatten(2).abs().sum(-1)
-    assert (sums == 0).any()
-    head.eval()(maps_of(2))
-    assert (seen[1].flatten(2).abs().sum(-1) > 0).all()
+def test_dropout_takes_whole_channels_before_both_classifiers():
+    config = UperNetConfig(channels=16, auxiliary_channels=16, auxiliary_map=0, dropout=0.5)
+    head, seen = build(2, config), []
+    for classifier in (head.classifier, head.auxiliary.classifier):
+        classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    maps, labels = maps_of(2), torch.zeros(2, 16, 24, dtype=torch.long)
+    head.losses(maps, labels)
+    head.eval().losses(maps, labels)
+    for training, whole in ((seen[0], seen[2]), (seen[1], seen[3])):
+        gone = (training == 0).flatten(2).all(-1)
+        assert 0 < gone.sum() < gone.numel()
+        assert not (whole == 0).flatten(2).all(-1).any()
 
 
 def test_starting_values():

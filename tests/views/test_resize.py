@@ -31,6 +31,7 @@ from stepwell.views.resize import (
         ((333, 640), (1333, 800), (694, 1333)),
         ((1200, 2000), (1120, 672), (672, 1120)),
         ((1, 10_000), (1333, 800), (1, 1333)),
+        ((30, 45), (1000, 15), (15, 23)),  # half a pixel up
     ],
 )
 def test_the_ratio_is_kept_within_both_limits(size, limits, expected):
@@ -99,6 +100,7 @@ def test_an_image_and_its_tensor_are_prepared_alike():
     assert torch.equal(prepared, prepare_image(tensor.contiguous(), (45, 60), IMAGENET_MEAN, IMAGENET_STD))
     assert (prepared.dtype, prepared.shape, prepared.is_contiguous()) == (torch.float32, (3, 45, 60), True)
     same = prepare_image(image, (30, 40), IMAGENET_MEAN, IMAGENET_STD)
+    assert same.is_contiguous()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(same, (tensor / 255 - mean) / std)
     assert np.array_equal(np.asarray(image), pixels)

@@ -77,8 +77,7 @@ def _kept(owner: Tensor, areas: list[Tensor], threshold: float) -> list[int]:
         return []
     left = torch.bincount(owner.flatten() + 1, minlength=len(areas) + 1)[1:]
     whole = torch.stack(areas)
-    enough = (left > 0) & (left > threshold * whole)
-    return enough.nonzero().flatten().tolist()
+    return (left > threshold * whole).nonzero().flatten().tolist()
 
 
 def region_of(box: list[float], cells: int, size: Size) -> tuple[int, int, int, int]:

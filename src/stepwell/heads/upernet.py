@@ -186,7 +186,7 @@ class ConvNormRelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, E, h, w). Raises ValueError where batch norm would learn from single values."""
         if (
-            self.training
+            self.norm.training
             and x.shape[0] * x.shape[-2] * x.shape[-1] == 1
             and type(self.norm) is nn.BatchNorm2d
         ):
