@@ -152,7 +152,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"]]
-    lines += [line for extra in ("train", "timm", "heif", "eval") for line in extras[extra]]
+    lines += [line for extra in ("train", "timm", "heif", "eval", "detect") for line in extras[extra]]
     required = {re.split("[<>=]", line)[0] for line in lines}
     assert {names.get(name, name) for name in imported} - {"stepwell"} == required
 

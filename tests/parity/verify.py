@@ -25,6 +25,7 @@ import cases_inf
 import cases_metrics
 import cases_multiview
 import cases_piip
+import cases_rcnn
 import cases_slices
 import cases_upernet
 import cases_upsample
@@ -43,6 +44,7 @@ CASES: dict[str, Case] = {
     **cases_metrics.CASES,
     **cases_multiview.CASES,
     **cases_piip.CASES,
+    **cases_rcnn.CASES,
     **cases_slices.CASES,
     **cases_upernet.CASES,
     **cases_upsample.CASES,
