@@ -29,6 +29,8 @@ TIMM = {
     "deit3_s": "deit3_small_patch16_224.fb_in22k_ft_in1k",
     "deit3_b": "deit3_base_patch16_224.fb_in22k_ft_in1k",
     "deit3_l": "deit3_large_patch16_224.fb_in22k_ft_in1k",
+    "deit3_s_384": "deit3_small_patch16_384.fb_in22k_ft_in1k",
+    "deit3_b_384": "deit3_base_patch16_384.fb_in22k_ft_in1k",
     "deit3_l_384": "deit3_large_patch16_384.fb_in22k_ft_in1k",
     "augreg_s": "vit_small_patch16_224.augreg_in21k_ft_in1k",
     "augreg_b": "vit_base_patch16_224.augreg_in21k_ft_in1k",

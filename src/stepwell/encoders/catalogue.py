@@ -202,6 +202,8 @@ ENCODERS: dict[str, Entry] = {
     "deit3_s": _timm("deit3", _SMALL),
     "deit3_b": _timm("deit3", _BASE),
     "deit3_l": _timm("deit3", _LARGE),
+    "deit3_s_384": _timm("deit3", _SMALL, position_grid=(24, 24)),
+    "deit3_b_384": _timm("deit3", _BASE, position_grid=(24, 24)),
     "deit3_l_384": _timm("deit3", _LARGE, position_grid=(24, 24)),
     "augreg_s": _augreg(_SMALL, 14),
     "augreg_b": _augreg(_BASE, 14),

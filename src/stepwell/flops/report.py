@@ -133,7 +133,7 @@ def build_outlined(
     settings: DenseSettings | ClassifierSettings, size: Size | None = None
 ) -> tuple[PyramidFeatures | PyramidClassifier, Callable[[], object]]:
     """A model without memory, with 1000 classes if it is a classifier, and what runs it on an image."""
-    side = settings.branches[-1].size
+    side = settings.image_side
     with outlines():
         image = torch.empty(1, 3, *(size or (side, side)))
         if isinstance(settings, ClassifierSettings):
@@ -148,9 +148,14 @@ def _count_pyramid(settings: DenseSettings | ClassifierSettings, size: Size | No
     printed = None
     if isinstance(settings, DenseSettings) and settings.merge == "dense" and not settings.merge_branches:
         branches = tuple(map(_as_classified, settings.branches))
-        classifier = ClassifierSettings(branches=branches, interaction=settings.interaction, head="merge")
+        classifier = ClassifierSettings(
+            branches=branches,
+            interaction=settings.interaction,
+            head="merge",
+            image_branch=settings.image_branch,
+        )
         printed = sum(paper_macs(*build_outlined(classifier, size), "A").values()) / 1e9
-    size = size or (settings.branches[-1].size,) * 2
+    size = size or (settings.image_side,) * 2
     convention: Convention = "A" if isinstance(settings, ClassifierSettings) else "D"
     return Report(
         size=size,

@@ -154,7 +154,7 @@ def _build(setting: Setting) -> tuple[nn.Module, Callable[[], object]]:
         return build_outlined(ClassifierSettings(**common))
     if setting.counter == "D" and len(branches) > 1:
         return build_outlined(dense_settings(merge="stages", **common))
-    side = branches[-1].size
+    side = max(branch.size for branch in branches)
     with outlines():
         encoder = build_pyramid(branches, interaction)
         views = image_pyramid(torch.empty(1, 3, side, side), [branch.size / side for branch in branches])

@@ -37,8 +37,11 @@ class _PyramidSettings:
     interaction: InteractionConfig = field(default_factory=InteractionConfig)
     mean: Statistics | None = None  # of the images it takes; None: those that branch 1 was pretrained with
     std: Statistics | None = None
+    image_branch: int | None = None  # the branch whose size the image has; None: the one of the largest size
 
     def __post_init__(self) -> None:
+        if self.image_branch is not None and not 0 <= self.image_branch < len(self.branches):
+            raise ValueError(f"image_branch {self.image_branch} of {len(self.branches)} branches")
         networks = [(b.encoder, encoder_arguments(b.encoder, b.arguments)) for b in self.branches]
         if self.shared and any(network != networks[0] for network in networks):
             raise ValueError("shared: branches of one network may differ in their sizes only")
@@ -50,9 +53,15 @@ class _PyramidSettings:
         return self.mean or spec.mean, self.std or spec.std
 
     @property
+    def image_side(self) -> int:
+        """Side in pixels of the square image that the branches' sizes are made for."""
+        sizes = [branch.size for branch in self.branches]
+        return max(sizes) if self.image_branch is None else sizes[self.image_branch]
+
+    @property
     def ratios(self) -> list[float]:
         """The plain quotients, as in the official code: some lose a pixel when a side is rounded down."""
-        return [branch.size / self.branches[-1].size for branch in self.branches]
+        return [branch.size / self.image_side for branch in self.branches]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -107,7 +116,7 @@ class DenseSettings(_PyramidSettings):
         )  # for each merge, the layer of every branch before it
         dims = [[spec.dims[layer] for spec, layer in zip(specs, layers, strict=True)] for layers in steps]
         widths = [step[0] for step in dims]  # a merged map is as wide as branch 1
-        strides: list[float] = [specs[-1].strides[layers[-1]] for layers in steps]
+        strides = [specs[-1].strides[layers[-1]] / self.ratios[-1] for layers in steps]
         neck = None
         if self.operations:
             if len(steps) == 1:

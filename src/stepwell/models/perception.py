@@ -84,10 +84,10 @@ class PyramidClassifierConfig(PreTrainedConfig):
 
 
 def image_processor(settings: DenseSettings | ClassifierSettings) -> BitImageProcessorPil:
-    """Of a classifier as the official evaluation: short side to the largest view's, centre crop, bicubic. Of
+    """Of a classifier as the official evaluation: short side to the image's, centre crop, bicubic. Of
     a dense network, whose images have any size, it normalises only.
     """
-    side, (mean, std) = settings.branches[-1].size, settings.statistics
+    side, (mean, std) = settings.image_side, settings.statistics
     resizes = isinstance(settings, ClassifierSettings)
     return BitImageProcessorPil(
         do_resize=resizes,
