@@ -42,7 +42,7 @@ from stepwell.ops.paste import paste
 from stepwell.ops.regions import pool_region_levels, region_levels
 from stepwell.structures import Detections, Extent, Objects, Size
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "extents_of", "maps_of", "objects_of"]
 
 Outputs = dict[str, Tensor]
 
@@ -52,18 +52,18 @@ def _size(pair: list[int]) -> Size:
     return height, width
 
 
-def _extents(s: Settings) -> list[Extent]:
+def extents_of(s: Settings) -> list[Extent]:
     return [Extent(_size(image["img_shape"]), _size(image["pad_shape"])) for image in s["images"]]
 
 
-def _maps(record: Record, letter: str) -> list[Tensor]:
+def maps_of(record: Record, letter: str) -> list[Tensor]:
     return [
         record.inputs[f"{letter}{k}"]
         for k in range(sum(n[0] == letter and n[1:].isdigit() for n in record.inputs))
     ]
 
 
-def _objects(record: Record) -> list[Objects]:
+def objects_of(record: Record) -> list[Objects]:
     found = []
     for i in range(len(record.settings["images"])):
         boxes = record.inputs[f"gt_boxes{i}"]
@@ -105,7 +105,7 @@ def _fpn(record: Record) -> Outputs:
     s = record.settings
     num_extra = s["num_outs"] - len(s["in_channels"])
     neck = FeaturePyramid(s["in_channels"], s["out_channels"], num_extra=num_extra)
-    return _named("p", record.load_into(neck, NECK)(_maps(record, "f")))
+    return _named("p", record.load_into(neck, NECK)(maps_of(record, "f")))
 
 
 def _named(name: str, values: list[Tensor]) -> Outputs:
@@ -116,8 +116,8 @@ def _rpn(record: Record) -> Outputs:
     s = record.settings
     config = rpn_config(s["rpn"], s["rpn_train"], s["proposals"], s["proposals"])
     rpn = Rpn(s["rpn"]["in_channels"], s["rpn"]["anchors"]["strides"], config)
-    logits, deltas = record.load_into(rpn, RPN)(_maps(record, "p"))
-    extents, objects = _extents(s), _objects(record)
+    logits, deltas = record.load_into(rpn, RPN)(maps_of(record, "p"))
+    extents, objects = extents_of(s), objects_of(record)
     drawn = rpn.draw([(x.shape[-2], x.shape[-1]) for x in logits], extents, objects, logits[0])
     objectness, boxes = rpn.level_losses(logits, deltas, drawn, objects)
     return {
@@ -140,7 +140,7 @@ def _proposals(prefix: str, proposals: list[Proposals]) -> Outputs:
 
 def _roi_extractor(record: Record) -> Outputs:
     s = record.settings["roi_extractor"]
-    maps, boxes = _maps(record, "p"), record.inputs["boxes"]
+    maps, boxes = maps_of(record, "p"), record.inputs["boxes"]
     features = pool_region_levels(
         maps,
         boxes,
@@ -165,7 +165,7 @@ def _bbox_head(record: Record) -> Outputs:
     logits, deltas = record.load_into(head, BOX_HEAD)(record.inputs["features"])
     outputs = {"cls": logits, "reg": deltas.flatten(1)}
     samples, chosen_rows = [], []
-    for i, (extent, truth) in enumerate(zip(_extents(s), _objects(record), strict=True)):
+    for i, (extent, truth) in enumerate(zip(extents_of(s), objects_of(record), strict=True)):
         rows = (record.inputs["picture"] == i).nonzero()[:, 0]
         boxes, scale = record.inputs["boxes"][rows], torch.tensor(s["images"][i]["scale_factor"])
         outputs[f"boxes{i}"] = (config.coder.decode(boxes, deltas[rows], extent.valid) / scale).flatten(1)
@@ -292,8 +292,8 @@ def _mask_rcnn(record: Record) -> Outputs:
     strides = s["roi_head"]["bbox_roi_extractor"]["strides"]
     head = config.build(s["fpn"]["in_channels"], strides, s["roi_head"]["bbox_head"]["num_classes"])
     record.load_into(head, rcnn_rules())
-    maps = [x.clone().requires_grad_() for x in _maps(record, "f")]
-    extents, objects = _extents(s), _objects(record)
+    maps = [x.clone().requires_grad_() for x in maps_of(record, "f")]
+    extents, objects = extents_of(s), objects_of(record)
     losses = head.losses(maps, extents, objects)
     gradients = _gradients(record, head, rcnn_rules(), maps, sum(losses.values(), torch.zeros(())))
     with torch.no_grad():
@@ -351,7 +351,7 @@ def _cascade(record: Record) -> Outputs:
     head = config.build([config.dim] * len(strides), strides, num_classes_of(s)).eval()
     stages = nn.ModuleDict({"boxes": head.boxes, "masks": head.masks})
     record.load_into(stages, stage_rules(len(config.stages)))
-    maps, extents, objects = _maps(record, "p"), _extents(s), _objects(record)
+    maps, extents, objects = maps_of(record, "p"), extents_of(s), objects_of(record)
     proposals = [record.inputs[f"proposals{i}"] for i in range(len(extents))]
     outputs = _stage_outputs(s, head.run_stages(maps, proposals, extents))
     detections = head.detect_in(maps, proposals, extents)
@@ -377,8 +377,8 @@ def _cascade_mask_rcnn(record: Record) -> Outputs:
     head = config.build(s["fpn"]["in_channels"], strides, num_classes_of(s))
     rules = cascade_rules(len(config.stages))
     record.load_into(head, rules)
-    maps = [x.clone().requires_grad_() for x in _maps(record, "f")]
-    extents, objects = _extents(s), _objects(record)
+    maps = [x.clone().requires_grad_() for x in maps_of(record, "f")]
+    extents, objects = extents_of(s), objects_of(record)
     losses = head.losses(maps, extents, objects)
     gradients = _gradients(record, head, rules, maps, sum(losses.values(), torch.zeros(())))
     with torch.no_grad():

@@ -9,24 +9,20 @@ Letters: n objects, m side of a mask inside its box, (H, W) the size of the imag
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stepwell.ops.paste import paste
 from stepwell.structures import Detections, Size
 
-__all__ = ["Paste", "instance_map", "region_of"]
-
-Paste = Callable[[Tensor, Tensor, Size], Tensor]
-"""masks (n, m, m), boxes (n, 4) in pixels, (H, W) -> probabilities (n, H, W), 0 outside the boxes."""
+__all__ = ["instance_map", "region_of"]
 
 
 def instance_map(
     found: Detections,
     size: Size,
-    paste: Paste,
     *,
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,

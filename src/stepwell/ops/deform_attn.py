@@ -1,18 +1,20 @@
-"""Deformable attention: every query reads its own few points of a map, and sums them by weight.
+"""Deformable attention: every query reads its own few points of a map, or of several, and sums them up.
 
-Deformable DETR, arXiv 2010.04159, equation 2, for one level; the branches of PIIP (arXiv 2501.07783) talk
-through it. Points are read bilinearly, and outside the map there is zero. A place that is no finite number
-gives NaN.
-Letters: B batch, M heads, D width of a head, Nq queries, P points, (H, W) the grid that is sampled; x and y
-the column and row of a point, counted in cells from the centre of the first.
+Deformable DETR, arXiv 2010.04159, equations 2 and 3: the branches of PIIP (arXiv 2501.07783) talk through one
+level, DINO (arXiv 2203.03605) reads several. Points are read bilinearly, and outside the map there is zero. A
+place that is no finite number gives NaN.
+Letters: B batch, M heads, D width of a head, Nq queries, L levels, P points, (H, W) the grid that is sampled;
+x and y the column and row of a point, counted in cells from the centre of the first.
 
-The fast twin sees that a query's output is a weighted sum of 4*P rows of a table, which is `embedding_bag`;
+The fast twin sees that a query's output is a weighted sum of 4*L*P rows of a table, which is `embedding_bag`;
 and that a row's gradient is the same sum with rows and queries in exchanged roles. It works on flat (B, Nq,
 M*P) planes: axes of four points or two coordinates are too short for vectorised loops.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,25 +27,47 @@ from stepwell.ops.parts import in_parts
 from stepwell.ops.precision import at_least_single
 from stepwell.structures import Size
 
-__all__ = ["deform_attn", "deform_attn_fast", "deform_attn_reference"]
+__all__ = ["deform_attn", "deform_attn_fast", "deform_attn_levels", "deform_attn_reference"]
 
 
 def deform_attn(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """value (B, H*W, M, D), size (H, W); x, y and weights (B, Nq, M, P), x and y in cells of the grid
     -> (B, Nq, M*D) in the dtype of `value`, heads side by side."""
-    if value.shape[1] != size[0] * size[1]:
-        raise ValueError(f"value has {value.shape[1]} tokens, but a grid of {size[0]}x{size[1]} cells")
+    return deform_attn_levels(value, [size], x[..., None, :], y[..., None, :], weights[..., None, :])
+
+
+def deform_attn_levels(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """As `deform_attn`, of several maps: value (B, sum of H*W, M, D), one map after the other; x, y and
+    weights (B, Nq, M, L, P), in cells of each one's grid. Raises ValueError for other numbers of tokens or
+    levels.
+    """
+    tokens = sum(height * width for height, width in sizes)
+    if value.shape[1] != tokens:
+        grids = ", ".join(f"{height}x{width}" for height, width in sizes)
+        raise ValueError(f"value has {value.shape[1]} tokens, but grids of {grids} cells have {tokens}")
+    if weights.shape[3] != len(sizes):
+        raise ValueError(f"points lie on {weights.shape[3]} levels, but there are {len(sizes)} grids")
     fast = choose(
         fast_ok=value.device.type in ("cpu", "meta"),
         why_not=f"deformable attention has a fast twin on CPU only, not on {value.device.type}",
     )
     exact = at_least_single(value.dtype)  # half precision would miss points by whole cells
     run = deform_attn_fast if fast else deform_attn_reference
-    return run(value.to(exact), size, x.to(exact), y.to(exact), weights.to(exact)).to(value.dtype)
+    return run(value.to(exact), sizes, x.to(exact), y.to(exact), weights.to(exact)).to(value.dtype)
 
 
-def deform_attn_reference(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """As `deform_attn`, all tensors of one dtype."""
+def deform_attn_reference(
+    value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: Tensor
+) -> Tensor:
+    """As `deform_attn_levels`, all tensors of one dtype."""
+    maps = value.split([height * width for height, width in sizes], dim=1)
+    points = zip(x.unbind(3), y.unbind(3), weights.unbind(3), strict=True)
+    parts = [_sample(level, size, *at) for level, size, at in zip(maps, sizes, points, strict=True)]
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+def _sample(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """Of one level: value (B, H*W, M, D); x, y and weights (B, Nq, M, P)."""
     maps = value.permute(0, 2, 3, 1).unflatten(3, size).flatten(0, 1)  # (B*M, D, H, W)
     grid = torch.stack([(2 * x + 1) / size[1] - 1, (2 * y + 1) / size[0] - 1], -1)  # -1 and 1 are the edges
     grid = grid.transpose(1, 2).flatten(0, 1)  # (B*M, Nq, P, 2)
@@ -54,32 +78,37 @@ def deform_attn_reference(value: Tensor, size: Size, x: Tensor, y: Tensor, weigh
     return out.permute(0, 3, 1, 2).flatten(2)
 
 
-def deform_attn_fast(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """As `deform_attn`, all tensors of one dtype."""
-    out = in_parts(lambda *queries: _read(value, size, *queries), x, y, weights)
+def deform_attn_fast(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """As `deform_attn_levels`, all tensors of one dtype."""
+    out = in_parts(lambda *queries: _read(value, sizes, *queries), x, y, weights)
     return with_derivatives_of(
-        lambda value, *queries: deform_attn_reference(value, size, *queries), (value, x, y, weights), out
+        lambda value, *queries: deform_attn_reference(value, sizes, *queries), (value, x, y, weights), out
     )
 
 
-def _read(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    (batch, cells, heads, dim), (_, queries, _, points) = value.shape, weights.shape
+def _read(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    (batch, cells, heads, dim), (_, queries, _, _, points) = value.shape, weights.shape
     small = max(batch * cells * heads, 4 * weights.numel()) < 2**31
     integer = torch.int32 if small else torch.int64  # half the memory to read, and a faster sort
     head = torch.arange(heads, dtype=integer, device=value.device).repeat_interleave(points)
     first = torch.arange(batch, dtype=integer, device=value.device).view(-1, 1, 1) * (cells * heads) + head
 
-    weights = weights.flatten(2)
-    columns = [(cell * heads, near) for cell, near in _neighbours(x.flatten(2), size[1], integer)]
-    lines = [
-        (cell * (size[1] * heads) + first, near * weights)
-        for cell, near in _neighbours(y.flatten(2), size[0], integer)
-    ]
-    index = torch.stack([line + column for line, _ in lines for column, _ in columns], -1)
-    corners = torch.stack([above * beside for _, above in lines for _, beside in columns], -1)
-
+    levels = zip(*(plane.unbind(3) for plane in (x, y, weights)), strict=True)
+    starts = accumulate((height * width * heads for height, width in sizes), initial=0)
     bags = (batch * queries * heads, 4 * points)
-    out = _sum_rows(value.flatten(0, 2), index.view(bags), corners.view(bags))
+    indices, shares = [], []
+    for start, (height, width), level in zip(starts, sizes, levels, strict=False):
+        level_x, level_y, level_weights = (plane.flatten(2) for plane in level)
+        columns = [(cell * heads, near) for cell, near in _neighbours(level_x, width, integer)]
+        lines = [
+            (cell * (width * heads) + (first + start), near * level_weights)
+            for cell, near in _neighbours(level_y, height, integer)
+        ]
+        index = torch.stack([line + column for line, _ in lines for column, _ in columns], -1)
+        corners = torch.stack([above * beside for _, above in lines for _, beside in columns], -1)
+        indices.append(index.view(bags))
+        shares.append(corners.view(bags))
+    out = _sum_rows(value.flatten(0, 2), torch.cat(indices, 1), torch.cat(shares, 1))
     return out.view(batch, queries, heads * dim)
 
 
