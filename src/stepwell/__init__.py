@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from stepwell.fuse.interaction import InteractionConfig as InteractionConfig
     from stepwell.fuse.upsample import UpsamplerConfig as UpsamplerConfig
     from stepwell.fuse.windows import WindowConfig as WindowConfig
+    from stepwell.heads.cascade import CascadeConfig as CascadeConfig
+    from stepwell.heads.dino import DinoConfig as DinoConfig
+    from stepwell.heads.rcnn import RcnnConfig as RcnnConfig
+    from stepwell.heads.upernet import UperNetConfig as UperNetConfig
     from stepwell.images.limits import ImageError as ImageError
     from stepwell.images.limits import ImageLimits as ImageLimits
     from stepwell.images.open import open_image as open_image
@@ -34,6 +38,12 @@ if TYPE_CHECKING:
     from stepwell.models.config import StepwellConfig as StepwellConfig
     from stepwell.models.dense import ClassifierSettings as ClassifierSettings
     from stepwell.models.dense import DenseSettings as DenseSettings
+    from stepwell.models.dense_config import DetectionImages as DetectionImages
+    from stepwell.models.dense_config import SegmentationImages as SegmentationImages
+    from stepwell.models.dense_config import StepwellDetectorConfig as StepwellDetectorConfig
+    from stepwell.models.dense_config import StepwellSegmenterConfig as StepwellSegmenterConfig
+    from stepwell.models.detector import StepwellForInstanceSegmentation as StepwellForInstanceSegmentation
+    from stepwell.models.detector import StepwellForObjectDetection as StepwellForObjectDetection
     from stepwell.models.inf import InfConfig as InfConfig
     from stepwell.models.llava_hr import LlavaHrConfig as LlavaHrConfig
     from stepwell.models.parts import load_parts as load_parts
@@ -47,6 +57,7 @@ if TYPE_CHECKING:
     from stepwell.models.pyramid import BranchConfig as BranchConfig
     from stepwell.models.pyramid import pyramid_branches as pyramid_branches
     from stepwell.models.pyramid_shared import PyramidSharedConfig as PyramidSharedConfig
+    from stepwell.models.segmenter import StepwellForSemanticSegmentation as StepwellForSemanticSegmentation
     from stepwell.models.uhd import UhdV1Config as UhdV1Config
     from stepwell.models.uhd import UhdV2Config as UhdV2Config
     from stepwell.ops.choose import prefer as prefer
@@ -61,7 +72,10 @@ _ROOMS = {
     "ClassifierSettings": "models.dense",
     "CocoFile": "data.coco",
     "Conversations": "data.conversations",
+    "CascadeConfig": "heads.cascade",
     "DenseSettings": "models.dense",
+    "DetectionImages": "models.dense_config",
+    "DinoConfig": "heads.dino",
     "EnhancementConfig": "fuse.dual",
     "ImageError": "images.limits",
     "ImageFolder": "data.image_folder",
@@ -77,11 +91,19 @@ _ROOMS = {
     "PyramidClassifierConfig": "models.perception",
     "PyramidForImageClassification": "models.perception",
     "PyramidSharedConfig": "models.pyramid_shared",
+    "RcnnConfig": "heads.rcnn",
+    "SegmentationImages": "models.dense_config",
     "StepwellConfig": "models.config",
+    "StepwellDetectorConfig": "models.dense_config",
     "StepwellForConditionalGeneration": "models.assistant",
+    "StepwellForInstanceSegmentation": "models.detector",
+    "StepwellForObjectDetection": "models.detector",
+    "StepwellForSemanticSegmentation": "models.segmenter",
     "StepwellProcessor": "models.processor",
+    "StepwellSegmenterConfig": "models.dense_config",
     "UhdV1Config": "models.uhd",
     "UhdV2Config": "models.uhd",
+    "UperNetConfig": "heads.upernet",
     "UpsamplerConfig": "fuse.upsample",
     "WindowConfig": "fuse.windows",
     "build_encoder": "encoders.catalogue",

@@ -150,13 +150,9 @@ def features_rules(
     return [*encoder_rules(branches, num_interactions), *merges, *pyramid_rules(operations)]
 
 
-def detector_rules(features: Sequence[Rule]) -> list[Rule]:
-    """The checkpoint of a detector or segmenter -> PyramidBackbone; features: the table of its backbone."""
-    return [
-        Prefix(r"backbone\.", "pyramid.", features),
-        Drop(r"(?:neck|rpn_head|roi_head|bbox_head|query_head)\..*", "detection head, not taken over"),
-        Drop(r"(?:decode_head|auxiliary_head)\..*", "segmentation head, not taken over"),
-    ]
+def detector_rules(features: Sequence[Rule], head: Sequence[Rule]) -> list[Rule]:
+    """The checkpoint of a detector or segmenter -> its model; features, head: the tables of these parts."""
+    return [Prefix(r"backbone\.", "backbone.pyramid.", features), Prefix("", "head.", head)]
 
 
 def classifier_rules(

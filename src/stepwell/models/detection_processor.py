@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepwell.heads.instances import Paste, instance_map
+from stepwell.heads.instances import instance_map
 from stepwell.models.perception_processor import PaddedImageProcessor, checked_side, target_pairs
 from stepwell.structures import Detections, Size
 from stepwell.views.resize import size_within
 
-__all__ = ["StepwellDetectionImageProcessor", "detections_above", "instance_segmentation"]
+__all__ = ["StepwellDetectionImageProcessor", "detections_above"]
 
 
 class StepwellDetectionImageProcessor(PaddedImageProcessor):
@@ -50,6 +50,34 @@ class StepwellDetectionImageProcessor(PaddedImageProcessor):
         found = detections_above(outputs, threshold, target_sizes)
         return [{"scores": one.scores, "labels": one.labels, "boxes": one.boxes} for one in found]
 
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: Tensor | Sequence[Size] | None = None,
+    ) -> list[dict[str, Any]]:
+        """outputs: as of `post_process_object_detection`, with `pred_masks` (B, N, m, m), probabilities
+        inside the boxes.
+
+        Of each image its `segmentation` (H, W) and `segments_info` (`instance_map`). Raises ValueError
+        without masks or without the sizes of the original images.
+        """
+        if target_sizes is None:
+            raise ValueError("masks are put into images of a known size; give target_sizes, (H, W) of each")
+        found = detections_above(outputs, threshold, target_sizes)
+        maps = [
+            instance_map(
+                one,
+                (int(size[0]), int(size[1])),
+                mask_threshold=mask_threshold,
+                overlap_mask_area_threshold=overlap_mask_area_threshold,
+            )
+            for one, size in zip(found, target_sizes, strict=True)
+        ]
+        return [{"segmentation": segmentation, "segments_info": segments} for segmentation, segments in maps]
+
 
 def detections_above(
     outputs: Any, threshold: float, target_sizes: Tensor | Sequence[Size] | None
@@ -67,35 +95,3 @@ def detections_above(
             boxes = boxes * torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype, device=boxes.device)
         found.append(Detections(boxes, scores[kept], labels[kept], None if masks is None else masks[i][kept]))
     return found
-
-
-def instance_segmentation(
-    outputs: Any,
-    paste: Paste,
-    target_sizes: Tensor | Sequence[Size] | None,
-    *,
-    threshold: float = 0.5,
-    mask_threshold: float = 0.5,
-    overlap_mask_area_threshold: float = 0.8,
-) -> list[dict[str, Any]]:
-    """outputs: as of `post_process_object_detection`, with `pred_masks` (B, N, m, m), probabilities inside
-    the boxes. paste: puts masks into boxes.
-
-    Of each image its `segmentation` (H, W) and `segments_info` (`instance_map`). Raises ValueError without
-    masks or without the sizes of the original images.
-    """
-    if target_sizes is None:
-        raise ValueError("masks are put into images of a known size; give target_sizes, (H, W) of each image")
-    found = detections_above(outputs, threshold, target_sizes)
-    maps = [
-        instance_map(
-            one,
-            size,
-            paste,
-            mask_threshold=mask_threshold,
-            overlap_mask_area_threshold=overlap_mask_area_threshold,
-        )
-        for one, size in zip(found, target_pairs(target_sizes, len(found)), strict=True)
-        if size is not None
-    ]
-    return [{"segmentation": segmentation, "segments_info": segments} for segmentation, segments in maps]

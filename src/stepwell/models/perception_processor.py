@@ -107,23 +107,20 @@ class StepwellSegmentationImageProcessor(PaddedImageProcessor):
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Tensor | Sequence[Size] | None = None
     ) -> list[Tensor]:
-        """outputs: `logits` (B, K, H, W) and, for images of unequal sizes, the `pixel_mask` (B, H, W) of the
-        batch. target_sizes: (H, W) of every original image; None leaves the size of the prepared ones.
+        """outputs: `logits` (B, K, H, W) and, for images of unequal sizes, `image_sizes` (B, 2), height and
+        width without padding. target_sizes: (H, W) of every original image; None leaves the size of the
+        prepared ones.
 
         The class (H, W) of every pixel, int64: logits are resized to the original size before the largest is
-        taken. Raises ValueError for another number of sizes than images, or a mask of another size.
+        taken. Raises ValueError for another number of sizes than images.
         """
-        logits, mask = outputs.logits, getattr(outputs, "pixel_mask", None)
-        if mask is not None and mask.shape[-2:] != logits.shape[-2:]:
-            raise ValueError(
-                f"logits of {tuple(logits.shape[-2:])} for images padded to {tuple(mask.shape[-2:])}; give "
-                "logits for every pixel"
-            )
+        logits, valid = outputs.logits, getattr(outputs, "image_sizes", None)
         sizes = target_pairs(target_sizes, len(logits))
         maps = []
         for i, (values, size) in enumerate(zip(logits, sizes, strict=True)):
-            if mask is not None:
-                values = values[:, : int(mask[i, :, 0].sum()), : int(mask[i, 0].sum())]
+            if valid is not None:
+                height, width = valid[i].tolist()
+                values = values[:, :height, :width]
             maps.append(class_map(values[None], size or values.shape[-2:])[0])
         return maps
 

@@ -145,7 +145,7 @@ Deviations = Annotated[Statistics, AfterValidator(_positive)]
 """Of red, green and blue, as settings take them."""
 
 
-def validated(kind: type, settings: Any, name: str) -> Any:
+def validated(kind: Any, settings: Any, name: str) -> Any:
     """Settings or their JSON -> an instance of `kind`. Raises ValueError of one line: `name` and the wrong
     field.
     """

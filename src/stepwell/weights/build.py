@@ -14,11 +14,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from stepwell.folders import one_line
 from stepwell.models.config import StepwellConfig
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.dense_config import StepwellDetectorConfig, StepwellSegmenterConfig
 from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.perception import PyramidBackboneConfig, PyramidClassifierConfig, image_processor
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published.published import Published
 from stepwell.models.register import MODELS
+from stepwell.models.with_head import image_processor as padded_image_processor
 
 __all__ = ["build_model", "text_config", "write_processor"]
 
@@ -36,7 +38,9 @@ def build_model(
     config: PreTrainedConfig
     match published.settings:
         case DenseSettings() as settings:
-            config = PyramidBackboneConfig(pyramid=settings)
+            names = dict(enumerate(published.classes))
+            kind = StepwellDetectorConfig if published.task == "detection" else StepwellSegmenterConfig
+            config = kind(settings, published.head, published.images, id2label=names)
         case ClassifierSettings() as settings:
             config = PyramidClassifierConfig(pyramid=settings, num_labels=published.num_classes)
         case settings:
@@ -85,6 +89,9 @@ def write_processor(folder: Path, config: PreTrainedConfig, source: Path) -> lis
     """
     if isinstance(config, PyramidBackboneConfig | PyramidClassifierConfig):
         image_processor(config.settings).save_pretrained(folder)
+        return []
+    if isinstance(config, StepwellDetectorConfig | StepwellSegmenterConfig):
+        padded_image_processor(config).save_pretrained(folder)
         return []
     assert isinstance(config, StepwellConfig)
     of_images = StepwellImageProcessor(vision_config=config.vision_config)

@@ -163,6 +163,7 @@ def _prepare(
         ("language model", ("model.language_model.", "lm_head.")),
         ("layer of a language model", ("model.language_model.layers.",)),
         ("encoder", ("model.vision.branches.",)),
+        ("head", ("head.",)),
     ):
         if not any(name.startswith(prefixes) for name in renaming.targets):
             why = f"no {what} in this source"

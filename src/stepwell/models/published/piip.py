@@ -9,19 +9,28 @@ while names give the largest view first, as the paper does: `piip_<task>_<networ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from stepwell.encoders.catalogue import ENCODERS, encoder_arguments, encoder_spec
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.fuse.interaction import InteractionConfig
+from stepwell.heads.dino import DinoConfig
 from stepwell.heads.neck import SIMPLE
+from stepwell.heads.rcnn import RcnnConfig
+from stepwell.heads.upernet import UperNetConfig
 from stepwell.keys.backbones import backbone_rules
+from stepwell.keys.dino import DINO
 from stepwell.keys.engine import Prefix, Rule
 from stepwell.keys.llava import LANGUAGE_MODEL
 from stepwell.keys.piip import BLOCKS, classifier_rules, detector_rules, features_rules, vision_rules
+from stepwell.keys.rcnn import rcnn_rules
+from stepwell.keys.upernet import UPERNET
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.dense_config import DetectionImages, DetectionSettings, SegmentationImages
 from stepwell.models.piip import PiipConfig
-from stepwell.models.published.published import VICUNA_7B, VICUNA_13B, Published
+from stepwell.models.published.classes import ADE20K, COCO
+from stepwell.models.published.published import VICUNA_7B, VICUNA_13B, Published, Task
 from stepwell.models.pyramid import BranchConfig, Branches
 from stepwell.models.runs import STAGE_MERGES, layer_runs
 from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD
@@ -29,6 +38,8 @@ from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD
 __all__ = ["PIIP", "dense_settings"]
 
 REPOSITORY = "OpenGVLab/PIIP"
+CLASSES: dict[Task, tuple[str, ...]] = {"detection": COCO, "segmentation": ADE20K, "classification": ()}
+SPEEDUP = "the quick variant, which the release names without a file: no projections, norms or exact GELU"
 IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}  # where branch 1 has others
 FAST = InteractionConfig(project=False, norm=False)  # the variant without projections and norms
 TSB = "deit3_b deit3_s deit_t"
@@ -45,9 +56,10 @@ def dense_settings(
     merge: Literal["dense", "stages", "none"] = "dense",
     dino: bool = False,
     halves: bool = True,
+    image_branch: int | None = None,
 ) -> DenseSettings:
     """Of a detector or segmenter. dino: the finest map is not returned. halves: the statistics of images, in
-    place of those of branch 1.
+    place of those of branch 1. image_branch: as of DenseSettings.
     """
     has_strides = ENCODERS[branches[-1].encoder].build is ConvNeXt
     return DenseSettings(
@@ -59,6 +71,7 @@ def dense_settings(
         neck_norm="layernorm" if merge == "none" else "groupnorm",
         mean=HALF_MEAN if halves else None,
         std=HALF_STD if halves else None,
+        image_branch=image_branch,
     )
 
 
@@ -73,14 +86,22 @@ def _tables(branches: Sequence[BranchConfig]) -> list[list[Rule]]:
     return tables
 
 
-def _dense_rules(settings: DenseSettings) -> list[Rule]:
+def _plain(side: int, divisor: int = 224) -> DetectionImages:
+    """A long side, and of the short one what an image of 1333x800 has."""
+    return DetectionImages(long_limit=side, short_limit=side * 800 // 1333, size_divisor=divisor)
+
+
+HEAD_RULES: dict[str, list[Rule]] = {"rcnn": rcnn_rules(), "dino": DINO, "upernet": UPERNET}
+
+
+def _dense_rules(settings: DenseSettings, *, head: DetectionSettings | UperNetConfig) -> list[Rule]:
     features = features_rules(
         _tables(settings.branches),
         len(settings.branches[0].interactions),
         merge_after=settings.merge_after,
         operations=settings.operations,
     )
-    return detector_rules(features)
+    return detector_rules(features, HEAD_RULES[head.kind])
 
 
 def _classifier_rules(settings: ClassifierSettings) -> list[Rule]:
@@ -150,14 +171,20 @@ def _published(
     settings: DenseSettings | ClassifierSettings,
     file: str | None = None,
     quirk: str = "",
+    *,
+    head: DetectionSettings | UperNetConfig | None = None,
+    images: DetectionImages | SegmentationImages | None = None,
 ) -> Published:
     """file: in the repository's folder of this task, without its ending."""
     return Published(
         name=name,
         task=task,
         settings=settings,
-        rules=_classifier_rules if task == "classification" else _dense_rules,
-        num_classes=1000 if task == "classification" else None,
+        rules=_classifier_rules if head is None else partial(_dense_rules, head=head),
+        head=head,
+        images=images,
+        classes=CLASSES[task],
+        num_classes=len(CLASSES[task]) or 1000,
         repository=REPOSITORY if file else None,
         file=f"{task}/{file}.pth" if file else None,
         quirk=quirk,
@@ -176,7 +203,9 @@ def _deit_detectors() -> Iterator[Published]:
     ):
         name = f"{networks}_{_joined(sizes)}"
         settings = dense_settings(_dense(encoders, sizes, windows=windows))
-        yield _published("detection", f"piip_det_{name}", settings, f"mask_rcnn_deit_{name}_fpn_1x_coco_bs16")
+        file = f"mask_rcnn_deit_{name}_fpn_1x_coco_bs16"
+        images = _plain(sizes[-1])
+        yield _published("detection", f"piip_det_{name}", settings, file, head=RcnnConfig(), images=images)
     for large in ((448, 672, 896, 1344), (448, 672, 1120, 1568), (448, 1120, 1568, 1792)):
         name = f"tsbl_{_joined(large)}"
         yield _published(
@@ -185,18 +214,24 @@ def _deit_detectors() -> Iterator[Published]:
             dense_settings(_dense(f"{SBL} deit3_s", large, windows=28)),
             f"mask_rcnn_deit_{name}_fpn_1x_coco_bs16",
             "branch 4 is built from the settings of branch 3: a second ViT-S",
+            head=RcnnConfig(),
+            images=_plain(large[-1]),
         )
         yield _published(
             "detection",
             f"piip_det_{name}_as_config",
             dense_settings(_dense(f"{SBL} deit_t", large, windows=28)),
             quirk="branch 4 is ViT-T, as the paper says; the released code does not build this",
+            head=RcnnConfig(),
+            images=_plain(large[-1]),
         )
 
 
 def _pretrained_detectors() -> Iterator[Published]:
     """PIIP-SBL 1568/1120/672 from other pretrainings (Table V)."""
     steep: dict[str, Any] = {"drop_path": [0.4, 0.3, 0.2]}
+    sizes = (672, 1120, 1568)
+    own: dict[str, Any] = {"head": RcnnConfig(), "images": _plain(1568)}
     for pretraining, encoders, arguments in (
         ("augreg", "augreg_l_384 augreg_b_384 augreg_s_384", steep),
         ("mae", "mae_l mae_b deit3_s", {}),
@@ -205,32 +240,71 @@ def _pretrained_detectors() -> Iterator[Published]:
         ("uniperceiver", "uniperceiver_l uniperceiver_b deit3_s", {}),
     ):
         name = f"{pretraining}_sbl_1568_1120_672"
-        settings = dense_settings(_dense(encoders, (672, 1120, 1568), windows=28, **arguments))
-        yield _published("detection", f"piip_det_{name}", settings, f"mask_rcnn_{name}_fpn_1x_coco_bs16")
+        settings = dense_settings(_dense(encoders, sizes, windows=28, **arguments))
+        file = f"mask_rcnn_{name}_fpn_1x_coco_bs16"
+        yield _published("detection", f"piip_det_{name}", settings, file, **own)
+    augreg = "augreg_l_384 augreg_b_384 augreg_s_384"
+    quick = _dense(augreg, sizes, windows=28, **steep, activation="gelu_tanh")
+    yield _published(
+        "detection",
+        "piip_det_augreg_sbl_1568_1120_672_speedup",
+        dense_settings(quick, interaction=FAST),
+        quirk=SPEEDUP,
+        **own,
+    )
 
 
 def _large_detectors() -> Iterator[Published]:
     """With InternViT-6B, and under DINO. The released ones attend globally; the paper used windows."""
-    encoders, sizes = "deit3_l_384 deit3_b deit3_s", (672, 1120, 1792)
-    sbl = _dense(encoders, sizes, windows=(24, 24, 0), position_grid=(24, 24))
+    sizes = (672, 1120, 1792)
+    sbl = _dense("deit3_l_384 deit3_b_384 deit3_s_384", sizes, windows=(24, 24, 0))
     h6b, h6b_dino = (_dense("internvit_6b mae_h", (small, 1024)) for small in (512, 768))
-    lh6b = _dense("internvit_6b mae_h deit3_l_384", (512, 1024, 1536), 4, activation="gelu_tanh")
-    for name, settings, file in (
+    quick: dict[str, Any] = {"activation": "gelu_tanh"}
+    lh6b = _dense("internvit_6b mae_h deit3_l_384", (512, 1024, 1536), 4, **quick)
+    h6b_quick = _dense("internvit_6b mae_h", (512, 1024), **quick)
+    base = DetectionImages(size_divisor=64)
+    large = DetectionImages(long_limit=1999, short_limit=1200, size_divisor=64)
+    largest = DetectionImages(long_limit=2332, short_limit=1400, size_divisor=224)
+    for name, settings, file, head, images in (
         (
             "dino_sbl_1792_1120_672",
             dense_settings(sbl, dino=True, halves=False),
             "dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms",
+            DinoConfig(),
+            largest,
         ),
-        ("h6b_1024_512", dense_settings(h6b), "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms"),
+        (
+            "h6b_1024_512",
+            dense_settings(h6b),
+            "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms",
+            RcnnConfig(),
+            base,
+        ),
+        (
+            "h6b_1024_512_speedup",
+            dense_settings(h6b_quick, interaction=FAST),
+            None,
+            RcnnConfig(),
+            base,
+        ),
         (
             "dino_h6b_1024_768",
             dense_settings(h6b_dino, dino=True),
             "dino_4scale_internvit_h6b_1024_768_fpn_1x_coco_bs32_ms",
+            DinoConfig(),
+            base,
         ),
-        ("lh6b_1536_1024_512", dense_settings(lh6b, interaction=FAST), None),
-        ("dino_lh6b_1536_1024_512", dense_settings(lh6b, interaction=FAST, dino=True), None),
+        ("lh6b_1536_1024_512", dense_settings(lh6b, interaction=FAST), None, RcnnConfig(), large),
+        (
+            "dino_lh6b_1536_1024_512",
+            dense_settings(lh6b, interaction=FAST, dino=True),
+            None,
+            DinoConfig(),
+            large,
+        ),
     ):
-        yield _published("detection", f"piip_det_{name}", settings, file)
+        quirk = SPEEDUP if name.endswith("speedup") else ""
+        yield _published("detection", f"piip_det_{name}", settings, file, quirk, head=head, images=images)
 
 
 def _convnext_detectors() -> Iterator[Published]:
@@ -245,7 +319,14 @@ def _convnext_detectors() -> Iterator[Published]:
         name, file = mixture, None
         if mixture == "ct_cs_cb":
             name, file = "convnext_tsb", "mask_rcnn_convnext-tsb_1024_672_448_regular-fpn"
-        yield _published("detection", f"piip_det_{name}_1024_672_448", settings, file)
+        yield _published(
+            "detection",
+            f"piip_det_{name}_1024_672_448",
+            settings,
+            file,
+            head=RcnnConfig(),
+            images=DetectionImages(),
+        )
 
 
 def _baselines() -> Iterator[Published]:
@@ -262,7 +343,8 @@ def _baselines() -> Iterator[Published]:
         ("convnext_b", "convnext_b", 12, {}, None),
     ):
         settings = dense_settings(_dense(encoder, [1024], interactions, **arguments), merge="none")
-        yield _published("detection", f"{name}_1024", settings, file)
+        images = DetectionImages(size_divisor=64) if name == "internvit_6b" else _plain(1024, 64)
+        yield _published("detection", f"{name}_1024", settings, file, head=RcnnConfig(), images=images)
     for name, encoder, statistics in (("deit_b_224", "deit_b", {}), ("vit_l_224", "augreg_l", IMAGENET)):
         branches = _branches(encoder, [224], 0, class_token=True, class_slot=True, layer_scale=None)
         classifier = ClassifierSettings(branches=branches, head="cls", **statistics)
@@ -270,24 +352,34 @@ def _baselines() -> Iterator[Published]:
 
 
 def _segmenters() -> Iterator[Published]:
-    """Table VI, and the released ones, with InternViT-6B, whose FFN approximates GELU by tanh."""
+    """Table VI, and the released ones, with InternViT-6B, whose FFN approximates GELU by tanh.
+
+    Of three branches the crop is as large as branch 2's view, and branch 3's is enlarged from it.
+    """
     for name, encoders, sizes in (("tsb", TSB, (336, 448, 896)), ("sbl", SBL, (336, 448, 1120))):
         yield _published(
             "segmentation",
             f"piip_seg_{name}_{_joined(sizes)}",
-            dense_settings(_dense(encoders, sizes, windows=[0, 28, 28]), halves=False),
+            dense_settings(_dense(encoders, sizes, windows=[0, 28, 28]), halves=False, image_branch=1),
             quirk="no configuration was released: windows are inferred from the printed cost",
+            head=UperNetConfig(),
+            images=SegmentationImages(window=sizes[1], stride=sizes[1] * 2 // 3),
         )
     released: dict[str, Any] = {"drop_path": 0.4, "activation": "gelu_tanh"}
     training = "80k_ade20k_bs16_lr4e-5"
     alone = _dense("internvit_6b", [512], 0, position_grid=(32, 32), **released)
     settings = dense_settings(alone, merge="none", halves=False)
-    yield _published("segmentation", "internvit_6b_512", settings, f"upernet_internvit_6b_512_{training}")
+    own: dict[str, Any] = {
+        "head": UperNetConfig(channels=1536, auxiliary_channels=1536),
+        "images": SegmentationImages(),
+    }
+    file = f"upernet_internvit_6b_512_{training}"
+    yield _published("segmentation", "internvit_6b_512", settings, file, **own)
     for small in (192, 256, 384, 512):
         branches = _dense("internvit_6b mae_h", (small, 512), position_grid=_grids((small, 512)), **released)
         settings = dense_settings(branches, interaction=FAST, halves=False)
         file = f"upernet_internvit_h6b_{small}_512_{training}"
-        yield _published("segmentation", f"piip_seg_h6b_512_{small}", settings, file)
+        yield _published("segmentation", f"piip_seg_h6b_512_{small}", settings, file, **own)
 
 
 def _classifiers() -> Iterator[Published]:

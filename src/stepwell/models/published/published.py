@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stepwell.encoders.catalogue import ENCODERS, encoder_arguments
+from stepwell.heads.upernet import UperNetConfig
 from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import Rule
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.dense_config import DetectionImages, DetectionSettings, SegmentationImages
 from stepwell.models.vision import VisionConfig
 
 __all__ = [
@@ -40,6 +42,11 @@ class Published:
     task: Task
     settings: DenseSettings | ClassifierSettings | VisionConfig
     rules: Callable[[Any], list[Rule]]  # `settings` -> the key table of the whole checkpoint
+    classes: tuple[str, ...] = ()  # names, where they are known
+    head: DetectionSettings | UperNetConfig | None = (
+        None  # of a detector or segmenter, and how its images are
+    )
+    images: DetectionImages | SegmentationImages | None = None
     num_classes: int | None = None
     parts: tuple[str, ...] = ()
     text_config: Mapping[str, Any] | None = None  # of transformers, for weights without a config.json

@@ -1,0 +1,161 @@
+"""Detectors as models of transformers: a backbone, and the heads of Mask R-CNN, Cascade Mask R-CNN or DINO.
+
+PIIP, arXiv 2501.07783, section IV-A. Letters: B batch, (H, W) the padded batch in pixels, N detections of the
+image that has most, n objects of an image, m side of a mask inside its box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from stepwell.heads.detection import DetectionHead
+from stepwell.models.backbones import feature_maps
+from stepwell.models.dense_config import StepwellDetectorConfig
+from stepwell.models.with_head import BackboneWithHead, padded, valid_sizes
+from stepwell.structures import Detections, Extent, Objects, Size
+
+__all__ = ["DetectorOutput", "StepwellForInstanceSegmentation", "StepwellForObjectDetection"]
+
+
+@dataclass
+class DetectorOutput(ModelOutput):
+    """What is found in each image, best first; places that an image does not fill have label -1.
+
+    pred_boxes are xyxy, in parts of the image's width and height without padding. pred_masks are
+    probabilities inside each box. losses: the terms whose sum the loss is.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    scores: Tensor | None = None  # (B, N)
+    labels: Tensor | None = None  # (B, N)
+    pred_boxes: Tensor | None = None  # (B, N, 4)
+    pred_masks: Tensor | None = None  # (B, N, m, m)
+
+
+class StepwellForObjectDetection(BackboneWithHead):
+    """Boxes, and masks where the head has them."""
+
+    config_class = StepwellDetectorConfig
+    head: DetectionHead
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: Sequence[Mapping[str, Tensor]] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> DetectorOutput:
+        """pixel_values (B, 3, H, W), normalised, each image at the top left and zeros beside it.
+
+        pixel_mask: (B, H, W), 1 where there is image; None: everywhere. labels: of each image, as the DETRs
+        of transformers take them: `class_labels` (n,), `boxes` (n, 4) as centre, width and height in parts of
+        the image, and `masks` (n, h, w) in its pixels for heads with masks. Losses are of the batch as it is
+        padded, detections of each image alone; while training there are none beside the losses. The last
+        three arguments, which users of transformers hand over, change nothing. Raises ValueError for labels
+        that do not fit.
+        """
+        divisor = self.config.image_settings.size_divisor
+        pixels = padded(pixel_values, divisor)
+        extents = _extents(valid_sizes(pixel_values, pixel_mask), divisor)
+        outputs: dict[str, Any] = {}
+        if labels is not None:
+            size = (pixels.shape[-2], pixels.shape[-1])
+            objects = _objects(labels, extents, size, self.config.num_labels)
+            outputs["losses"] = self.head.losses(feature_maps(self.backbone, pixels), extents, objects)
+            outputs["loss"] = torch.stack(list(outputs["losses"].values())).sum()
+        if labels is None or not self.training:
+            outputs |= _stacked(self._found(pixels, extents), extents)
+        return DetectorOutput(**outputs)
+
+    def _found(self, pixels: Tensor, extents: Sequence[Extent]) -> list[Detections]:
+        """Of each image in its own padding: more of it would change what is found. Images whose padded sizes
+        are equal go together.
+        """
+        groups: dict[Size, list[int]] = {}
+        for i, extent in enumerate(extents):
+            groups.setdefault(extent.padded, []).append(i)
+        found: dict[int, Detections] = {}
+        for (height, width), members in groups.items():
+            maps = feature_maps(self.backbone, pixels[members, :, :height, :width])
+            found.update(zip(members, self.head.detect(maps, [extents[i] for i in members]), strict=True))
+        return [found[i] for i in range(len(extents))]
+
+
+class StepwellForInstanceSegmentation(StepwellForObjectDetection):
+    """A detector whose head has masks. Raises ValueError for one without."""
+
+    def __init__(self, config: StepwellDetectorConfig) -> None:
+        if not getattr(config.head_settings, "masks", False):
+            raise ValueError(
+                f"this {config.head['kind']!r} head finds boxes without masks; "
+                "load it by AutoModelForObjectDetection"
+            )
+        super().__init__(config)
+
+
+def _extents(sizes: Sequence[Size], divisor: int) -> list[Extent]:
+    return [Extent(size, (_up(size[0], divisor), _up(size[1], divisor))) for size in sizes]
+
+
+def _up(side: int, divisor: int) -> int:
+    return -(-side // divisor) * divisor
+
+
+def _objects(
+    labels: Sequence[Mapping[str, Tensor]], extents: Sequence[Extent], size: Size, num_classes: int
+) -> list[Objects]:
+    """Labels as transformers has them -> objects in pixels; masks as large as the batch, `size`."""
+    if len(labels) != len(extents):
+        raise ValueError(f"labels are one set an image, got {len(labels)} for {len(extents)} images")
+    return [
+        _of_image(given, extent, size, num_classes) for given, extent in zip(labels, extents, strict=True)
+    ]
+
+
+def _of_image(given: Mapping[str, Tensor], extent: Extent, size: Size, num_classes: int) -> Objects:
+    classes, boxes, masks = given["class_labels"], given["boxes"], given.get("masks")
+    if boxes.shape != (len(classes), 4):
+        raise ValueError(
+            f"{len(classes)} class_labels need boxes ({len(classes)}, 4), got {tuple(boxes.shape)}"
+        )
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        raise ValueError(f"class_labels are 0 to {num_classes - 1}, got {classes.tolist()}")
+    height, width = extent.valid
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
+    corners = torch.cat([centre - half, centre + half], 1) * boxes.new_tensor([width, height, width, height])
+    if masks is not None:
+        if len(masks) != len(classes) or masks.shape[1] > size[0] or masks.shape[2] > size[1]:
+            raise ValueError(
+                f"{len(classes)} class_labels need masks of at most {size[0]}x{size[1]} pixels, "
+                f"got {tuple(masks.shape)}"
+            )
+        masks = F.pad(masks, (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1]))
+    return Objects(corners, classes, masks)
+
+
+def _stacked(found: Sequence[Detections], extents: Sequence[Extent]) -> dict[str, Tensor | None]:
+    """Detections of each image as tensors of the batch, filled up."""
+    boxes = [
+        image.boxes / image.boxes.new_tensor([extent.valid[1], extent.valid[0]] * 2)
+        for image, extent in zip(found, extents, strict=True)
+    ]
+    masks = [image.masks for image in found if image.masks is not None]
+    return {
+        "scores": pad_sequence([image.scores for image in found], batch_first=True),
+        "labels": pad_sequence([image.labels for image in found], batch_first=True, padding_value=-1),
+        "pred_boxes": pad_sequence(boxes, batch_first=True),
+        "pred_masks": pad_sequence(masks, batch_first=True) if masks else None,
+    }

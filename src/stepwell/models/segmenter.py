@@ -1,0 +1,109 @@
+"""Segmenters as models of transformers: a backbone and UperNet, on a whole image or in windows that slide.
+
+PIIP, arXiv 2501.07783, section IV-B. Letters: B batch, K classes, (H, W) the padded batch in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from stepwell.heads.sliding import slide
+from stepwell.heads.upernet import UperNet, resize_map
+from stepwell.models.backbones import feature_maps
+from stepwell.models.dense_config import StepwellSegmenterConfig
+from stepwell.models.with_head import BackboneWithHead, padded, valid_sizes
+from stepwell.ops.ragged import by_shape
+from stepwell.structures import Size
+
+__all__ = ["SegmenterOutput", "StepwellForSemanticSegmentation"]
+
+MOST_WINDOWS = 4
+"""Windows that go through the network together: more are no faster on a CPU, and hold more memory."""
+
+
+@dataclass
+class SegmenterOutput(ModelOutput):
+    """losses: the terms whose sum the loss is. Logits of padding are 0."""
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None  # (B, K, H, W)
+    image_sizes: Tensor | None = None  # (B, 2), height and width of the images without padding
+
+
+class StepwellForSemanticSegmentation(BackboneWithHead):
+    """A class for every pixel."""
+
+    config_class = StepwellSegmenterConfig
+    head: UperNet
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> SegmenterOutput:
+        """pixel_values (B, 3, H, W), normalised, each image at the top left and zeros beside it.
+
+        pixel_mask: (B, H, W), 1 where there is image; None: everywhere. labels: (B, H, W), classes and the
+        head's ignored label. Losses are of the whole batch; logits, which training does without, of each
+        image in windows of `config.images`. The last three arguments, which users of transformers hand over,
+        change nothing. Raises ValueError for labels that do not fit.
+        """
+        outputs: dict[str, Any] = {}
+        if labels is not None:
+            outputs["losses"] = self._losses(pixel_values, labels)
+            outputs["loss"] = torch.stack(list(outputs["losses"].values())).sum()
+        if labels is None or not self.training:
+            sizes = valid_sizes(pixel_values, pixel_mask)
+            outputs["logits"] = self._logits(pixel_values, sizes)
+            outputs["image_sizes"] = torch.tensor(sizes, device=pixel_values.device)
+        return SegmenterOutput(**outputs)
+
+    def _losses(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if labels.shape != pixels[:, 0].shape:
+            raise ValueError(f"labels are {tuple(pixels[:, 0].shape)}, got {tuple(labels.shape)}")
+        if not torch.compiler.is_compiling():
+            count, ignored = self.config.num_labels, self.config.head_settings.ignored_label
+            is_class = (labels >= 0) & (labels < count) | (labels == ignored)
+            if not bool(is_class.all()):
+                raise ValueError(f"labels are 0 to {count - 1} or {ignored}, got {int(labels[~is_class][0])}")
+        return self.head.losses(feature_maps(self.backbone, pixels), labels.long())
+
+    def _logits(self, pixels: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """(B, K, H, W); each image by itself, so that a batch changes nothing."""
+        images = [image[:, :height, :width] for image, (height, width) in zip(pixels, sizes, strict=True)]
+        height, width = pixels.shape[-2:]
+        return torch.stack(
+            [
+                F.pad(logits, (0, width - logits.shape[-1], 0, height - logits.shape[-2]))
+                for (logits,) in by_shape(lambda alike: [self._looked_at(alike)], images)
+            ]
+        )
+
+    def _looked_at(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) -> logits (B, K, h, w)."""
+        settings = self.config.image_settings
+        if not settings.window:
+            return self._whole(images)
+        return slide(
+            self._whole, images, crop=(settings.window,) * 2, stride=(settings.stride,) * 2, most=MOST_WINDOWS
+        )
+
+    def _whole(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        pixels = padded(images, self.divisor)
+        logits = self.head(feature_maps(self.backbone, pixels))
+        return resize_map(logits, (pixels.shape[-2], pixels.shape[-1]))[..., :height, :width]

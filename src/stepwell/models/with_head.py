@@ -1,0 +1,112 @@
+"""A backbone and a head as one model of transformers: what detectors and segmenters share."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stepwell.models.backbones import build_backbone, outline
+from stepwell.models.dense_config import SegmentationImages, StepwellDetectorConfig, StepwellSegmenterConfig
+from stepwell.models.detection_processor import StepwellDetectionImageProcessor
+from stepwell.models.perception import PyramidPreTrainedModel
+from stepwell.models.perception_processor import PaddedImageProcessor, StepwellSegmentationImageProcessor
+from stepwell.models.saving import SharedWeights
+from stepwell.models.starting_values import keep_built, reset, start_missing
+from stepwell.models.vision import NEVER_CUT
+from stepwell.structures import Size
+
+__all__ = ["BackboneWithHead", "image_processor", "padded", "valid_sizes"]
+
+
+class BackboneWithHead(SharedWeights, PreTrainedModel):
+    """Subclasses name their configuration, and say what happens to maps. The head stays in fp32 when a model
+    is loaded in half precision, as the official code keeps it. divisor: pixels a cell of the coarsest map.
+    """
+
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = NEVER_CUT
+    _keep_in_fp32_modules_strict = ["head"]
+    parts: ClassVar[dict[str, str]] = {
+        **{
+            part: f"backbone.{prefix}"
+            for part, prefix in PyramidPreTrainedModel.parts.items()
+            if part != "head"
+        },
+        "head": "head",
+    }
+    """Names of parts -> prefixes of parameters; those of vision where the backbone is a pyramid of ours."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.backbone = build_backbone(config.backbone_config)
+        dims, strides = outline(self.backbone)
+        self.divisor = math.ceil(max(strides))
+        self.head = config.head_settings.build(dims, strides, config.num_labels)
+        keep_built(self)
+        self.post_init()
+
+    def initialize_weights(self) -> None:
+        start_missing(self.head)
+        if isinstance(self.backbone, PyramidPreTrainedModel):
+            start_missing(self.backbone.pyramid)
+        super().initialize_weights()
+
+    def _init_weights(self, module: Any) -> None:
+        reset(module)
+
+    def image_processor(self) -> PaddedImageProcessor:
+        """Of the images that this model takes."""
+        return image_processor(self.config)
+
+    def save_pretrained(
+        self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As transformers', with the image processor beside the weights: pipelines take the folder."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            self.image_processor().save_pretrained(Path(save_directory))
+
+
+def image_processor(config: StepwellDetectorConfig | StepwellSegmenterConfig) -> PaddedImageProcessor:
+    """Of the images that a model of this configuration takes."""
+    images = config.image_settings
+    assert images.image_mean is not None
+    assert images.image_std is not None
+    statistics = {"image_mean": images.image_mean, "image_std": images.image_std}
+    if isinstance(images, SegmentationImages):
+        side = max(images.short_side, images.window)
+        return StepwellSegmentationImageProcessor(short_side=side, **statistics)
+    return StepwellDetectionImageProcessor(
+        long_limit=images.long_limit,
+        short_limit=images.short_limit,
+        size_divisor=images.size_divisor,
+        **statistics,
+    )
+
+
+def padded(pixels: Tensor, divisor: int) -> Tensor:
+    """(B, C, H, W) -> the same with zeros at the right and the bottom, up to multiples of `divisor`."""
+    height, width = pixels.shape[-2:]
+    return F.pad(pixels, (0, -width % divisor, 0, -height % divisor))
+
+
+def valid_sizes(pixels: Tensor, mask: Tensor | None) -> list[Size]:
+    """Of the images (B, C, H, W) without padding. mask: (B, H, W), 1 where there is image; None: everywhere.
+
+    Raises ValueError for a mask of another shape.
+    """
+    batch, height, width = len(pixels), pixels.shape[-2], pixels.shape[-1]
+    if mask is None:
+        return [(height, width)] * batch
+    if tuple(mask.shape) != (batch, height, width):
+        raise ValueError(f"pixel_mask is {(batch, height, width)} as the pixels, got {tuple(mask.shape)}")
+    is_image = mask.bool()
+    return list(zip(is_image.any(2).sum(1).tolist(), is_image.any(1).sum(1).tolist(), strict=True))
