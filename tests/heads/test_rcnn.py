@@ -201,3 +201,32 @@ def test_starting_values_are_those_of_the_papers():
     assert bound * 0.99 < head.neck.output[0].weight.abs().max().item() <= bound
     assert head.mask.convs[0].weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.05)
     assert all(p.eq(0).all() for name, p in head.named_parameters() if name.endswith("bias"))
+
+
+def test_stages_of_a_cascade_get_moved_boxes_without_those_that_were_given():
+    torch.manual_seed(0)
+    head = cascade(masks=False).build([6], [8], 3).eval()
+    proposals = [torch.tensor([[4.0, 4, 42, 42], [50, 10, 80, 40], [0, 0, 20, 20]])]
+    pyramid = head.neck(maps([8]))
+    losses, seen = head.learn(pyramid, proposals, [EXTENT], OBJECTS[:1])
+    for samples, output in seen:
+        assert len(output.boxes[0]) == 2 + 3  # two objects stand in front of three proposals, in every stage
+        assert samples[0].is_given.sum() == 2
+        torch.testing.assert_close(samples[0].boxes[samples[0].is_given], OBJECTS[0].boxes)
+    samples, output = seen[1]
+    own = head.box_heads[1].losses(
+        output.logits, output.deltas, output.boxes[0], samples[0].labels, samples[0].targets
+    )
+    torch.testing.assert_close(losses["classes_1"], 0.5 * own["classes"])
+
+
+def test_a_cascade_scores_by_the_mean_of_its_stages_logits():
+    torch.manual_seed(0)
+    head = cascade(masks=False, selection=Selection(above=0.0)).build([6], [8], 3).eval()
+    proposals, pyramid = [torch.tensor([[4.0, 4, 42, 42]])], head.neck(maps([8]))
+    outputs = head.run_stages(pyramid, proposals, [EXTENT])
+    mean = sum(output.logits for output in outputs) / 3
+    (found,) = head.detect_in(pyramid, proposals, [EXTENT])
+    expected = mean.softmax(1)[0, :-1].sort(descending=True)
+    torch.testing.assert_close(found.scores, expected.values)
+    assert found.labels.tolist() == expected.indices.tolist()

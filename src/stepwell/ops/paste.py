@@ -17,8 +17,9 @@ __all__ = ["paste"]
 def paste(masks: Tensor, boxes: Tensor, size: Size, *, threshold: float | None = None) -> Tensor:
     """Probabilities (n, m, m) inside boxes (n, 4), in pixels of an image of size (H, W) -> (n, H, W).
 
-    Bilinear, and zero outside. With a threshold, booleans: a pixel is in the mask from this probability on,
-    and probabilities are held for one box at a time. Raises ValueError for a threshold that is not positive.
+    Bilinear, and zero from a whole pixel outside the box on, as the official code on a CPU. With a threshold,
+    booleans: a pixel is in the mask from this probability on, and probabilities are held for one box at a
+    time. Raises ValueError for a threshold that is not positive.
     """
     if threshold is not None and threshold <= 0:
         raise ValueError(f"a mask's threshold must be positive, got {threshold}")
