@@ -26,7 +26,12 @@ from peer_rcnn import PeerMaskRcnn
 from piip_backbone import detection, detection_peer
 from torch import Tensor, nn
 
+from stepwell.heads.box_head import Selection
+from stepwell.heads.dino import Dino, DinoConfig
+from stepwell.heads.rcnn import Rcnn, RcnnConfig
+from stepwell.keys.dino import DINO
 from stepwell.keys.engine import convert
+from stepwell.keys.rcnn import rcnn_rules
 from stepwell.structures import Detections, Extent, Objects, Size
 
 Heads = Literal["rcnn", "dino"]
@@ -179,19 +184,15 @@ def _peer_head(which: Heads, part: Part) -> PeerMaskRcnn | PeerDino:
 def _our_head(which: Heads, part: Part, peer: nn.Module | None) -> nn.Module:
     """With the weights of the peer's, where one is given."""
     dims = [WIDTHS[which, part]] * len(STRIDES[which])
+    head: Rcnn | Dino
     if which == "rcnn":
-        from stepwell.heads.rcnn import RcnnConfig
-        from stepwell.keys.rcnn import RULES
-
-        head = RcnnConfig(score_threshold=0.0).build(dims, STRIDES[which], NUM_CLASSES)
+        config = RcnnConfig(selection=Selection(above=0.0))
+        head, rules = config.build(dims, STRIDES[which], NUM_CLASSES), rcnn_rules()
     else:
-        from stepwell.heads.dino import DinoConfig
-        from stepwell.keys.dino import RULES
-
-        head = DinoConfig(dim=64, hidden=512).build(dims, STRIDES[which], NUM_CLASSES)
+        head, rules = DinoConfig(dim=64, ffn_dim=512).build(dims, STRIDES[which], NUM_CLASSES), DINO
     if peer is not None:
         weights = peer.official_weights() if isinstance(peer, PeerMaskRcnn) else peer.state_dict()
-        head.load_state_dict(convert(weights, RULES))
+        head.load_state_dict(convert(weights, rules))
     return head
 
 

@@ -4,7 +4,7 @@ Under 25 minutes without LLaVA-UHD (upsample, windows, uhd) and INF-LLaVA (inf-l
 take minutes a run.
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
-                                            (deform, upsample, windows, uhd, inf-llava, piip,
+                                            (deform, upsample, windows, uhd, inf-llava, piip, detectors,
                                             runtimes, memory, user, ask, imports; training,
                                             openvino)
 
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import ask
 import deform_attn
+import detectors
 import imports
 import piip_backbone
 import runtimes
@@ -41,6 +42,16 @@ SECTIONS = {
     "uhd": ("LLaVA-UHD v2; other: plain parts with the same weights, view by view", HEADER, uhd.rows()),
     "inf-llava": ("INF-LLaVA; other: crops one by one, 19 passes, with the same weights", HEADER, inf.rows()),
     "piip": ("PIIP; other: a plain peer with the same weights", HEADER, piip_backbone.rows()),
+    "detectors": (
+        "Detectors; other: torchvision's Mask R-CNN, and DINO with grid_sample, with the same weights",
+        HEADER,
+        detectors.rows(),
+    ),
+    "detectors-memory": (
+        "Peak memory of one image under a detector, GiB",
+        "| detector | ours | peer | ours / peer |\n| --- | --- | --- | --- |",
+        detectors.memory_rows(),
+    ),
     "windows": (
         "Window attention; other: every cell projected, RoIAlign and four passes of attention",
         HEADER,

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,30 +7,46 @@ from PIL import Image
 from transformers import (
     AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
+    ResNetConfig,
+    TimmBackboneConfig,
+    pipeline,
 )
 
 import stepwell
+from stepwell.heads.box_head import BoxHeadConfig
 from stepwell.heads.cascade import CascadeConfig
 from stepwell.heads.dino import DinoConfig
+from stepwell.heads.mask_head import MaskHeadConfig
 from stepwell.heads.rcnn import RcnnConfig
+from stepwell.heads.rpn import ProposalConfig, RpnConfig
+from stepwell.models.backbones import outline
 from stepwell.models.dense_config import StepwellDetectorConfig
-from stepwell.models.detector import StepwellForObjectDetection
+from stepwell.models.detector import StepwellForInstanceSegmentation, StepwellForObjectDetection
 
 PYRAMID = stepwell.DenseSettings(
     branches=stepwell.pyramid_branches(("vit_nano", 32), ("vit_nano", 64), interactions=2),
     interaction=stepwell.InteractionConfig(num_heads=2),
 )
+STAGES = CascadeConfig().stages
 IMAGES = {"long_limit": 96, "short_limit": 64, "size_divisor": 32}
+SMALL = {
+    "dim": 16,
+    "rpn": RpnConfig(dim=16, testing=ProposalConfig(per_level=50, num=30)),
+    "mask": MaskHeadConfig(dim=8, num_convs=1),
+}
+BOX = BoxHeadConfig(dim=16)
 HEADS = {
-    "rcnn": RcnnConfig(dim=16),
-    "faster": RcnnConfig(dim=16, masks=False),
-    "cascade": CascadeConfig(dim=16),
+    "rcnn": RcnnConfig(**SMALL, box=BOX),
+    "faster": RcnnConfig(**SMALL, box=BOX, masks=False),
+    "cascade": CascadeConfig(
+        **SMALL, stages=tuple(replace(stage, box=replace(stage.box, dim=16, conv_dim=16)) for stage in STAGES)
+    ),
     "dino": DinoConfig(
         dim=16,
         num_queries=20,
-        ffn_dim=32,
         encoder_layers=1,
         decoder_layers=2,
+        ffn_dim=32,
         deformable_heads=2,
         query_heads=2,
         norm_groups=4,
@@ -106,3 +123,101 @@ def test_saved_and_opened_again_it_finds_the_same(detector, tmp_path):
         assert torch.equal(a.pred_boxes, b.pred_boxes)
     assert json.loads((tmp_path / "config.json").read_text())["head"]["kind"] == detector.config.head["kind"]
     assert torch.equal(stepwell.load(tmp_path)(pixels).scores, a.scores)
+
+
+def test_boxes_and_masks_come_back_in_pixels_of_the_original_through_pipelines(tmp_path):
+    torch.manual_seed(0)
+    config = StepwellDetectorConfig(PYRAMID, HEADS["rcnn"], IMAGES, id2label={0: "cat", 1: "dog", 2: "cow"})
+    model = StepwellForInstanceSegmentation(config).eval()
+    model.save_pretrained(tmp_path)
+    (picture,) = images((50, 90))
+    found = pipeline("object-detection", model=str(tmp_path))(picture, threshold=0.0)
+    with torch.no_grad():
+        output = model(**model.image_processor()([picture], return_tensors="pt"))
+    assert len(found) == (output.labels[0] >= 0).sum()
+    assert {one["label"] for one in found} <= {"cat", "dog", "cow"}
+    left, top, right, bottom = (output.pred_boxes[0, 0] * torch.tensor([90, 50, 90, 50])).int().tolist()
+    assert found[0]["box"] == {"xmin": left, "ymin": top, "xmax": right, "ymax": bottom}
+    segments = pipeline("image-segmentation", model=model, image_processor=model.image_processor())
+    masks = segments(picture, threshold=0.0, mask_threshold=1e-6, overlap_mask_area_threshold=0.0)
+    assert masks
+    assert all(segment["mask"].size == (90, 50) for segment in masks)
+
+
+def test_a_head_without_masks_segments_no_instances():
+    config = StepwellDetectorConfig(PYRAMID, HEADS["faster"], IMAGES)
+    with pytest.raises(ValueError, match="finds boxes without masks"):
+        StepwellForInstanceSegmentation(config)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "strides"),
+    [
+        (TimmBackboneConfig("resnet10t", out_indices=[2, 3, 4]), [8, 16, 32]),
+        (
+            ResNetConfig(
+                embedding_size=8,
+                hidden_sizes=[8, 16, 24, 32],
+                depths=[1, 1, 1, 1],
+                layer_type="basic",
+                out_features=["stage2", "stage3"],
+            ),
+            [8, 16],
+        ),
+    ],
+)
+@pytest.mark.parametrize("head", ["rcnn", "dino"])
+def test_any_backbone_stands_in_front_of_any_head(backbone, strides, head, tmp_path):
+    config = StepwellDetectorConfig(backbone, HEADS[head], IMAGES, num_labels=2)
+    model = StepwellForObjectDetection(config)
+    assert outline(model.backbone)[1] == strides
+    model(torch.randn(1, 3, 64, 64), labels=labels(2)).loss.backward()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForObjectDetection.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        found = again(torch.randn(1, 3, 64, 96))
+    assert found.labels.max() < 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_labels": torch.tensor([3])}, "class_labels are 0 to 2"),
+        ({"class_labels": torch.tensor([0, 1])}, "need boxes"),
+        ({"masks": torch.ones(1, 65, 64)}, "need masks of at most 64x64"),
+        ({"masks": torch.ones(2, 64, 64)}, "need masks"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(change, message):
+    model = StepwellForObjectDetection(StepwellDetectorConfig(PYRAMID, HEADS["rcnn"], IMAGES, num_labels=3))
+    (given,) = labels(1)
+    with pytest.raises(ValueError, match=message):
+        model(torch.randn(1, 3, 64, 64), labels=[given | change])
+    with pytest.raises(ValueError, match="one set an image"):
+        model(torch.randn(2, 3, 64, 64), labels=[given])
+
+
+def test_a_head_stays_in_single_precision_when_a_model_is_loaded_in_half(tmp_path):
+    config = StepwellDetectorConfig(PYRAMID, HEADS["rcnn"], IMAGES)
+    StepwellForObjectDetection(config).save_pretrained(tmp_path)
+    model = StepwellForObjectDetection.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert {p.dtype for p in model.head.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.backbone.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 64, 64)).scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"head": {"kind": "yolo"}}, "head: "),
+        ({"head": {"kind": "rcnn", "dims": 3}}, "dims"),
+        ({"images": {"long_limit": 0}}, "images: long_limit"),
+        ({"backbone_config": {"sizes": [1]}}, "model_type"),
+        ({"backbone_config": 3}, "got int"),
+        ({"num_lables": 3}, "num_lables"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        StepwellDetectorConfig(**wrong)

@@ -33,6 +33,7 @@ DETECTOR = "piip_det_ct_vs_vb_1024_672_448"
 FOUR = "piip_det_tsbl_1568_1120_672_448_as_released_code"
 CLASSIFIER = "piip_cls_sbl_320_160_96"
 CHAT = "piip_llava_clip_bl_512_256_7b"
+HEADS_1024 = "piip_det_maskrcnn_heads_in1024"
 LLAVA = {"model_type": "llava_llama", "mm_hidden_size": 1024, "use_cache": False}
 
 
@@ -42,8 +43,9 @@ def test_every_name_of_a_released_layout_has_its_place(name):
     assert report.ok, report.text()
     told = [*report.used, *report.renamed, *report.dropped]
     assert sorted(told) == sorted(read_manifest(MANIFESTS / f"{name}.json"))
-    assert all("language model" in why for why in report.absent.values())
-    assert bool(report.absent) == (name == CHAT)
+    lacks = {CHAT: "no language model", CLASSIFIER: ""}.get(name, "no head")
+    assert all(lacks in why for why in report.absent.values())
+    assert bool(report.absent) == bool(lacks)
 
 
 @pytest.mark.parametrize(
@@ -109,18 +111,15 @@ def test_the_four_branch_quirk_shows_in_the_shapes_of_branch_4_alone():
     report = dry_run(MANIFESTS / f"{FOUR}.json", as_=FOUR.replace("released_code", "config"))
     places = ("encoder.branches.3.", "encoder.interactions.", "merges.0.stacks.3.0.")
     assert report.wrong_shape
-    assert all(name.removeprefix("pyramid.").startswith(places) for name in report.wrong_shape)
+    assert all(name.removeprefix("backbone.pyramid.").startswith(places) for name in report.wrong_shape)
 
 
 def test_a_detector_is_converted_and_loaded(tmp_path, monkeypatch):
     name = "piip_det_tsbl_1568_1120_672_448_as_released_code"
     shrink(name, monkeypatch)
-    state = small_state(name)
-    torch.save(
-        {"state_dict": state | {"neck.fpn.weight": torch.ones(1)}, "meta": {"epoch": 12}}, tmp_path / "x.pth"
-    )
-    report = convert(tmp_path / "x.pth", tmp_path / "out", as_=name, max_shard_bytes=1_000_000)
-    assert report.dropped == {"neck.fpn.weight": "detection head, not taken over"}
+    state = small_state(name, HEADS_1024)
+    torch.save({"state_dict": state, "meta": {"epoch": 12}}, tmp_path / "x.pth")
+    convert(tmp_path / "x.pth", tmp_path / "out", as_=name, max_shard_bytes=1_000_000)
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["ok"]
 
     model = stepwell.load(tmp_path / "out")
@@ -138,15 +137,27 @@ def test_a_detector_is_converted_and_loaded(tmp_path, monkeypatch):
         "merge_branch3.4.bias": "merges.0.stacks.2.4.bias",
         "fpn1.3.weight": "neck.stages.0.3.weight",
     }.items():
-        assert torch.equal(state[f"backbone.{theirs}"].flatten(), ours[f"pyramid.{our}"].flatten()), theirs
+        assert torch.equal(
+            state[f"backbone.{theirs}"].flatten(), ours[f"backbone.pyramid.{our}"].flatten()
+        ), theirs
     weights = torch.stack([state[f"backbone.w{k}"] for k in range(1, 5)])
-    assert torch.equal(ours["pyramid.merges.0.weights"], weights)
+    assert torch.equal(ours["backbone.pyramid.merges.0.weights"], weights)
+    assert torch.equal(ours["head.box.classes.weight"], state["roi_head.bbox_head.fc_cls.weight"])
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
-    pixels = processor(Image.new("RGB", (224, 112), "white"), return_tensors="pt")["pixel_values"]
-    assert torch.equal(pixels, torch.ones(1, 3, 112, 224))  # by halves, at its own size
+    assert (processor.long_limit, processor.short_limit, processor.size_divisor) == (1568, 941, 224)
+    assert model.config.id2label[79] == "toothbrush"
     with torch.inference_mode():
-        maps = model(pixels).feature_maps
-    assert [tuple(x.shape) for x in maps] == [(1, 128, 28 // 2**i, 56 // 2**i) for i in range(4)]
+        found = model(torch.ones(1, 3, 224, 448))
+    assert found.pred_masks.shape[2:] == (28, 28)
+    assert 0 <= found.labels.min() <= found.labels.max() < 80
+
+
+def test_a_detector_without_its_head_is_no_detector(tmp_path, monkeypatch):
+    name = "piip_det_tsbl_1568_1120_672_448_as_released_code"
+    shrink(name, monkeypatch)
+    torch.save(small_state(name), tmp_path / "x.pth")
+    with pytest.raises(FitError, match="no head in this source"):
+        convert(tmp_path / "x.pth", tmp_path / "out", as_=name)
 
 
 def test_a_classifier_is_converted_and_loaded(tmp_path, monkeypatch):

@@ -78,7 +78,9 @@ class Report:
 
 
 def find_subject(name: str) -> Subject:
-    """A folder with a config.json of ours, or a name of models/published. Raises ValueError otherwise."""
+    """A folder with a config.json of ours, or a name of models/published; of a detector or segmenter its
+    backbone. Raises ValueError otherwise.
+    """
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return _subject_in(folder)
@@ -97,9 +99,18 @@ def find_subject(name: str) -> Subject:
 
 def _subject_in(folder: Path) -> Subject:
     from stepwell.models.config import StepwellConfig
+    from stepwell.models.dense_config import StepwellDetectorConfig, StepwellSegmenterConfig
     from stepwell.models.perception import PyramidBackboneConfig, PyramidClassifierConfig
 
-    kinds = {kind.model_type: kind for kind in (PyramidBackboneConfig, PyramidClassifierConfig)}
+    kinds = {
+        kind.model_type: kind
+        for kind in (
+            PyramidBackboneConfig,
+            PyramidClassifierConfig,
+            StepwellDetectorConfig,
+            StepwellSegmenterConfig,
+        )
+    }
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind == StepwellConfig.model_type:
         config: StepwellConfig = StepwellConfig.from_pretrained(folder)
@@ -107,7 +118,11 @@ def _subject_in(folder: Path) -> Subject:
     if kind not in kinds:
         ours = ", ".join([StepwellConfig.model_type, *kinds])
         raise ValueError(f"{folder} holds a {kind!r} model, not one of ours ({ours})")
-    settings: DenseSettings | ClassifierSettings = kinds[kind].from_pretrained(folder).settings
+    found = kinds[kind].from_pretrained(folder)
+    found = getattr(found, "backbone_config", found)  # what a head costs depends on what there is to find
+    if found.model_type not in kinds:
+        raise ValueError(f"{folder} has a {found.model_type!r} backbone; only pyramids of ours are counted")
+    settings: DenseSettings | ClassifierSettings = found.settings
     return settings
 
 
