@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from stepwell import cli
 from stepwell.evaluate.answers import digest_of_weights
@@ -233,6 +234,18 @@ def test_the_command_prints_a_table_and_ends_with_bad_rows(model_folder, folder,
     assert err.startswith("stepwell: 1 of 4 rows are bad and in no score (all are in ")
     assert "; line 4: it has no answers; write" in err
     assert "Bad rows: 1 of 4" in out
+
+
+def test_images_are_opened_within_the_limits_that_a_refusal_names(model_folder, folder, write, capsys):
+    Image.new("RGB", (402, 2)).save(folder / "wide.png")
+    data = write({**questions(1)[0], "image": "wide.png"})
+    command = ["evaluate", str(model_folder), str(data), "--metric", "anls", "--max-new-tokens", "1"]
+    for more in ([], ["--sizes", "64"]):
+        at = [*command, "--output", str(folder / f"out{len(more)}"), *more, "--device", "cpu"]
+        assert cli.main(at) == 2
+        assert "--max-aspect 201 on the command line" in capsys.readouterr().err
+        assert cli.main([*at, "--max-aspect", "201"]) == 0
+        capsys.readouterr()
 
 
 @pytest.mark.parametrize(
