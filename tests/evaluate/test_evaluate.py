@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from stepwell import cli
 from stepwell.evaluate.answers import digest_of_weights
 from stepwell.evaluate.run import SUFFIXES, evaluate
 from stepwell.weights.light import load_light
+from stepwell.weights.load import load
 
 
 def questions(count):
@@ -104,7 +107,9 @@ def test_a_second_run_asks_what_is_left_and_drops_half_a_line(assistant, folder,
         return answer(self, questions, **options)
 
     monkeypatch.setattr(type(assistant), "ask_many", counted)
-    again = run(assistant, data, output)
+    done = []  # rows that are done, of all, and those that are on the disk by then
+    again = run(assistant, data, output, progress=lambda *count: done.append((*count, len(lines(output)))))
+    assert done == [(5, 6, 5), (6, 6, 6)]
     assert [text for _, text in asked] == [f"What is number {i}?" for i in (3, 4, 5)]
     assert again.scores == first.scores
     assert [line["prediction"] for line in lines(output)] == [
@@ -164,6 +169,27 @@ def test_other_data_and_another_model_are_refused(assistant, folder, write):
     (folder / "out" / "settings.json").write_text("[")
     with pytest.raises(ValueError, match=r"settings.json cannot be read; name another folder"):
         run(assistant, data, folder / "out")
+
+
+def test_another_look_precision_or_template_is_refused(assistant, model_folder, folder, write, monkeypatch):
+    data = write(*questions(1))
+    run(assistant, data, folder / "out")
+    for changes, told in (
+        ({"vision": {"sizes": [64, 128]}}, "geometry was"),
+        ({"dtype": "bfloat16"}, 'dtype was "float32" and is "bfloat16"'),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run(load(model_folder, device="cpu", **changes), data, folder / "out")
+    monkeypatch.setattr(type(assistant.engine), "chat_template", "another")
+    with pytest.raises(ValueError, match="template was"):
+        run(assistant, data, folder / "out")
+
+
+def test_seconds_are_a_questions_share_of_its_batch(assistant, folder, write, monkeypatch):
+    clock = SimpleNamespace(perf_counter=iter([0.0, 3.0, 10.0, 11.0]).__next__)
+    monkeypatch.setattr("stepwell.evaluate.run.time", clock)
+    run(assistant, write(*questions(3)), folder / "out")
+    assert [line["seconds"] for line in lines(folder / "out")] == [1.5, 1.5, 1.0]
 
 
 def test_weights_are_known_again_whatever_engine_holds_them(assistant, model_folder):
@@ -233,6 +259,18 @@ def test_the_command_prints_a_table_and_ends_with_bad_rows(model_folder, folder,
     assert err.startswith("stepwell: 1 of 4 rows are bad and in no score (all are in ")
     assert "; line 4: it has no answers; write" in err
     assert "Bad rows: 1 of 4" in out
+
+
+def test_images_are_opened_within_the_limits_that_a_refusal_names(model_folder, folder, write, capsys):
+    Image.new("RGB", (402, 2)).save(folder / "wide.png")
+    data = write({**questions(1)[0], "image": "wide.png"})
+    command = ["evaluate", str(model_folder), str(data), "--metric", "anls", "--max-new-tokens", "1"]
+    for more in ([], ["--sizes", "64"]):
+        at = [*command, "--output", str(folder / f"out{len(more)}"), *more, "--device", "cpu"]
+        assert cli.main(at) == 2
+        assert "--max-aspect 201 on the command line" in capsys.readouterr().err
+        assert cli.main([*at, "--max-aspect", "201"]) == 0
+        capsys.readouterr()
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_anls(prediction, answers, score):
 
 def test_two_empty_texts_are_alike_unless_the_official_code_is_asked():
     assert anls(" ", ["", "a"]) == 1
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="length of an answer, which is empty"):
         anls(" ", ["", "a"], official=True)
 
 

@@ -57,6 +57,7 @@ def test_fields_under_names_that_are_used(write, fields, name, expected):
         ({**ROW, "box": [1, 2, 3]}, r"a box is \[left, top, right, bottom\]"),
         ({**ROW, "box": [1, 2, 3, "4"]}, "a box is"),
         ({**ROW, "box": [1, 2, 3, float("nan")]}, "a box is"),
+        ({**ROW, "box": [1, 2, 3, 10**400]}, "a box is"),
         ({**ROW, "question": "\ud800"}, "half a character"),
     ],
 )

@@ -52,6 +52,18 @@ def test_official_bugs_are_asked_for():
     letter = row(answers=("B",), choices=("dog", "fox"))
     ours, theirs = (counts_of("choice", ["B."], [letter], official=official) for official in (False, True))
     assert (ours[0, 0], theirs[0, 0]) == (1, 0)
+    blue = row(answers=("Blue",))
+    ours, theirs = (counts_of("exact", ["Blue"], [blue], official=official) for official in (False, True))
+    assert (ours[0, 0], theirs[0, 0]) == (1, 0)
+    people = row(answers=("im",) * 10)
+    ours, theirs = (counts_of("vqa", ["i'm"], [people], official=official) for official in (False, True))
+    assert (ours[0, 0], theirs[0, 0]) == (1, 0)
+
+
+def test_the_mean_overlap_of_boxes_is_told_beside_their_share():
+    rows = [row(answers=(), box=(0.0, 0.0, 1.0, 1.0))] * 2
+    counts = counts_of("iou", ["[0, 0, 1, 0.5]", "[0, 0, 1, 0.25]"], rows)
+    assert scores_of("iou", counts, "ab", [""] * 2).measures == {"accuracy_at_0.5": 0.5, "mean_iou": 0.375}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepwell.fuse.dual import PAPER_ENHANCEMENT, DualEnhancement, EnhancementConfig
+from stepwell.fuse.dual import MOST_WINDOWS, PAPER_ENHANCEMENT, DualEnhancement, EnhancementConfig
 from stepwell.ops.choose import prefer
 from stepwell.ops.crops import merge_blocks, merge_strides, middle
 
@@ -259,6 +259,22 @@ def test_the_fast_path_asks_no_cell_that_is_not_read():
             module(local, strided, grid)
         flops[path] = counter.get_total_flops()
     assert flops["fast"] < flops["reference"] / 2.5
+
+
+def test_without_a_gradient_few_windows_are_asked_at_once(monkeypatch):
+    """Else keys and values of all crops would be held together."""
+    module, grid = build(CODE), (3, 3)
+    inputs = [x.detach() for x in draw(grid, (3, 3))]
+    asked = []
+    attend = module.attentions[0].forward
+    monkeypatch.setattr(module.attentions[0], "forward", lambda *x: asked.append(len(x[0])) or attend(*x))
+    whole = module(*inputs, grid)
+    assert max(asked) == 2 * 9
+    asked.clear()
+    with torch.no_grad():
+        assert torch.allclose(module(*inputs, grid), whole)
+    assert max(asked) == MOST_WINDOWS
+    assert sum(asked) == 2 * (9 + 1)
 
 
 def test_half_precision_reduces_in_single():

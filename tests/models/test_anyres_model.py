@@ -107,6 +107,19 @@ def test_rows_run_through_all_tiles_beside_one_another():
     assert merge.alone(overview).flatten().tolist() == [0, 1, 2, 3, 9]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "exact"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)]
+)
+def test_a_map_is_brought_to_its_limit_in_single_precision_or_in_its_own(dtype, exact):
+    tiles = torch.rand(2, 9, 1, dtype=dtype)
+    merge = TileMerge(1, newline=False)
+    shape = {"grid": (1, 2), "tile": (3, 3), "kept": (3, 6), "size": (2, 5)}
+    merged = merge(tiles[0, :0], [*tiles], **shape)
+    whole = torch.cat([tile.view(3, 3) for tile in tiles], 1)[None, None].to(exact)
+    expected = torch.nn.functional.interpolate(whole, (2, 5), mode="bilinear")
+    assert torch.equal(merged.flatten(), expected.flatten().to(dtype))
+
+
 def test_a_newline_starts_as_llava_draws_it():
     newline = TileMerge(4096, newline=True).newline
     assert newline.std().item() == pytest.approx(1 / 64, rel=0.05)

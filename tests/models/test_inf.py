@@ -70,6 +70,9 @@ def test_crops_that_cannot_reach_a_token_are_not_encoded(count, images):
     assert close(few.tokens, all_of_them.tokens)
     passes = {2: 4 + 4 + 1, 3: 9 + 1, 4: 16 + 4 + 1, 5: 25 + 1}[count]
     assert len(few.layout.views) == passes
+    local = EnhancementConfig(perspectives="local", enhance="none")
+    of_one_kind = replace(settings, every_crop=True, enhancement=local).geometry()
+    assert len(of_one_kind.layout((48, 48)).views) == count**2 + 1
     has_low_view = count % 2 == 0
     assert len(all_of_them.layout.views) == 2 * count**2 + has_low_view
 
@@ -120,6 +123,7 @@ def test_the_same_weights_see_other_resolutions(images):
     vision = built(CODE)
     for changed in (settings, small, free):
         built(changed).load_state_dict(vision.state_dict())
+    assert (CODE.largest, small.largest, free.largest) == (144, 48, 4 * 48)
     assert CODE.sizes_for(240) == [48, 240]
     assert CODE.sizes_for(48) == [48]
     assert replace(CODE, resolutions=(144,)).sizes_for(240) == [240]

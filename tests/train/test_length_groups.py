@@ -76,6 +76,20 @@ def test_texts_alone_are_dealt_by_their_lengths_and_officially_by_their_negative
     assert ours == modality_groups([-length for length in lengths], 2, 4, seeded())
 
 
+def test_steps_of_either_kind_come_by_chance_and_the_last_ones_in_the_order_of_the_file() -> None:
+    """10 with images and 10 without in steps of 4: two whole steps of each kind, and the two that are left of
+    each in the order of the file.
+    """
+    lengths = [3, -3] * 10
+    firsts = set()
+    for seed in range(12):
+        order = modality_groups(lengths, 2, 2, seeded(seed))
+        firsts.add(tuple(lengths[order[i]] > 0 for i in (0, 4, 8, 12)))
+        assert order[16:] == sorted(order[16:])
+        assert [lengths[i] for i in order[16:]].count(3) == 2
+    assert len(firsts) > 2
+
+
 def test_another_seed_gives_another_order() -> None:
     lengths = [*range(1, 30), *range(-30, 0)]
     assert modality_groups(lengths, 2, 2, seeded(0)) != modality_groups(lengths, 2, 2, seeded(1))

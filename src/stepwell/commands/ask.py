@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import Device, Dtype, MaxNewTokens, Revision, load_assistant
 from stepwell.commands.printing import print_json, show_progress
 from stepwell.folders import SHIPPED_NAMES, is_url
@@ -61,22 +62,14 @@ def ask(
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Draw the images with their views and grids."),
     ] = None,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Of an image. [default: 36 million]")] = None,
-    max_side: Annotated[
-        int | None, typer.Option(min=1, help="Of an image, in pixels. [default: 16384]")
-    ] = None,
-    max_aspect: Annotated[
-        float | None, typer.Option(min=1, help="Long side over short side. [default: 200]")
-    ] = None,
-    max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Of an image's file. [default: 32 million]")
-    ] = None,
-    max_seconds: Annotated[
-        float | None, typer.Option(help="Of processor time, to open an image. [default: 5]")
-    ] = None,
+    max_pixels: MaxPixels = None,
+    max_side: MaxSide = None,
+    max_aspect: MaxAspect = None,
+    max_bytes: MaxBytes = None,
+    max_seconds: MaxSeconds = None,
 ) -> None:
     """Ask a question about one image or several, or many questions of a file."""
-    limits = _limits(
+    limits = image_limits(
         max_pixels=max_pixels,
         max_side=max_side,
         max_aspect=max_aspect,
@@ -120,12 +113,6 @@ def ask(
         print_json({"answer": answer, **about, **_report(seconds, images, layouts)})
     else:
         print("" if stream else answer)
-
-
-def _limits(**given: float | None) -> ImageLimits:
-    from stepwell.images.limits import ImageLimits
-
-    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
 
 
 def _ask_lines(file: Path, load: Callable[[], Assistant], max_new_tokens: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import (
     Device,
     Dtype,
@@ -67,6 +68,11 @@ def evaluate(
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
+    max_pixels: MaxPixels = None,
+    max_side: MaxSide = None,
+    max_aspect: MaxAspect = None,
+    max_bytes: MaxBytes = None,
+    max_seconds: MaxSeconds = None,
 ) -> None:
     """Score a model on questions with known answers; run again, it goes on where it was stopped."""
     if not data.is_file():
@@ -74,6 +80,13 @@ def evaluate(
     sides = None if sizes is None else _sizes(sizes)
     folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "--", model) / f"{data.stem}-{metric}"
     check_model(model, device)
+    limits = image_limits(
+        max_pixels=max_pixels,
+        max_side=max_side,
+        max_aspect=max_aspect,
+        max_bytes=max_bytes,
+        max_seconds=max_seconds,
+    )
     options: dict[str, Any] = {
         "metric": metric,
         "output": folder,
@@ -87,9 +100,10 @@ def evaluate(
         "progress": show_progress,
     }
     if sides is not None:
-        _sweep(partial(_load, model, device=device, dtype=dtype, revision=revision), data, sides, options)
+        load = partial(_load, model, device=device, dtype=dtype, revision=revision, limits=limits)
+        _sweep(load, data, sides, options)
         return
-    assistant = load_assistant(model, revision, device, dtype)
+    assistant = load_assistant(model, revision, device, dtype, limits)
 
     from stepwell.evaluate.report import report_as_table
     from stepwell.evaluate.run import evaluate

@@ -46,7 +46,9 @@ def anls(prediction: str, answers: Sequence[str], *, official: bool = False) -> 
 
 def _similarity(a: str, b: str, official: bool) -> float:
     longest = max(len(a), len(b))
-    return 1 - edit_distance(a, b) / longest if longest or official else 1.0
+    if official and not longest:
+        raise ZeroDivisionError("the official code divides by the length of an answer, which is empty")
+    return 1 - edit_distance(a, b) / longest if longest else 1.0
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -176,7 +176,14 @@ def _box(value: Any) -> Box | None:
     if value is None:
         return None
     is_box = isinstance(value, list | tuple) and len(value) == 4
-    if not is_box or not all(isinstance(side, int | float) and isfinite(side) for side in value):
+    if not is_box or not all(isinstance(side, int | float) and _is_finite(side) for side in value):
         raise ValueError(f"a box is [left, top, right, bottom], got {value!r}"[:200])
     left, top, right, bottom = map(float, value)
     return left, top, right, bottom
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return isfinite(number)
+    except OverflowError:  # a whole number that no float holds
+        return False

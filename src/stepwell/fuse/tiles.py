@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepwell.ops.precision import at_least_single
 from stepwell.structures import Size
 
 __all__ = ["TileMerge"]
@@ -45,7 +46,7 @@ class TileMerge(nn.Module):
         top, left = (whole.shape[0] - kept[0]) // 2, (whole.shape[1] - kept[1]) // 2
         whole = whole[top : top + kept[0], left : left + kept[1]]
         if size != kept:
-            x = whole.permute(2, 0, 1)[None].float()  # fp32, as every resize
+            x = whole.permute(2, 0, 1)[None].to(at_least_single(whole.dtype))
             whole = F.interpolate(x, size, mode="bilinear")[0].permute(1, 2, 0).to(whole.dtype)
         return torch.cat([overview, self._rows(whole)])
 
