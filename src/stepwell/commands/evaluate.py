@@ -134,9 +134,10 @@ def _load(model: str, **options: Any) -> Any:
 
 def _sweep(load: Callable[..., Any], data: Path, sizes: list[int], options: dict[str, Any]) -> None:
     quieten()
-    from stepwell.evaluate.curve import draw_sweep
+    from stepwell.evaluate.curve import check_drawing, draw_sweep
     from stepwell.evaluate.sweep import sweep, sweep_as_table
 
+    check_drawing()
     points = sweep(load, data, sizes, **options)
     folder: Path = options["output"]
     print(f"{sweep_as_table(points)}\n{folder / 'sweep.md'}")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from stepwell.evaluate.sweep import Point
 
-__all__ = ["draw_sweep"]
+__all__ = ["check_drawing", "draw_sweep"]
+
+
+def check_drawing() -> None:
+    """Raises ImportError, one line, where a sweep cannot be drawn."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("drawing a sweep needs matplotlib: pip install 'stepwell[eval]'")
 
 
 def draw_sweep(path: Path, points: Sequence[Point], *, name: str) -> None:
-    """A PNG, with 95 % intervals; name: of the score. Raises ImportError, one line, without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("drawing a sweep needs matplotlib: pip install 'stepwell[eval]'") from None
+    """A PNG, with 95 % intervals; name: of the score. Raises as `check_drawing`."""
+    check_drawing()
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     by_size, by_cost = figure.subplots(1, 2, sharey=True)

@@ -25,7 +25,7 @@ from stepwell.flops.report import build_outlined
 from stepwell.flops.text import aligned
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.models.dense import ClassifierSettings
-from stepwell.models.published.piip import dense_settings
+from stepwell.models.published.piip_settings import dense_settings
 from stepwell.models.pyramid import BranchConfig, build_pyramid
 from stepwell.models.runs import layer_runs
 from stepwell.views.pyramid import image_pyramid

@@ -12,11 +12,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from stepwell.encoders.catalogue import ENCODERS, encoder_arguments, encoder_spec
-from stepwell.encoders.convnext import ConvNeXt
+from stepwell.encoders.catalogue import ENCODERS, encoder_arguments
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.heads.dino import DinoConfig
-from stepwell.heads.neck import SIMPLE
 from stepwell.heads.rcnn import RcnnConfig
 from stepwell.heads.upernet import UperNetConfig
 from stepwell.keys.backbones import backbone_rules
@@ -30,12 +28,12 @@ from stepwell.models.dense import ClassifierSettings, DenseSettings
 from stepwell.models.dense_config import DetectionImages, DetectionSettings, SegmentationImages
 from stepwell.models.piip import PiipConfig
 from stepwell.models.published.classes import ADE20K, COCO
+from stepwell.models.published.piip_settings import dense_branches, dense_settings, plain_branches
 from stepwell.models.published.published import VICUNA_7B, VICUNA_13B, Published, Task
-from stepwell.models.pyramid import BranchConfig, Branches
-from stepwell.models.runs import STAGE_MERGES, layer_runs
-from stepwell.structures import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD
+from stepwell.models.pyramid import BranchConfig
+from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["PIIP", "dense_settings"]
+__all__ = ["PIIP"]
 
 REPOSITORY = "OpenGVLab/PIIP"
 CLASSES: dict[Task, tuple[str, ...]] = {"detection": COCO, "segmentation": ADE20K, "classification": ()}
@@ -44,35 +42,6 @@ IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}  # where
 FAST = InteractionConfig(project=False, norm=False)  # the variant without projections and norms
 TSB = "deit3_b deit3_s deit_t"
 SBL = "deit3_l deit3_b deit3_s"
-DROP_PATH = {"t": 0.05, "s": 0.05, "b": 0.15, "l": 0.4, "h": 0.4, "6b": 0.4}  # detection, by size of a ViT
-CONVNEXT_DROP_PATH = {"t": 0.3, "s": 0.3, "b": 0.4}
-LINEAR = ("augreg", "mae", "dinov2", "beitv2", "uniperceiver", "internvit")  # drop path grows with the layer
-
-
-def dense_settings(
-    branches: Branches,
-    *,
-    interaction: InteractionConfig | None = None,
-    merge: Literal["dense", "stages", "none"] = "dense",
-    dino: bool = False,
-    halves: bool = True,
-    image_branch: int | None = None,
-) -> DenseSettings:
-    """Of a detector or segmenter. dino: the finest map is not returned. halves: the statistics of images, in
-    place of those of branch 1. image_branch: as of DenseSettings.
-    """
-    has_strides = ENCODERS[branches[-1].encoder].build is ConvNeXt
-    return DenseSettings(
-        branches=branches,
-        interaction=interaction or InteractionConfig(),
-        merge=merge,
-        merge_after=STAGE_MERGES if has_strides or merge == "stages" else (),
-        operations=() if has_strides else SIMPLE[dino:],
-        neck_norm="layernorm" if merge == "none" else "groupnorm",
-        mean=HALF_MEAN if halves else None,
-        std=HALF_STD if halves else None,
-        image_branch=image_branch,
-    )
 
 
 def _tables(branches: Sequence[BranchConfig]) -> list[list[Rule]]:
@@ -114,46 +83,6 @@ def _chat_rules(settings: PiipConfig) -> list[Rule]:
     num_interactions, norm = len(settings.branches[0].interactions), settings.projector.norm
     vision = vision_rules(_tables(settings.branches), num_interactions, norm=norm)
     return [Prefix("", "model.vision.", vision), *LANGUAGE_MODEL]
-
-
-def _branches(encoders: str, sizes: Sequence[int], interactions: int = 12, **arguments: Any) -> Branches:
-    """encoders: names of the catalogue, branch 1 first; a list among `arguments` has a value per branch."""
-    return tuple(
-        _branch(encoder, size, interactions, own) for encoder, size, own in _each(encoders, sizes, arguments)
-    )
-
-
-def _dense(encoders: str, sizes: Sequence[int], interactions: int = 12, **arguments: Any) -> Branches:
-    """The same for a detector or segmenter, whose networks drop paths by their family and size.
-
-    windows: one for all layers, or a tuple that is repeated over them. ConvNeXt takes no argument.
-    """
-    branches = []
-    for encoder, size, own in _each(encoders, sizes, arguments):
-        family, network_size = ENCODERS[encoder].family, encoder.removesuffix("_384").rpartition("_")[2]
-        if family == "convnext":
-            own = {"drop_path": CONVNEXT_DROP_PATH[network_size]}
-        else:
-            own.setdefault("drop_path", DROP_PATH[network_size])
-            if family in LINEAR:
-                own["drop_path_schedule"] = "linear"
-            if isinstance(windows := own.get("windows"), tuple):
-                own["windows"] = [*windows] * (encoder_spec(encoder).depth // len(windows))
-        branches.append(_branch(encoder, size, interactions, own))
-    return tuple(branches)
-
-
-def _each(
-    encoders: str, sizes: Sequence[int], arguments: dict[str, Any]
-) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    for k, (encoder, size) in enumerate(zip(encoders.split(), sizes, strict=True)):
-        own = {key: value[k] if isinstance(value, list) else value for key, value in arguments.items()}
-        yield encoder, size, own
-
-
-def _branch(encoder: str, size: int, interactions: int, arguments: dict[str, Any]) -> BranchConfig:
-    runs = layer_runs(encoder_spec(encoder).depth, interactions)
-    return BranchConfig(encoder=encoder, size=size, interactions=runs, arguments=arguments)
 
 
 def _grids(sizes: Sequence[int]) -> list[tuple[int, int]]:
@@ -202,7 +131,7 @@ def _deit_detectors() -> Iterator[Published]:
         ("sbl", SBL, 28, (672, 1120, 1568)),
     ):
         name = f"{networks}_{_joined(sizes)}"
-        settings = dense_settings(_dense(encoders, sizes, windows=windows))
+        settings = dense_settings(dense_branches(encoders, sizes, windows=windows))
         file = f"mask_rcnn_deit_{name}_fpn_1x_coco_bs16"
         images = _plain(sizes[-1])
         yield _published("detection", f"piip_det_{name}", settings, file, head=RcnnConfig(), images=images)
@@ -211,7 +140,7 @@ def _deit_detectors() -> Iterator[Published]:
         yield _published(
             "detection",
             f"piip_det_{name}_as_released_code",
-            dense_settings(_dense(f"{SBL} deit3_s", large, windows=28)),
+            dense_settings(dense_branches(f"{SBL} deit3_s", large, windows=28)),
             f"mask_rcnn_deit_{name}_fpn_1x_coco_bs16",
             "branch 4 is built from the settings of branch 3: a second ViT-S",
             head=RcnnConfig(),
@@ -220,7 +149,7 @@ def _deit_detectors() -> Iterator[Published]:
         yield _published(
             "detection",
             f"piip_det_{name}_as_config",
-            dense_settings(_dense(f"{SBL} deit_t", large, windows=28)),
+            dense_settings(dense_branches(f"{SBL} deit_t", large, windows=28)),
             quirk="branch 4 is ViT-T, as the paper says; the released code does not build this",
             head=RcnnConfig(),
             images=_plain(large[-1]),
@@ -240,11 +169,11 @@ def _pretrained_detectors() -> Iterator[Published]:
         ("uniperceiver", "uniperceiver_l uniperceiver_b deit3_s", {}),
     ):
         name = f"{pretraining}_sbl_1568_1120_672"
-        settings = dense_settings(_dense(encoders, sizes, windows=28, **arguments))
+        settings = dense_settings(dense_branches(encoders, sizes, windows=28, **arguments))
         file = f"mask_rcnn_{name}_fpn_1x_coco_bs16"
         yield _published("detection", f"piip_det_{name}", settings, file, **own)
     augreg = "augreg_l_384 augreg_b_384 augreg_s_384"
-    quick = _dense(augreg, sizes, windows=28, **steep, activation="gelu_tanh")
+    quick = dense_branches(augreg, sizes, windows=28, **steep, activation="gelu_tanh")
     yield _published(
         "detection",
         "piip_det_augreg_sbl_1568_1120_672_speedup",
@@ -257,11 +186,11 @@ def _pretrained_detectors() -> Iterator[Published]:
 def _large_detectors() -> Iterator[Published]:
     """With InternViT-6B, and under DINO. The released ones attend globally; the paper used windows."""
     sizes = (672, 1120, 1792)
-    sbl = _dense("deit3_l_384 deit3_b_384 deit3_s_384", sizes, windows=(24, 24, 0))
-    h6b, h6b_dino = (_dense("internvit_6b mae_h", (small, 1024)) for small in (512, 768))
+    sbl = dense_branches("deit3_l_384 deit3_b_384 deit3_s_384", sizes, windows=(24, 24, 0))
+    h6b, h6b_dino = (dense_branches("internvit_6b mae_h", (small, 1024)) for small in (512, 768))
     quick: dict[str, Any] = {"activation": "gelu_tanh"}
-    lh6b = _dense("internvit_6b mae_h deit3_l_384", (512, 1024, 1536), 4, **quick)
-    h6b_quick = _dense("internvit_6b mae_h", (512, 1024), **quick)
+    lh6b = dense_branches("internvit_6b mae_h deit3_l_384", (512, 1024, 1536), 4, **quick)
+    h6b_quick = dense_branches("internvit_6b mae_h", (512, 1024), **quick)
     base = DetectionImages(size_divisor=64)
     large = DetectionImages(long_limit=1999, short_limit=1200, size_divisor=64)
     largest = DetectionImages(long_limit=2332, short_limit=1400, size_divisor=224)
@@ -314,7 +243,7 @@ def _convnext_detectors() -> Iterator[Published]:
     for mixture in ("ct_cs_cb", "ct_vs_vb", "ct_cs_vb", "ct_vs_cb", "vt_cs_vb", "vt_cs_cb", "vt_vs_cb"):
         encoders = " ".join(networks[network] for network in reversed(mixture.split("_")))
         settings = dense_settings(
-            _dense(encoders, (448, 672, 1024), windows=14), merge="stages", halves=False
+            dense_branches(encoders, (448, 672, 1024), windows=14), merge="stages", halves=False
         )
         name, file = mixture, None
         if mixture == "ct_cs_cb":
@@ -342,11 +271,11 @@ def _baselines() -> Iterator[Published]:
         ("internvit_6b", "internvit_6b", 0, {}, "mask_rcnn_internvit_6b_fpn_1x_coco_bs16_ms"),
         ("convnext_b", "convnext_b", 12, {}, None),
     ):
-        settings = dense_settings(_dense(encoder, [1024], interactions, **arguments), merge="none")
+        settings = dense_settings(dense_branches(encoder, [1024], interactions, **arguments), merge="none")
         images = DetectionImages(size_divisor=64) if name == "internvit_6b" else _plain(1024, 64)
         yield _published("detection", f"{name}_1024", settings, file, head=RcnnConfig(), images=images)
     for name, encoder, statistics in (("deit_b_224", "deit_b", {}), ("vit_l_224", "augreg_l", IMAGENET)):
-        branches = _branches(encoder, [224], 0, class_token=True, class_slot=True, layer_scale=None)
+        branches = plain_branches(encoder, [224], 0, class_token=True, class_slot=True, layer_scale=None)
         classifier = ClassifierSettings(branches=branches, head="cls", **statistics)
         yield _published("classification", name, classifier)
 
@@ -360,14 +289,16 @@ def _segmenters() -> Iterator[Published]:
         yield _published(
             "segmentation",
             f"piip_seg_{name}_{_joined(sizes)}",
-            dense_settings(_dense(encoders, sizes, windows=[0, 28, 28]), halves=False, image_branch=1),
+            dense_settings(
+                dense_branches(encoders, sizes, windows=[0, 28, 28]), halves=False, image_branch=1
+            ),
             quirk="no configuration was released: windows are inferred from the printed cost",
             head=UperNetConfig(),
             images=SegmentationImages(window=sizes[1], stride=sizes[1] * 2 // 3),
         )
     released: dict[str, Any] = {"drop_path": 0.4, "activation": "gelu_tanh"}
     training = "80k_ade20k_bs16_lr4e-5"
-    alone = _dense("internvit_6b", [512], 0, position_grid=(32, 32), **released)
+    alone = dense_branches("internvit_6b", [512], 0, position_grid=(32, 32), **released)
     settings = dense_settings(alone, merge="none", halves=False)
     own: dict[str, Any] = {
         "head": UperNetConfig(channels=1536, auxiliary_channels=1536),
@@ -376,7 +307,9 @@ def _segmenters() -> Iterator[Published]:
     file = f"upernet_internvit_6b_512_{training}"
     yield _published("segmentation", "internvit_6b_512", settings, file, **own)
     for small in (192, 256, 384, 512):
-        branches = _dense("internvit_6b mae_h", (small, 512), position_grid=_grids((small, 512)), **released)
+        branches = dense_branches(
+            "internvit_6b mae_h", (small, 512), position_grid=_grids((small, 512)), **released
+        )
         settings = dense_settings(branches, interaction=FAST, halves=False)
         file = f"upernet_internvit_h6b_{small}_512_{training}"
         yield _published("segmentation", f"piip_seg_h6b_512_{small}", settings, file, **own)
@@ -392,7 +325,7 @@ def _classifiers() -> Iterator[Published]:
         (sbl, (96, 160, 320)),
         (sbl, (128, 192, 384)),
     ):
-        branches = _branches(
+        branches = plain_branches(
             encoders,
             sizes,
             drop_path=drop_path,
@@ -408,7 +341,7 @@ def _classifiers() -> Iterator[Published]:
             "the heads read the first patch token, not the class token",
         )
     sizes = (128, 256, 512)
-    narrow = _branches(
+    narrow = plain_branches(
         "vit_b vit_b vit_b",
         sizes,
         dim=[640, 320, 160],
@@ -440,7 +373,9 @@ def _chats() -> Iterator[Published]:
         yield Published(
             name="piip_llava_" + release.lower().replace("-", "_"),
             task="chat",
-            settings=PiipConfig(branches=_branches(encoders, sizes, interactions), framing="pad", **IMAGENET),
+            settings=PiipConfig(
+                branches=plain_branches(encoders, sizes, interactions), framing="pad", **IMAGENET
+            ),
             rules=_chat_rules,
             text_config=VICUNA_13B if release.endswith("13B") else VICUNA_7B,
             template="vicuna_v1",
