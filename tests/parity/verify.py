@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import cases_anyres
+import cases_dino
 import cases_dual
 import cases_encoders
 import cases_inf
@@ -35,6 +36,7 @@ from stepwell.ops.choose import prefer
 __all__ = ["Unreadable", "Verdict", "error_over_tolerance", "main", "read_records", "verify"]
 
 CASES: dict[str, Case] = {
+    **cases_dino.CASES,
     **cases_dual.CASES,
     **cases_anyres.CASES,
     **cases_encoders.CASES,
