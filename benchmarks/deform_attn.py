@@ -50,12 +50,12 @@ def build(path: str, what: str, *sizes: str) -> Callable[[], list[Tensor]]:
 
     def inference() -> list[Tensor]:
         with prefer(path), torch.inference_mode():
-            return [deform_attn(value, key, x, y, weights)]
+            return [deform_attn(value, [key], x, y, weights)]
 
     def step() -> list[Tensor]:
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         with prefer(path):
-            deform_attn(leaves[0], key, *leaves[1:]).sum().backward()
+            deform_attn(leaves[0], [key], *leaves[1:]).sum().backward()
         return [leaf.grad for leaf in leaves]
 
     return step if what == "training step" else inference

@@ -265,11 +265,11 @@ def test_points_and_weights_are_not_rounded_to_half_precision(monkeypatch):
     nn.init.normal_(attention.weights.weight)
     nn.init.zeros_(attention.offsets.bias)
 
-    def sample(value, size, x, y, weights):
+    def sample(value, sizes, x, y, weights):
         seen.update(x=x, y=y, weights=weights)
         return value.new_zeros(*x.shape[:2], 8)[..., : attention.value.out_features]
 
-    monkeypatch.setattr("stepwell.fuse.interaction.deform_attn", sample)
+    monkeypatch.setattr("stepwell.layers.deformable.deform_attn", sample)
     attention(torch.randn(1, 300, 8).bfloat16(), (2, 150), torch.zeros(1, 600, 8).bfloat16(), (2, 300))
     assert (seen["x"][0, :150, 1, 2] - torch.arange(150) * 2 - 0.5).abs().max() < 1e-4
     assert (seen["y"][0, :, 1, 2] - torch.tensor([0.0, 1.0]).repeat_interleave(150)).abs().max() < 1e-4

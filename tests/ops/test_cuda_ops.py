@@ -123,7 +123,7 @@ def test_deformable_attention_is_that_of_the_reference_in_double(size, dtype, pa
         leaves = [
             x.to(device, kind).requires_grad_() for x, kind in zip((value, *points), kinds, strict=True)
         ]
-        out = op(leaves[0], size, *leaves[1:])
+        out = op(leaves[0], [size], *leaves[1:])
         weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
         return [out.detach(), *torch.autograd.grad((out * weights.to(out)).sum(), leaves)]
 
@@ -138,7 +138,7 @@ def test_deformable_attention_is_that_of_the_reference_in_double(size, dtype, pa
 def test_a_place_that_is_no_finite_number_gives_nan_on_a_gpu_too(bad, cuda):
     value, x, y, weights = (t.to(cuda) for t in make_inputs((3, 4)))
     x[0, 2, 1, 3] = bad
-    out = deform_attn(value, (3, 4), x, y, weights).unflatten(2, (3, 5))
+    out = deform_attn(value, [(3, 4)], x, y, weights).unflatten(2, (3, 5))
     assert out[0, 2, 1].isnan().all()
     assert out.isnan().sum() == 5
 
@@ -147,13 +147,13 @@ def test_a_place_that_is_no_finite_number_gives_nan_on_a_gpu_too(bad, cuda):
 def test_points_far_outside_read_nothing_on_a_gpu_too(far, cuda):
     value, x, y, weights = (t.to(cuda) for t in make_inputs((3, 4)))
     x[0, 0], y[0, 1] = far, far
-    assert (deform_attn(value, (3, 4), x, y, weights)[0, :2] == 0).all()
+    assert (deform_attn(value, [(3, 4)], x, y, weights)[0, :2] == 0).all()
 
 
 def test_twins_for_cpus_are_refused_on_a_gpu(cuda):
     value, *points = (t.to(cuda) for t in make_inputs((3, 4)))
     with prefer("fast"), pytest.raises(RuntimeError, match="on CPU only, not on cuda"):
-        deform_attn(value, (3, 4), *points)
+        deform_attn(value, [(3, 4)], *points)
     with prefer("fast"), pytest.raises(RuntimeError, match="on CPU only"):
         double_map(
             torch.ones(1, 2, 2, 2, device=cuda),

@@ -23,10 +23,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from stepwell.layers.attention import attention
+from stepwell.layers.deformable import DeformableAttention
 from stepwell.layers.depthwise import DepthwiseConv
 from stepwell.layers.drop_path import DropPath
 from stepwell.layers.linear import Linear
-from stepwell.ops.deform_attn import deform_attn
 from stepwell.ops.parts import in_parts
 from stepwell.ops.precision import at_least_single
 from stepwell.ops.rearrange import map_to_tokens, tokens_to_map
@@ -193,8 +193,8 @@ class Injector(nn.Module):
         return x
 
 
-class DeformableCrossAttention(nn.Module):
-    """Every query reads `num_points` points per head, at offsets that it predicts in cells of the other map.
+class DeformableCrossAttention(DeformableAttention):
+    """Every query reads `num_points` points per head, at offsets from its place in cells of the other map.
 
     The width inside is int(dim * ratio), a multiple of `num_heads`.
     """
@@ -202,53 +202,20 @@ class DeformableCrossAttention(nn.Module):
     def __init__(
         self, dim: int, feature_dim: int, *, num_heads: int, num_points: int = 4, ratio: float = 1.0
     ) -> None:
-        super().__init__()
         inner = int(dim * ratio)
         if inner < 1 or inner % num_heads:
             raise ValueError(
                 f"deformable attention of width {dim} with ratio {ratio} has {inner} channels inside, "
                 f"which do not divide into {num_heads} heads; change ratio or num_heads"
             )
-        self.num_heads = num_heads
-        self.num_points = num_points
-        self.value = Linear(feature_dim, inner)
-        self.offsets = Linear(dim, num_heads * num_points * 2)
-        self.weights = Linear(dim, num_heads * num_points)
-        self.out = Linear(inner, dim)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Head h starts out looking in direction 2 pi h / num_heads, its k-th point k + 1 cells away."""
-        angle = torch.arange(self.num_heads, device=self.offsets.bias.device) * (2 * math.pi / self.num_heads)
-        ray = torch.stack([angle.cos(), angle.sin()], -1)
-        ray = ray / ray.abs().amax(-1, keepdim=True)  # one cell away along the longer axis
-        steps = torch.arange(1, self.num_points + 1, device=ray.device)
-        for linear in (self.value, self.offsets, self.weights, self.out):
-            nn.init.zeros_(linear.bias)
-        self.offsets.bias.copy_((ray[:, None] * steps[:, None]).flatten())
-        nn.init.zeros_(self.offsets.weight)
-        nn.init.zeros_(self.weights.weight)
-        nn.init.xavier_uniform_(self.value.weight)
-        nn.init.xavier_uniform_(self.out.weight)
-
-    def values_of(self, features: Tensor) -> Tensor:
-        """features (B, M, d_f) -> what is read at the points, (B, M, width inside)."""
-        values: Tensor = self.value(features)
-        return values
+        super().__init__(dim, feature_dim, inner, num_heads=num_heads, num_points=num_points)
 
     def forward(self, query: Tensor, size: Size, values: Tensor, feature_size: Size) -> Tensor:
         """query (B, N, d) on grid `size`, values of features on grid `feature_size` -> (B, N, d)."""
-        exact = at_least_single(query.dtype)  # points are lost, and softmax tails, in half
-        heads = (self.num_heads, self.num_points)
-        value = values.unflatten(2, (self.num_heads, -1))
-        offsets = self.offsets(query).unflatten(2, (*heads, 2)).to(exact)
-        # The softmax is over the points; along an axis as short as theirs torch is ten times slower.
-        weights = self.weights(query).unflatten(2, heads).transpose(2, 3).softmax(2, dtype=exact)
+        exact = at_least_single(query.dtype)
         x, y = reference_points(size, feature_size, device=query.device, dtype=exact)
-        x, y = x[:, None, None] + offsets[..., 0], y[:, None, None] + offsets[..., 1]
-        answer: Tensor = self.out(deform_attn(value, feature_size, x, y, weights.transpose(2, 3)))
-        return answer
+        per_query = (-1, 1, 1, 1)
+        return self.read(query, values, [feature_size], (x.view(per_query), y.view(per_query)))
 
 
 def reference_points(

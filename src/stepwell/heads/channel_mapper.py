@@ -1,7 +1,7 @@
-"""Maps of a backbone -> maps of one width, and coarser ones behind them: the neck of DINO.
+"""Maps of a backbone -> maps of one width, and coarser ones where more are wanted.
 
-Deformable DETR, arXiv 2010.04159, appendix A.2, whose neck DINO and PIIP (arXiv 2501.07783) keep.
-Letters: B batch, C width of a map, D the common width, (h, w) a grid.
+The neck of Deformable DETR (arXiv 2010.04159, appendix A.2) and of DINO (arXiv 2203.03605), as in PIIP's
+detectors. Letters: B batch, C width of a map that comes in, D of those that leave, (h, w) a grid.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ __all__ = ["ChannelMapper"]
 
 
 class ChannelMapper(nn.Module):
-    """A 1x1 convolution and GroupNorm for every map; then 3x3 convolutions of stride 2 and GroupNorm, the
-    first of them on the coarsest map that comes in, each other on the one before.
+    """A 1x1 convolution and a GroupNorm for every map, and coarser maps behind until there are `num_levels`.
 
-    dims: width of every map, finest first. num_extra: coarser maps that are made.
+    A coarser map is made by a 3x3 convolution of stride 2 and a GroupNorm: the first from the last map that
+    comes in, every other from the one before it. dims: width of every map that comes in.
     """
 
-    def __init__(self, dims: Sequence[int], dim: int, *, num_extra: int = 1, num_groups: int = 32) -> None:
+    def __init__(self, dims: Sequence[int], dim: int, *, num_levels: int, num_groups: int = 32) -> None:
         super().__init__()
-        self.maps = nn.ModuleList(_conv_norm(width, dim, 1, num_groups) for width in dims)
-        widths = [dims[-1], *[dim] * num_extra][:num_extra]
-        self.extras = nn.ModuleList(_conv_norm(width, dim, 3, num_groups) for width in widths)
+        if not 1 <= len(dims) <= num_levels:
+            raise ValueError(f"{len(dims)} maps do not make {num_levels} levels; give 1 to {num_levels} maps")
+        if dim % num_groups:
+            raise ValueError(f"width {dim} does not divide into {num_groups} groups")
+
+        def level(in_dim: int, kernel: int, stride: int) -> nn.Sequential:
+            conv = nn.Conv2d(in_dim, dim, kernel, stride, padding=kernel // 2, bias=False)
+            return nn.Sequential(conv, nn.GroupNorm(num_groups, dim))
+
+        extra_dims = [dims[-1], *[dim] * num_levels][: num_levels - len(dims)]
+        self.projections = nn.ModuleList(level(in_dim, kernel=1, stride=1) for in_dim in dims)
+        self.extras = nn.ModuleList(level(in_dim, kernel=3, stride=2) for in_dim in extra_dims)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier uniform."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-            elif isinstance(module, nn.GroupNorm):
-                module.reset_parameters()
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """(B, C, h, w), finest first -> (B, D, h, w) of each, and of those behind them."""
-        levels = [layer(x) for layer, x in zip(self.maps, maps, strict=True)]
-        last = maps[-1]
-        for layer in self.extras:
-            last = layer(last)
-            levels.append(last)
-        return levels
-
-
-def _conv_norm(dim: int, out_dim: int, kernel: int, num_groups: int) -> nn.Sequential:
-    stride, padding = (1, 0) if kernel == 1 else (2, 1)
-    conv = nn.Conv2d(dim, out_dim, kernel, stride=stride, padding=padding, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(num_groups, out_dim))
+        """(B, C, h, w) each, finest first -> (B, D, h, w) each, `num_levels` of them."""
+        mapped = [project(x) for project, x in zip(self.projections, maps, strict=True)]
+        coarsest = maps[-1]
+        for extra in self.extras:
+            coarsest = extra(coarsest)
+            mapped.append(coarsest)
+        return mapped

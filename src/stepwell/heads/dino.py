@@ -1,17 +1,15 @@
-"""DINO: a transformer that finds objects among the cells of all levels, without anchors and without NMS.
+"""DINO: maps of any backbone -> boxes and classes, without anchors and without NMS.
 
-DINO, arXiv 2203.03605: boxes start where the encoder sees objects, and their contents are learned (mixed
-selection); every layer of the decoder moves them, and learns from what the layer before has moved (look
-forward twice); denoising beside the matching. PIIP (arXiv 2501.07783) trains it in this form.
-Letters: B batch, N cells of all levels, one after the other, D width, Nq queries, S slots of denoising, K
-classes. Boxes are centre and size in parts of the valid image.
+DINO, arXiv 2203.03605, with all that is in it: two stages with mixed query selection, look forward twice,
+contrastive denoising; numbers and layers as PIIP (arXiv 2501.07783) trained its detectors.
+Letters: B batch, N cells of all levels, C width, Q queries, K classes, S sets of predictions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field
@@ -20,308 +18,369 @@ from torch import Tensor, nn
 
 from stepwell.heads.channel_mapper import ChannelMapper
 from stepwell.heads.detection import DetectionHead
-from stepwell.heads.dino_denoising import DenoisingConfig, Draws, NoisyObjects, draw, hidden_queries, spoil
-from stepwell.heads.dino_layers import CellLayer, LevelAttention, QueryLayer
-from stepwell.heads.dino_matching import MatchConfig, SetLossConfig, Targets, assign, set_losses, to_corners
-from stepwell.heads.dino_positions import (
-    Grids,
-    box_logits,
-    box_sines,
-    cell_proposals,
-    cell_references,
-    grids_of,
-    map_sines,
+from stepwell.heads.dino_boxes import to_corners
+from stepwell.heads.dino_denoising import (
+    Denoising,
+    Draws,
+    contents,
+    denoising,
+    draw,
+    num_groups,
+    unseen_queries,
 )
+from stepwell.heads.dino_matching import (
+    BoxTerms,
+    SetLosses,
+    Truths,
+    assign,
+    average_over_processes,
+    set_losses,
+)
+from stepwell.heads.dino_positions import Levels, cell_code, level_geometry, proposals
+from stepwell.heads.dino_transformer import Decoder, Encoder, LayerOutput, perceptron, refine
+from stepwell.layers.deformable import DeformableAttention
 from stepwell.layers.linear import Linear
-from stepwell.ops.boxes import clip_boxes
 from stepwell.ops.precision import at_least_single
+from stepwell.ops.rearrange import map_to_tokens
 from stepwell.structures import Detections, Extent, Objects
 
-__all__ = ["Decoded", "Dino", "DinoConfig", "Encoded"]
+__all__ = [
+    "DenoisingConfig",
+    "Dino",
+    "DinoConfig",
+    "Matched",
+    "Memory",
+    "Predictions",
+    "Selection",
+    "best_boxes",
+]
+
+PRIOR = 0.01  # of every class before training
 
 Count = Annotated[int, Field(gt=0)]
-EPS = 1e-3
-"""Of `box_logits`, wherever boxes are moved."""
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class DenoisingConfig:
+    """num_queries: positives of the image with most objects, all groups together. label_noise: twice the
+    chance of another label. box_noise: how far a corner may go, in halves of the box's side.
+    """
+
+    num_queries: Count = 100
+    label_noise: Annotated[float, Field(ge=0, le=2)] = 0.5
+    box_noise: Annotated[float, Field(ge=0)] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class DinoConfig:
-    """The defaults are those of PIIP's three configurations.
+    """Defaults: the three detectors that PIIP published.
 
-    num_levels: maps that the transformer sees; those that a backbone lacks are made from its coarsest. dim:
-    a multiple of the heads, of `norm_groups` and of 4. encoder_heads: of deformable attention, everywhere;
-    query_heads: of the queries' self-attention. map_temperature, box_temperature: of the sines.
+    num_levels: the backbone's maps and coarser ones behind them, each half as large as the one before.
+    norm_groups: of the neck. num_heads and num_points: of deformable attention, per level;
+    self_attention_heads: of queries among each other. cell_temperature, box_temperature: of the sine codes of
+    the encoder's cells and the decoder's boxes. max_detections: of an image.
     """
 
     kind: Literal["dino"] = "dino"
     dim: Count = 256
     num_levels: Count = 4
+    norm_groups: Count = 32
     num_queries: Count = 900
     encoder_layers: Count = 6
     decoder_layers: Count = 6
     ffn_dim: Count = 2048
-    deformable_heads: Count = 8
-    query_heads: Count = 8
+    num_heads: Count = 8
     num_points: Count = 4
-    norm_groups: Count = 32
-    norm_eps: float = 1e-5
-    map_temperature: float = 20.0
-    box_temperature: float = 10000.0
+    self_attention_heads: Count = 8
+    cell_temperature: Positive = 20.0
+    box_temperature: Positive = 10000.0
     denoising: DenoisingConfig = DenoisingConfig()
-    matching: MatchConfig = MatchConfig()
-    losses: SetLossConfig = SetLossConfig()
+    cost: BoxTerms = BoxTerms(label=2.0)
+    loss: BoxTerms = BoxTerms(label=1.0)
     max_detections: Count = 300
 
-    def build(self, dims: Sequence[int], strides: Sequence[float], num_classes: int) -> Dino:
-        """The head with random weights. dims: of the backbone's maps, finest first, at most `num_levels`.
+    def __post_init__(self) -> None:
+        if self.dim % 4:
+            raise ValueError(f"dim must be a multiple of 4, for sine codes of two axes, got {self.dim}")
+        for name in ("num_heads", "self_attention_heads", "norm_groups"):
+            if self.dim % getattr(self, name):
+                raise ValueError(f"dim {self.dim} does not divide into {name} {getattr(self, name)}")
 
-        Raises ValueError for more maps than levels, and for a width that does not divide.
-        """
-        if not 1 <= len(dims) <= self.num_levels:
-            raise ValueError(
-                f"DINO of {self.num_levels} levels takes 1 to {self.num_levels} maps, got {len(dims)}; "
-                "leave the finest ones out of the backbone's"
-            )
-        for part in (self.norm_groups, self.query_heads, self.deformable_heads, 4):
-            if self.dim % part:
-                raise ValueError(f"dim {self.dim} of DINO is a multiple of {part}, or change that")
+    def build(self, dims: Sequence[int], strides: Sequence[float], num_classes: int) -> Dino:
+        """dims and strides: of the backbone's maps, finest first. The strides may be any."""
+        if len(dims) != len(strides):
+            raise ValueError(f"{len(dims)} widths and {len(strides)} strides do not tell the same maps")
         return Dino(dims, num_classes, self)
 
 
-class Encoded(NamedTuple):
-    """What the encoder makes of the maps, and what it proposes, best first."""
+class Memory(NamedTuple):
+    """What the encoder leaves of a batch."""
 
-    memory: Tensor  # (B, N, D)
-    grids: Grids
-    logits: Tensor  # (B, Nq, K)
-    box_logits: Tensor  # (B, Nq, 4)
+    cells: Tensor  # (B, N, C)
+    levels: Levels
 
 
-class Decoded(NamedTuple):
-    """What every layer of the decoder says, and whence its boxes came."""
+class Selection(NamedTuple):
+    """The encoder's best cells, best first."""
 
-    states: list[Tensor]  # (B, S + Nq, D), normed
-    references: list[Tensor]  # (B, S + Nq, 4): those it starts with, and after each layer
-    logits: list[Tensor]  # (B, S + Nq, K)
-    boxes: list[Tensor]  # (B, S + Nq, 4)
+    logits: Tensor  # (B, Q, K)
+    boxes: Tensor  # (B, Q, 4) by centre, in fractions
+
+
+class Predictions(NamedTuple):
+    """Of every decoder layer."""
+
+    logits: Tensor  # (layers, B, Q, K)
+    boxes: Tensor  # (layers, B, Q, 4) by centre, in fractions
+
+
+class Matched(NamedTuple):
+    """Predictions, and which object of the batch each is to find, -1 for none."""
+
+    found: Predictions  # of the encoder, then of every layer: (S, B, Q, ...)
+    assigned: Tensor  # (S, B, Q)
+    spoilt: Predictions  # of every layer for the queries that denoise
+    wanted: Tensor  # as `assigned`
+    truths: Truths
 
 
 class Dino(DetectionHead):
-    """As its settings say; see `DinoConfig.build`."""
+    """dims: width of the backbone's maps, finest first.
+
+    The neck's norms and the codes of the decoder's boxes see the padding of a batch, as in the official code:
+    to be the same in any company, an image must be padded to the same size.
+    """
 
     def __init__(self, dims: Sequence[int], num_classes: int, config: DinoConfig) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
+        self.config = config
+        self.num_classes = num_classes
         dim, layers = config.dim, config.decoder_layers
-        self.neck = ChannelMapper(
-            dims, dim, num_extra=config.num_levels - len(dims), num_groups=config.norm_groups
-        )
-        shape = {
-            "num_heads": config.deformable_heads,
+        attention = {
+            "num_heads": config.num_heads,
             "num_levels": config.num_levels,
             "num_points": config.num_points,
             "ffn_dim": config.ffn_dim,
         }
-        cell_layer = partial(CellLayer, dim, norm_eps=config.norm_eps, **shape)
-        query_layer = partial(
-            QueryLayer, dim, self_heads=config.query_heads, norm_eps=config.norm_eps, **shape
+        self.neck = ChannelMapper(dims, dim, num_levels=config.num_levels, num_groups=config.norm_groups)
+        self.level_embedding = nn.Parameter(torch.empty(config.num_levels, dim))
+        self.encoder = Encoder(dim, num_layers=config.encoder_layers, **attention)
+        self.memory_proj = Linear(dim, dim)
+        self.memory_norm = nn.LayerNorm(dim)
+        self.queries = nn.Parameter(torch.empty(config.num_queries, dim))
+        self.label_embedding = nn.Embedding(num_classes, dim)
+        self.decoder = Decoder(
+            dim,
+            num_layers=layers,
+            num_self_heads=config.self_attention_heads,
+            temperature=config.box_temperature,
+            **attention,
         )
-        self.levels = nn.Parameter(torch.empty(config.num_levels, dim))
-        self.encoder = nn.ModuleList(cell_layer() for _ in range(config.encoder_layers))
-        self.memory = nn.Sequential(Linear(dim, dim), nn.LayerNorm(dim, eps=config.norm_eps))
-        self.contents = nn.Embedding(config.num_queries, dim)
-        self.places = nn.Sequential(Linear(2 * dim, dim), nn.ReLU(), Linear(dim, dim))
-        self.decoder = nn.ModuleList(query_layer() for _ in range(layers))
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.classifiers = nn.ModuleList(Linear(dim, num_classes) for _ in range(layers + 1))
-        self.regressors = nn.ModuleList(_regressor(dim) for _ in range(layers + 1))
-        self.noisy_labels = nn.Embedding(num_classes, dim)
+        # One for every decoder layer, the last for the encoder.
+        self.class_heads = nn.ModuleList(Linear(dim, num_classes) for _ in range(layers + 1))
+        self.box_heads = nn.ModuleList(perceptron(dim, dim, dim, 4) for _ in range(layers + 1))
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Matrices Xavier uniform, boxes that do not move yet, classes of probability 0.01."""
-        for part in (self.encoder, self.decoder, self.memory, self.places):
+        """As the official code; what is not named here starts as torch's layers do."""
+        for part in (self.encoder, self.decoder, self.memory_proj):
             for parameter in part.parameters():
                 if parameter.ndim > 1:
                     nn.init.xavier_uniform_(parameter)
         for module in self.modules():
-            if isinstance(module, LevelAttention):
+            if isinstance(module, DeformableAttention):
                 module.reset_parameters()
-        nn.init.normal_(self.levels)
-        for classifier in self.classifiers:
-            nn.init.constant_(cast(Linear, classifier).bias, -torch.tensor(99.0).log().item())
-        for regressor in self.regressors:
-            last = cast(nn.Sequential, regressor)[-1]
-            nn.init.zeros_(cast(Tensor, last.weight))
-            nn.init.zeros_(cast(Tensor, last.bias))
+            elif isinstance(module, nn.MultiheadAttention):
+                nn.init.zeros_(module.in_proj_bias)
+                nn.init.zeros_(module.out_proj.bias)
+        for table in (self.level_embedding, self.queries, self.label_embedding.weight):
+            nn.init.normal_(table)
+        for class_head, box_head in zip(self.class_heads, self.box_heads, strict=True):
+            assert isinstance(class_head, nn.Linear)
+            assert isinstance(box_head, nn.Sequential)
+            nn.init.constant_(class_head.bias, -math.log((1 - PRIOR) / PRIOR))
+            for parameter in box_head[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def losses(
         self,
         maps: Sequence[Tensor],
         extents: Sequence[Extent],
         objects: Sequence[Objects],
+        *,
         draws: Draws | None = None,
     ) -> dict[str, Tensor]:
-        """ "encoder", "layer0" and so on and "denoising0" and so on, each with _classes, _boxes and _giou.
+        """`encoder_`, `layer1_`, ... and `denoising1_`, ... by `class`, `box` and `giou`.
 
-        draws: of the denoising, by default at random.
+        draws: the random numbers of denoising, instead of torch's next ones. Raises ValueError for labels
+        that are none of the classes.
         """
-        encoded = self.encode(maps, extents)
-        labels = [image.labels for image in objects]
-        sizes = [extent.valid for extent in extents]
-        boxes = [_to_parts(image.boxes, size) for image, size in zip(objects, sizes, strict=True)]
-        noisy = self.noisy(labels, boxes, draws)
-        decoded = self.decode(encoded, noisy)
-        slots = noisy.labels.shape[1]
+        return self.losses_of(self.match(maps, extents, objects, draws=draws))
 
-        sets = {"encoder": (encoded.logits, encoded.box_logits.sigmoid())}
-        for i, pair in enumerate(zip(decoded.logits, decoded.boxes, strict=True)):
-            sets[f"layer{i}"] = (pair[0][:, slots:], pair[1][:, slots:])
-        losses: dict[str, Tensor] = {}
-        count = _mean_over_processes(encoded.memory.new_tensor(float(sum(map(len, labels)))))
-        for name, (logits, found) in sets.items():
-            targets = [
-                self._matched(*image) for image in zip(logits, found, labels, boxes, sizes, strict=True)
-            ]
-            losses |= self._named(name, set_losses(logits, found, targets, sizes, count, self.config.losses))
-        targets = [self._denoised(*image, noisy) for image in zip(labels, boxes, strict=True)]
-        count = _mean_over_processes(encoded.memory.new_tensor(float(sum(map(len, labels)) * noisy.groups)))
-        for i, (logits, found) in enumerate(zip(decoded.logits, decoded.boxes, strict=True)):
-            terms = set_losses(logits[:, :slots], found[:, :slots], targets, sizes, count, self.config.losses)
-            losses |= self._named(f"denoising{i}", terms)
-        return losses
+    def match(
+        self,
+        maps: Sequence[Tensor],
+        extents: Sequence[Extent],
+        objects: Sequence[Objects],
+        *,
+        draws: Draws | None = None,
+    ) -> Matched:
+        """What every query of encoder and decoder says, and what it should."""
+        memory = self.encode(maps, extents)
+        truths = self._truths(extents, objects)
+        denoised = self.denoise(truths, draws)
+        selection = self.select(memory)
+        predictions = self.predict(self.decode(memory, selection, denoised))
+        count = denoised.num_queries
+        found = Predictions(
+            torch.cat([selection.logits[None], predictions.logits[:, :, count:]]),
+            torch.cat([selection.boxes[None], predictions.boxes[:, :, count:]]),
+        )
+        spoilt = Predictions(predictions.logits[:, :, :count], predictions.boxes[:, :, :count])
+        return Matched(
+            found,
+            assign(found.logits, found.boxes, truths, self.config.cost),
+            spoilt,
+            denoised.assigned.expand(spoilt.logits.shape[:3]),
+            truths,
+        )
 
-    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[Detections]:
-        """The best `max_detections` of all queries and classes."""
-        decoded = self.decode(self.encode(maps, extents))
-        found = []
-        for logits, boxes, extent in zip(decoded.logits[-1], decoded.boxes[-1], extents, strict=True):
-            found.append(self.best(logits, boxes, extent))
-        return found
-
-    def best(self, logits: Tensor, boxes: Tensor, extent: Extent) -> Detections:
-        """logits (Nq, K), boxes (Nq, 4) of an image -> its detections."""
-        scores = logits.sigmoid().flatten()
-        scores, index = scores.topk(min(self.config.max_detections, len(scores)))
-        corners = to_corners(boxes[index // self.num_classes], extent.valid)
-        return Detections(clip_boxes(corners, extent.valid), scores, index % self.num_classes)
-
-    def encode(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> Encoded:
-        """maps: (B, C, h, w), finest first."""
-        maps = self.neck([x.to(self.levels.dtype) for x in maps])
-        grids = grids_of(maps, extents)
-        cells = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
-        lengths = torch.tensor([x.shape[-2] * x.shape[-1] for x in maps], device=cells.device)
-        places = map_sines(grids, self.config.dim, temperature=self.config.map_temperature).to(cells.dtype)
-        places = places + self.levels.repeat_interleave(lengths, 0)
-        references = cell_references(grids)
-        for layer in self.encoder:
-            cells = layer(cells, places, references, grids.sizes, grids.padding)
-        return self._propose(cells, grids)
-
-    def _propose(self, cells: Tensor, grids: Grids) -> Encoded:
-        proposals = cell_proposals(grids)
-        unfit = proposals.isinf().any(-1, keepdim=True)
-        seen = self.memory(cells.masked_fill(unfit, 0))
-        exact = at_least_single(seen.dtype)
-        logits = self.classifiers[-1](seen).to(exact)
-        count = min(self.config.num_queries, logits.shape[1])
-        index = logits.max(-1).values.topk(count, 1).indices[..., None]
-        chosen = seen.gather(1, index.expand(-1, -1, seen.shape[-1]))
-        boxes = self.regressors[-1](chosen).to(exact) + proposals.gather(1, index.expand(-1, -1, 4))
-        return Encoded(cells, grids, logits.gather(1, index.expand(-1, -1, logits.shape[-1])), boxes)
-
-    def noisy(
-        self, labels: Sequence[Tensor], boxes: Sequence[Tensor], draws: Draws | None = None
-    ) -> NoisyObjects:
-        """The objects of all images, spoilt for the denoising. boxes: (n, 4) of each."""
-        config = self.config.denoising
-        groups = config.groups(max(map(len, labels)))
-        rows = 2 * groups * sum(map(len, labels))
-        draws = draw(rows, self.num_classes, self.levels.device) if draws is None else draws
-        return spoil(labels, boxes, draws, groups, config, EPS)
-
-    def noisy_queries(self, noisy: NoisyObjects) -> Tensor:
-        """Contents (B, S, D) of the slots."""
-        contents: Tensor = self.noisy_labels(noisy.labels)
-        return contents * noisy.is_used[..., None].to(contents.dtype)
-
-    def decode(self, encoded: Encoded, noisy: NoisyObjects | None = None) -> Decoded:
-        """noisy: objects whose queries stand in front of the others."""
-        grids, config = encoded.grids, self.config
-        count = encoded.logits.shape[1]
-        queries = self.contents.weight[:count].expand(len(encoded.memory), -1, -1)
-        logits, hidden = encoded.box_logits.detach(), None
-        if noisy is not None:
-            slots = noisy.labels.shape[1]
-            queries = torch.cat([self.noisy_queries(noisy), queries], 1)
-            logits = torch.cat([noisy.box_logits.to(logits), logits], 1)
-            hidden = hidden_queries(slots, noisy.groups, count, queries.device)
-        reference = logits.sigmoid()
-        shares = grids.shares.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
-        result = Decoded([], [reference], [], [])
-        for i, layer in enumerate(self.decoder):
-            at = reference.detach()[:, :, None] * shares
-            sines = box_sines(at[:, :, 0], config.dim // 2, temperature=config.box_temperature)
-            places = self.places(sines.to(queries.dtype))
-            queries = layer(queries, places, at, encoded.memory, grids.sizes, grids.padding, hidden)
-            self._tell(i, queries, reference, result)
-            reference = result.references[-1]
-        return result
-
-    def _tell(self, i: int, queries: Tensor, reference: Tensor, result: Decoded) -> None:
-        """What layer i says. reference: of the layer before, through which this one's boxes learn too."""
-        exact = at_least_single(queries.dtype)
-        state = self.norm(queries)
-        before = box_logits(reference, eps=EPS)
-        moved = self.regressors[i](queries).to(exact) + before.detach()
-        result.states.append(state)
-        result.references.append(moved.sigmoid())
-        result.logits.append(self.classifiers[i](state).to(exact))
-        result.boxes.append((self.regressors[i](state).to(exact) + before).sigmoid())
-
-    def _matched(
-        self, logits: Tensor, found: Tensor, labels: Tensor, boxes: Tensor, size: tuple[int, int]
-    ) -> Targets:
-        objects = assign(logits, found, labels, boxes, size, self.config.matching)
-        is_object = objects >= 0
-        wanted = torch.full_like(objects, self.num_classes)
-        wanted[is_object] = labels[objects[is_object]]
-        targets = found.new_zeros(found.shape)
-        targets[is_object] = boxes[objects[is_object]].to(targets)
-        return Targets(wanted, targets)
-
-    def _denoised(self, labels: Tensor, boxes: Tensor, noisy: NoisyObjects) -> Targets:
-        """The first half of each group finds its objects, the second half nothing."""
-        slots = noisy.labels.shape[1]
-        wanted = labels.new_full((noisy.groups, slots // noisy.groups), self.num_classes)
-        targets = boxes.new_zeros(*wanted.shape, 4)
-        wanted[:, : len(labels)] = labels
-        targets[:, : len(labels)] = boxes
-        return Targets(wanted.flatten(), targets.flatten(0, 1))
-
-    def _named(self, name: str, terms: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    def losses_of(self, matched: Matched) -> dict[str, Tensor]:
+        found, assigned, spoilt, wanted, truths = matched
+        counts = torch.stack([(x[0] >= 0).sum() for x in (assigned, wanted)])
+        of_found, of_spoilt = average_over_processes(counts.to(found.logits.dtype))
+        terms, layers = self.config.loss, range(1, self.config.decoder_layers + 1)
         return {
-            f"{name}_{what}": term for what, term in zip(("classes", "boxes", "giou"), terms, strict=True)
+            **_named(
+                ["encoder", *(f"layer{i}" for i in layers)],
+                set_losses(*found, assigned, truths, terms, of_found),
+            ),
+            **_named(
+                [f"denoising{i}" for i in layers], set_losses(*spoilt, wanted, truths, terms, of_spoilt)
+            ),
         }
 
+    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[Detections]:
+        """The best pairs of a query and a class of each image, clipped to its valid part."""
+        memory = self.encode(maps, extents)
+        last = self.decode(memory, self.select(memory))[-1:]
+        logits, boxes = self.predict(last)
+        return best_boxes(logits[-1], boxes[-1], extents, self.config.max_detections)
 
-def _regressor(dim: int) -> nn.Sequential:
-    return nn.Sequential(Linear(dim, dim), nn.ReLU(), Linear(dim, dim), nn.ReLU(), Linear(dim, 4))
+    def encode(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> Memory:
+        """maps (B, C', h, w), finest first."""
+        self._check(maps, extents)
+        weight = self.level_embedding
+        levels_maps = self.neck([x.to(weight.dtype) for x in maps])
+        sizes = [(x.shape[2], x.shape[3]) for x in levels_maps]
+        exact = at_least_single(weight.dtype)  # places are lost in half precision
+        levels = level_geometry(sizes, extents, dtype=exact, device=weight.device)
+        code = cell_code(levels, self.config.dim, temperature=self.config.cell_temperature)
+        of_level = torch.cat([vector.expand(h * w, -1) for vector, (h, w) in zip(weight, sizes, strict=True)])
+        cells = torch.cat([map_to_tokens(x) for x in levels_maps], 1)
+        return Memory(self.encoder(cells, code.to(weight.dtype) + of_level, levels), levels)
+
+    def _check(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> None:
+        expected = len(self.neck.projections)
+        if len(maps) != expected:
+            raise ValueError(f"this head was built for {expected} maps and got {len(maps)}")
+        if any(len(x) != len(extents) for x in maps):
+            raise ValueError(f"maps of {[len(x) for x in maps]} images came with {len(extents)} extents")
+
+    def select(self, memory: Memory) -> Selection:
+        """The cells with the largest logit of any class."""
+        num_cells, wanted = memory.levels.num_cells, self.config.num_queries
+        if num_cells < wanted:
+            raise ValueError(
+                f"images of {num_cells} cells have no {wanted} to start queries from; give larger images or "
+                "set num_queries lower"
+            )
+        logits_of_cells, none = proposals(memory.levels)
+        features = self.memory_norm(self.memory_proj(memory.cells.masked_fill(none[..., None], 0)))
+        logits = self.class_heads[-1](features).to(logits_of_cells.dtype)
+        best = logits.amax(-1).topk(wanted, dim=1).indices
+
+        def of_best(x: Tensor) -> Tensor:
+            return x.gather(1, best[..., None].expand(-1, -1, x.shape[-1]))
+
+        moved = self.box_heads[-1](of_best(features)).to(logits.dtype) + of_best(logits_of_cells)
+        return Selection(of_best(logits), moved.sigmoid())
+
+    def decode(
+        self, memory: Memory, selection: Selection, denoised: Denoising | None = None
+    ) -> list[LayerOutput]:
+        """One output a layer, of the queries that denoise and then the others."""
+        references = selection.boxes.detach()
+        queries = self.queries.expand(len(references), -1, -1)
+        unseen = None
+        if denoised is not None:
+            queries = torch.cat([contents(self.label_embedding, denoised), queries], 1)
+            references = torch.cat([denoised.box_logits.sigmoid(), references], 1)
+            unseen = unseen_queries(denoised, self.config.num_queries)
+        outputs: list[LayerOutput] = self.decoder(
+            queries, references, memory.cells, memory.levels, self.box_heads[:-1], unseen
+        )
+        return outputs
+
+    def predict(self, outputs: Sequence[LayerOutput]) -> Predictions:
+        """Of the last layers, or of all."""
+        first = self.config.decoder_layers - len(outputs)
+        heads = zip(self.class_heads[first:-1], self.box_heads[first:-1], strict=True)
+        logits, boxes = [], []
+        for output, (class_head, box_head) in zip(outputs, heads, strict=True):
+            logits.append(class_head(output.states).to(output.references.dtype))
+            boxes.append(refine(box_head, output.states, output.references))
+        return Predictions(torch.stack(logits), torch.stack(boxes))
+
+    def _truths(self, extents: Sequence[Extent], objects: Sequence[Objects]) -> Truths:
+        if len(objects) != len(extents):
+            raise ValueError(f"objects of {len(objects)} images came with {len(extents)} extents")
+        exact = at_least_single(self.queries.dtype)
+        truths = Truths.of(extents, objects, like=self.queries.detach().to(exact))
+        labels = truths.labels
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            wrong = sorted(set(labels.tolist()) - set(range(self.num_classes)))
+            raise ValueError(
+                f"labels of {self.num_classes} classes are 0 to {self.num_classes - 1}, got {wrong}"
+            )
+        return truths
+
+    def denoise(self, truths: Truths, draws: Draws | None = None) -> Denoising:
+        config = self.config.denoising
+        groups = num_groups(truths.counts, config.num_queries)
+        if draws is None:
+            rows = 2 * groups * sum(truths.counts)
+            draws = draw(rows, self.num_classes, device=truths.boxes.device)
+        return denoising(
+            (truths.boxes / truths.scale).split(truths.counts),
+            truths.labels.split(truths.counts),
+            draws,
+            groups,
+            label_noise=config.label_noise,
+            box_noise=config.box_noise,
+        )
 
 
-def _to_parts(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """xyxy in pixels -> centre and size in parts of the image."""
-    height, width = size
-    parts = boxes / boxes.new_tensor([width, height, width, height])
-    low, high = parts[:, :2], parts[:, 2:]
-    return torch.cat([(low + high) / 2, high - low], 1)
+def best_boxes(
+    logits: Tensor, boxes: Tensor, extents: Sequence[Extent], max_detections: int
+) -> list[Detections]:
+    """logits (B, Q, K), boxes (B, Q, 4) by centre in fractions -> the best pairs of a query and a class."""
+    scores, places = logits.sigmoid().flatten(1).topk(min(max_detections, logits[0].numel()), dim=1)
+    labels, queries = places % logits.shape[-1], places // logits.shape[-1]
+    detections = []
+    for image, (height, width) in enumerate(extent.valid for extent in extents):
+        scale = boxes.new_tensor([width, height] * 2)
+        corners = to_corners(boxes[image, queries[image]]) * scale
+        clipped = torch.minimum(corners.clamp(min=0), scale)
+        detections.append(Detections(clipped, scores[image], labels[image]))
+    return detections
 
 
-def _mean_over_processes(count: Tensor) -> Tensor:
-    """At least 1."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(count)
-        count = count / torch.distributed.get_world_size()
-    return count.clamp(min=1)
+def _named(sets: Sequence[str], losses: SetLosses) -> dict[str, Tensor]:
+    """One name a set and term."""
+    return {
+        f"{name}_{term}": loss
+        for term, values in zip(("class", "box", "giou"), losses, strict=True)
+        for name, loss in zip(sets, values.unbind(), strict=True)
+    }

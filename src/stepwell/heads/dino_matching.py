@@ -1,8 +1,8 @@
-"""Which query answers for which object, and what a set of predictions has to learn.
+"""Which query answers for which object, and what a set of predictions costs.
 
-DETR, arXiv 2005.12872, section 3.1 (bipartite matching); focal loss, arXiv 1708.02002; generalised IoU,
-arXiv 1902.09630; the costs and weights of DINO, arXiv 2203.03605.
-Letters: Q predictions of an image, n objects, K classes. Boxes are centre and size in parts of the image.
+DETR, arXiv 2005.12872, section 3.1 (one to one, by the Hungarian algorithm); the focal loss (arXiv
+1708.02002) and generalised IoU (arXiv 1902.09630) in cost and loss, as DINO, arXiv 2203.03605, has them.
+Letters: S sets of predictions, one a layer; B batch, Q queries, K classes, n objects of an image, T of all.
 """
 
 from __future__ import annotations
@@ -16,125 +16,152 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from stepwell.ops.boxes import paired_giou, pairwise_giou
-from stepwell.structures import Size
+from stepwell.heads.dino_boxes import generalised_iou, to_centres, to_corners
+from stepwell.structures import Extent, Objects
 
-__all__ = ["MatchConfig", "SetLossConfig", "Targets", "assign", "costs", "set_losses", "to_corners"]
+__all__ = [
+    "BoxTerms",
+    "Costs",
+    "SetLosses",
+    "Truths",
+    "assign",
+    "average_over_processes",
+    "costs",
+    "focal_loss",
+    "set_losses",
+]
 
 Weight = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class MatchConfig:
-    """Weights of the costs, and the focal cost's alpha and gamma."""
+class BoxTerms:
+    """Weights of the terms of a cost or a loss: focal, of alpha and gamma; L1 of the fractions; 1 - GIoU."""
 
-    classes: Weight = 2.0
-    boxes: Weight = 5.0
+    label: Weight
+    box: Weight = 5.0
     giou: Weight = 2.0
-    alpha: float = 0.25
-    gamma: float = 2.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.25
+    gamma: Weight = 2.0
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class SetLossConfig:
-    """Weights of the losses, and the focal loss's alpha and gamma."""
+class Truths(NamedTuple):
+    """The objects of a batch, image after image."""
 
-    classes: Weight = 1.0
-    boxes: Weight = 5.0
-    giou: Weight = 2.0
-    alpha: float = 0.25
-    gamma: float = 2.0
+    boxes: Tensor  # (T, 4), corners in pixels
+    labels: Tensor  # (T,)
+    scale: Tensor  # (T, 4): width, height, width, height of each one's image
+    counts: tuple[int, ...]  # objects of every image
+
+    @classmethod
+    def of(cls, extents: Sequence[Extent], objects: Sequence[Objects], *, like: Tensor) -> Truths:
+        """On the device of `like`, boxes in its dtype."""
+        counts = tuple(len(found.labels) for found in objects)
+        labels = torch.cat([found.labels for found in objects]).to(like.device, torch.long)
+        boxes = torch.cat([found.boxes.reshape(-1, 4) for found in objects]).to(like)
+        scale = [like.new_tensor([width, height] * 2) for (height, width), _ in extents]
+        of_objects = [row.expand(count, -1) for row, count in zip(scale, counts, strict=True)]
+        return cls(boxes, labels, torch.cat(of_objects), counts)
+
+    def by_image(self) -> list[Truths]:
+        parts = (part.split(self.counts) for part in (self.boxes, self.labels, self.scale))
+        return [
+            Truths(boxes, labels, scale, (len(labels),)) for boxes, labels, scale in zip(*parts, strict=True)
+        ]
 
 
-class Targets(NamedTuple):
-    """What the predictions of an image are to become."""
+class Costs(NamedTuple):
+    """Of every query for every object, (..., Q, n) each, weights included."""
 
-    labels: Tensor  # (Q,), K where there is nothing
-    boxes: Tensor  # (Q, 4), centre and size, 0 where there is nothing
-
-
-def to_corners(boxes: Tensor, size: Size) -> Tensor:
-    """(..., 4), centre and size in parts of an image of `size` -> xyxy in its pixels."""
-    height, width = size
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat([centre - half, centre + half], -1) * boxes.new_tensor([width, height, width, height])
+    label: Tensor
+    box: Tensor
+    giou: Tensor
 
 
-def costs(
-    logits: Tensor, boxes: Tensor, labels: Tensor, true_boxes: Tensor, size: Size, config: MatchConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """logits (Q, K), boxes (Q, 4), labels (n,), true_boxes (n, 4) -> costs (Q, n) of classes, of boxes, of
-    overlaps, with their weights in them.
+class SetLosses(NamedTuple):
+    """One value a set of predictions, (S,) each, weights included."""
+
+    label: Tensor
+    box: Tensor
+    giou: Tensor
+
+
+def costs(logits: Tensor, boxes: Tensor, truths: Truths, terms: BoxTerms) -> Costs:
+    """logits (..., Q, K) and boxes (..., Q, 4) in fractions, truths of one image with objects."""
+    p = logits.sigmoid()[..., truths.labels]
+    least = 1e-12
+    missed = -(p + least).log() * terms.alpha * (1 - p) ** terms.gamma
+    spared = -(1 - p + least).log() * (1 - terms.alpha) * p**terms.gamma
+    scale = truths.scale
+    l1 = torch.cdist(boxes, to_centres(truths.boxes / scale), p=1)
+    giou = generalised_iou(to_corners(boxes)[..., None, :] * scale, truths.boxes)
+    return Costs(terms.label * (missed - spared), terms.box * l1, -terms.giou * giou)
+
+
+def assign(logits: Tensor, boxes: Tensor, truths: Truths, terms: BoxTerms) -> Tensor:
+    """logits (S, B, Q, K) and boxes (S, B, Q, 4) in fractions -> (S, B, Q): the object of the batch that a
+    query answers for, else -1. Every object has a query as long as there are as many.
+
+    Raises ValueError where a prediction is no finite number.
     """
-    share = logits.sigmoid()
-    positive = -(share + 1e-12).log() * config.alpha * (1 - share) ** config.gamma
-    negative = -(1 - share + 1e-12).log() * (1 - config.alpha) * share**config.gamma
-    of_classes = (positive - negative)[:, labels] * config.classes
-    of_boxes = torch.cdist(boxes, true_boxes, p=1) * config.boxes
-    overlap = pairwise_giou(to_corners(boxes, size), to_corners(true_boxes, size))
-    return of_classes, of_boxes, -overlap * config.giou
+    assigned = torch.full(logits.shape[:3], -1, dtype=torch.long, device="cpu")
+    first = 0
+    for image, of_image in enumerate(truths.by_image()):
+        count = of_image.counts[0]
+        if count:
+            label, box, giou = costs(logits[:, image].detach(), boxes[:, image].detach(), of_image, terms)
+            for row, matrix in zip(assigned[:, image], (label + box + giou).cpu(), strict=True):
+                queries, objects = _cheapest(matrix)
+                row[queries] = objects + first
+        first += count
+    return assigned.to(logits.device)
 
 
-@torch.no_grad()
-def assign(
-    logits: Tensor, boxes: Tensor, labels: Tensor, true_boxes: Tensor, size: Size, config: MatchConfig
-) -> Tensor:
-    """As `costs` -> (Q,): the object of each prediction, -1 for none. Each object has one, and the sum of the
-    costs is the smallest. Raises ImportError without scipy.
-    """
-    assignment = labels.new_full((len(logits),), -1)
-    if len(labels):
-        total = sum(costs(logits, boxes, labels, true_boxes, size, config))
-        assert isinstance(total, Tensor)
-        queries, objects = _hungarian(total)
-        assignment[queries.to(labels.device)] = objects.to(labels)
-    return assignment
-
-
-def _hungarian(total: Tensor) -> tuple[Tensor, Tensor]:
+def _cheapest(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """(Q, n) on the CPU -> queries and objects of the cheapest pairing."""
     try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError:
-        raise ImportError(
-            'DINO assigns objects to queries by scipy; install it by pip install "stepwell[detect]"'
-        ) from None
-    rows, columns = linear_sum_assignment(total.cpu().numpy())
-    return torch.from_numpy(rows), torch.from_numpy(columns)
+        from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("matching needs scipy: pip install 'stepwell[detect]'") from error
+    if not cost.isfinite().all():
+        raise ValueError("predictions to be matched are no finite numbers: the training has diverged")
+    queries, objects = linear_sum_assignment(cost.numpy())
+    return torch.from_numpy(queries), torch.from_numpy(objects)
 
 
 def set_losses(
-    logits: Tensor,
-    boxes: Tensor,
-    targets: Sequence[Targets],
-    sizes: Sequence[Size],
-    normaliser: Tensor,
-    config: SetLossConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """logits (B, Q, K), boxes (B, Q, 4), a target and a size in pixels of each image -> losses of classes, of
-    boxes and of overlaps, with their weights in them, divided by `normaliser`.
-    """
-    num_classes = logits.shape[-1]
-    labels = torch.stack([each.labels for each in targets])
-    true_boxes = torch.stack([each.boxes for each in targets]).to(boxes)
-    wanted = F.one_hot(labels, num_classes + 1)[..., :num_classes].to(logits)
-    of_classes = focal_loss(logits, wanted, alpha=config.alpha, gamma=config.gamma).sum()
-    is_object = labels < num_classes
-    of_boxes = (boxes - true_boxes).abs()[is_object].sum()
-    found, true = (
-        torch.cat([to_corners(each[i][is_object[i]], size) for i, size in enumerate(sizes)])
-        for each in (boxes, true_boxes)
-    )
-    of_overlaps = (1 - paired_giou(found, true)).sum()
-    return (
-        config.classes * of_classes / normaliser,
-        config.boxes * of_boxes / normaliser,
-        config.giou * of_overlaps / normaliser,
-    )
+    logits: Tensor, boxes: Tensor, assigned: Tensor, truths: Truths, terms: BoxTerms, normaliser: Tensor
+) -> SetLosses:
+    """logits (S, B, Q, K), boxes (S, B, Q, 4) in fractions, assigned (S, B, Q): objects of the batch, or -1,
+    as many in every set; sums are divided by `normaliser` ()."""
+    sets, num_classes = logits.shape[0], logits.shape[-1]
+    positive = assigned >= 0
+    objects = assigned[positive]
+    labels = torch.full_like(assigned, num_classes)
+    labels[positive] = truths.labels[objects]
+    wanted = F.one_hot(labels, num_classes + 1)[..., :num_classes].to(logits.dtype)
+    label = focal_loss(logits, wanted, alpha=terms.alpha, gamma=terms.gamma).flatten(1).sum(1)
+
+    found, right, scale = boxes[positive], truths.boxes[objects], truths.scale[objects]
+    of_set = (sets, len(objects) // sets)
+    l1 = (found - to_centres(right / scale)).abs().sum(-1).view(of_set).sum(1)
+    away = (1 - generalised_iou(to_corners(found) * scale, right)).view(of_set).sum(1)
+    label, l1, away = (x / normaliser for x in (label, l1, away))
+    return SetLosses(terms.label * label, terms.box * l1, terms.giou * away)
 
 
 def focal_loss(logits: Tensor, wanted: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Of every number, arXiv 1708.02002, equation 5."""
-    share = logits.sigmoid()
-    miss = (1 - share) * wanted + share * (1 - wanted)
-    weight = (alpha * wanted + (1 - alpha) * (1 - wanted)) * miss**gamma
+    """Logits and 0 or 1 for each -> the same shape; arXiv 1708.02002, equation 5."""
+    p = logits.sigmoid()
+    missing = (1 - p) * wanted + p * (1 - wanted)
+    weight = (alpha * wanted + (1 - alpha) * (1 - wanted)) * missing**gamma
     return weight * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+
+
+def average_over_processes(counts: Tensor) -> Tensor:
+    """Of this process -> the mean over all of a distributed training, one at least."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        counts = counts.clone()
+        torch.distributed.all_reduce(counts)
+        counts = counts / torch.distributed.get_world_size()
+    return counts.clamp(min=1)

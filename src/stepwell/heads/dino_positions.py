@@ -1,9 +1,8 @@
-"""Where cells and boxes are, as DINO's transformer is told: sines, valid parts of padded maps, proposals.
+"""Where cells, points and boxes lie in the images of a padded batch, for DINO, and how places are told.
 
-DINO, arXiv 2203.03605, and Deformable DETR, arXiv 2010.04159, appendix A.4 (two stages).
-Letters: B batch, L levels, N cells of all levels, one after the other, D width, (h, w) the grid of a level,
-(H, W) the padded batch in pixels. Boxes are centre x and y, width and height in parts of the valid image;
-*logits* of boxes are what a sigmoid makes boxes of.
+DINO, arXiv 2203.03605, on Deformable DETR, arXiv 2010.04159, appendix A.4 (proposals of an encoder).
+Fractions are of an image's valid part; boxes are (centre x, centre y, width, height) in fractions.
+Letters: B batch, L levels, (h, w) the grid of a level, N cells of all levels, C width.
 """
 
 from __future__ import annotations
@@ -18,118 +17,128 @@ from torch import Tensor
 
 from stepwell.structures import Extent, Size
 
-__all__ = ["Grids", "box_logits", "box_sines", "cell_proposals", "cell_references", "grids_of", "map_sines"]
+__all__ = [
+    "Levels",
+    "box_code",
+    "cell_centres",
+    "cell_code",
+    "level_geometry",
+    "proposals",
+    "sine_code",
+]
 
-TURN = 2 * math.pi
+PROPOSED_SIDE = 0.05  # of a proposal on the finest level, in fractions; twice as long on each next one
+WITHIN = (0.01, 0.99)  # a proposal with a coordinate outside is none
 
 
-class Grids(NamedTuple):
-    """The levels of a padded batch."""
+class Levels(NamedTuple):
+    """The grids of a batch's maps, and which of their cells show the images."""
 
-    sizes: list[Size]
-    valid: list[Tensor]  # (B, 2) of each level: rows and columns that hold image
-    padding: Tensor  # (B, N), True where a cell is padding
+    sizes: tuple[Size, ...]
+    rows: tuple[Tensor, ...]  # (B, h) of every level: rows that are not padding
+    cols: tuple[Tensor, ...]  # (B, w)
+    counts: Tensor  # (B, L, 2): valid columns and rows
+    padding: Tensor | None  # (B, N): True where a cell is padding; None where no cell is
 
     @property
-    def shares(self) -> Tensor:
-        """(B, L, 2): the valid part of each level's width and height, in this order."""
-        parts = [
-            counts.flip(1) / counts.new_tensor([width, height])
-            for counts, (height, width) in zip(self.valid, self.sizes, strict=True)
+    def num_cells(self) -> int:
+        return sum(height * width for height, width in self.sizes)
+
+
+def level_geometry(
+    sizes: Sequence[Size], extents: Sequence[Extent], *, dtype: torch.dtype, device: torch.device
+) -> Levels:
+    """sizes: (h, w) of every map of a batch, as large as the largest of the padded images.
+
+    A cell is valid where the pixel that nearest resizing gives it is.
+    """
+    pixels = tuple(max(extent.padded[axis] for extent in extents) for axis in (0, 1))
+    rows, cols = (
+        [
+            torch.stack([_valid(size[axis], pixels[axis], extent.valid[axis]) for extent in extents])
+            for size in sizes
         ]
-        return torch.stack(parts, 1)
+        for axis in (0, 1)
+    )
+    counts = torch.stack([torch.stack([c.sum(1), r.sum(1)], -1) for r, c in zip(rows, cols, strict=True)], 1)
+    padding = None
+    if not all(bool(x.all()) for x in (*rows, *cols)):  # on a CPU: nothing waits for another device
+        valid = [(r[:, :, None] & c[:, None]).flatten(1) for r, c in zip(rows, cols, strict=True)]
+        padding = ~torch.cat(valid, 1).to(device)
+    return Levels(
+        tuple(sizes),
+        tuple(x.to(device) for x in rows),
+        tuple(x.to(device) for x in cols),
+        counts.to(device, dtype),
+        padding,
+    )
 
 
-def grids_of(maps: Sequence[Tensor], extents: Sequence[Extent]) -> Grids:
-    """maps: (B, D, h, w). A cell is padding where the pixel is that stands for it, as nearest-neighbour
-    resizing of a mask tells.
-    """
-    height = max(extent.padded[0] for extent in extents)
-    width = max(extent.padded[1] for extent in extents)
-    device = maps[0].device
-    image = torch.tensor([extent.valid for extent in extents], device=device)
-    rows = (torch.arange(height, device=device) < image[:, :1]).float()[:, None]  # (B, 1, H)
-    columns = (torch.arange(width, device=device) < image[:, 1:]).float()[:, None]
-    sizes, valid, padding = [], [], []
-    for x in maps:
-        size = (x.shape[-2], x.shape[-1])
-        down, across = F.interpolate(rows, size[0])[:, 0], F.interpolate(columns, size[1])[:, 0]
-        sizes.append(size)
-        valid.append(torch.stack([down.sum(1), across.sum(1)], 1))
-        padding.append((down[:, :, None] * across[:, None] == 0).flatten(1))
-    return Grids(sizes, valid, torch.cat(padding, 1))
+def _valid(cells: int, pixels: int, valid: int) -> Tensor:
+    """(cells,) on the CPU: which cells of an axis of so many pixels show one of the first `valid`."""
+    pixel = torch.arange(pixels, dtype=torch.float32, device="cpu")
+    return F.interpolate(pixel[None, None], cells, mode="nearest")[0, 0] < valid
 
 
-def map_sines(grids: Grids, dim: int, *, temperature: float) -> Tensor:
-    """(B, N, dim): sines of the row, then of the column, counted within the valid part.
-
-    A padded column has row 0 and a padded row column 0, as running sums of a mask give them.
-    """
-    levels = []
-    for (height, width), counts in zip(grids.sizes, grids.valid, strict=True):
-        (rows, is_row), (columns, is_column) = (
-            _axis(length, count, dim // 2, temperature)
-            for length, count in ((height, counts[:, :1]), (width, counts[:, 1:]))
+def cell_centres(levels: Levels) -> tuple[Tensor, Tensor]:
+    """Columns and rows of all cell centres in fractions, (B, N) each."""
+    x, y = [], []
+    for level, (height, width) in enumerate(levels.sizes):
+        cols, rows = (
+            (torch.arange(n, device=levels.counts.device, dtype=levels.counts.dtype) + 0.5)
+            / levels.counts[:, level, axis, None]
+            for axis, n in enumerate((width, height))
         )
-        zero = _sines(counts.new_zeros(()), dim // 2, temperature)
-        down = torch.where(is_column[:, None, :, None], rows[:, :, None], zero)
-        across = torch.where(is_row[:, :, None, None], columns[:, None], zero)
-        levels.append(torch.cat([down, across], -1).flatten(1, 2))
-    return torch.cat(levels, 1)
+        x.append(cols[:, None].expand(-1, height, -1).flatten(1))
+        y.append(rows[:, :, None].expand(-1, -1, width).flatten(1))
+    return torch.cat(x, 1), torch.cat(y, 1)
 
 
-def _axis(length: int, count: Tensor, dim: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """count: (B, 1) of `length` cells that are valid -> their sines (B, length, dim), and which they are."""
-    place = torch.arange(1, length + 1, dtype=count.dtype, device=count.device).expand(len(count), length)
-    angles = torch.minimum(place, count) / (count + 1e-6) * TURN  # padding counts no further
-    return _sines(angles, dim, temperature), place <= count
+def proposals(levels: Levels) -> tuple[Tensor, Tensor]:
+    """A box around every cell: logits (B, N, 4), infinite where there is none; and where so, (B, N)."""
+    x, y = cell_centres(levels)
+    side = torch.cat(
+        [x.new_full((h * w,), PROPOSED_SIDE * 2.0**level) for level, (h, w) in enumerate(levels.sizes)]
+    )
+    side = side.expand_as(x)
+    boxes = torch.stack([x, y, side, side], -1)
+    none = ~((boxes > WITHIN[0]) & (boxes < WITHIN[1])).all(-1)
+    if levels.padding is not None:
+        none = none | levels.padding
+    logits = (boxes / (1 - boxes)).log()
+    return logits.masked_fill(none[..., None], math.inf), none
 
 
-def box_sines(boxes: Tensor, dim: int, *, temperature: float) -> Tensor:
-    """(..., 4) -> (..., 4 * dim): sines of centre y, centre x, width and height, each `dim` wide."""
-    ordered = boxes[..., [1, 0, 2, 3]]
-    return _sines(ordered * TURN, dim, temperature).flatten(-2)
+def sine_code(places: Tensor, dim: int, *, temperature: float) -> Tensor:
+    """Angles (...) -> (..., dim): sines and cosines in turn, of ever slower angles.
 
-
-def _sines(angles: Tensor, dim: int, temperature: float) -> Tensor:
-    """(...) -> (..., dim): sine and cosine in turn, of frequencies that fall."""
-    channel = torch.arange(dim, dtype=angles.dtype, device=angles.device)
-    scaled = angles[..., None] / temperature ** (2 * (channel // 2) / dim)
-    return torch.stack([scaled[..., 0::2].sin(), scaled[..., 1::2].cos()], -1).flatten(-2)
-
-
-def cell_references(grids: Grids) -> Tensor:
-    """Centre (x, y) of every cell, told for every level: (B, N, L, 2) in parts of the padded maps."""
-    centres = []
-    for (height, width), counts in zip(grids.sizes, grids.valid, strict=True):
-        rows, columns = _centres(height, width, counts)
-        centres.append(torch.stack([columns / counts[:, 1:], rows / counts[:, :1]], -1))
-    return torch.cat(centres, 1)[:, :, None] * grids.shares[:, None]
-
-
-def cell_proposals(grids: Grids, *, side: float = 0.05) -> Tensor:
-    """A box around every cell's centre, `side` * 2^level wide and high -> logits (B, N, 4), infinite where
-    the cell is padding or the box is not within 0.01 and 0.99 in all its numbers.
+    "Attention is all you need", arXiv 1706.03762, section 3.5, with a temperature of its own.
     """
-    proposals = []
-    for level, ((height, width), counts) in enumerate(zip(grids.sizes, grids.valid, strict=True)):
-        rows, columns = _centres(height, width, counts)
-        centre = torch.stack([columns / counts[:, 1:], rows / counts[:, :1]], -1)
-        proposals.append(torch.cat([centre, torch.full_like(centre, side * 2.0**level)], -1))
-    boxes = torch.cat(proposals, 1)
-    unfit = grids.padding | ~((boxes > 0.01) & (boxes < 0.99)).all(-1)
-    return torch.log(boxes / (1 - boxes)).masked_fill(unfit[..., None], math.inf)
+    pair = torch.arange(dim // 2, dtype=places.dtype, device=places.device)
+    angles = places[..., None] / temperature ** (2 * pair / dim)
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
-def _centres(height: int, width: int, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of each cell's centre, (B, h*w) each, in cells."""
-    rows = torch.arange(height, dtype=counts.dtype, device=counts.device) + 0.5
-    columns = torch.arange(width, dtype=counts.dtype, device=counts.device) + 0.5
-    grid = (len(counts), height, width)
-    return rows[:, None].expand(grid).flatten(1), columns.expand(grid).flatten(1)
+def cell_code(levels: Levels, dim: int, *, temperature: float) -> Tensor:
+    """The place of every cell, (B, N, dim): half of the channels for its row, half for its column, both
+    counted among the valid ones and told as an angle; at a cell of padding they count as nought."""
+    codes = []
+    for rows, cols in zip(levels.rows, levels.cols, strict=True):
+        y, x = (_count_code(valid, dim // 2, temperature, levels.counts.dtype) for valid in (rows, cols))
+        nought = sine_code(y.new_zeros(()), dim // 2, temperature=temperature)
+        y = torch.where(cols[:, None, :, None], y[:, :, None], nought)
+        x = torch.where(rows[:, :, None, None], x[:, None], nought)
+        codes.append(torch.cat([y, x], -1).flatten(1, 2))
+    return torch.cat(codes, 1)
 
 
-def box_logits(boxes: Tensor, *, eps: float) -> Tensor:
-    """The inverse of the sigmoid, of numbers that are at least `eps` away from 0 and from 1."""
-    boxes = boxes.clamp(0, 1)
-    return torch.log(boxes.clamp(min=eps) / (1 - boxes).clamp(min=eps))
+def _count_code(valid: Tensor, dim: int, temperature: float, dtype: torch.dtype) -> Tensor:
+    """(B, n) of an axis -> (B, n, dim)."""
+    count = valid.to(dtype).cumsum(1)
+    return sine_code(count / (count[:, -1:] + 1e-6) * (2 * math.pi), dim, temperature=temperature)
+
+
+def box_code(boxes: Tensor, dim: int, *, temperature: float) -> Tensor:
+    """(B, Q, 4) of x, y, width, height -> (B, Q, 4 * dim): y, x, width, height, a whole turn for one."""
+    turned = boxes[..., [1, 0, 2, 3]] * (2 * math.pi)
+    return sine_code(turned, dim, temperature=temperature).flatten(-2)

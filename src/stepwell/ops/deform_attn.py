@@ -1,10 +1,10 @@
-"""Deformable attention: every query reads its own few points of a map, or of several, and sums them up.
+"""Deformable attention: every query reads its own few points of one map or several, and sums them by weight.
 
-Deformable DETR, arXiv 2010.04159, equations 2 and 3: the branches of PIIP (arXiv 2501.07783) talk through one
-level, DINO (arXiv 2203.03605) reads several. Points are read bilinearly, and outside the map there is zero. A
-place that is no finite number gives NaN.
-Letters: B batch, M heads, D width of a head, Nq queries, L levels, P points, (H, W) the grid that is sampled;
-x and y the column and row of a point, counted in cells from the centre of the first.
+Deformable DETR, arXiv 2010.04159, equation 3; the branches of PIIP (arXiv 2501.07783) talk through it, of one
+level each, and DINO reads four. Points are read bilinearly, and outside a map there is zero. A place that is
+no finite number gives NaN.
+Letters: B batch, M heads, D width of a head, Nq queries, L levels, P points of a level, (H, W) the grid of a
+level; x and y the column and row of a point, counted in cells of its level from the centre of the first.
 
 The fast twin sees that a query's output is a weighted sum of 4*L*P rows of a table, which is `embedding_bag`;
 and that a row's gradient is the same sum with rows and queries in exchanged roles. It works on flat (B, Nq,
@@ -14,7 +14,7 @@ M*P) planes: axes of four points or two coordinates are too short for vectorised
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from functools import reduce
 from typing import Any
 
 import torch
@@ -30,23 +30,11 @@ from stepwell.structures import Size
 __all__ = ["deform_attn", "deform_attn_fast", "deform_attn_levels", "deform_attn_reference"]
 
 
-def deform_attn(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """value (B, H*W, M, D), size (H, W); x, y and weights (B, Nq, M, P), x and y in cells of the grid
+def deform_attn(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """value (B, N, M, D): the cells of a grid for every entry of `sizes`, level after level; x, y and weights
+    (B, Nq, M, L*P): the points of every level, as many of each, in the same order; x and y in cells
     -> (B, Nq, M*D) in the dtype of `value`, heads side by side."""
-    return deform_attn_levels(value, [size], x[..., None, :], y[..., None, :], weights[..., None, :])
-
-
-def deform_attn_levels(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """As `deform_attn`, of several maps: value (B, sum of H*W, M, D), one map after the other; x, y and
-    weights (B, Nq, M, L, P), in cells of each one's grid. Raises ValueError for other numbers of tokens or
-    levels.
-    """
-    tokens = sum(height * width for height, width in sizes)
-    if value.shape[1] != tokens:
-        grids = ", ".join(f"{height}x{width}" for height, width in sizes)
-        raise ValueError(f"value has {value.shape[1]} tokens, but grids of {grids} cells have {tokens}")
-    if weights.shape[3] != len(sizes):
-        raise ValueError(f"points lie on {weights.shape[3]} levels, but there are {len(sizes)} grids")
+    _check(value, sizes, weights)
     fast = choose(
         fast_ok=value.device.type in ("cpu", "meta"),
         why_not=f"deformable attention has a fast twin on CPU only, not on {value.device.type}",
@@ -56,18 +44,26 @@ def deform_attn_levels(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tenso
     return run(value.to(exact), sizes, x.to(exact), y.to(exact), weights.to(exact)).to(value.dtype)
 
 
+def _check(value: Tensor, sizes: Sequence[Size], weights: Tensor) -> None:
+    if value.shape[1] != sum(height * width for height, width in sizes):
+        grids = " and ".join(f"{height}x{width}" for height, width in sizes)
+        kind = "a grid" if len(sizes) == 1 else "grids"
+        raise ValueError(f"value has {value.shape[1]} tokens, but {kind} of {grids} cells")
+    if weights.shape[-1] % len(sizes):
+        raise ValueError(f"{weights.shape[-1]} points of a head do not divide among {len(sizes)} levels")
+
+
 def deform_attn_reference(
     value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: Tensor
 ) -> Tensor:
-    """As `deform_attn_levels`, all tensors of one dtype."""
-    maps = value.split([height * width for height, width in sizes], dim=1)
-    points = zip(x.unbind(3), y.unbind(3), weights.unbind(3), strict=True)
-    parts = [_sample(level, size, *at) for level, size, at in zip(maps, sizes, points, strict=True)]
-    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+    """As `deform_attn`, all tensors of one dtype."""
+    values = value.split([height * width for height, width in sizes], dim=1)
+    levels = zip(values, sizes, *(points.chunk(len(sizes), -1) for points in (x, y, weights)), strict=True)
+    return reduce(torch.add, [_sample(*level) for level in levels])
 
 
 def _sample(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Of one level: value (B, H*W, M, D); x, y and weights (B, Nq, M, P)."""
+    """`deform_attn_reference` of one level."""
     maps = value.permute(0, 2, 3, 1).unflatten(3, size).flatten(0, 1)  # (B*M, D, H, W)
     grid = torch.stack([(2 * x + 1) / size[1] - 1, (2 * y + 1) / size[0] - 1], -1)  # -1 and 1 are the edges
     grid = grid.transpose(1, 2).flatten(0, 1)  # (B*M, Nq, P, 2)
@@ -79,7 +75,7 @@ def _sample(value: Tensor, size: Size, x: Tensor, y: Tensor, weights: Tensor) ->
 
 
 def deform_attn_fast(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """As `deform_attn_levels`, all tensors of one dtype."""
+    """As `deform_attn`, all tensors of one dtype."""
     out = in_parts(lambda *queries: _read(value, sizes, *queries), x, y, weights)
     return with_derivatives_of(
         lambda value, *queries: deform_attn_reference(value, sizes, *queries), (value, x, y, weights), out
@@ -87,29 +83,40 @@ def deform_attn_fast(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor,
 
 
 def _read(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    (batch, cells, heads, dim), (_, queries, _, _, points) = value.shape, weights.shape
+    (batch, cells, heads, dim), (_, queries, _, points) = value.shape, weights.shape
     small = max(batch * cells * heads, 4 * weights.numel()) < 2**31
     integer = torch.int32 if small else torch.int64  # half the memory to read, and a faster sort
-    head = torch.arange(heads, dtype=integer, device=value.device).repeat_interleave(points)
+    head = torch.arange(heads, dtype=integer, device=value.device).repeat_interleave(points // len(sizes))
     first = torch.arange(batch, dtype=integer, device=value.device).view(-1, 1, 1) * (cells * heads) + head
 
-    levels = zip(*(plane.unbind(3) for plane in (x, y, weights)), strict=True)
-    starts = accumulate((height * width * heads for height, width in sizes), initial=0)
-    bags = (batch * queries * heads, 4 * points)
-    indices, shares = [], []
-    for start, (height, width), level in zip(starts, sizes, levels, strict=False):
-        level_x, level_y, level_weights = (plane.flatten(2) for plane in level)
-        columns = [(cell * heads, near) for cell, near in _neighbours(level_x, width, integer)]
-        lines = [
-            (cell * (width * heads) + (first + start), near * level_weights)
-            for cell, near in _neighbours(level_y, height, integer)
-        ]
-        index = torch.stack([line + column for line, _ in lines for column, _ in columns], -1)
-        corners = torch.stack([above * beside for _, above in lines for _, beside in columns], -1)
-        indices.append(index.view(bags))
-        shares.append(corners.view(bags))
-    out = _sum_rows(value.flatten(0, 2), torch.cat(indices, 1), torch.cat(shares, 1))
+    reads: list[tuple[Tensor, Tensor]] = []
+    levels = (points.chunk(len(sizes), -1) for points in (x, y, weights))
+    for size, *level in zip(sizes, *levels, strict=True):
+        reads.append(_rows_of_points(size, heads, first, *(points.flatten(2) for points in level)))
+        first = first + size[0] * size[1] * heads
+    bags = (batch, queries, heads, 4 * points // len(sizes))
+    index, corners = (
+        per_level[0] if len(sizes) == 1 else torch.cat([t.view(bags) for t in per_level], -1)
+        for per_level in zip(*reads, strict=True)
+    )
+    one_bag = (batch * queries * heads, 4 * points)
+    out = _sum_rows(value.flatten(0, 2), index.view(one_bag), corners.view(one_bag))
     return out.view(batch, queries, heads * dim)
+
+
+def _rows_of_points(
+    size: Size, heads: int, first: Tensor, x: Tensor, y: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x, y and weights (B, Nq, M*P) on one level; its first cell is row `first` (B, 1, M*P) of the table
+    -> the four rows that a point is read from and their weights, (B, Nq, M*P, 4) each."""
+    columns = [(cell * heads, near) for cell, near in _neighbours(x, size[1], first.dtype)]
+    lines = [
+        (cell * (size[1] * heads) + first, near * weights)
+        for cell, near in _neighbours(y, size[0], first.dtype)
+    ]
+    index = torch.stack([line + column for line, _ in lines for column, _ in columns], -1)
+    corners = torch.stack([above * beside for _, above in lines for _, beside in columns], -1)
+    return index, corners
 
 
 def _neighbours(position: Tensor, length: int, integer: torch.dtype) -> list[tuple[Tensor, Tensor]]:
