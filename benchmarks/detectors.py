@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from stepwell.heads.box_head import Selection
 from stepwell.heads.dino import Dino, DinoConfig
 from stepwell.heads.rcnn import Rcnn, RcnnConfig
-from stepwell.keys.dino import DINO
+from stepwell.keys.dino import dino_rules
 from stepwell.keys.engine import convert
 from stepwell.keys.rcnn import rcnn_rules
 from stepwell.structures import Detections, Extent, Objects, Size
@@ -189,7 +189,7 @@ def _our_head(which: Heads, part: Part, peer: nn.Module | None) -> nn.Module:
         config = RcnnConfig(selection=Selection(above=0.0))
         head, rules = config.build(dims, STRIDES[which], NUM_CLASSES), rcnn_rules()
     else:
-        head, rules = DinoConfig(dim=64, ffn_dim=512).build(dims, STRIDES[which], NUM_CLASSES), DINO
+        head, rules = DinoConfig(dim=64, ffn_dim=512).build(dims, STRIDES[which], NUM_CLASSES), dino_rules()
     if peer is not None:
         weights = peer.official_weights() if isinstance(peer, PeerMaskRcnn) else peer.state_dict()
         head.load_state_dict(convert(weights, rules))

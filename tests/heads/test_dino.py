@@ -271,5 +271,12 @@ def test_inputs_that_do_not_fit_are_refused():
     wrong = [OBJECTS[0]._replace(labels=torch.tensor([1, 4])), *OBJECTS[1:]]
     with pytest.raises(ValueError, match=r"4 classes are 0 to 3, got \[4\]"):
         dino.losses(maps, EXTENTS, wrong)
-    with pytest.raises(ValueError, match="84 cells have no 85"):
-        make(num_queries=85).detect(maps, EXTENTS)
+
+
+def test_an_image_of_few_cells_has_as_many_queries_as_cells():
+    dino = make(num_queries=85)
+    memory = dino.encode(make_maps(), EXTENTS)
+    assert dino.select(memory).boxes.shape == (3, 84, 4)
+    assert all(len(found.scores) == 7 for found in dino.detect(make_maps(), EXTENTS))
+    losses = dino.losses(make_maps(), EXTENTS, OBJECTS)
+    assert all(loss.isfinite() for loss in losses.values())

@@ -47,8 +47,8 @@ HEADS = {
         encoder_layers=1,
         decoder_layers=2,
         ffn_dim=32,
-        deformable_heads=2,
-        query_heads=2,
+        num_heads=2,
+        self_attention_heads=2,
         norm_groups=4,
     ),
 }
@@ -153,7 +153,7 @@ def test_a_head_without_masks_segments_no_instances():
 @pytest.mark.parametrize(
     ("backbone", "strides"),
     [
-        (TimmBackboneConfig("resnet10t", out_indices=[2, 3, 4]), [8, 16, 32]),
+        (TimmBackboneConfig(backbone="resnet10t", out_indices=[2, 3, 4]), [8, 16, 32]),
         (
             ResNetConfig(
                 embedding_size=8,

@@ -147,7 +147,11 @@ def test_other_names_are_not_published(name):
 @pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
 def test_every_configuration_has_a_key_table_and_what_its_task_needs(published):
     assert published.rules(published.settings)
-    assert (published.num_classes is not None) == (published.task == "classification")
+    has_classes = published.task in ("classification", "detection", "segmentation")
+    assert (published.num_classes is not None) == has_classes
+    assert (published.head is not None) == (published.task in ("detection", "segmentation"))
+    assert (published.images is not None) == (published.head is not None)
+    assert len(published.classes) in (0, published.num_classes)
     assert (published.text_config is not None) == (published.task in ("chat", "part"))
     assert (published.template is not None) == (published.task == "chat")
     assert bool(published.parts) == (published.task == "part")

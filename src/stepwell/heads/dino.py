@@ -290,12 +290,7 @@ class Dino(DetectionHead):
 
     def select(self, memory: Memory) -> Selection:
         """The cells with the largest logit of any class."""
-        num_cells, wanted = memory.levels.num_cells, self.config.num_queries
-        if num_cells < wanted:
-            raise ValueError(
-                f"images of {num_cells} cells have no {wanted} to start queries from; give larger images or "
-                "set num_queries lower"
-            )
+        wanted = min(self.config.num_queries, memory.levels.num_cells)
         logits_of_cells, none = proposals(memory.levels)
         features = self.memory_norm(self.memory_proj(memory.cells.masked_fill(none[..., None], 0)))
         logits = self.class_heads[-1](features).to(logits_of_cells.dtype)
@@ -312,12 +307,13 @@ class Dino(DetectionHead):
     ) -> list[LayerOutput]:
         """One output a layer, of the queries that denoise and then the others."""
         references = selection.boxes.detach()
-        queries = self.queries.expand(len(references), -1, -1)
+        count = references.shape[1]  # small images have fewer cells than there are queries
+        queries = self.queries[:count].expand(len(references), -1, -1)
         unseen = None
         if denoised is not None:
             queries = torch.cat([contents(self.label_embedding, denoised), queries], 1)
             references = torch.cat([denoised.box_logits.sigmoid(), references], 1)
-            unseen = unseen_queries(denoised, self.config.num_queries)
+            unseen = unseen_queries(denoised, count)
         outputs: list[LayerOutput] = self.decoder(
             queries, references, memory.cells, memory.levels, self.box_heads[:-1], unseen
         )

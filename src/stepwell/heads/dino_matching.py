@@ -16,7 +16,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from stepwell.heads.dino_boxes import generalised_iou, to_centres, to_corners
+from stepwell.heads.dino_boxes import to_centres, to_corners
+from stepwell.ops.boxes import paired_giou
 from stepwell.structures import Extent, Objects
 
 __all__ = [
@@ -94,7 +95,7 @@ def costs(logits: Tensor, boxes: Tensor, truths: Truths, terms: BoxTerms) -> Cos
     spared = -(1 - p + least).log() * (1 - terms.alpha) * p**terms.gamma
     scale = truths.scale
     l1 = torch.cdist(boxes, to_centres(truths.boxes / scale), p=1)
-    giou = generalised_iou(to_corners(boxes)[..., None, :] * scale, truths.boxes)
+    giou = paired_giou(to_corners(boxes)[..., None, :] * scale, truths.boxes)
     return Costs(terms.label * (missed - spared), terms.box * l1, -terms.giou * giou)
 
 
@@ -120,7 +121,7 @@ def assign(logits: Tensor, boxes: Tensor, truths: Truths, terms: BoxTerms) -> Te
 def _cheapest(cost: Tensor) -> tuple[Tensor, Tensor]:
     """(Q, n) on the CPU -> queries and objects of the cheapest pairing."""
     try:
-        from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+        from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise ImportError("matching needs scipy: pip install 'stepwell[detect]'") from error
     if not cost.isfinite().all():
@@ -145,7 +146,7 @@ def set_losses(
     found, right, scale = boxes[positive], truths.boxes[objects], truths.scale[objects]
     of_set = (sets, len(objects) // sets)
     l1 = (found - to_centres(right / scale)).abs().sum(-1).view(of_set).sum(1)
-    away = (1 - generalised_iou(to_corners(found) * scale, right)).view(of_set).sum(1)
+    away = (1 - paired_giou(to_corners(found) * scale, right)).view(of_set).sum(1)
     label, l1, away = (x / normaliser for x in (label, l1, away))
     return SetLosses(terms.label * label, terms.box * l1, terms.giou * away)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stepwell.structures import Size
 
-__all__ = ["areas", "clip_boxes", "paired_giou", "pairwise_giou", "pairwise_iou"]
+__all__ = ["areas", "clip_boxes", "paired_giou", "pairwise_iou"]
 
 SMALLEST_AREA = 1e-6  # of what is divided by
 
@@ -35,16 +35,11 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     return shared / union.clamp(min=SMALLEST_AREA)
 
 
-def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
-    """(n, 4), (m, 4) -> (n, m): generalised intersection over union of every pair, in [-1, 1].
+def paired_giou(a: Tensor, b: Tensor) -> Tensor:
+    """(..., 4), (..., 4), broadcast -> (...): generalised intersection over union of each pair, in [-1, 1].
 
     Rezatofighi et al., arXiv 1902.09630.
     """
-    return paired_giou(a[:, None], b[None])
-
-
-def paired_giou(a: Tensor, b: Tensor) -> Tensor:
-    """(..., 4), (..., 4) -> (...): that of each pair."""
     shared = _intersections(a, b)
     union = (areas(a) + areas(b) - shared).clamp(min=SMALLEST_AREA)
     corner = torch.minimum(a[..., :2], b[..., :2])

@@ -27,7 +27,7 @@ from stepwell.ops.parts import in_parts
 from stepwell.ops.precision import at_least_single
 from stepwell.structures import Size
 
-__all__ = ["deform_attn", "deform_attn_fast", "deform_attn_levels", "deform_attn_reference"]
+__all__ = ["deform_attn", "deform_attn_fast", "deform_attn_reference"]
 
 
 def deform_attn(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from stepwell.heads.dino import DinoConfig
 from stepwell.heads.rcnn import RcnnConfig
 from stepwell.heads.upernet import UperNetConfig
 from stepwell.keys.backbones import backbone_rules
-from stepwell.keys.dino import DINO
+from stepwell.keys.dino import dino_rules
 from stepwell.keys.engine import Prefix, Rule
 from stepwell.keys.llava import LANGUAGE_MODEL
 from stepwell.keys.piip import BLOCKS, classifier_rules, detector_rules, features_rules, vision_rules
@@ -60,7 +60,7 @@ def _plain(side: int, divisor: int = 224) -> DetectionImages:
     return DetectionImages(long_limit=side, short_limit=side * 800 // 1333, size_divisor=divisor)
 
 
-HEAD_RULES: dict[str, list[Rule]] = {"rcnn": rcnn_rules(), "dino": DINO, "upernet": UPERNET}
+HEAD_RULES: dict[str, list[Rule]] = {"rcnn": rcnn_rules(), "dino": dino_rules(), "upernet": UPERNET}
 
 
 def _dense_rules(settings: DenseSettings, *, head: DetectionSettings | UperNetConfig) -> list[Rule]:
