@@ -221,3 +221,19 @@ def test_a_head_stays_in_single_precision_when_a_model_is_loaded_in_half(tmp_pat
 def test_settings_that_cannot_be_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         StepwellDetectorConfig(**wrong)
+
+
+def test_taken_over_for_other_classes_only_their_layers_start_anew(detector, tmp_path):
+    detector.save_pretrained(tmp_path)
+    before = detector.state_dict()
+    used = [torch.full((64, 7), float("nan")) for _ in range(200)]  # memory that was used before
+    del used
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    after = model.state_dict()
+    changed = {name for name in after if after[name].shape != before[name].shape}
+    assert changed
+    assert all(torch.equal(after[name], before[name]) for name in after.keys() - changed)
+    for name in changed:
+        assert after[name].isfinite().all()
+        assert after[name].abs().max() < 10
+        assert after[name].ndim == 1 or after[name].std() > 0

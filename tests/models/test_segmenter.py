@@ -113,3 +113,19 @@ def test_a_backbone_of_transformers_stands_in_front():
 
 def test_the_image_of_a_segmenter_is_at_least_as_large_as_its_window():
     assert segmenter(window=96).image_processor().short_side == 96
+
+
+def test_taken_over_for_other_classes_only_their_layers_start_anew(tmp_path):
+    model = segmenter()
+    model.save_pretrained(tmp_path)
+    used = [torch.full((64, 7), float("nan")) for _ in range(200)]  # memory that was used before
+    del used
+    other = AutoModelForSemanticSegmentation.from_pretrained(
+        tmp_path, num_labels=7, ignore_mismatched_sizes=True
+    )
+    before, after = model.state_dict(), other.state_dict()
+    changed = {name for name in after if after[name].shape != before[name].shape}
+    assert {name.partition(".classifier")[0] for name in changed} == {"head", "head.auxiliary"}
+    assert all(torch.equal(after[name], before[name]) for name in after.keys() - changed)
+    for name in changed:
+        assert after[name].abs().max() < 0.1

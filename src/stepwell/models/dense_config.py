@@ -66,6 +66,7 @@ class StepwellDetectorConfig(PreTrainedConfig):
 
     model_type = "stepwell_detector"
     sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = ["losses"]  # Trainer hands the rest to metrics
 
     def __init__(
         self, backbone_config: Any = None, head: Any = None, images: Any = None, **kwargs: Any
@@ -97,6 +98,7 @@ class StepwellSegmenterConfig(PreTrainedConfig):
 
     model_type = "stepwell_segmenter"
     sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = ["losses", "image_sizes"]
 
     def __init__(
         self, backbone_config: Any = None, head: Any = None, images: Any = None, **kwargs: Any
