@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -86,52 +87,62 @@ def _read(value: Tensor, sizes: Sequence[Size], x: Tensor, y: Tensor, weights: T
     (batch, cells, heads, dim), (_, queries, _, points) = value.shape, weights.shape
     small = max(batch * cells * heads, 4 * weights.numel()) < 2**31
     integer = torch.int32 if small else torch.int64  # half the memory to read, and a faster sort
-    head = torch.arange(heads, dtype=integer, device=value.device).repeat_interleave(points // len(sizes))
-    first = torch.arange(batch, dtype=integer, device=value.device).view(-1, 1, 1) * (cells * heads) + head
+    height, width, level_start = _of_planes(sizes, heads, points, integer, value.device)
+    head = torch.arange(heads, dtype=integer, device=value.device).repeat_interleave(points)
+    image = torch.arange(batch, dtype=integer, device=value.device).view(-1, 1, 1) * (cells * heads)
+    first = image + (level_start * heads + head)
 
-    reads: list[tuple[Tensor, Tensor]] = []
-    levels = (points.chunk(len(sizes), -1) for points in (x, y, weights))
-    for size, *level in zip(sizes, *levels, strict=True):
-        reads.append(_rows_of_points(size, heads, first, *(points.flatten(2) for points in level)))
-        first = first + size[0] * size[1] * heads
-    bags = (batch, queries, heads, 4 * points // len(sizes))
-    index, corners = (
-        per_level[0] if len(sizes) == 1 else torch.cat([t.view(bags) for t in per_level], -1)
-        for per_level in zip(*reads, strict=True)
-    )
-    one_bag = (batch * queries * heads, 4 * points)
-    out = _sum_rows(value.flatten(0, 2), index.view(one_bag), corners.view(one_bag))
-    return out.view(batch, queries, heads * dim)
-
-
-def _rows_of_points(
-    size: Size, heads: int, first: Tensor, x: Tensor, y: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """x, y and weights (B, Nq, M*P) on one level; its first cell is row `first` (B, 1, M*P) of the table
-    -> the four rows that a point is read from and their weights, (B, Nq, M*P, 4) each."""
-    columns = [(cell * heads, near) for cell, near in _neighbours(x, size[1], first.dtype)]
+    weights = weights.flatten(2)
+    columns = [(cell * heads, near) for cell, near in _neighbours(x.flatten(2), width, integer)]
     lines = [
-        (cell * (size[1] * heads) + first, near * weights)
-        for cell, near in _neighbours(y, size[0], first.dtype)
+        (cell * (width * heads) + first, near * weights)
+        for cell, near in _neighbours(y.flatten(2), height, integer)
     ]
     index = torch.stack([line + column for line, _ in lines for column, _ in columns], -1)
     corners = torch.stack([above * beside for _, above in lines for _, beside in columns], -1)
-    return index, corners
+
+    bags = (batch * queries * heads, 4 * points)
+    out = _sum_rows(value.flatten(0, 2), index.view(bags), corners.view(bags))
+    return out.view(batch, queries, heads * dim)
 
 
-def _neighbours(position: Tensor, length: int, integer: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+Length = int | Tensor
+"""One number, or whole ones (M*L*P,) for a plane each."""
+
+
+def _of_planes(
+    sizes: Sequence[Size], heads: int, points: int, integer: torch.dtype, device: torch.device
+) -> tuple[Length, Length, Length]:
+    """Height, width and first cell of the level that a point is on; plain numbers for one level, which are
+    quicker to compute with."""
+    if len(sizes) == 1:
+        return (*sizes[0], 0)
+    starts = accumulate((height * width for height, width in sizes[:-1]), initial=0)
+    numbers = [(*size, start) for size, start in zip(sizes, starts, strict=True)]
+    of_levels = torch.tensor(numbers, dtype=integer, device=device)
+    height, width, start = of_levels.repeat_interleave(points // len(sizes), 0).repeat(heads, 1).unbind(1)
+    return height.contiguous(), width.contiguous(), start.contiguous()
+
+
+def _neighbours(position: Tensor, length: Length, integer: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     """Positions along an axis of `length` cells -> (cell, weight) before and after each, weight 0 outside."""
+    if isinstance(length, Tensor):
+        length = length.to(position.dtype)  # ops on two types are not vectorised on a CPU
     # All further outside is alike, but no number stays none: it is in `share`, and 0 times it is NaN.
-    before = position.detach().floor().clamp(-2, length).nan_to_num(nan=-2)
+    before = _limited(position.detach().floor(), -2, length).nan_to_num(nan=-2)
     after = before + 1
     share = position - before
     return [
-        (before.clamp(0, length - 1).to(integer), (1 - share) * _inside(before, length)),
-        (after.clamp(0, length - 1).to(integer), share * _inside(after, length)),
+        (_limited(before, 0, length - 1).to(integer), (1 - share) * _inside(before, length)),
+        (_limited(after, 0, length - 1).to(integer), share * _inside(after, length)),
     ]
 
 
-def _inside(cell: Tensor, length: int) -> Tensor:
+def _limited(x: Tensor, least: int, most: Length) -> Tensor:
+    return x.clamp(least, most) if isinstance(most, int) else torch.minimum(x.clamp(min=least), most)
+
+
+def _inside(cell: Tensor, length: Length) -> Tensor:
     """1.0 for whole numbers in 0..length-1, else 0.0: ops on truth values are not vectorised on a CPU."""
     return (length / 2 + 0.5 - (cell - (length - 1) / 2).abs()).clamp(0, 1)
 
