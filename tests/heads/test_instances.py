@@ -27,7 +27,7 @@ def found(boxes, scores, masks=None):
 
 def test_the_better_object_has_the_pixels_that_two_share():
     two = found([[0, 0, 4, 4], [2, 0, 8, 4]], [0.6, 0.9])
-    segmentation, segments = instance_map(two, (4, 10), paste, overlap_mask_area_threshold=0.4)
+    segmentation, segments = instance_map(two, (4, 10), overlap_mask_area_threshold=0.4)
     assert segmentation.dtype == torch.int32
     assert segmentation.tolist() == [[0, 0, 1, 1, 1, 1, 1, 1, -1, -1]] * 4
     assert segments == [
@@ -38,7 +38,7 @@ def test_the_better_object_has_the_pixels_that_two_share():
 
 def test_an_object_of_which_too_little_is_left_is_left_out():
     three = found([[0, 0, 4, 4], [2, 0, 8, 4], [8, 0, 10, 4]], [0.6, 0.9, 0.5])
-    segmentation, segments = instance_map(three, (4, 10), paste, overlap_mask_area_threshold=0.5)
+    segmentation, segments = instance_map(three, (4, 10), overlap_mask_area_threshold=0.5)
     assert segmentation.tolist() == [[-1, -1, 0, 0, 0, 0, 0, 0, 1, 1]] * 4
     assert [segment["label_id"] for segment in segments] == [8, 9]
 
@@ -46,7 +46,7 @@ def test_an_object_of_which_too_little_is_left_is_left_out():
 def test_probability_counts_beside_the_score():
     masks = torch.ones(2, 4, 4)
     masks[1] = 0.6
-    segmentation, _ = instance_map(found([[0, 0, 4, 4]] * 2, [0.6, 0.9], masks), (4, 4), paste)
+    segmentation, _ = instance_map(found([[0, 0, 4, 4]] * 2, [0.6, 0.9], masks), (4, 4))
     assert (segmentation == 0).all()
 
 
@@ -57,7 +57,7 @@ def test_all_masks_at_once_give_the_same_map():
     one = Detections(boxes, torch.rand(12), torch.arange(12), torch.rand(12, 7, 7))
     for threshold in (0.5, 0.2):
         segmentation, segments = instance_map(
-            one, (37, 45), paste, mask_threshold=threshold, overlap_mask_area_threshold=0.3
+            one, (37, 45), mask_threshold=threshold, overlap_mask_area_threshold=0.3
         )
         pasted = paste(one.masks, boxes, (37, 45))
         inside = pasted >= threshold
@@ -72,20 +72,20 @@ def test_all_masks_at_once_give_the_same_map():
 
 @pytest.mark.parametrize("box", [[20, 20, 30, 30], [-9, -9, -3, -3], [2, 2, 2, 2]])
 def test_an_object_without_a_pixel_is_left_out(box):
-    segmentation, segments = instance_map(found([box], [0.9]), (8, 8), paste)
+    segmentation, segments = instance_map(found([box], [0.9]), (8, 8))
     assert (segmentation == -1).all()
     assert segments == []
 
 
 def test_no_object_at_all():
-    segmentation, segments = instance_map(found([], [], torch.ones(0, 4, 4)), (3, 5), paste)
+    segmentation, segments = instance_map(found([], [], torch.ones(0, 4, 4)), (3, 5))
     assert (segmentation.shape, segments) == ((3, 5), [])
     assert (segmentation == -1).all()
 
 
 def test_detections_without_masks_are_refused():
     with pytest.raises(ValueError, match="mask head"):
-        instance_map(found([[0, 0, 4, 4]], [0.9])._replace(masks=None), (4, 4), paste)
+        instance_map(found([[0, 0, 4, 4]], [0.9])._replace(masks=None), (4, 4))
 
 
 def test_a_region_is_a_cell_wider_than_its_box_and_within_the_image():

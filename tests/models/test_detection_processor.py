@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from stepwell.images.limits import ImageError, ImageLimits
-from stepwell.models.detection_processor import StepwellDetectionImageProcessor, instance_segmentation
+from stepwell.models.detection_processor import StepwellDetectionImageProcessor
 from stepwell.structures import HALF_MEAN, HALF_STD
 from stepwell.views.resize import prepare_image
 
@@ -139,25 +139,20 @@ def test_another_number_of_sizes_is_refused():
         StepwellDetectionImageProcessor().post_process_object_detection(outputs(), 0.5, [(1, 1)])
 
 
-def whole_boxes(masks, boxes, size):
-    """Masks of ones, for boxes with whole corners."""
-    rows, cols = (torch.arange(side) + 0.5 for side in size)
-    x1, y1, x2, y2 = boxes.T[..., None]
-    across, down = (cols > x1) & (cols < x2), (rows > y1) & (rows < y2)
-    return (down[:, :, None] & across[:, None]).float()
-
-
 def test_instances_are_maps_of_the_originals():
-    sizes = [(4, 8), (4, 4)]
-    first, second = instance_segmentation(
-        outputs(torch.bfloat16), whole_boxes, sizes, threshold=0.2, overlap_mask_area_threshold=0.1
+    processor, sizes = StepwellDetectionImageProcessor(), [(4, 8), (4, 4)]
+    segment = processor.post_process_instance_segmentation
+    first, second = segment(
+        outputs(torch.bfloat16), threshold=0.2, overlap_mask_area_threshold=0.1, target_sizes=sizes
     )
     assert first["segmentation"].tolist() == [[0] * 4 + [1] * 4] * 2 + [[2] * 4 + [1] * 4] * 2
     assert [segment["label_id"] for segment in first["segments_info"]] == [3, 0, 1]
     assert second["segmentation"].tolist() == [[-1] * 4] * 2 + [[-1, 0, 0, -1]] * 2
     (alone,), _ = (
-        one["segments_info"] for one in instance_segmentation(outputs(), whole_boxes, sizes, threshold=0.85)
+        one["segments_info"] for one in segment(outputs(), threshold=0.85, target_sizes=torch.tensor(sizes))
     )
     assert alone == {"id": 0, "label_id": 3, "was_fused": False, "score": pytest.approx(0.9)}
     with pytest.raises(ValueError, match="give target_sizes"):
-        instance_segmentation(outputs(), whole_boxes, None)
+        segment(outputs())
+    with pytest.raises(ValueError, match="have no masks"):
+        segment(SimpleNamespace(**{**vars(outputs()), "pred_masks": None}), target_sizes=sizes)

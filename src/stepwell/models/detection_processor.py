@@ -93,5 +93,6 @@ def detections_above(
         boxes = outputs.pred_boxes[i][kept].float()
         if size is not None:
             boxes = boxes * torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype, device=boxes.device)
-        found.append(Detections(boxes, scores[kept], labels[kept], None if masks is None else masks[i][kept]))
+        of_image = None if masks is None else masks[i][kept].float()
+        found.append(Detections(boxes, scores[kept], labels[kept], of_image))
     return found
