@@ -1,11 +1,12 @@
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForSemanticSegmentation, ResNetConfig, pipeline
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, ResNetConfig, pipeline
 
 import stepwell
 from stepwell.heads.upernet import UperNetConfig
 from stepwell.models.dense_config import StepwellSegmenterConfig
+from stepwell.models.perception_processor import StepwellSegmentationImageProcessor
 from stepwell.models.segmenter import StepwellForSemanticSegmentation
 
 PYRAMID = stepwell.DenseSettings(
@@ -97,6 +98,17 @@ def test_saved_and_opened_again_it_gives_the_same_through_the_pipeline(tmp_path)
     with torch.no_grad():
         assert torch.equal(model(pixels).logits, again(pixels).logits)
         assert torch.equal(stepwell.load(tmp_path)(pixels).logits, again(pixels).logits)
+
+
+def test_a_processor_of_other_settings_stays_where_a_model_is_saved(tmp_path):
+    model = segmenter()
+    model.save_pretrained(tmp_path)
+    StepwellSegmentationImageProcessor(short_side=200).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path).short_side == 200
+    model.image_processor().save_pretrained(tmp_path)
+    segmenter(window=96).save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path).short_side == 96
 
 
 def test_a_backbone_of_transformers_stands_in_front():

@@ -7,6 +7,7 @@ DETR family take it as they take their own. Letters: B batch, (H, W) the largest
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import BitImageProcessorPil, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.utils import IMAGE_PROCESSOR_NAME
@@ -32,6 +34,7 @@ __all__ = [
     "PyramidClassifierConfig",
     "PyramidForImageClassification",
     "PyramidPreTrainedModel",
+    "has_another_processor",
     "image_processor",
 ]
 
@@ -139,7 +142,9 @@ class PyramidPreTrainedModel(SharedWeights, PreTrainedModel):
         One of another origin that lies there already stays.
         """
         folder = Path(save_directory)
-        stays = _has_another_processor(folder, self.config_class)
+        stays = has_another_processor(
+            folder, lambda: image_processor(self.config_class.from_pretrained(folder).settings)
+        )
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process and not stays:
             self.image_processor().save_pretrained(folder)
@@ -232,13 +237,13 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
         return labels.to(logits.dtype)
 
 
-def _has_another_processor(folder: Path, config_class: type[PreTrainedConfig]) -> bool:
+def has_another_processor(folder: Path, of_model: Callable[[], BaseImageProcessor]) -> bool:
     """Whether an image processor lies in a folder that is not the one of the model there."""
     file = folder / IMAGE_PROCESSOR_NAME
     if not file.is_file():
         return False
     try:
-        ours = image_processor(config_class.from_pretrained(folder).settings)
+        ours = of_model()
     except (OSError, ValueError):
         return True
     return bool(json.loads(file.read_text("utf-8")) != json.loads(ours.to_json_string()))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from stepwell.models.backbones import build_backbone, outline
 from stepwell.models.dense_config import SegmentationImages, StepwellDetectorConfig, StepwellSegmenterConfig
 from stepwell.models.detection_processor import StepwellDetectionImageProcessor
-from stepwell.models.perception import PyramidPreTrainedModel
+from stepwell.models.perception import PyramidPreTrainedModel, has_another_processor
 from stepwell.models.perception_processor import PaddedImageProcessor, StepwellSegmentationImageProcessor
 from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
@@ -69,10 +69,17 @@ class BackboneWithHead(SharedWeights, PreTrainedModel):
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
-        """As transformers', with the image processor beside the weights: pipelines take the folder."""
+        """As transformers', with the image processor beside the weights: pipelines take the folder.
+
+        One of another origin that lies there already stays.
+        """
+        folder = Path(save_directory)
+        stays = has_another_processor(
+            folder, lambda: image_processor(self.config_class.from_pretrained(folder))
+        )
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if is_main_process:
-            self.image_processor().save_pretrained(Path(save_directory))
+        if is_main_process and not stays:
+            self.image_processor().save_pretrained(folder)
 
 
 def image_processor(config: StepwellDetectorConfig | StepwellSegmenterConfig) -> PaddedImageProcessor:
