@@ -107,4 +107,4 @@ def test_the_command_draws_the_sweep_or_says_what_that_needs(
     assert cli.main(command) == 2
     out, err = capsys.readouterr()
     assert err == "stepwell: drawing a sweep needs matplotlib: pip install 'stepwell[eval]'\n"
-    assert out.splitlines()[2].startswith("  64")
+    assert not out  # nothing is evaluated that cannot be drawn
