@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from stepwell.models.config import StepwellConfig as StepwellConfig
     from stepwell.models.dense import ClassifierSettings as ClassifierSettings
     from stepwell.models.dense import DenseSettings as DenseSettings
-    from stepwell.models.dense_config import DetectionImages as DetectionImages
-    from stepwell.models.dense_config import SegmentationImages as SegmentationImages
     from stepwell.models.dense_config import StepwellDetectorConfig as StepwellDetectorConfig
     from stepwell.models.dense_config import StepwellSegmenterConfig as StepwellSegmenterConfig
+    from stepwell.models.dense_heads import DetectionImages as DetectionImages
+    from stepwell.models.dense_heads import SegmentationImages as SegmentationImages
     from stepwell.models.detector import StepwellForInstanceSegmentation as StepwellForInstanceSegmentation
     from stepwell.models.detector import StepwellForObjectDetection as StepwellForObjectDetection
     from stepwell.models.inf import InfConfig as InfConfig
@@ -74,7 +74,7 @@ _ROOMS = {
     "Conversations": "data.conversations",
     "CascadeConfig": "heads.cascade",
     "DenseSettings": "models.dense",
-    "DetectionImages": "models.dense_config",
+    "DetectionImages": "models.dense_heads",
     "DinoConfig": "heads.dino",
     "EnhancementConfig": "fuse.dual",
     "ImageError": "images.limits",
@@ -92,7 +92,7 @@ _ROOMS = {
     "PyramidForImageClassification": "models.perception",
     "PyramidSharedConfig": "models.pyramid_shared",
     "RcnnConfig": "heads.rcnn",
-    "SegmentationImages": "models.dense_config",
+    "SegmentationImages": "models.dense_heads",
     "StepwellConfig": "models.config",
     "StepwellDetectorConfig": "models.dense_config",
     "StepwellForConditionalGeneration": "models.assistant",

@@ -5,10 +5,8 @@ images are prepared.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from transformers import AutoConfig, PreTrainedConfig
 
 from stepwell.heads.cascade import CascadeConfig
@@ -17,46 +15,13 @@ from stepwell.heads.rcnn import RcnnConfig
 from stepwell.heads.upernet import UperNetConfig
 from stepwell.models.backbones import find_backbone, statistics
 from stepwell.models.config import refuse_unknown
-from stepwell.models.vision import STRICT, Deviations, settings_json, validated
-from stepwell.structures import Statistics
+from stepwell.models.dense_heads import DetectionImages, DetectionSettings, SegmentationImages
+from stepwell.models.vision import settings_json, validated
 
 __all__ = [
-    "DetectionImages",
-    "DetectionSettings",
-    "SegmentationImages",
     "StepwellDetectorConfig",
     "StepwellSegmenterConfig",
 ]
-
-DetectionSettings = Annotated[RcnnConfig | CascadeConfig | DinoConfig, Field(discriminator="kind")]
-"""Settings of a detection head."""
-Pixels = Annotated[int, Field(gt=0)]
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class DetectionImages:
-    """How a detector's images are prepared: as large as both limits allow, the aspect kept; normalised;
-    padded by zeros at the right and the bottom.
-    """
-
-    long_limit: Pixels = 1333
-    short_limit: Pixels = 800
-    size_divisor: Pixels = 32  # of the sides of a padded image
-    image_mean: Statistics | None = None  # None: the backbone's
-    image_std: Deviations | None = None
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SegmentationImages:
-    """How a segmenter's images are prepared, and looked at. window: side of the windows that slide over an
-    image, 0 for none; stride: from one to the next.
-    """
-
-    short_side: Pixels = 512
-    window: Annotated[int, Field(ge=0)] = 512
-    stride: Pixels = 341
-    image_mean: Statistics | None = None
-    image_std: Deviations | None = None
 
 
 class StepwellDetectorConfig(PreTrainedConfig):

@@ -31,7 +31,7 @@ from stepwell.views.preprocess import Square
 
 __all__ = ["InfConfig", "InfVision"]
 
-MOST_VIEWS, MOST_VIEWS_ON_CPU = 16, 2
+MOST_VIEWS, MOST_VIEWS_ON_CPU = 16, 1
 """That go through the encoder at once where no gradient is recorded, so that what a pass holds does not grow
 with the number of crops.
 """

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stepwell.models.backbones import build_backbone, outline
-from stepwell.models.dense_config import SegmentationImages, StepwellDetectorConfig, StepwellSegmenterConfig
+from stepwell.models.dense_config import StepwellDetectorConfig, StepwellSegmenterConfig
+from stepwell.models.dense_heads import SegmentationImages
 from stepwell.models.detection_processor import StepwellDetectionImageProcessor
 from stepwell.models.perception import PyramidPreTrainedModel, has_another_processor
 from stepwell.models.perception_processor import PaddedImageProcessor, StepwellSegmentationImageProcessor

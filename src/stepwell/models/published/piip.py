@@ -25,7 +25,7 @@ from stepwell.keys.piip import BLOCKS, classifier_rules, detector_rules, feature
 from stepwell.keys.rcnn import rcnn_rules
 from stepwell.keys.upernet import UPERNET
 from stepwell.models.dense import ClassifierSettings, DenseSettings
-from stepwell.models.dense_config import DetectionImages, DetectionSettings, SegmentationImages
+from stepwell.models.dense_heads import DetectionImages, DetectionSettings, SegmentationImages
 from stepwell.models.piip import PiipConfig
 from stepwell.models.published.classes import ADE20K, COCO
 from stepwell.models.published.piip_settings import dense_branches, dense_settings, plain_branches

@@ -15,7 +15,7 @@ from stepwell.heads.upernet import UperNetConfig
 from stepwell.keys.backbones import backbone_rules
 from stepwell.keys.engine import Rule
 from stepwell.models.dense import ClassifierSettings, DenseSettings
-from stepwell.models.dense_config import DetectionImages, DetectionSettings, SegmentationImages
+from stepwell.models.dense_heads import DetectionImages, DetectionSettings, SegmentationImages
 from stepwell.models.vision import VisionConfig
 
 __all__ = [
