@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
+from transformers import ResNetConfig
 
 from stepwell.flops.report import find_subject, report, report_as_json, report_as_table
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.dense_config import StepwellDetectorConfig, StepwellSegmenterConfig
 from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.perception import PyramidBackboneConfig
 from stepwell.models.piip import PiipConfig
@@ -142,6 +144,16 @@ def test_a_folder_is_found_by_its_config(config, tmp_path):
         assert subject.vision == config.vision
     else:
         assert subject == config.settings
+
+
+def test_of_a_detector_and_a_segmenter_the_backbone_is_counted(tmp_path):
+    settings = DenseSettings(branches=BRANCHES)
+    for name, kind in (("detector", StepwellDetectorConfig), ("segmenter", StepwellSegmenterConfig)):
+        kind(settings).save_pretrained(tmp_path / name)
+        assert find_subject(str(tmp_path / name)) == settings
+    StepwellDetectorConfig(ResNetConfig()).save_pretrained(tmp_path / "foreign")
+    with pytest.raises(ValueError, match="has a 'resnet' backbone; only pyramids of ours are counted"):
+        find_subject(str(tmp_path / "foreign"))
 
 
 def test_what_is_not_ours_is_refused(tmp_path):

@@ -212,14 +212,14 @@ def test_starting_values_are_the_official_ones():
         assert 0.9 < table.std() < 1.1
     attn = dino.decoder.layers[0].self_attn
     for weight, fans in (
-        (attn.in_proj_weight, 4 * 64),
-        (attn.out_proj.weight, 128),
+        (attn.qkv.weight, 4 * 64),
+        (attn.proj.weight, 128),
         (dino.memory_proj.weight, 128),
     ):
         bound = (6 / fans) ** 0.5
         assert 0.95 * bound < weight.abs().max() <= bound
-    assert not attn.in_proj_bias.any()
-    assert not attn.out_proj.bias.any()
+    assert not attn.qkv.bias.any()
+    assert not attn.proj.bias.any()
     offsets = dino.encoder.layers[0].attn.offsets
     assert not offsets.weight.any()
     assert (

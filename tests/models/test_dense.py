@@ -157,3 +157,28 @@ def test_a_single_branch_needs_no_merge():
     assert torch.equal(features(image)[2], encoder.maps(final)[0])
     with pytest.raises(ValueError, match="takes 2 merges"):
         PyramidFeatures(encoder, [LastMap()], ratios=(1.0,), strides=(16,), dims=(16,), merge_after=(0,))
+
+
+@pytest.mark.parametrize(
+    ("image_branch", "ratios", "strides"),
+    [
+        (None, (1.0, 0.5), (8, 16, 32, 64)),  # the largest network reads the largest image
+        (1, (2.0, 1.0), (4, 8, 16, 32)),
+    ],
+)
+def test_views_come_from_the_largest_size_or_that_of_a_chosen_branch(image_branch, ratios, strides):
+    branches = tuple(BranchConfig(encoder="vit_nano", size=size) for size in (64, 32))
+    settings = DenseSettings(branches=branches, image_branch=image_branch)
+    network = settings.build().eval()
+    assert (network.ratios, network.strides) == (ratios, strides)
+    side = settings.image_side
+    with torch.no_grad():
+        maps = network(torch.randn(1, 3, side, side))
+    assert [x.shape[2] for x in maps] == [8, 4, 2, 1]
+
+
+@pytest.mark.parametrize("image_branch", [-1, 2])
+def test_a_branch_that_there_is_not_gives_no_image(image_branch):
+    branches = tuple(BranchConfig(encoder="vit_nano", size=size) for size in (64, 32))
+    with pytest.raises(ValueError, match=f"image_branch {image_branch} of 2 branches"):
+        DenseSettings(branches=branches, image_branch=image_branch)

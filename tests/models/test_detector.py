@@ -237,3 +237,19 @@ def test_taken_over_for_other_classes_only_their_layers_start_anew(detector, tmp
         assert after[name].isfinite().all()
         assert after[name].abs().max() < 10
         assert after[name].ndim == 1 or after[name].std() > 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 400), (400, 20)])
+def test_an_image_of_any_shape_is_looked_at(detector, size):
+    (picture,) = images(size)
+    processor = detector.image_processor()
+    with torch.no_grad():
+        output = detector(**processor([picture], return_tensors="pt"))
+    (found,) = processor.post_process_object_detection(output, 0.0, [size])
+    assert found["boxes"].isfinite().all()
+    assert (found["boxes"] <= torch.tensor([size[1], size[0]] * 2) + 1e-3).all()
+
+
+def test_no_image_at_all_is_refused(detector):
+    with pytest.raises(ValueError, match="hold no image"):
+        detector(torch.zeros(0, 3, 64, 64))

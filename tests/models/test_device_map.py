@@ -19,6 +19,8 @@ from stepwell.fuse.windows import WindowConfig
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.dense_config import StepwellDetectorConfig, StepwellSegmenterConfig
+from stepwell.models.detector import StepwellForObjectDetection
 from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.perception import (
     PyramidBackbone,
@@ -30,6 +32,7 @@ from stepwell.models.piip import PiipConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.pyramid import BranchConfig
 from stepwell.models.pyramid_shared import PyramidSharedConfig
+from stepwell.models.segmenter import StepwellForSemanticSegmentation
 from stepwell.models.uhd import UhdV2Config
 from stepwell.models.vision import NEVER_CUT, VisionConfig
 
@@ -92,17 +95,34 @@ def classifier(head: str) -> Any:
     return opened(PyramidForImageClassification(PyramidClassifierConfig(settings, num_labels=3)))
 
 
+def detector(head: dict[str, Any]) -> Any:
+    settings = DenseSettings(branches=MIXED[:2], interaction=INTERACTION)
+    return opened(StepwellForObjectDetection(StepwellDetectorConfig(settings, head, num_labels=3)))
+
+
+def segmenter() -> Any:
+    settings = DenseSettings(branches=MIXED[:2], interaction=INTERACTION)
+    head = {"channels": 8, "auxiliary_channels": 4, "pool_sizes": [1, 2]}
+    return opened(StepwellForSemanticSegmentation(StepwellSegmenterConfig(settings, head, num_labels=3)))
+
+
+DINO = {"kind": "dino", "dim": 32, "ffn_dim": 32, "num_queries": 10, "encoder_layers": 1, "decoder_layers": 2}
 PERCEPTION: dict[str, Callable[[], Any]] = {
     "backbone": backbone,
     "first_patch": lambda: classifier("first_patch"),
     "cls": lambda: classifier("cls"),
     "merge": lambda: classifier("merge"),
+    "rcnn": lambda: detector({"kind": "rcnn", "dim": 32}),
+    "dino": lambda: detector(DINO),
+    "upernet": segmenter,
 }
 
 
 def results(model: PreTrainedModel, image: torch.Tensor) -> list[torch.Tensor]:
     output = model(image)
-    return list(output.feature_maps) if hasattr(output, "feature_maps") else [output.logits]
+    if hasattr(output, "feature_maps"):
+        return list(output.feature_maps)
+    return [output.scores, output.pred_boxes] if hasattr(output, "pred_boxes") else [output.logits]
 
 
 @pytest.fixture(params=VISIONS)
@@ -158,7 +178,7 @@ def test_weights_that_accelerate_fetches_for_every_layer_answer_alike(
 
 
 @pytest.mark.parametrize("name", PERCEPTION)
-def test_backbones_and_classifiers_on_disk_give_the_same(name, tmp_path):
+def test_perception_on_disk_gives_the_same(name, tmp_path):
     model = PERCEPTION[name]()
     model.save_pretrained(tmp_path / "model")
     placed = type(model).from_pretrained(

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from test_deform_attn import SIZES, make_inputs
 from torch import Tensor
 
-from stepwell.fuse.merge import resize_map
 from stepwell.layers.attention import attention, attention_reference
 from stepwell.layers.position import RelativeBias, relative_position_bias
 from stepwell.ops.choose import prefer
@@ -23,6 +22,7 @@ from stepwell.ops.parts import MOST, in_parts
 from stepwell.ops.products import linear
 from stepwell.ops.ragged import by_shape
 from stepwell.ops.rearrange import map_to_tokens, merge_windows, split_windows, tokens_to_map
+from stepwell.ops.resize import resize_map
 from stepwell.views.pyramid import image_pyramid
 
 pytestmark = pytest.mark.cuda

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from record import Case, Record, Required, TableCheck, Unsupported, check_required
 from stepwell.heads.sliding import class_map, slide, windows
-from stepwell.heads.upernet import UperNet, UperNetConfig, resize_map
+from stepwell.heads.upernet import UperNet, UperNetConfig
 from stepwell.keys.engine import Prefix, Rename, plan
 from stepwell.keys.upernet import UPERNET
+from stepwell.ops.resize import resize_map
 from stepwell.structures import Size
 from stepwell.views.resize import (
     boxes_in,
@@ -86,8 +87,9 @@ def _build(s: dict[str, Any]) -> UperNet:
     decode, auxiliary = s["decode_head"], s["auxiliary_head"]
     count = len(decode["in_channels"])
     same = {key: (decode[key],) for key in ("num_classes", "dropout_ratio")}
-    check_required(auxiliary, {**same, "in_channels": (decode["in_channels"][auxiliary["in_index"]],)})
-    check_required(auxiliary["loss"], {"ignore_index": (decode["loss"]["ignore_index"],)})
+    width = decode["in_channels"][auxiliary["in_index"]]
+    loss = {"ignore_index": (decode["loss"]["ignore_index"],)}
+    check_required(auxiliary, {**same, "in_channels": (width,), "loss": loss}, "auxiliary_head.")
     check_required(decode, {"in_index": (list(range(count)),)}, "decode_head.")
     config = UperNetConfig(
         channels=decode["channels"],

@@ -13,15 +13,14 @@ from functools import reduce
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from stepwell.layers.linear import Linear
 from stepwell.layers.position import fraction_position_embedding
-from stepwell.ops.precision import at_least_single
 from stepwell.ops.rearrange import map_to_tokens
+from stepwell.ops.resize import resize_map
 from stepwell.structures import Size, TokenMap
 
 __all__ = [
@@ -31,17 +30,8 @@ __all__ = [
     "TokenMerge",
     "dense_stacks",
     "linear_stacks",
-    "resize_map",
     "stage_stacks",
 ]
-
-
-def resize_map(x: Tensor, size: Size) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W), bilinear by target size, corners not aligned, in fp32 at least."""
-    if x.shape[-2:] == size:
-        return x
-    exact = x.to(at_least_single(x.dtype))
-    return F.interpolate(exact, size, mode="bilinear", align_corners=False).to(x.dtype)
 
 
 class BranchMerge(nn.Module):

@@ -19,7 +19,18 @@ class DetectionHead(nn.Module, ABC):
     """Neck and heads behind a backbone of any strides.
 
     Layers run in the precision of their parameters; boxes, scores and losses in single precision at least.
+    Models go through `forward`, so that what is hooked to a module, such as weights that are fetched from a
+    disk, is there.
     """
+
+    def forward(
+        self,
+        maps: Sequence[Tensor],
+        extents: Sequence[Extent],
+        objects: Sequence[Objects] | None = None,
+    ) -> dict[str, Tensor] | list[Detections]:
+        """`losses` where objects are given, else `detect`."""
+        return self.detect(maps, extents) if objects is None else self.losses(maps, extents, objects)
 
     @abstractmethod
     def losses(

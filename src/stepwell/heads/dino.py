@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -37,7 +38,14 @@ from stepwell.heads.dino_matching import (
     set_losses,
 )
 from stepwell.heads.dino_positions import Levels, cell_code, level_geometry, proposals
-from stepwell.heads.dino_transformer import Decoder, Encoder, LayerOutput, perceptron, refine
+from stepwell.heads.dino_transformer import (
+    Decoder,
+    Encoder,
+    LayerOutput,
+    PlacedAttention,
+    perceptron,
+    refine,
+)
 from stepwell.layers.deformable import DeformableAttention
 from stepwell.layers.linear import Linear
 from stepwell.ops.precision import at_least_single
@@ -189,11 +197,8 @@ class Dino(DetectionHead):
                 if parameter.ndim > 1:
                     nn.init.xavier_uniform_(parameter)
         for module in self.modules():
-            if isinstance(module, DeformableAttention):
+            if isinstance(module, DeformableAttention | PlacedAttention):
                 module.reset_parameters()
-            elif isinstance(module, nn.MultiheadAttention):
-                nn.init.zeros_(module.in_proj_bias)
-                nn.init.zeros_(module.out_proj.bias)
         for table in (self.level_embedding, self.queries, self.label_embedding.weight):
             nn.init.normal_(table)
         for class_head, box_head in zip(self.class_heads, self.box_heads, strict=True):
@@ -315,7 +320,12 @@ class Dino(DetectionHead):
             references = torch.cat([denoised.box_logits.sigmoid(), references], 1)
             unseen = unseen_queries(denoised, count)
         outputs: list[LayerOutput] = self.decoder(
-            queries, references, memory.cells, memory.levels, self.box_heads[:-1], unseen
+            queries,
+            references,
+            memory.cells,
+            memory.levels,
+            [partial(refine, box_head) for box_head in self.box_heads[:-1]],
+            unseen,
         )
         return outputs
 

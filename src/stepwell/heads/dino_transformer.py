@@ -7,7 +7,8 @@ Letters: B batch, N cells of all levels, C width, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,12 +17,23 @@ from torch import Tensor, nn
 
 from stepwell.heads.dino_boxes import inverse_sigmoid
 from stepwell.heads.dino_positions import Levels, box_code, cell_centres
+from stepwell.layers.attention import attention
 from stepwell.layers.deformable import DeformableAttention
 from stepwell.layers.linear import Linear
 from stepwell.layers.mlp import Mlp
 from stepwell.ops.parts import in_parts
+from stepwell.ops.products import linear
 
-__all__ = ["Decoder", "DecoderLayer", "Encoder", "EncoderLayer", "LayerOutput", "perceptron", "refine"]
+__all__ = [
+    "Decoder",
+    "DecoderLayer",
+    "Encoder",
+    "EncoderLayer",
+    "LayerOutput",
+    "PlacedAttention",
+    "perceptron",
+    "refine",
+]
 
 
 def perceptron(*dims: int) -> nn.Sequential:
@@ -84,6 +96,53 @@ class Encoder(nn.Module):
         return cells
 
 
+class PlacedAttention(nn.Module):
+    """Self-attention whose queries and keys say where they are, and whose values do not.
+
+    DETR, arXiv 2005.12872, section A.3.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = _Projections(dim)
+        self.proj = Linear(dim, dim)
+
+    def reset_parameters(self) -> None:
+        self.qkv.reset_parameters()
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: Tensor, code: Tensor, unseen: Tensor | None) -> Tensor:
+        """x and the code of its places (B, Q, C); unseen (Q, Q): True where one (row) may not see another
+        -> (B, Q, C)."""
+        q, k, v = (y.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for y in self.qkv(x + code, x))
+        bias = None
+        if unseen is not None:
+            bias = torch.zeros_like(unseen, dtype=v.dtype).masked_fill(unseen, -math.inf)[None]
+        out: Tensor = self.proj(attention(q, k, v, bias).transpose(1, 2).flatten(2))
+        return out
+
+
+class _Projections(nn.Module):
+    """Of queries, keys and values, in one matrix."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.bias = nn.Parameter(torch.empty(3 * dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, placed: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, Q, C) twice -> queries, keys and values, each (B, Q, C)."""
+        of_placed = 2 * x.shape[-1]
+        q, k = linear(placed, self.weight[:of_placed], self.bias[:of_placed]).chunk(2, -1)
+        return q, k, linear(x, self.weight[of_placed:], self.bias[of_placed:])
+
+
 class DecoderLayer(nn.Module):
     """Queries attend to each other, then read points of all levels in and around their boxes."""
 
@@ -98,7 +157,7 @@ class DecoderLayer(nn.Module):
         ffn_dim: int,
     ) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, num_self_heads, batch_first=True)
+        self.self_attn = PlacedAttention(dim, num_heads=num_self_heads)
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attn = DeformableAttention(
             dim, dim, dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
@@ -118,9 +177,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """queries and the code of their boxes (B, Q, C), memory (B, N, C), boxes (B, Q, 4) in fractions;
         unseen (Q, Q): True where a query (row) may not see another -> (B, Q, C)."""
-        placed = queries + code
-        seen, _ = self.self_attn(placed, placed, queries, attn_mask=unseen, need_weights=False)
-        queries = self.self_norm(queries + seen)
+        queries = self.self_norm(queries + self.self_attn(queries, code, unseen))
 
         values = _without_padding(self.cross_attn.values_of(memory), levels)
         x, y, width, height = boxes.unbind(-1)
@@ -186,19 +243,19 @@ class Decoder(nn.Module):
         references: Tensor,
         memory: Tensor,
         levels: Levels,
-        box_heads: Sequence[nn.Module],
+        refiners: Sequence[Callable[[Tensor, Tensor], Tensor]],
         unseen: Tensor | None = None,
     ) -> list[LayerOutput]:
-        """queries (B, Q, C), their first boxes (B, Q, 4), memory (B, N, C); a box head for every layer;
-        unseen (Q, Q): True where a query (row) may not see another. One output a layer."""
+        """queries (B, Q, C), their first boxes (B, Q, 4), memory (B, N, C); refiners: of every layer, by its
+        box head; unseen (Q, Q): True where a query (row) may not see another. One output a layer."""
         outputs: list[LayerOutput] = []
         boxes = references
-        for layer, box_head in zip(self.layers, box_heads, strict=True):
+        for layer, refiner in zip(self.layers, refiners, strict=True):
             code = self._code(boxes, levels).to(queries.dtype)
             queries = layer(queries, self.query_code(code), memory, levels, boxes, unseen)
             outputs.append(LayerOutput(queries, self.norm(queries), references))
             if len(outputs) < len(self.layers):
-                references = refine(box_head, queries, boxes)
+                references = refiner(queries, boxes)
                 boxes = references.detach()
         return outputs
 

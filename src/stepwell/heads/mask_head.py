@@ -42,7 +42,7 @@ class MaskHead(nn.Module):
             nn.Conv2d(a, b, config.kernel_size, padding=padding) for a, b in pairwise(dims)
         )
         self.upsample = _Double(config.dim, config.dim, 2, stride=2)
-        self.logits = nn.Conv2d(config.dim, num_classes, 1)
+        self.logits = _OfClasses(config.dim, num_classes, 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -57,17 +57,8 @@ class MaskHead(nn.Module):
         for conv in self.convs:
             regions = F.relu(conv(regions))
         regions = F.relu(self.upsample(regions))
-        dtype = at_least_single(regions.dtype)
-        if labels is None:
-            every: Tensor = self.logits(regions)
-            return every.to(dtype)
-        bias = self.logits.bias
-        assert bias is not None
-        rows = regions.permute(0, 2, 3, 1).flatten(1, 2)  # (R, m*m, D)
-        products: Tensor = (
-            rows @ self.logits.weight[labels][:, :, 0].to(rows.dtype) + bias[labels][:, None, None]
-        )
-        return products.to(dtype).view(-1, *regions.shape[-2:])
+        logits: Tensor = self.logits(regions, labels)
+        return logits.to(at_least_single(logits.dtype))
 
 
 class _Double(nn.ConvTranspose2d):
@@ -77,6 +68,19 @@ class _Double(nn.ConvTranspose2d):
         """(R, C, s, s) -> (R, C, 2*s, 2*s)."""
         assert self.bias is not None
         return double_map(x, self.weight, self.bias)
+
+
+class _OfClasses(nn.Conv2d):
+    """A convolution of one pixel, of whose channels each region may want one."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(R, C, m, m) -> (R, K, m, m), or (R, m, m) of the channels `labels` (R,)."""
+        if labels is None:
+            return super().forward(x)
+        assert self.bias is not None
+        rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (R, m*m, C)
+        products = rows @ self.weight[labels][:, :, 0].to(rows.dtype) + self.bias[labels][:, None, None]
+        return products.view(-1, *x.shape[-2:])
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, objects: Tensor, side: int) -> Tensor:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stepwell.heads.upernet import resize_map
 from stepwell.ops.precision import at_least_single
+from stepwell.ops.resize import resize_map
 from stepwell.structures import Size
 
 __all__ = ["Window", "class_map", "slide", "windows"]
@@ -92,7 +92,7 @@ def class_map(logits: Tensor, size: Sequence[int]) -> Tensor:
     best: Tensor | None = None
     for first in range(0, logits.shape[1], together):
         part = logits[:, first : first + together]
-        value, index = resize_map(part.to(at_least_single(part.dtype)), size).max(1)
+        value, index = resize_map(part.to(at_least_single(part.dtype)), (height, width)).max(1)
         if best is None:
             best, classes = value, index
         else:

@@ -20,8 +20,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from stepwell.ops.precision import at_least_single
+from stepwell.ops.resize import resize_map
+from stepwell.structures import Size
 
-__all__ = ["AuxiliaryHead", "ConvNormRelu", "UperNet", "UperNetConfig", "resize_map"]
+__all__ = ["AuxiliaryHead", "ConvNormRelu", "UperNet", "UperNetConfig"]
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -134,14 +136,14 @@ class UperNet(nn.Module):
         levels = [lateral(x) for lateral, x in zip(self.laterals, finer, strict=True)]
         levels.append(self._with_context(coarsest))
         for i in reversed(range(len(finer))):
-            levels[i] = levels[i] + resize_map(levels[i + 1], levels[i].shape[-2:])
+            levels[i] = levels[i] + resize_map(levels[i + 1], _size(levels[i]))
         levels[:-1] = [smooth(level) for smooth, level in zip(self.smooth, levels[:-1], strict=True)]
-        return torch.cat([resize_map(level, levels[0].shape[-2:]) for level in levels], dim=1)
+        return torch.cat([resize_map(level, _size(levels[0])) for level in levels], dim=1)
 
     def _with_context(self, x: Tensor) -> Tensor:
         """Pyramid pooling (PSPNet, arXiv 1612.01105): the map beside its averages over 1, 4, 9, ... parts."""
         averages = [
-            resize_map(pool(F.adaptive_avg_pool2d(x, size)), x.shape[-2:])
+            resize_map(pool(F.adaptive_avg_pool2d(x, size)), _size(x))
             for pool, size in zip(self.pools, self.config.pool_sizes, strict=True)
         ]
         context: Tensor = self.context(torch.cat([x, *averages], dim=1))
@@ -149,7 +151,7 @@ class UperNet(nn.Module):
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """A scalar without its weight."""
-        logits = resize_map(logits.to(at_least_single(logits.dtype)), labels.shape[-2:])
+        logits = resize_map(logits.to(at_least_single(logits.dtype)), _size(labels))
         ignored = self.config.ignored_label
         total = F.cross_entropy(logits, labels.long(), ignore_index=ignored, reduction="sum")
         if self.config.loss_mean == "all_pixels":
@@ -197,11 +199,8 @@ class ConvNormRelu(nn.Module):
         return F.relu(self.norm(self.conv(x)), inplace=True)
 
 
-def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size), bilinear, corners not aligned."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+def _size(x: Tensor) -> Size:
+    return x.shape[-2], x.shape[-1]
 
 
 def _start_classifier(conv: nn.Conv2d) -> None:

@@ -32,7 +32,8 @@ def _layer(attentions: list[Rule], *norms: str) -> list[Rule]:
 _ENCODER_LAYER = _layer([Prefix(r"attentions\.0\.", "attn.", ATTENTION)], "attn_norm", "ffn_norm")
 _DECODER_LAYER = _layer(
     [
-        Rename(r"attentions\.0\.attn\.(.+)", r"self_attn.\1"),
+        Rename(r"attentions\.0\.attn\.in_proj_(weight|bias)", r"self_attn.qkv.\1"),
+        Rename(r"attentions\.0\.attn\.out_proj\.(weight|bias)", r"self_attn.proj.\1"),
         Prefix(r"attentions\.1\.", "cross_attn.", ATTENTION),
     ],
     *("self_norm", "cross_norm", "ffn_norm"),

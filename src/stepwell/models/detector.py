@@ -22,6 +22,7 @@ from stepwell.models.backbones import feature_maps
 from stepwell.models.dense_config import StepwellDetectorConfig
 from stepwell.models.with_head import BackboneWithHead, padded, valid_sizes
 from stepwell.structures import Detections, Extent, Objects, Size
+from stepwell.views.resize import padded_size
 
 __all__ = ["DetectorOutput", "StepwellForInstanceSegmentation", "StepwellForObjectDetection"]
 
@@ -74,7 +75,7 @@ class StepwellForObjectDetection(BackboneWithHead):
         if labels is not None:
             size = (pixels.shape[-2], pixels.shape[-1])
             objects = _objects(labels, extents, size, self.config.num_labels)
-            outputs["losses"] = self.head.losses(feature_maps(self.backbone, pixels), extents, objects)
+            outputs["losses"] = self.head(feature_maps(self.backbone, pixels), extents, objects)
             outputs["loss"] = torch.stack(list(outputs["losses"].values())).sum()
         if labels is None or not self.training:
             outputs |= _stacked(self._found(pixels, extents), extents)
@@ -90,7 +91,7 @@ class StepwellForObjectDetection(BackboneWithHead):
         found: dict[int, Detections] = {}
         for (height, width), members in groups.items():
             maps = feature_maps(self.backbone, pixels[members, :, :height, :width])
-            found.update(zip(members, self.head.detect(maps, [extents[i] for i in members]), strict=True))
+            found.update(zip(members, self.head(maps, [extents[i] for i in members]), strict=True))
         return [found[i] for i in range(len(extents))]
 
 
@@ -107,11 +108,7 @@ class StepwellForInstanceSegmentation(StepwellForObjectDetection):
 
 
 def _extents(sizes: Sequence[Size], divisor: int) -> list[Extent]:
-    return [Extent(size, (_up(size[0], divisor), _up(size[1], divisor))) for size in sizes]
-
-
-def _up(side: int, divisor: int) -> int:
-    return -(-side // divisor) * divisor
+    return [Extent(size, padded_size(size, divisor)) for size in sizes]
 
 
 def _objects(

@@ -16,17 +16,18 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from stepwell.heads.sliding import slide
-from stepwell.heads.upernet import UperNet, resize_map
+from stepwell.heads.upernet import UperNet
 from stepwell.models.backbones import feature_maps
 from stepwell.models.dense_config import StepwellSegmenterConfig
 from stepwell.models.with_head import BackboneWithHead, padded, valid_sizes
 from stepwell.ops.ragged import by_shape
+from stepwell.ops.resize import resize_map
 from stepwell.structures import Size
 
 __all__ = ["SegmenterOutput", "StepwellForSemanticSegmentation"]
 
 MOST_WINDOWS, MOST_WINDOWS_ON_CPU = 4, 1
-"""Windows that go through the network together: they hold much memory at a quarter of their size."""
+"""Windows that go through the network together: UperNet holds many maps at a quarter of their size."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT
 from stepwell.structures import Size
 
-__all__ = ["BackboneWithHead", "image_processor", "padded", "valid_sizes"]
+__all__ = ["BackboneWithHead", "padded", "padded_image_processor", "valid_sizes"]
 
 
 class BackboneWithHead(SharedWeights, PreTrainedModel):
@@ -65,7 +65,7 @@ class BackboneWithHead(SharedWeights, PreTrainedModel):
 
     def image_processor(self) -> PaddedImageProcessor:
         """Of the images that this model takes."""
-        return image_processor(self.config)
+        return padded_image_processor(self.config)
 
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
@@ -76,14 +76,16 @@ class BackboneWithHead(SharedWeights, PreTrainedModel):
         """
         folder = Path(save_directory)
         stays = has_another_processor(
-            folder, lambda: image_processor(self.config_class.from_pretrained(folder))
+            folder, lambda: padded_image_processor(self.config_class.from_pretrained(folder))
         )
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process and not stays:
             self.image_processor().save_pretrained(folder)
 
 
-def image_processor(config: StepwellDetectorConfig | StepwellSegmenterConfig) -> PaddedImageProcessor:
+def padded_image_processor(
+    config: StepwellDetectorConfig | StepwellSegmenterConfig,
+) -> PaddedImageProcessor:
     """Of the images that a model of this configuration takes."""
     images = config.image_settings
     assert images.image_mean is not None
@@ -109,9 +111,11 @@ def padded(pixels: Tensor, divisor: int) -> Tensor:
 def valid_sizes(pixels: Tensor, mask: Tensor | None) -> list[Size]:
     """Of the images (B, C, H, W) without padding. mask: (B, H, W), 1 where there is image; None: everywhere.
 
-    Raises ValueError for a mask of another shape.
+    Raises ValueError for a mask of another shape, and for no image at all.
     """
     batch, height, width = len(pixels), pixels.shape[-2], pixels.shape[-1]
+    if not batch:
+        raise ValueError("pixel_values hold no image; give at least one")
     if mask is None:
         return [(height, width)] * batch
     if tuple(mask.shape) != (batch, height, width):

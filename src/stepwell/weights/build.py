@@ -20,7 +20,7 @@ from stepwell.models.perception import PyramidBackboneConfig, PyramidClassifierC
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published.published import Published
 from stepwell.models.register import MODELS
-from stepwell.models.with_head import image_processor as padded_image_processor
+from stepwell.models.with_head import padded_image_processor
 
 __all__ = ["build_model", "text_config", "write_processor"]
 
