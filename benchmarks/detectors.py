@@ -11,6 +11,10 @@ nothing. On both sides it is 0 in the second stage: 1000 proposals enter it, eve
 and suppressed, 100 detections leave it and get masks, which nobody pastes into the image. With these
 weights nine proposals in ten lie on the finest map, and of 512 samples of a training step only the objects
 and few more are positive. DINO has no threshold: 900 queries, 300 detections.
+
+What the two find is not compared here. torchvision's boxes are not the official ones; and among a thousand
+cells of a DINO that has learnt nothing a few differ by less than rounding, so that they change places, and
+then all queries say something else. tests/test_peers.py compares on smaller maps.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from measure import CLOSE, Row, Worker, compare
+from measure import Row, Worker, compare
 from peer_dino import PeerDino
 from peer_rcnn import PeerMaskRcnn
 from piip_backbone import detection, detection_peer
@@ -32,6 +36,8 @@ from stepwell.heads.rcnn import Rcnn, RcnnConfig
 from stepwell.keys.dino import dino_rules
 from stepwell.keys.engine import convert
 from stepwell.keys.rcnn import rcnn_rules
+from stepwell.models.dense import PyramidFeatures
+from stepwell.ops.double import AnyMap
 from stepwell.structures import Detections, Extent, Objects, Size
 
 Heads = Literal["rcnn", "dino"]
@@ -77,9 +83,7 @@ def _inference(which: Heads, part: Part, dtype: str) -> Iterator[str]:
     name = f"{NAMES[which, part]}, inference, {'fp32' if dtype == 'float32' else 'bf16'}"
     ours, peer = (("detectors", "build_inference", which, part, whose, dtype) for whose in ("ours", "peer"))
     target = 1.25 if part == "whole" else None
-    # torchvision's boxes are not the official ones; half precision chooses other queries.
-    close = CLOSE[dtype] if (which, dtype) == ("dino", "float32") else None
-    yield str(compare(name, ours, peer, target=target, close=close, rounds=5))
+    yield str(compare(name, ours, peer, target=target, close=None, rounds=5))
 
 
 def _training(which: Heads, part: Part) -> Iterator[str]:
@@ -115,10 +119,13 @@ class Detector(nn.Module):
         super().__init__()
         self.backbone, self.head, self.num_maps = backbone, head, num_maps
 
-    def maps(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def maps(self, inputs: Sequence[Tensor]) -> list[AnyMap]:
         """The image, or the maps. Behind a backbone, heads compute in single precision."""
         if self.backbone is None:
             return list(inputs)
+        if isinstance(self.backbone, PyramidFeatures):  # as our detectors call it
+            places = range(len(self.backbone.strides))[-self.num_maps :]
+            return [x.to(torch.float32) for x in self.backbone.unfinished(inputs[0], places)]
         return [x.float() for x in list(self.backbone(inputs[0]))[-self.num_maps :]]
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from stepwell.heads.neck import SimplePyramid
+from stepwell.ops.double import Doubled, finished
 
 
 def test_four_maps_of_four_sizes_from_one():
@@ -42,6 +43,21 @@ def test_baselines_have_a_layer_norm_over_channels():
     x = torch.randn(2, 8, 3, 2)
     expected = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(norm(x), expected)
+
+
+def test_maps_may_leave_before_they_are_doubled_last():
+    pyramid, x = SimplePyramid([8] * 4, num_groups=2), torch.randn(2, 8, 4, 6)
+    unfinished = [pyramid.unfinished(i, x) for i in range(4)]
+    assert [isinstance(m, Doubled) for m in unfinished] == [True, True, False, False]
+    for ours, expected in zip(unfinished, pyramid(x), strict=True):
+        assert torch.equal(finished(ours), expected)
+
+
+def test_a_doubling_that_somebody_listens_to_is_done():
+    pyramid, heard = SimplePyramid([8] * 4, num_groups=2), []
+    pyramid.stages[0][-1].register_forward_hook(lambda *call: heard.append(call[2].shape))
+    assert not isinstance(pyramid.unfinished(0, torch.randn(1, 8, 4, 6)), Doubled)
+    assert heard == [(1, 8, 16, 24)]
 
 
 def test_an_unknown_operation_is_refused():

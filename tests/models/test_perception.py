@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ from stepwell.models.perception import (
 )
 from stepwell.models.pyramid import BranchConfig
 from stepwell.models.register import register
+from stepwell.ops.double import Doubled, finished
 
 IMAGE = (64, 96)
 ANSWERS = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
@@ -200,6 +202,22 @@ def test_maps_have_the_widths_and_strides_they_are_said_to_have(config):
     image = torch.randn(1, 3, *IMAGE)
     for ours, expected in zip(some(image).feature_maps, backbone(image).feature_maps[1::2], strict=True):
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("merge_after", [(), (0,)])
+def test_unfinished_maps_are_the_same_maps_and_no_others_are_made(merge_after):
+    operations = ("up4", "up2") if merge_after else ("up4", "up2", "same")
+    settings = replace(DENSE, merge_after=merge_after, operations=operations)
+    names = [f"stage{i + 1}" for i in range(1, len(operations))]
+    backbone = PyramidBackbone(PyramidBackboneConfig(settings, out_features=names)).eval()
+    image, ran = torch.randn(1, 3, *IMAGE), []
+    backbone.pyramid.neck.stages[0][0].register_forward_hook(lambda *_: ran.append("up4"))
+    maps = backbone(image, finish=False).feature_maps
+    assert not ran
+    assert isinstance(maps[0], Doubled)
+    for ours, expected in zip(maps, backbone(image).feature_maps, strict=True):
+        torch.testing.assert_close(finished(ours), expected)
+    assert ran
 
 
 def test_a_backbone_is_saved_and_found_by_the_auto_classes(config, tmp_path):

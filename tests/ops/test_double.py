@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from stepwell.ops import double
 from stepwell.ops.choose import prefer
-from stepwell.ops.double import double_map
+from stepwell.ops.double import Doubled, double_map, finished, project
 
 
 def inputs(dtype: torch.dtype, *, strided: bool = False) -> tuple[torch.Tensor, ...]:
@@ -83,3 +83,55 @@ def test_a_map_of_many_parts_is_the_transposed_convolution(monkeypatch):
         torch.testing.assert_close(out, F.conv_transpose2d(x, weight, bias, stride=2))
     assert {shape[1] for shape in parts} == {8, 1}
     assert max(shape[0] * shape[1] * shape[2] for shape in parts[:2]) <= double.MOST_CELLS
+
+
+def pending(dtype=torch.float64, size=(3, 5)) -> tuple[Doubled, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(shape, dtype=dtype) for shape in ((2, 6, *size), (6, 4, 2, 2), (4,)))
+    return Doubled(x, weight, bias), torch.randn(3, 4, 1, 1, dtype=dtype), torch.randn(3, dtype=dtype)
+
+
+@pytest.mark.parametrize("path", ["reference", "fast"])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_doubling_and_a_projection_are_joined_to_the_same_values_and_gradients(path, with_bias):
+    doubled, weight, bias = pending()
+    leaves = [doubled.x, doubled.weight, doubled.bias, weight, *([bias] if with_bias else [])]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    bias = bias if with_bias else None
+    expected = F.conv2d(F.conv_transpose2d(*leaves[:3], stride=2), weight, bias)
+    with prefer(path):
+        out = project(doubled, weight, bias)
+    torch.testing.assert_close(out, expected)
+    grads = torch.randn_like(out)
+    for ours, theirs in zip(
+        torch.autograd.grad(out, leaves, grads), torch.autograd.grad(expected, leaves, grads), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "is_joined"),
+    [("auto", (3, 5), True), ("auto", (1, 1), False), ("reference", (3, 5), False)],
+)
+def test_the_wide_map_is_made_where_joining_would_cost_more(monkeypatch, path, size, is_joined):
+    """2 images of 3x5 cells save 30 * (24 + 12 - 18) products and cost 72; of one cell, 36."""
+    shapes = []
+    monkeypatch.setattr(
+        double,
+        "double_map",
+        lambda x, weight, bias: shapes.append(weight.shape) or double_map(x, weight, bias),
+    )
+    doubled, weight, bias = pending(size=size)
+    with prefer(path):
+        project(doubled, weight, bias)
+    assert shapes == [(6, 3, 2, 2) if is_joined else (6, 4, 2, 2)]
+
+
+def test_a_pending_map_looks_like_the_map():
+    doubled, _, _ = pending()
+    assert doubled.shape == finished(doubled).shape == (2, 4, 6, 10)
+    assert len(doubled) == 2
+    assert finished(doubled.to(torch.float32)).dtype is torch.float32
+    assert torch.equal(finished(doubled), double_map(doubled.x, doubled.weight, doubled.bias))
+    assert finished(doubled.x) is doubled.x

@@ -30,6 +30,7 @@ from stepwell.heads.two_stage import (
     draw_regions,
     region_losses,
 )
+from stepwell.ops.double import AnyMap
 from stepwell.structures import Detections, Extent, Objects
 
 __all__ = ["MMDET_CASCADE", "Cascade", "CascadeConfig", "StageConfig", "cascade_stages"]
@@ -141,17 +142,17 @@ class Cascade(TwoStage):
         return cast("list[MaskHead]", list(self.masks))
 
     def losses(
-        self, maps: Sequence[Tensor], extents: Sequence[Extent], objects: Sequence[Objects]
+        self, maps: Sequence[AnyMap], extents: Sequence[Extent], objects: Sequence[Objects]
     ) -> dict[str, Tensor]:
         """Named rpn_objectness and rpn_boxes; classes_0, boxes_0 and, with masks, masks_0 of the first stage,
         and so on.
         """
         self.check(maps, extents, objects)
-        maps = self.neck(maps)
-        logits, deltas = self.rpn(maps)
+        levels = self.neck(maps)
+        logits, deltas = self.rpn(levels)
         losses = self.rpn.losses(logits, deltas, extents, objects)
         proposals = self.rpn.propose(logits, deltas, extents, self.config.rpn.training)
-        stage_losses, _ = self.learn(maps, [image.boxes for image in proposals], extents, objects)
+        stage_losses, _ = self.learn(levels, [image.boxes for image in proposals], extents, objects)
         return losses | stage_losses
 
     def learn(
@@ -200,14 +201,14 @@ class Cascade(TwoStage):
             outputs.append(self.read(head, maps, moved))
         return outputs
 
-    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[Detections]:
+    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[Detections]:
         """What is in each image, best first, clipped to its valid part: boxes of the last stage, classes by
         the mean of all stages' logits, masks by the mean of their probabilities.
         """
         self.check(maps, extents)
-        maps = self.neck(maps)
-        proposals = self.propose(maps, extents, self.config.rpn.testing)
-        return self.detect_in(maps, [image.boxes for image in proposals], extents)
+        levels = self.neck(maps)
+        proposals = self.propose(levels, extents, self.config.rpn.testing)
+        return self.detect_in(levels, [image.boxes for image in proposals], extents)
 
     def detect_in(
         self, maps: Sequence[Tensor], proposals: list[Tensor], extents: Sequence[Extent]

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from stepwell.layers.projection import Projection
+from stepwell.ops.double import AnyMap, finished
+
 __all__ = ["ChannelMapper"]
 
 
@@ -27,13 +30,14 @@ class ChannelMapper(nn.Module):
         if dim % num_groups:
             raise ValueError(f"width {dim} does not divide into {num_groups} groups")
 
-        def level(in_dim: int, kernel: int, stride: int) -> nn.Sequential:
-            conv = nn.Conv2d(in_dim, dim, kernel, stride, padding=kernel // 2, bias=False)
+        def level(conv: nn.Conv2d) -> nn.Sequential:
             return nn.Sequential(conv, nn.GroupNorm(num_groups, dim))
 
         extra_dims = [dims[-1], *[dim] * num_levels][: num_levels - len(dims)]
-        self.projections = nn.ModuleList(level(in_dim, kernel=1, stride=1) for in_dim in dims)
-        self.extras = nn.ModuleList(level(in_dim, kernel=3, stride=2) for in_dim in extra_dims)
+        self.projections = nn.ModuleList(level(Projection(in_dim, dim, bias=False)) for in_dim in dims)
+        self.extras = nn.ModuleList(
+            level(nn.Conv2d(in_dim, dim, 3, stride=2, padding=1, bias=False)) for in_dim in extra_dims
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -41,10 +45,10 @@ class ChannelMapper(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, maps: Sequence[AnyMap]) -> list[Tensor]:
         """(B, C, h, w) each, finest first -> (B, D, h, w) each, `num_levels` of them."""
         mapped = [project(x) for project, x in zip(self.projections, maps, strict=True)]
-        coarsest = maps[-1]
+        coarsest = finished(maps[-1])
         for extra in self.extras:
             coarsest = extra(coarsest)
             mapped.append(coarsest)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from stepwell.ops.double import AnyMap
 from stepwell.structures import Detections, Extent, Objects
 
 __all__ = ["DetectionHead"]
@@ -25,7 +26,7 @@ class DetectionHead(nn.Module, ABC):
 
     def forward(
         self,
-        maps: Sequence[Tensor],
+        maps: Sequence[AnyMap],
         extents: Sequence[Extent],
         objects: Sequence[Objects] | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
@@ -34,12 +35,12 @@ class DetectionHead(nn.Module, ABC):
 
     @abstractmethod
     def losses(
-        self, maps: Sequence[Tensor], extents: Sequence[Extent], objects: Sequence[Objects]
+        self, maps: Sequence[AnyMap], extents: Sequence[Extent], objects: Sequence[Objects]
     ) -> dict[str, Tensor]:
         """maps: (B, C, h, w), finest first; one extent and one set of objects, maybe empty, per image.
         Scalars with their weights in them: the loss is their sum.
         """
 
     @abstractmethod
-    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[Detections]:
+    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[Detections]:
         """What is in each image, clipped to its valid part."""

@@ -48,6 +48,7 @@ from stepwell.heads.dino_transformer import (
 )
 from stepwell.layers.deformable import DeformableAttention
 from stepwell.layers.linear import Linear
+from stepwell.ops.double import AnyMap
 from stepwell.ops.precision import at_least_single
 from stepwell.ops.rearrange import map_to_tokens
 from stepwell.structures import Detections, Extent, Objects
@@ -210,7 +211,7 @@ class Dino(DetectionHead):
 
     def losses(
         self,
-        maps: Sequence[Tensor],
+        maps: Sequence[AnyMap],
         extents: Sequence[Extent],
         objects: Sequence[Objects],
         *,
@@ -225,7 +226,7 @@ class Dino(DetectionHead):
 
     def match(
         self,
-        maps: Sequence[Tensor],
+        maps: Sequence[AnyMap],
         extents: Sequence[Extent],
         objects: Sequence[Objects],
         *,
@@ -266,14 +267,14 @@ class Dino(DetectionHead):
             ),
         }
 
-    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[Detections]:
+    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[Detections]:
         """The best pairs of a query and a class of each image, clipped to its valid part."""
         memory = self.encode(maps, extents)
         last = self.decode(memory, self.select(memory))[-1:]
         logits, boxes = self.predict(last)
         return best_boxes(logits[-1], boxes[-1], extents, self.config.max_detections)
 
-    def encode(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> Memory:
+    def encode(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> Memory:
         """maps (B, C', h, w), finest first."""
         self._check(maps, extents)
         weight = self.level_embedding
@@ -286,7 +287,7 @@ class Dino(DetectionHead):
         cells = torch.cat([map_to_tokens(x) for x in levels_maps], 1)
         return Memory(self.encoder(cells, code.to(weight.dtype) + of_level, levels), levels)
 
-    def _check(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> None:
+    def _check(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> None:
         expected = len(self.neck.projections)
         if len(maps) != expected:
             raise ValueError(f"this head was built for {expected} maps and got {len(maps)}")

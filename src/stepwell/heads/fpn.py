@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepwell.layers.projection import Projection
+from stepwell.ops.double import AnyMap
+
 __all__ = ["FeaturePyramid", "pyramid_strides"]
 
 
@@ -27,7 +30,7 @@ class FeaturePyramid(nn.Module):
     def __init__(self, dims: Sequence[int], dim: int = 256, *, num_extra: int = 1) -> None:
         super().__init__()
         self.num_extra = num_extra
-        self.lateral = nn.ModuleList(nn.Conv2d(width, dim, 1) for width in dims)
+        self.lateral = nn.ModuleList(Projection(width, dim) for width in dims)
         self.output = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in dims)
         self.reset_parameters()
 
@@ -36,7 +39,7 @@ class FeaturePyramid(nn.Module):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, maps: Sequence[AnyMap]) -> list[Tensor]:
         """(B, C, h, w), finest first -> (B, D, h, w), and the extra ones."""
         dtype = next(self.parameters()).dtype
         merged = [conv(x.to(dtype)) for conv, x in zip(self.lateral, maps, strict=True)]

@@ -11,7 +11,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from stepwell.ops.double import double_map
+from stepwell.layers.linear import is_plain
+from stepwell.ops.double import AnyMap, Doubled, double_map
 
 __all__ = ["FACTORS", "SIMPLE", "NeckNorm", "Resampling", "SimplePyramid"]
 
@@ -48,6 +49,17 @@ class SimplePyramid(nn.Module):
         """(B, C, H, W), or one such map per operation -> one map per operation."""
         maps = [maps] * len(self.stages) if isinstance(maps, Tensor) else maps
         return [stage(x) for stage, x in zip(self.stages, maps, strict=True)]
+
+    def unfinished(self, stage: int, x: Tensor) -> AnyMap:
+        """What operation `stage` makes of (B, C, H, W), all but the doubling that it may end with."""
+        *before, last = self.stages[stage].modules()
+        if not (isinstance(last, _Double) and is_plain(last, _Double)):
+            out: Tensor = self.stages[stage](x)
+            return out
+        for layer in before[1:]:
+            x = layer(x)
+        assert last.bias is not None
+        return Doubled(x, last.weight, last.bias)
 
 
 def _resampling(operation: Resampling, dim: int, norm: NeckNorm, num_groups: int) -> nn.Module:

@@ -17,6 +17,7 @@ from stepwell.heads.assign import Assignment, Sampling
 from stepwell.heads.box_head import BoxHead, BoxHeadConfig
 from stepwell.heads.mask_head import MaskHead
 from stepwell.heads.two_stage import RegionSample, TwoStage, TwoStageConfig, draw_regions, region_losses
+from stepwell.ops.double import AnyMap
 from stepwell.structures import Detections, Extent, Objects
 
 __all__ = ["Rcnn", "RcnnConfig"]
@@ -48,19 +49,19 @@ class Rcnn(TwoStage):
         self.mask = MaskHead(config.dim, num_classes, config.mask) if config.masks else None
 
     def losses(
-        self, maps: Sequence[Tensor], extents: Sequence[Extent], objects: Sequence[Objects]
+        self, maps: Sequence[AnyMap], extents: Sequence[Extent], objects: Sequence[Objects]
     ) -> dict[str, Tensor]:
         """Named rpn_objectness, rpn_boxes, classes, boxes and, with masks, masks."""
         self.check(maps, extents, objects)
-        maps = self.neck(maps)
-        logits, deltas = self.rpn(maps)
+        levels = self.neck(maps)
+        logits, deltas = self.rpn(levels)
         losses = self.rpn.losses(logits, deltas, extents, objects)
         proposals = self.rpn.propose(logits, deltas, extents, self.config.rpn.training)
         samples = self.draw([image.boxes for image in proposals], objects)
-        output = self.read(self.box, maps, [image.boxes for image in samples])
+        output = self.read(self.box, levels, [image.boxes for image in samples])
         losses |= region_losses(self.box, output, samples)
         if self.mask is not None:
-            losses["masks"] = self.masks_loss(self.mask, maps, samples, objects)
+            losses["masks"] = self.masks_loss(self.mask, levels, samples, objects)
         return losses
 
     def draw(self, proposals: Sequence[Tensor], objects: Sequence[Objects]) -> list[RegionSample]:
@@ -76,14 +77,14 @@ class Rcnn(TwoStage):
             for boxes, truth in zip(proposals, objects, strict=True)
         ]
 
-    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[Detections]:
+    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[Detections]:
         """What is in each image, best first, clipped to its valid part."""
         self.check(maps, extents)
-        maps = self.neck(maps)
-        proposals = self.propose(maps, extents, self.config.rpn.testing)
-        output = self.read(self.box, maps, [image.boxes for image in proposals])
+        levels = self.neck(maps)
+        proposals = self.propose(levels, extents, self.config.rpn.testing)
+        output = self.read(self.box, levels, [image.boxes for image in proposals])
         found = [
             self.box.select(*image, extent.valid, self.config.selection)
             for image, extent in zip(output.images(), extents, strict=True)
         ]
-        return self.add_masks([] if self.mask is None else [self.mask], maps, found)
+        return self.add_masks([] if self.mask is None else [self.mask], levels, found)

@@ -22,6 +22,7 @@ from stepwell.heads.detection import DetectionHead
 from stepwell.heads.fpn import FeaturePyramid, pyramid_strides
 from stepwell.heads.mask_head import MaskHead, MaskHeadConfig, mask_loss, mask_targets
 from stepwell.heads.rpn import ProposalConfig, Proposals, Rpn, RpnConfig
+from stepwell.ops.double import AnyMap
 from stepwell.ops.regions import pool_region_levels
 from stepwell.structures import Detections, Extent, Objects
 
@@ -221,7 +222,7 @@ class TwoStage(DetectionHead):
         return [Detections(*image, part) for image, part in zip(found, parts, strict=True)]
 
     def check(
-        self, maps: Sequence[Tensor], extents: Sequence[Extent], objects: Sequence[Objects] | None = None
+        self, maps: Sequence[AnyMap], extents: Sequence[Extent], objects: Sequence[Objects] | None = None
     ) -> None:
         """Raises ValueError where the numbers of maps, images, extents and objects do not agree."""
         batch = len(maps[0]) if maps else 0

@@ -19,6 +19,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from stepwell.layers.projection import Projection
+from stepwell.ops.double import AnyMap, finished
 from stepwell.ops.precision import at_least_single
 from stepwell.ops.resize import resize_map
 from stepwell.structures import Size
@@ -105,12 +107,12 @@ class UperNet(nn.Module):
         if self.auxiliary is not None:
             _start_classifier(self.auxiliary.classifier)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[AnyMap]) -> Tensor:
         """(B, C, h, w), finest first -> logits (B, K, h, w) on the finest grid."""
         logits: Tensor = self.classifier(self.dropout(self.join(self._pyramid(self._given(maps)))))
         return logits
 
-    def losses(self, maps: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def losses(self, maps: Sequence[AnyMap], labels: Tensor) -> dict[str, Tensor]:
         """maps: (B, C, h, w), finest first; labels: (B, H, W), a class or the ignored label.
 
         Cross-entropies with their weights in them, "segmentation" and, with an auxiliary head, "auxiliary":
@@ -123,18 +125,18 @@ class UperNet(nn.Module):
         losses = {"segmentation": self._loss(self(maps), labels)}
         if self.auxiliary is not None:
             assert self.config.auxiliary_map is not None
-            logits = self.auxiliary(self._given(maps)[self.config.auxiliary_map])
+            logits = self.auxiliary(finished(self._given(maps)[self.config.auxiliary_map]))
             losses["auxiliary"] = self.config.auxiliary_weight * self._loss(logits, labels)
         return losses
 
-    def _given(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def _given(self, maps: Sequence[AnyMap]) -> list[AnyMap]:
         return [x.to(self.classifier.weight.dtype) for x in maps]
 
-    def _pyramid(self, maps: Sequence[Tensor]) -> Tensor:
+    def _pyramid(self, maps: Sequence[AnyMap]) -> Tensor:
         """-> (B, number of maps * width, h, w): all maps on the finest grid, finest first."""
         *finer, coarsest = maps
         levels = [lateral(x) for lateral, x in zip(self.laterals, finer, strict=True)]
-        levels.append(self._with_context(coarsest))
+        levels.append(self._with_context(finished(coarsest)))
         for i in reversed(range(len(finer))):
             levels[i] = levels[i] + resize_map(levels[i + 1], _size(levels[i]))
         levels[:-1] = [smooth(level) for smooth, level in zip(self.smooth, levels[:-1], strict=True)]
@@ -179,13 +181,16 @@ class ConvNormRelu(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, kernel_size: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, out_dim, kernel_size, padding=kernel_size // 2, bias=False)
+        if kernel_size == 1:
+            self.conv: nn.Conv2d = Projection(dim, out_dim, bias=False)
+        else:
+            self.conv = nn.Conv2d(dim, out_dim, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(out_dim)
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: AnyMap) -> Tensor:
         """(B, C, h, w) -> (B, E, h, w). Raises ValueError where batch norm would learn from single values."""
         if (
             self.norm.training

@@ -15,6 +15,7 @@ from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedM
 from stepwell.models.dense import DenseSettings
 from stepwell.models.perception import PyramidBackbone, PyramidBackboneConfig
 from stepwell.models.vision import fitted
+from stepwell.ops.double import AnyMap
 from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD, Statistics
 
 __all__ = ["build_backbone", "feature_maps", "find_backbone", "outline", "statistics"]
@@ -64,9 +65,11 @@ def outline(backbone: PreTrainedModel) -> tuple[list[int], list[float]]:
     return [x.shape[1] for x in maps], [float(round(height / x.shape[2])) for x in maps]
 
 
-def feature_maps(backbone: PreTrainedModel, pixels: Tensor) -> tuple[Tensor, ...]:
+def feature_maps(backbone: PreTrainedModel, pixels: Tensor) -> tuple[AnyMap, ...]:
     """(B, 3, H, W), normalised, in any precision -> maps (B, C, h, w), finest first."""
-    return cast("tuple[Tensor, ...]", backbone(fitted(pixels, backbone)).feature_maps)
+    asked = {"finish": False} if isinstance(backbone, PyramidBackbone) else {}
+    maps: tuple[AnyMap, ...] = backbone(fitted(pixels, backbone), **asked).feature_maps
+    return maps
 
 
 def statistics(config: PreTrainedConfig) -> tuple[Statistics, Statistics]:

@@ -20,6 +20,7 @@ from stepwell.heads.classify import BranchHeads, MergedHead
 from stepwell.heads.neck import FACTORS, SIMPLE, NeckNorm, Resampling, SimplePyramid
 from stepwell.models.pyramid import BranchConfig, Branches, PyramidEncoder, build_pyramid
 from stepwell.models.vision import STRICT
+from stepwell.ops.double import AnyMap
 from stepwell.structures import Statistics
 from stepwell.views.pyramid import image_pyramid
 
@@ -184,7 +185,7 @@ class PyramidFeatures(nn.Module):
         self,
         encoder: PyramidEncoder,
         merges: Sequence[nn.Module],
-        neck: nn.Module | None = None,
+        neck: SimplePyramid | None = None,
         *,
         ratios: Sequence[float],
         strides: Sequence[float],
@@ -206,11 +207,21 @@ class PyramidFeatures(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> a map (B, C, H / stride, W / stride) for each of `strides`."""
-        steps = self.encoder(image_pyramid(image, self.ratios), self.merge_after)
-        maps = [merge(self.encoder.maps(states)) for merge, states in zip(self.merges, steps, strict=True)]
+        maps = self._merged(image)
         if self.neck is not None:
             maps = self.neck(maps if self.merge_after else maps[0])
         return tuple(maps)
+
+    def unfinished(self, image: Tensor, stages: Sequence[int]) -> tuple[AnyMap, ...]:
+        """As `forward`, the maps at some places alone, for heads that begin with a `Projection`."""
+        maps = self._merged(image)
+        if self.neck is None:
+            return tuple(maps[i] for i in stages)
+        return tuple(self.neck.unfinished(i, maps[i if self.merge_after else 0]) for i in stages)
+
+    def _merged(self, image: Tensor) -> list[Tensor]:
+        steps = self.encoder(image_pyramid(image, self.ratios), self.merge_after)
+        return [merge(self.encoder.maps(states)) for merge, states in zip(self.merges, steps, strict=True)]
 
 
 class PyramidClassifier(nn.Module):

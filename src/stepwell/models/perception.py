@@ -168,11 +168,18 @@ class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,  # heads hand on what their losses are given
+        *,
+        finish: bool = True,
     ) -> BackboneOutput:
         """(B, 3, H, W), normalised -> `feature_maps`: one (B, C, H / stride, W / stride) per out_feature; as
-        hidden_states those of all stages.
+        hidden_states those of all stages. finish=False: for heads of ours, which may do without a map that is
+        doubled last (`Doubled`).
         """
-        maps = dict(zip(self.stage_names, self.pyramid(fitted(pixel_values, self.pyramid)), strict=True))
+        image = fitted(pixel_values, self.pyramid)
+        if not finish:
+            places = [self.stage_names.index(name) for name in self.out_features]
+            return BackboneOutput(feature_maps=self.pyramid.unfinished(image, places))
+        maps = dict(zip(self.stage_names, self.pyramid(image), strict=True))
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return BackboneOutput(
