@@ -8,7 +8,7 @@ parameter. What no image reaches never learns, whatever part it belongs to.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,15 @@ from stepwell.flops.outlines import outlines
 from stepwell.fuse.upsample import InversePyramid
 from stepwell.models.vision import VisionSystem
 
-__all__ = ["freeze_all_but", "idle_parameters", "parameter_groups", "part_of"]
+if TYPE_CHECKING:
+    from stepwell.train.layer_decay import LayerDecay
+
+__all__ = ["Decayed", "freeze_all_but", "idle_parameters", "parameter_groups", "part_of"]
+
+Decayed = Literal["matrices", "tables", "all"]
+"""What weight decay is of: matrices and tables of more than one dimension; those and single numbers, but no
+vectors and biases, as MMDetection's layer-wise optimisers do; or every parameter.
+"""
 
 SEEN = ((256, 256), (256, 1024))
 """Height and width of the images by which a vision system tells what it needs: a square and a strip."""
@@ -93,21 +101,37 @@ def parameter_groups(
     lr: float,
     part_lrs: Mapping[str, float],
     weight_decay: float,
+    decayed: Decayed = "matrices",
+    layer_decay: LayerDecay | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: every parameter that learns is in exactly one.
 
-    part_lrs gives parts a rate of their own, the longest matching name counts. No weight decay on norms,
-    biases, gates and scales. Raises ValueError for a rate of what does not learn.
+    part_lrs gives parts a rate of their own, the longest matching name counts; layer_decay slows layers of
+    it. Raises ValueError for a rate of what does not learn, and for a layer_decay that slows nothing.
     """
     learning = {part_of(name, parts): p for name, p in module.named_parameters() if p.requires_grad}
     _refuse_unknown(part_lrs, learning, "of the model that learns")
+    if layer_decay is not None:
+        layer_decay.refuse_nothing_slowed(learning)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in learning.items():
         matches = [part for part in part_lrs if _within(name, part)]
         rate = part_lrs[max(matches, key=len)] if matches else lr
-        decay = weight_decay if parameter.ndim > 1 else 0.0  # norms, biases, gates and scales are vectors
+        if layer_decay is not None:
+            rate *= layer_decay.factor(name)
+        decay = weight_decay if _is_decayed(name, parameter, decayed) else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+
+
+def _is_decayed(name: str, parameter: Tensor, decayed: Decayed) -> bool:
+    match decayed:
+        case "matrices":
+            return parameter.ndim > 1  # norms, biases, gates and scales are vectors
+        case "tables":
+            return parameter.ndim != 1 and not name.endswith(".bias")
+        case _:
+            return True
 
 
 def _refuse_unknown(parts: Iterable[str], names: Collection[str], whose: str) -> None:

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from stepwell.folders import one_line
 from stepwell.models.vision import first_complaint
+from stepwell.train.groups import Decayed
+from stepwell.train.layer_decay import LayerDecay
 from stepwell.train.shipped import recipe_names
+from stepwell.train.strict import Positive, Rate, Share, Strict
 from stepwell.train.tasks import find_task
 
 __all__ = [
@@ -38,28 +41,22 @@ __all__ = [
 ]
 
 FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of one folder: what it is in stays there
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
-
-
-class Strict(BaseModel):
-    """Fields that are not declared are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Optimiser(Strict):
     """`name` is one of TrainingArguments' `optim`, or torch's "adam" or "nadam"; part_lrs: rates of parts,
-    the longest matching name counts. max_grad_norm: 0 clips nothing; clip_steps: how many steps of a stage
-    are clipped, from its first on, None is all.
+    the longest matching name counts; layer_decay: slower rates of layers nearer to the image. decayed: what
+    the weight decay is of (train/groups.py). max_grad_norm: 0 clips nothing; clip_steps: how many steps of a
+    stage are clipped, from its first on, None is all.
     """
 
     name: str = "adamw_torch"
     lr: Rate = 2e-3
     part_lrs: dict[str, Rate] = {}
     betas: tuple[Share, Share] = (0.9, 0.98)
+    layer_decay: LayerDecay | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    decayed: Decayed = "matrices"
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     clip_steps: Positive | None = None
 

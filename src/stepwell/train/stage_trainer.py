@@ -137,6 +137,8 @@ class StageTrainer(Trainer):
                 lr=optimiser.lr,
                 part_lrs=optimiser.part_lrs,
                 weight_decay=optimiser.weight_decay,
+                decayed=optimiser.decayed,
+                layer_decay=optimiser.layer_decay,
             )
             self.optimizer = kind(groups, **arguments)
         optimizer: torch.optim.Optimizer = self.optimizer
