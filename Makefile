@@ -3,8 +3,6 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 OLDEST := .venv-oldest
-# Two processes, each with whole files of tests and half of the cores.
-TWO    := -n 2 --dist loadfile
 
 # Nothing below fetches anything but packages: the model travels with the repository.
 export HF_HUB_OFFLINE := 1
@@ -28,11 +26,11 @@ demo: $(VENV)/.ready-demo
 
 test: $(VENV)/.ready-dev
 	@echo "running the tests"
-	@$(PYTHON) -m pytest -m "not slow" $(TWO)
+	@$(PYTHON) -m pytest -m "not slow"
 
 test-slow: $(VENV)/.ready-dev
 	@echo "running the slow tests"
-	@$(PYTHON) -m pytest -m slow $(TWO)
+	@$(PYTHON) -m pytest -m slow
 
 check: $(VENV)/.ready-dev
 	$(PYTHON) -m ruff format --check .
@@ -48,7 +46,7 @@ bench: $(VENV)/.ready-bench
 	@$(PYTHON) benchmarks/run.py $(ROWS)
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest $(TWO)
+	$(OLDEST)/bin/python -m pytest
 
 clean:
 	rm -rf $(VENV) $(OLDEST) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
