@@ -115,10 +115,10 @@ NAN = float("nan")
     ],
 )
 def test_an_annotation_that_makes_no_sense_is_named_and_left_out(coco, tmp_path, changes, complaint):
-    source = coco(annotation(), annotation(**changes), categories=[{"id": 7}])
+    source = coco(annotation(), annotation(id=2, **changes), categories=[{"id": 7}])
     assert [one.box for one in source[0].annotations] == [(20, 30, 70, 40)]
     ((where, reason),) = source.faults
-    assert where == f"{tmp_path / 'coco.json'}, annotations[1]"
+    assert where == f"{tmp_path / 'coco.json'}, annotations[1], id 2"
     assert complaint in reason
 
 
@@ -145,7 +145,7 @@ def test_an_image_that_makes_no_sense_is_named_and_left_out(coco, image):
 def test_images_of_one_id_are_one(coco, tmp_path):
     source = coco(annotation(), images=[{"id": 1, "file_name": name} for name in ("page.jpg", "other.jpg")])
     assert [source[i].path.name for i in range(len(source))] == ["page.jpg"]
-    assert source.faults[0] == (f"{tmp_path / 'coco.json'}, images[1]", "another image has the same id")
+    assert source.faults[0] == (f"{tmp_path / 'coco.json'}, images[1], id 1", "another image has the same id")
 
 
 @pytest.mark.parametrize(
