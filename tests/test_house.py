@@ -278,6 +278,10 @@ def test_the_path_needs_neither_transformers_nor_the_compiler() -> None:
         ["ask", __file__, ""],
         ["ask", __file__, "?"],  # no image
         ["evaluate", "--help"],
+        ["data", "--help"],
+        ["data", "missing.json"],
+        ["data", str(ROOT / "docs"), "--show", "missing/sheet.png"],
+        ["data", str(ROOT / "docs")],  # a folder of pictures, as if of a class
         ["evaluate", "reader_tiny", "missing.jsonl", "--metric", "anls"],
     ],
 )
