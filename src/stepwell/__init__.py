@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stepwell.data.conversations import Conversations as Conversations
     from stepwell.data.image_folder import ImageFolder as ImageFolder
     from stepwell.data.label_maps import LabelMaps as LabelMaps
+    from stepwell.data.yolo import YoloFiles as YoloFiles
     from stepwell.encoders.catalogue import build_encoder as build_encoder
     from stepwell.fuse.dual import EnhancementConfig as EnhancementConfig
     from stepwell.fuse.interaction import InteractionConfig as InteractionConfig
@@ -106,6 +107,7 @@ _ROOMS = {
     "UperNetConfig": "heads.upernet",
     "UpsamplerConfig": "fuse.upsample",
     "WindowConfig": "fuse.windows",
+    "YoloFiles": "data.yolo",
     "build_encoder": "encoders.catalogue",
     "load": "weights.load",
     "load_parts": "models.parts",

@@ -24,6 +24,7 @@ from typer.exceptions import TyperException
 from stepwell.commands.ask import ask
 from stepwell.commands.convert import convert
 from stepwell.commands.costs import flops, plan
+from stepwell.commands.data import data
 from stepwell.commands.evaluate import evaluate
 from stepwell.commands.names import list_names
 from stepwell.commands.train import train
@@ -163,6 +164,6 @@ def _root(
         print(context.get_help())
 
 
-for command in (ask, evaluate, train, convert, flops, plan):
+for command in (ask, evaluate, data, train, convert, flops, plan):
     app.command()(command)
 app.command("list")(list_names)

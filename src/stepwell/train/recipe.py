@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from stepwell.data.fields import Positive, Rate, Share, Strict
 from stepwell.folders import one_line
 from stepwell.models.vision import first_complaint
 from stepwell.train.shipped import recipe_names
@@ -38,15 +39,6 @@ __all__ = [
 ]
 
 FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of one folder: what it is in stays there
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
-
-
-class Strict(BaseModel):
-    """Fields that are not declared are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Optimiser(Strict):
