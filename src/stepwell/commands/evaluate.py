@@ -134,10 +134,11 @@ def _load(model: str, **options: Any) -> Any:
 
 def _sweep(load: Callable[..., Any], data: Path, sizes: list[int], options: dict[str, Any]) -> None:
     quieten()
-    from stepwell.evaluate.curve import check_drawing, draw_sweep
+    from stepwell.evaluate.curve import draw_sweep
+    from stepwell.evaluate.drawing import check_drawing
     from stepwell.evaluate.sweep import sweep, sweep_as_table
 
-    check_drawing()
+    check_drawing("a sweep")
     points = sweep(load, data, sizes, **options)
     folder: Path = options["output"]
     print(f"{sweep_as_table(points)}\n{folder / 'sweep.md'}")
