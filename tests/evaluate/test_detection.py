@@ -150,7 +150,9 @@ def test_ap_equals_pycocotools(kind, crowds, most, max_detections):
     result = scored(pairs, masks=kind == "masks", max_detections=max_detections)[kind]
     told = reference(pairs, kind, max_detections)
     for name, (what, ious, area) in PLACES.items():
-        values = told["precision"][ious, :, :, area, 0] if what == "precision" else told["recall"][ious, :, area]
+        values = (
+            told["precision"][ious, :, :, area, 0] if what == "precision" else told["recall"][ious, :, area]
+        )
         assert getattr(result, name) == pytest.approx(mean(values), abs=1e-9), name
     for k, name in enumerate(CLASSES):
         of_class = told["precision"][:, :, k, 0, 0]
@@ -221,7 +223,10 @@ def test_run_lengths_and_booleans_are_the_same_mask():
             )
             result = scored([pair], masks=True)["masks"]
             assert result.ap == result.ap_medium == 1  # 3770 pixels in all three
-    assert encode_mask(mask)["counts"].encode() == reference_masks.encode(np.asfortranarray(mask, np.uint8))["counts"]
+    assert (
+        encode_mask(mask)["counts"].encode()
+        == reference_masks.encode(np.asfortranarray(mask, np.uint8))["counts"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def draw_precision(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]
             axes.plot(np.linspace(0, 1, len(precision)), precision, label=name)
         axes.set(title=kind, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
-        axes.legend()
+        if of_kind:
+            axes.legend()
     write_figure(path, figure)
 
 

@@ -30,9 +30,9 @@ class ClassAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationResult:
-    """0 to 1, None without images. k: of top_k, five, or as many classes as a model may name. intervals: of 95 %,
-    of top1 and top_k, over resamples of the images; None for a single one. confusion: (K, K'), rows are what
-    images show.
+    """0 to 1, None without images. k: of top_k, five, or as many classes as a model may name. intervals: of
+    95 %, of top1 and top_k, over resamples of the images; None for a single one. confusion: (K, K'), rows are
+    what images show.
     """
 
     images: int
@@ -45,8 +45,8 @@ class ClassificationResult:
 
 
 class ClassificationScores:
-    """Collects images. classes: names, in the order of labels. num_others: classes that a model may name and the
-    data lack, all of which have the label K.
+    """Collects images. classes: names, in the order of labels. num_others: classes that a model may name and
+    the data lack, all of which have the label K.
     """
 
     def __init__(self, classes: Sequence[str], *, num_others: int = 0) -> None:

@@ -2,7 +2,8 @@
 
 Lin et al., arXiv 1405.0312: the area below the curve of precision against recall, at 101 recalls, averaged
 over IoUs of 0.50 to 0.95 in steps of 0.05 and over classes. Objects below 32^2 pixels are small, those above
-96^2 large. Crowds are regions in which nothing found is wrong. Letters: n objects, (H, W) the image, K classes.
+96^2 large. Crowds are regions in which nothing found is wrong.
+Letters: n objects, (H, W) the image, K classes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from stepwell.structures import Size
+
 __all__ = [
     "Array",
     "ClassPrecision",
@@ -22,7 +25,9 @@ __all__ = [
     "Kind",
     "Rle",
     "TrueObjects",
+    "decode_mask",
     "encode_mask",
+    "polygons_as_mask",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -119,9 +124,7 @@ class DetectionScores:
         ]
         guesses = [
             entry | {"score": float(score)}
-            for entry, score in zip(
-                _entries(found.boxes, found.labels, found_masks), scores, strict=True
-            )
+            for entry, score in zip(_entries(found.boxes, found.labels, found_masks), scores, strict=True)
         ]
         self._images.append((true, guesses))
 
@@ -136,7 +139,9 @@ class DetectionScores:
         if "masks" not in self.kinds:
             return None
         if len([] if masks is None else masks) != count:
-            raise ValueError(f"{count} {who} boxes need as many masks, got {0 if masks is None else len(masks)}")
+            raise ValueError(
+                f"{count} {who} boxes need as many masks, got {0 if masks is None else len(masks)}"
+            )
         return [] if masks is None else [_run_lengths(mask) for mask in masks]
 
     def result(self, max_detections: int = 100) -> dict[Kind, DetectionResult]:
@@ -168,9 +173,7 @@ class DetectionScores:
             ap_large=_mean(precision[..., 3]),
             ar=_mean(recall[..., 0]),
             classes={
-                name: ClassPrecision(
-                    objects=counted[k], ap=_mean(whole[:, :, k]), ap50=_mean(whole[0, :, k])
-                )
+                name: ClassPrecision(objects=counted[k], ap=_mean(whole[:, :, k]), ap50=_mean(whole[0, :, k]))
                 for k, name in enumerate(self.classes)
             },
             precision={name: values[:, has_some].mean(1).tolist() for name, values in curves.items()}
@@ -183,7 +186,9 @@ class DetectionScores:
             nothing = np.full((10, 101, len(self.classes), 4, 1), -1.0)
             return nothing, nothing[:, 0]
         coco, evaluator = _library()
-        images, true, found = [], [], []
+        images: list[dict[str, Any]] = []
+        true: list[dict[str, Any]] = []
+        found: list[dict[str, Any]] = []
         for i, (of_truth, of_model) in enumerate(self._images, 1):  # ids from 1: 0 means "not matched"
             first = next((entry["rle"]["size"] for entry in of_truth + of_model if "rle" in entry), (0, 0))
             images.append({"id": i, "height": first[0], "width": first[1]})
@@ -212,6 +217,22 @@ def encode_mask(mask: Array) -> Rle:
         "size": [int(side) for side in rle["size"]],
         "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
     }
+
+
+def decode_mask(mask: Rle) -> Array:
+    """Run lengths -> (H, W) booleans. Raises ImportError without faster-coco-eval."""
+    return cast(Array, _mask_library().decode(dict(_run_lengths(mask))).astype(bool))
+
+
+def polygons_as_mask(polygons: Sequence[Sequence[float]], size: Size) -> Rle:
+    """Polygons, each x, y, x, y, ..., of one object -> its mask in an image of size (H, W). Raises ValueError
+    for fewer than three corners, and ImportError without faster-coco-eval.
+    """
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+        raise ValueError("a polygon of its mask is no x, y, x, y, ... of three corners at least")
+    library = _mask_library()
+    mask: Rle = library.merge(library.frPyObjects([list(map(float, one)) for one in polygons], *size))
+    return mask
 
 
 def _run_lengths(mask: Array | Rle) -> Rle:

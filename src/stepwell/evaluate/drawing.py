@@ -7,12 +7,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_drawing", "write_figure"]
+__all__ = ["can_draw", "check_drawing", "write_figure"]
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is here."""
+    return find_spec("matplotlib") is not None
 
 
 def check_drawing(what: str) -> None:
     """Raises ImportError, one line, where `what` cannot be drawn."""
-    if find_spec("matplotlib") is None:
+    if not can_draw():
         raise ImportError(f"drawing {what} needs matplotlib: pip install 'stepwell[eval]'")
 
 
