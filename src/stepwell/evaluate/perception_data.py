@@ -136,6 +136,9 @@ def mask_of(annotation: Annotation, size: Size) -> Rle:
     if isinstance(segmentation, dict):
         if tuple(segmentation.get("size", ())) != size or "counts" not in segmentation:
             raise ValueError(f"its mask is of size {segmentation.get('size')}, its image {list(size)}")
+        counts, pixels = segmentation["counts"], size[0] * size[1]
+        if isinstance(counts, list) and sum(counts) != pixels:
+            raise ValueError(f"the run lengths of its mask cover {sum(counts)} of {pixels} pixels")
         return segmentation
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError(f"its segmentation is {segmentation!r}, neither polygons nor run lengths"[:200])

@@ -37,7 +37,14 @@ from stepwell.models.detection_processor import detections_above
 from stepwell.ops.paste import paste
 from stepwell.structures import Detections
 
-__all__ = ["DetectionTask", "PerceptionTask", "Result", "task_of"]
+__all__ = [
+    "ClassificationTask",
+    "DetectionTask",
+    "PerceptionTask",
+    "Result",
+    "SegmentationTask",
+    "task_of",
+]
 
 MASK_THRESHOLD = 0.5
 
