@@ -189,9 +189,10 @@ class DetectionScores:
         images: list[dict[str, Any]] = []
         true: list[dict[str, Any]] = []
         found: list[dict[str, Any]] = []
-        for i, (of_truth, of_model) in enumerate(self._images, 1):  # ids from 1: 0 means "not matched"
+        for i, (of_truth, of_model) in enumerate(self._images):
             first = next((entry["rle"]["size"] for entry in of_truth + of_model if "rle" in entry), (0, 0))
             images.append({"id": i, "height": first[0], "width": first[1]})
+            # ids of objects from 1: 0 says of another that it is not matched
             true += [_annotation(entry, i, len(true) + k, kind) for k, entry in enumerate(of_truth, 1)]
             found += [_annotation(entry, i, len(found) + k, kind) for k, entry in enumerate(of_model, 1)]
         categories = [{"id": k, "name": name} for k, name in enumerate(self.classes)]
