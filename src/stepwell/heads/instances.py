@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from stepwell.ops.paste import paste
-from stepwell.structures import Detections, Size
+from stepwell.structures import FoundObjects, Size
 
 __all__ = ["instance_map", "region_of"]
 
 
 def instance_map(
-    found: Detections,
+    found: FoundObjects,
     size: Size,
     *,
     mask_threshold: float = 0.5,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stepwell.heads.instances import instance_map
 from stepwell.models.perception_processor import PaddedImageProcessor, checked_side, target_pairs
-from stepwell.structures import Detections, Size
+from stepwell.structures import FoundObjects, Size
 from stepwell.views.resize import size_within
 
 __all__ = ["StepwellDetectionImageProcessor", "detections_above"]
@@ -81,7 +81,7 @@ class StepwellDetectionImageProcessor(PaddedImageProcessor):
 
 def detections_above(
     outputs: Any, threshold: float, target_sizes: Tensor | Sequence[Size] | None
-) -> list[Detections]:
+) -> list[FoundObjects]:
     """As `post_process_object_detection`, with the `pred_masks` (B, N, m, m) of the outputs where there are
     any.
     """
@@ -94,5 +94,5 @@ def detections_above(
         if size is not None:
             boxes = boxes * torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype, device=boxes.device)
         of_image = None if masks is None else masks[i][kept].float()
-        found.append(Detections(boxes, scores[kept], labels[kept], of_image))
+        found.append(FoundObjects(boxes, scores[kept], labels[kept], of_image))
     return found

@@ -21,7 +21,7 @@ from stepwell.heads.detection import DetectionHead
 from stepwell.models.backbones import feature_maps
 from stepwell.models.dense_config import StepwellDetectorConfig
 from stepwell.models.with_head import BackboneWithHead, padded, valid_sizes
-from stepwell.structures import Detections, Extent, Objects, Size
+from stepwell.structures import Extent, FoundObjects, Objects, Size
 from stepwell.views.resize import padded_size
 
 __all__ = ["DetectorOutput", "StepwellForInstanceSegmentation", "StepwellForObjectDetection"]
@@ -81,14 +81,14 @@ class StepwellForObjectDetection(BackboneWithHead):
             outputs |= _stacked(self._found(pixels, extents), extents)
         return DetectorOutput(**outputs)
 
-    def _found(self, pixels: Tensor, extents: Sequence[Extent]) -> list[Detections]:
+    def _found(self, pixels: Tensor, extents: Sequence[Extent]) -> list[FoundObjects]:
         """Of each image in its own padding: more of it would change what is found. Images whose padded sizes
         are equal go together.
         """
         groups: dict[Size, list[int]] = {}
         for i, extent in enumerate(extents):
             groups.setdefault(extent.padded, []).append(i)
-        found: dict[int, Detections] = {}
+        found: dict[int, FoundObjects] = {}
         for (height, width), members in groups.items():
             maps = feature_maps(self.backbone, pixels[members, :, :height, :width])
             found.update(zip(members, self.head(maps, [extents[i] for i in members]), strict=True))
@@ -143,8 +143,8 @@ def _of_image(given: Mapping[str, Tensor], extent: Extent, size: Size, num_class
     return Objects(corners, classes, masks)
 
 
-def _stacked(found: Sequence[Detections], extents: Sequence[Extent]) -> dict[str, Tensor | None]:
-    """Detections of each image as tensors of the batch, filled up."""
+def _stacked(found: Sequence[FoundObjects], extents: Sequence[Extent]) -> dict[str, Tensor | None]:
+    """What is found in each image as tensors of the batch, filled up."""
     boxes = [
         image.boxes / image.boxes.new_tensor([extent.valid[1], extent.valid[0]] * 2)
         for image, extent in zip(found, extents, strict=True)
