@@ -35,6 +35,10 @@ class StepwellDetectionImageProcessor(PaddedImageProcessor):
         if short_limit > long_limit:
             raise ValueError(f"short_limit {short_limit} is above long_limit {long_limit}; exchange them")
 
+    @property
+    def tile_side(self) -> int:
+        return self.short_limit
+
     def prepared_size(self, size: Size) -> Size:
         return size_within(size, (self.long_limit, self.short_limit))
 
@@ -80,16 +84,19 @@ class StepwellDetectionImageProcessor(PaddedImageProcessor):
 
 
 def detections_above(
-    outputs: Any, threshold: float, target_sizes: Tensor | Sequence[Size] | None
+    outputs: Any,
+    threshold: float,
+    target_sizes: Tensor | Sequence[Size] | None,
+    most: int | None = None,
 ) -> list[FoundObjects]:
     """As `post_process_object_detection`, with the `pred_masks` (B, N, m, m) of the outputs where there are
-    any.
+    any; of each image at most so many, the first.
     """
     masks = getattr(outputs, "pred_masks", None)
     found = []
     for i, size in enumerate(target_pairs(target_sizes, len(outputs.scores))):
         scores, labels = outputs.scores[i].float(), outputs.labels[i]
-        kept = (labels >= 0) & (scores > threshold)
+        kept = ((labels >= 0) & (scores > threshold)).nonzero().flatten()[:most]
         boxes = outputs.pred_boxes[i][kept].float()
         if size is not None:
             boxes = boxes * torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype, device=boxes.device)
