@@ -49,8 +49,20 @@ class Detections:
         return len(self.scores)
 
     def __repr__(self) -> str:
+        return f"Detections({self.summary()})"
+
+    def summary(self) -> str:
+        """In a few words."""
         kind = "boxes" if self.masks is None else "boxes and masks"
-        return f"Detections({_counted(self.names())}, {kind} in {_pixels(self.image_size)})"
+        return f"{_counted(self.names())}, {kind} in {_pixels(self.image_size)}"
+
+    def lines(self) -> list[str]:
+        """Of each object class, score and box, in columns."""
+        width = max(map(len, self.names()), default=0)
+        return [
+            f"{name:{width}}{score:7.3f}{''.join(f'{edge:10.1f}' for edge in box)}"
+            for name, score, box in zip(self.names(), self.scores.tolist(), self.boxes.tolist(), strict=True)
+        ]
 
     def names(self) -> list[str]:
         """The class of each object."""
@@ -145,8 +157,18 @@ class Segmentation:
         return len(self.shares())
 
     def __repr__(self) -> str:
+        return f"Segmentation({self.summary()})"
+
+    def summary(self) -> str:
+        """In a few words."""
         shares = [f"{share:.0%} {self.class_names[label]}" for label, share in self.shares().items()]
-        return f"Segmentation({_shortened(shares)} of {_pixels(self.image_size)})"
+        return f"{_shortened(shares)} of {_pixels(self.image_size)}"
+
+    def lines(self) -> list[str]:
+        """Of each class that is there its name and share, in columns."""
+        shares = {self.class_names[label]: share for label, share in self.shares().items()}
+        width = max(map(len, shares))
+        return [f"{name:{width}}{share:7.1%}" for name, share in shares.items()]
 
     def shares(self) -> dict[int, float]:
         """Of the picture's pixels, by class, the largest first; classes that are not there left out."""
@@ -163,9 +185,8 @@ class Segmentation:
         pixels = _copied(image, self.image_size)
         palette = class_colours(len(self.class_names))
         tint_classes(pixels, self.labels.numpy(), palette)
-        drawn, shares = Image.fromarray(pixels), self.shares()
-        lines = [f"{self.class_names[label]} {share:.1%}" for label, share in shares.items()]
-        draw_lines(drawn, lines, [palette[label] for label in shares])
+        drawn = Image.fromarray(pixels)
+        draw_lines(drawn, self.lines(), [palette[label] for label in self.shares()])
         return drawn
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,10 +245,18 @@ class Classification:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"Classification({_shortened(self._lines())})"
+        return f"Classification({self.summary()})"
 
-    def _lines(self) -> list[str]:
-        return [f"{name} {score:.2f}" for name, score in zip(self.names(), self.scores.tolist(), strict=True)]
+    def summary(self) -> str:
+        """In a few words."""
+        named = zip(self.names(), self.scores.tolist(), strict=True)
+        return _shortened([f"{name} {score:.2f}" for name, score in named]) or "nothing"
+
+    def lines(self) -> list[str]:
+        """Of each class its name and score, in columns."""
+        width = max(map(len, self.names()), default=0)
+        named = zip(self.names(), self.scores.tolist(), strict=True)
+        return [f"{name:{width}}{score:7.3f}" for name, score in named]
 
     def names(self) -> list[str]:
         """Of the classes, best first."""
@@ -237,7 +266,7 @@ class Classification:
         """A copy of the picture with classes and scores. Raises ValueError for a picture of another size."""
         drawn = Image.fromarray(_copied(image, self.image_size))
         palette = class_colours(len(self.class_names))
-        draw_lines(drawn, self._lines(), [palette[label] for label in self.labels.tolist()])
+        draw_lines(drawn, self.lines(), [palette[label] for label in self.labels.tolist()])
         return drawn
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from stepwell.images.draw import save_whole
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -44,12 +46,7 @@ def draw_views(images: Sequence[Image.Image], geometry: Geometry) -> Image.Image
 
 def write_views(path: Path, images: Sequence[Image.Image], geometry: Geometry) -> None:
     """`draw_views` to a file whose name's ending tells the format. It is there whole, or as it was before."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        draw_views(images, geometry).save(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    save_whole(draw_views(images, geometry), path)
 
 
 def check_target(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from stepwell.ops.sliding_windows import Window, windows
+from stepwell.ops.sliding_windows import Window
 from stepwell.structures import Size
 
 __all__ = ["Tile", "Tiles", "scaled_window"]
@@ -49,16 +49,24 @@ class Tiles:
         return height, width
 
     def cut(self, size: Size, *, side: int) -> list[Tile]:
-        """(H, W) of a picture -> tiles that cover it, row by row, the last of each flush with the border.
+        """(H, W) of a picture -> tiles that cover it, row by row, the first and the last flush with the
+        border and the others evenly between, so that all overlap alike, by what was asked for or more.
 
-        side: of a tile where `self.size` is None. All tiles are alike in size as the model sees them, but
-        for a picture that is smaller than one.
+        side: of a tile where `self.size` is None. All tiles are alike in size as the model sees them; along a
+        side of the picture that is shorter than a tile there is one, as long as that side.
         """
-        side = self.size or side
-        stride = min(max(1, int(side * (1 - self.overlap))), side - 1)
         scaled = self.scaled(size)
-        views = windows(scaled, (side, side), (stride, stride))
+        rows, cols = (self._spans(length, self.size or side) for length in scaled)
+        views = [Window(top, left, bottom, right) for top, bottom in rows for left, right in cols]
         return [Tile(scaled_window(view, scaled, size), view) for view in views]
+
+    def _spans(self, length: int, side: int) -> list[tuple[int, int]]:
+        """First and one past the last, along one side."""
+        side = min(side, length)
+        stride = max(1, int(side * (1 - self.overlap)))
+        steps = -(-(length - side) // stride)
+        starts = [step * (length - side) // steps for step in range(steps + 1)] if steps else [0]
+        return [(start, start + side) for start in starts]
 
 
 def scaled_window(window: Window, size: Size, other: Size) -> Window:
