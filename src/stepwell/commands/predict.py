@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -108,7 +108,7 @@ def predict(
     network = _load(model, revision, device, dtype)
     options = {"threshold": threshold, "max_detections": max_detections, "batch": batch, "tiles": how}
     with ExitStack() as outputs:
-        writers = [outputs.enter_context(_Json(lines=jsonl)) if as_json or jsonl else _Table()]
+        writers: list[_Writer] = [outputs.enter_context(_Json(lines=jsonl)) if as_json or jsonl else _Table()]
         if coco is not None:
             writers.append(outputs.enter_context(_Coco(coco, network.class_names)))
         if show is not None:
@@ -177,6 +177,11 @@ def _predicted(
 
 def _said(name: str) -> str:
     return "standard input" if name == STDIN else name
+
+
+class _Writer(Protocol):
+    def add(self, name: str, image: Image | None, found: Prediction | str) -> None:
+        """The next picture, and what is in it; without a picture, why it cannot be read."""
 
 
 class _Table:

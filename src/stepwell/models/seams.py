@@ -162,13 +162,12 @@ def _mask_areas(masks: CroppedMasks, i: int, j: int, overlap: Window) -> tuple[f
 
 def _object(found: Detections, members: Sequence[int], is_cut: Sequence[bool]) -> _Object:
     """From where it is whole, the best of these; else what its parts cover together."""
-    scores = found.scores.tolist()
     whole = [i for i in members if not is_cut[i]]
-    parts = [max(whole, key=lambda i: scores[i])] if whole else list(members)
+    parts = [max(whole, key=lambda i: float(found.scores[i]))] if whole else list(members)
     boxes = found.boxes[parts]
     box = torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
     mask = None if found.masks is None else union(found.masks, parts)
-    return _Object(box, max(scores[i] for i in parts), int(found.labels[members[0]]), mask)
+    return _Object(box, float(found.scores[parts].max()), int(found.labels[members[0]]), mask)
 
 
 def _parts_of_others(
