@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from stepwell.heads.instances import mask_in_region
-from stepwell.ops.run_lengths import compressed, mask_runs
+from stepwell.ops.run_lengths import Mask, compressed, mask_runs
 from stepwell.ops.sliding_windows import Window
 from stepwell.structures import FoundObjects, Size
 
 __all__ = ["CroppedMasks", "common_window", "part_of", "union"]
+
+
+Crop = TypeVar("Crop", Tensor, Mask)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,13 +79,9 @@ class CroppedMasks:
         windows = [Window(w.top + top, w.left + left, w.bottom + top, w.right + left) for w in self.windows]
         return CroppedMasks(self.crops, tuple(windows), size)
 
-    def part(self, i: int, window: Window) -> Tensor:
-        """What of a mask's crop lies in a window of the picture."""
-        return part_of(self.crops[i], self.windows[i], window)
-
     def area(self, i: int) -> int:
         """In pixels."""
-        return int(self.crops[i].sum())
+        return int(self.crops[i].count_nonzero())
 
     def run_lengths(self, i: int) -> dict[str, Any]:
         """A mask as COCO's compressed run lengths: `size` [H, W] and `counts`."""
@@ -97,7 +96,7 @@ def common_window(window: Window, other: Window) -> Window:
     return Window(top, left, max(top, bottom), max(left, right))
 
 
-def part_of(crop: Tensor, own: Window, window: Window) -> Tensor:
+def part_of(crop: Crop, own: Window, window: Window) -> Crop:
     """What of a crop (h, w), which lies at `own`, lies in a window."""
     top, left, bottom, right = common_window(own, window)
     return crop[top - own.top : bottom - own.top, left - own.left : right - own.left]
@@ -105,6 +104,8 @@ def part_of(crop: Tensor, own: Window, window: Window) -> Tensor:
 
 def union(masks: CroppedMasks, places: Sequence[int]) -> tuple[Tensor, Window]:
     """The crop and the window of what at least one of the masks covers."""
+    if len(places) == 1:
+        return masks.crops[places[0]], masks.windows[places[0]]
     tops, lefts, bottoms, rights = zip(*(masks.windows[i] for i in places), strict=True)
     window = Window(min(tops), min(lefts), max(bottoms), max(rights))
     crop = torch.zeros(window.bottom - window.top, window.right - window.left, dtype=torch.bool)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,9 +156,10 @@ def _within(boxes: Tensor, border: Tensor) -> Tensor:
 
 def _mask_areas(masks: CroppedMasks, i: int, j: int, overlap: Window) -> tuple[float, float, float]:
     """Pixels in the overlap of both masks, of the first, and of the second."""
-    common = common_window(common_window(masks.windows[i], masks.windows[j]), overlap)
-    both = masks.part(i, common) & masks.part(j, common)
-    return float(both.sum()), float(masks.part(i, overlap).sum()), float(masks.part(j, overlap).sum())
+    first, second = (part_of(masks.crops[k].numpy(), masks.windows[k], overlap) for k in (i, j))
+    windows = [common_window(masks.windows[k], overlap) for k in (i, j)]
+    both = part_of(first, windows[0], windows[1]) & part_of(second, windows[1], windows[0])
+    return float(np.count_nonzero(both)), float(np.count_nonzero(first)), float(np.count_nonzero(second))
 
 
 def _object(found: Detections, members: Sequence[int], is_cut: Sequence[bool]) -> _Object:
