@@ -38,7 +38,7 @@ from stepwell.keys.engine import convert
 from stepwell.keys.rcnn import rcnn_rules
 from stepwell.models.dense import PyramidFeatures
 from stepwell.ops.double import AnyMap
-from stepwell.structures import Detections, Extent, Objects, Size
+from stepwell.structures import Extent, FoundObjects, Objects, Size
 
 Heads = Literal["rcnn", "dino"]
 Part = Literal["whole", "alone"]
@@ -143,7 +143,7 @@ def build_inference(
 
     def once() -> list[Tensor]:
         with torch.inference_mode():
-            found: list[Detections] = detector.head.detect(detector.maps(given), extents)
+            found: list[FoundObjects] = detector.head.detect(detector.maps(given), extents)
         return [x.scores for x in found]
 
     return once

@@ -277,6 +277,9 @@ def test_the_path_needs_neither_transformers_nor_the_compiler() -> None:
         ["ask", "missing.jpg", "What?"],
         ["ask", __file__, ""],
         ["ask", __file__, "?"],  # no image
+        ["predict", "--help"],
+        ["predict", "missing.jpg", "--model", "a_model"],
+        ["predict", __file__, "--model", "./no/folder", "--tiles"],
         ["evaluate", "--help"],
         ["data", "--help"],
         ["data", "missing.json"],

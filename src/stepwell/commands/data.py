@@ -46,7 +46,7 @@ def data(
 ) -> None:
     """Look through a data set before a training: pictures, classes, sizes, and what is left out."""
     if show is not None:
-        from stepwell.views.panels import check_target
+        from stepwell.images.draw import check_target
 
         check_target(show)
 
@@ -62,7 +62,7 @@ def data(
     bad = report.faults
     if show is not None:
         from stepwell.data.sheet import draw_samples
-        from stepwell.views.panels import save_whole
+        from stepwell.images.draw import save_whole
 
         sheet = draw_samples(opened, samples=samples, seed=seed)
         save_whole(sheet.image, show)

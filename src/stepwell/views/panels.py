@@ -1,10 +1,8 @@
-"""Pictures put together on a sheet, with a line of text over each, and the sheet's file."""
+"""Pictures put together on a sheet, with a line of text over each."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -12,40 +10,17 @@ __all__ = [
     "CAPTION",
     "MARGIN",
     "SHEET_WIDTH",
-    "check_target",
     "in_rows",
-    "save_whole",
     "side_by_side",
     "stack",
     "text_width",
     "write_text",
 ]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SHEET_WIDTH = 1600
 MARGIN = 12
 CAPTION = 20  # height of a line of text
 FONT = 13
-
-
-def save_whole(sheet: Image.Image, path: Path) -> None:
-    """To a file whose name's ending tells the format. It is there whole, or as it was before."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        sheet.save(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def check_target(path: Path) -> None:
-    """Raises ValueError where `save_whole` could not write to `path`."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"cannot write {path}: use a name that ends in {', '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'not permitted'}")
 
 
 def in_rows(panels: Sequence[Image.Image]) -> list[list[Image.Image]]:

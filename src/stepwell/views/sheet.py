@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
+from stepwell.images.draw import save_whole
 from stepwell.views.panels import (
     CAPTION,
     MARGIN,
     SHEET_WIDTH,
     in_rows,
-    save_whole,
     side_by_side,
     stack,
     text_width,
