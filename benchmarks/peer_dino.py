@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
-from stepwell.structures import Detections, Extent, Objects
+from stepwell.structures import Extent, FoundObjects, Objects
 
 POINTS, NUM_DENOISING, NUM_FOUND = 4, 100, 300
 
@@ -303,7 +303,7 @@ class PeerDino(nn.Module):
             nn.init.normal_(table.weight)
         nn.init.normal_(self.bbox_head.transformer.level_embeds)
 
-    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[Detections]:
+    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[FoundObjects]:
         levels = self.neck(maps)
         _, layers = self.bbox_head(levels, _paddings(levels, extents), None)
         found = []
@@ -312,7 +312,7 @@ class PeerDino(nn.Module):
             height, width = extent.valid
             corners = box_convert(boxes[places // classes.shape[-1]], "cxcywh", "xyxy")
             corners = clip_boxes_to_image(corners * _scale(extent), (height, width))
-            found.append(Detections(corners, scores, places % classes.shape[-1]))
+            found.append(FoundObjects(corners, scores, places % classes.shape[-1]))
         return found
 
     def losses(

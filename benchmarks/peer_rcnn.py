@@ -21,7 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from stepwell.structures import Detections, Extent, Objects
+from stepwell.structures import Extent, FoundObjects, Objects
 
 WIDTH = 256
 STRIDES = (4, 8, 16, 32, 64)
@@ -77,12 +77,12 @@ class PeerMaskRcnn(nn.Module):
         )
         self.rpn, self.roi_heads = parts.rpn, parts.roi_heads
 
-    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[Detections]:
+    def detect(self, maps: Sequence[Tensor], extents: Sequence[Extent]) -> list[FoundObjects]:
         """maps: (B, C, h, w), finest first; in evaluation mode."""
         features, images = self._features(maps), _images(extents)
         proposals, _ = self.rpn(images, features)
         found, _ = self.roi_heads(features, proposals, images.image_sizes)
-        return [Detections(x["boxes"], x["scores"], x["labels"] - 1, x["masks"][:, 0]) for x in found]
+        return [FoundObjects(x["boxes"], x["scores"], x["labels"] - 1, x["masks"][:, 0]) for x in found]
 
     def losses(
         self, maps: Sequence[Tensor], extents: Sequence[Extent], objects: Sequence[Objects]

@@ -16,7 +16,6 @@ import stepwell
 
 SIZE = (256, 256)  # height and width that every image is resized to
 pictures = stepwell.CocoFile(Path(sys.argv[1]), images=Path(sys.argv[2]))
-ids = {category: number for number, category in enumerate(pictures.categories)}
 
 branches = stepwell.pyramid_branches(("deit_s", 128), ("deit_t", 256), interactions=4)
 backbone = stepwell.PyramidBackboneConfig(
@@ -26,7 +25,7 @@ config = DeformableDetrConfig(
     use_timm_backbone=False,
     backbone=None,
     backbone_config=backbone,
-    id2label=dict(enumerate(pictures.categories.values())),
+    id2label=dict(enumerate(pictures.classes)),
     num_feature_levels=3,
     num_queries=50,
 )
@@ -38,11 +37,11 @@ processor = pyramid.image_processor()  # stepwell.load_parts(pyramid, ...) for p
 def prepared(picture: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """An image, resized and normalised, and its boxes: centre, width and height, as fractions."""
     image = stepwell.open_image(picture.path).resize(SIZE[::-1])
-    things = [thing for thing in picture.annotations if not thing.is_crowd]
+    things = [thing for thing in picture.annotations if not thing.is_crowd and thing.label is not None]
     height, width = picture.size
     boxes = torch.tensor([thing.box for thing in things]).reshape(-1, 4)
     boxes = corners_to_center_format(boxes / torch.tensor([width, height, width, height]))
-    numbers = torch.tensor([ids[thing.category] for thing in things], dtype=torch.long)
+    numbers = torch.tensor([thing.label for thing in things], dtype=torch.long)
     pixels = processor(image, return_tensors="pt").pixel_values[0]
     return pixels, {"class_labels": numbers, "boxes": boxes}
 

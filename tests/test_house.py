@@ -142,7 +142,7 @@ def test_rooms_open_with_an_empty_init(path: Path) -> None:
 def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None:
     """By what users install; the extra `dev` is for tests."""
     names = {"PIL": "pillow", "yaml": "pyyaml"}
-    names |= {name.replace("-", "_"): name for name in ("huggingface-hub", "pillow-heif")}
+    names |= {name.replace("-", "_"): name for name in ("huggingface-hub", "pillow-heif", "faster-coco-eval")}
     imported: set[str] = set()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -277,7 +277,14 @@ def test_the_path_needs_neither_transformers_nor_the_compiler() -> None:
         ["ask", "missing.jpg", "What?"],
         ["ask", __file__, ""],
         ["ask", __file__, "?"],  # no image
+        ["predict", "--help"],
+        ["predict", "missing.jpg", "--model", "a_model"],
+        ["predict", __file__, "--model", "./no/folder", "--tiles"],
         ["evaluate", "--help"],
+        ["data", "--help"],
+        ["data", "missing.json"],
+        ["data", str(ROOT / "docs"), "--show", "missing/sheet.png"],
+        ["data", str(ROOT / "docs")],  # a folder of pictures, as if of a class
         ["evaluate", "reader_tiny", "missing.jsonl", "--metric", "anls"],
     ],
 )

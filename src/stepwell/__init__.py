@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stepwell.data.conversations import Conversations as Conversations
     from stepwell.data.image_folder import ImageFolder as ImageFolder
     from stepwell.data.label_maps import LabelMaps as LabelMaps
+    from stepwell.data.yolo import YoloFiles as YoloFiles
     from stepwell.encoders.catalogue import build_encoder as build_encoder
     from stepwell.fuse.dual import EnhancementConfig as EnhancementConfig
     from stepwell.fuse.interaction import InteractionConfig as InteractionConfig
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from stepwell.models.perception import PyramidForImageClassification as PyramidForImageClassification
     from stepwell.models.piip import PiipConfig as PiipConfig
     from stepwell.models.plain import PlainConfig as PlainConfig
+    from stepwell.models.predictions import Classification as Classification
+    from stepwell.models.predictions import Detections as Detections
+    from stepwell.models.predictions import Segmentation as Segmentation
     from stepwell.models.processor import StepwellProcessor as StepwellProcessor
     from stepwell.models.pyramid import BranchConfig as BranchConfig
     from stepwell.models.pyramid import pyramid_branches as pyramid_branches
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from stepwell.models.uhd import UhdV1Config as UhdV1Config
     from stepwell.models.uhd import UhdV2Config as UhdV2Config
     from stepwell.ops.choose import prefer as prefer
+    from stepwell.views.tiling import Tiles as Tiles
     from stepwell.weights.load import load as load
 
 __version__ = "0.1.0"
@@ -69,12 +74,14 @@ _ROOMS = {
     "AnyResConfig": "models.anyres",
     "Assistant": "models.ask",
     "BranchConfig": "models.pyramid",
+    "Classification": "models.predictions",
     "ClassifierSettings": "models.dense",
     "CocoFile": "data.coco",
     "Conversations": "data.conversations",
     "CascadeConfig": "heads.cascade",
     "DenseSettings": "models.dense",
     "DetectionImages": "models.dense_heads",
+    "Detections": "models.predictions",
     "DinoConfig": "heads.dino",
     "EnhancementConfig": "fuse.dual",
     "ImageError": "images.limits",
@@ -92,6 +99,7 @@ _ROOMS = {
     "PyramidForImageClassification": "models.perception",
     "PyramidSharedConfig": "models.pyramid_shared",
     "RcnnConfig": "heads.rcnn",
+    "Segmentation": "models.predictions",
     "SegmentationImages": "models.dense_heads",
     "StepwellConfig": "models.config",
     "StepwellDetectorConfig": "models.dense_config",
@@ -101,11 +109,13 @@ _ROOMS = {
     "StepwellForSemanticSegmentation": "models.segmenter",
     "StepwellProcessor": "models.processor",
     "StepwellSegmenterConfig": "models.dense_config",
+    "Tiles": "views.tiling",
     "UhdV1Config": "models.uhd",
     "UhdV2Config": "models.uhd",
     "UperNetConfig": "heads.upernet",
     "UpsamplerConfig": "fuse.upsample",
     "WindowConfig": "fuse.windows",
+    "YoloFiles": "data.yolo",
     "build_encoder": "encoders.catalogue",
     "load": "weights.load",
     "load_parts": "models.parts",

@@ -2,8 +2,9 @@
 
 Only typer and the standard library are imported above: what needs no model (help, a missing file, an empty
 question) is answered at once, and torch is imported after all of that. A refusal is one line on standard
-error and exit code 2; `stepwell --traceback COMMAND ...` shows where it came from. A fault of ours is a
-traceback, a line that asks for a report, and exit code 1. Standard streams may be closed, full, or take ASCII
+error and exit code 2; `stepwell --traceback COMMAND ...` shows where it came from. Pictures that `predict`
+cannot read are exit code 1, when all others are done. A fault of ours is a traceback, a line that asks for a
+report, and exit code 1. Standard streams may be closed, full, or take ASCII
 only.
 """
 
@@ -24,8 +25,10 @@ from typer.exceptions import TyperException
 from stepwell.commands.ask import ask
 from stepwell.commands.convert import convert
 from stepwell.commands.costs import flops, plan
+from stepwell.commands.data import data
 from stepwell.commands.evaluate import evaluate
 from stepwell.commands.names import list_names
+from stepwell.commands.predict import predict
 from stepwell.commands.train import train
 
 __all__ = ["app", "main", "run"]
@@ -58,8 +61,8 @@ def run() -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command and return its exit code: 0; 2 for a refusal, 130 for Ctrl-C, 1 for a fault of ours or
-    if our reader left.
+    """Run one command and return its exit code: 0; 2 for a refusal, 130 for Ctrl-C, 1 for pictures that
+    cannot be read, for a fault of ours or if our reader left.
     """
     _prepare_streams()
     try:
@@ -163,6 +166,6 @@ def _root(
         print(context.get_help())
 
 
-for command in (ask, evaluate, train, convert, flops, plan):
+for command in (ask, data, train, evaluate, predict, convert, flops, plan):
     app.command()(command)
 app.command("list")(list_names)

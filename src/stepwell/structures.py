@@ -25,10 +25,10 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Box",
-    "Detections",
     "EncoderSpec",
     "Extent",
     "FeatureMap",
+    "FoundObjects",
     "Geometry",
     "Objects",
     "Size",
@@ -206,7 +206,7 @@ class Objects(NamedTuple):
     masks: Tensor | None = None  # (n, H, W), 0 or 1, as large as the padded batch
 
 
-class Detections(NamedTuple):
+class FoundObjects(NamedTuple):
     """What was found in one image, best first, in the same pixels."""
 
     boxes: Tensor  # (n, 4), xyxy

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from stepwell.data.coco import CocoFile, turned_box
+from stepwell.data.masks import encode_mask
 from stepwell.images.open import open_image
 
 BOX = [20, 30, 50, 10]
@@ -115,10 +116,10 @@ NAN = float("nan")
     ],
 )
 def test_an_annotation_that_makes_no_sense_is_named_and_left_out(coco, tmp_path, changes, complaint):
-    source = coco(annotation(), annotation(**changes), categories=[{"id": 7}])
+    source = coco(annotation(), annotation(id=2, **changes), categories=[{"id": 7}])
     assert [one.box for one in source[0].annotations] == [(20, 30, 70, 40)]
     ((where, reason),) = source.faults
-    assert where == f"{tmp_path / 'coco.json'}, annotations[1]"
+    assert where == f"{tmp_path / 'coco.json'}, annotations[1], id 2"
     assert complaint in reason
 
 
@@ -145,7 +146,7 @@ def test_an_image_that_makes_no_sense_is_named_and_left_out(coco, image):
 def test_images_of_one_id_are_one(coco, tmp_path):
     source = coco(annotation(), images=[{"id": 1, "file_name": name} for name in ("page.jpg", "other.jpg")])
     assert [source[i].path.name for i in range(len(source))] == ["page.jpg"]
-    assert source.faults[0] == (f"{tmp_path / 'coco.json'}, images[1]", "another image has the same id")
+    assert source.faults[0] == (f"{tmp_path / 'coco.json'}, images[1], id 1", "another image has the same id")
 
 
 @pytest.mark.parametrize(
@@ -168,3 +169,147 @@ def test_file_names_of_windows_are_found(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a" / "b.png")
     (tmp_path / "x.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "a\\b.png"}]}))
     assert CocoFile(tmp_path / "x.json", images=tmp_path)[0].size == (4, 4)
+
+
+# Masks, of the bar in BOX: two polygons that it is made of, and the run lengths of its pixels
+
+LEFT, RIGHT = [20, 30, 40, 30, 40, 40, 20, 40], [40, 30, 70, 30, 70, 40, 40, 40]
+IN_BOX = np.zeros((80, 120), dtype=bool)
+IN_BOX[30:40, 20:70] = True
+RUNS = {"size": [80, 120], "counts": [20 * 80 + 30, *([10, 70] * 49), 10, 40 + 50 * 80]}
+FORMS = {"polygons": [LEFT, RIGHT], "runs": RUNS, "compressed": encode_mask(IN_BOX)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_are_turned_with_their_image(coco, orientation, form):
+    page = coco(annotation(segmentation=FORMS[form]), orientation=orientation)[0]
+    dark = np.asarray(open_image(page.path).convert("L")) < 128
+    mask = page.annotations[0].mask.pixels()
+    assert mask.shape == page.size
+    assert mask.dtype == bool
+    assert (mask & dark).sum() == 500 == mask.sum()
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_masks_of_an_image_measured_upright_stay(coco, orientation):
+    image = {"width": 80, "height": 120}
+    page = coco(annotation(segmentation=[LEFT]), image=image, orientation=orientation)[0]
+    rows, cols = page.annotations[0].mask.pixels().nonzero()
+    assert (cols.min(), cols.max(), rows.min(), rows.max()) == (20, 39, 30, 39)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bbox", [None, []])
+def test_an_annotation_without_a_box_has_that_of_its_mask(coco, form, bbox):
+    source = coco(annotation(segmentation=FORMS[form], bbox=bbox))
+    assert source[0].annotations[0].box == (20, 30, 70, 40)
+    assert source.faults == []
+
+
+def test_a_box_stays_as_it_is_told_beside_a_mask(coco):
+    assert coco(annotation(segmentation=[LEFT]))[0].annotations[0].box == (20, 30, 70, 40)
+    cut = coco(annotation(segmentation=[[-9, -9, 30, -9, 30, 40]], bbox=None))[0].annotations[0]
+    assert cut.box == (0, 0, 30, 40)
+
+
+@pytest.mark.parametrize("segmentation", [None, [], {}])
+def test_an_annotation_may_have_no_mask(coco, segmentation):
+    source = coco(annotation(segmentation=segmentation))
+    assert (source[0].annotations[0].mask, source.faults) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "complaint"),
+    [
+        ([[1, 2, 3, 4]], "not x and y of three points"),
+        ({"size": [120, 80], "counts": [9600]}, "is of size [120, 80], its image [80, 120]"),
+        ({"size": [80, 120], "counts": [9599]}, "do not add up to the 9600 pixels"),
+        ({"size": [80, 120], "counts": [9600]}, "has no pixel"),
+        ({"size": [80, 120], "counts": "é"}, "no compressed run lengths"),
+        ([[130, 2, 140, 2, 140, 9]], "its segmentation lies outside of 120 x 80 pixels"),
+        ([[3, 2, 3, 5, 3, 9]], "its segmentation has no width"),
+        ([[3, 2, 5, 2, 9, 2]], "its segmentation has no height"),
+        ("text", "neither polygons nor run lengths"),
+    ],
+)
+@pytest.mark.parametrize("bbox", [BOX, None])
+def test_an_annotation_with_a_bad_mask_is_named_and_left_out(coco, tmp_path, segmentation, complaint, bbox):
+    source = coco(annotation(id=7), annotation(id="x\ny", segmentation=segmentation, bbox=bbox))
+    assert len(source[0].annotations) == 1
+    ((where, reason),) = source.faults
+    assert where == f"{tmp_path / 'coco.json'}, annotations[1], id 'x\\ny'"
+    assert complaint in reason
+
+
+# Classes
+
+
+def test_classes_come_by_the_ids_of_their_categories(coco):
+    ids, names = [90, 3, 7], ["z", "b", "a"]
+    listed = [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
+    marks = [annotation(category_id=i) for i in (7, 90, None, 3)]
+    source = coco(*marks, categories=listed)
+    assert source.classes == ("b", "a", "z")
+    assert source.category_ids == (3, 7, 90)
+    assert [one.label for one in source[0].annotations] == [1, 2, None, 0]
+    assert [one.category for one in source[0].annotations] == [7, 90, None, 3]
+
+
+def test_ids_of_categories_may_be_numbers_and_texts(coco, tmp_path):
+    source = coco(categories=[{"id": "b"}, {"id": 7}, {"id": 2.5}, {"id": "a"}, {"id": 7, "name": "again"}])
+    assert source.category_ids == (2.5, 7, "a", "b")
+    reason = "another category has the same id"
+    assert source.faults == [(f"{tmp_path / 'coco.json'}, categories[4], id 7", reason)]
+
+
+def test_a_file_without_categories_has_no_labels(coco):
+    source = coco(annotation(category_id=5))
+    assert (source.classes, source[0].annotations[0].label, source[0].annotations[0].category) == (
+        (),
+        None,
+        5,
+    )
+
+
+# Where images are
+
+
+@pytest.mark.parametrize(
+    ("file", "image", "name"),
+    [
+        ("a.json", "a.png", "a.png"),
+        ("a.json", "images/a.png", "a.png"),
+        ("a.json", "images/a.png", "images/a.png"),
+        ("train.json", "train/a.png", "a.png"),
+        ("annotations/a.json", "b/a.png", "b/a.png"),
+        ("annotations/a.json", "images/a.png", "a.png"),
+        ("annotations/train.json", "images/train/a.png", "a.png"),
+        ("annotations/train.json", "train/a.png", "a.png"),
+        ("annotations/instances_val2017.json", "images/val2017/a.png", "a.png"),
+        ("annotations/instances_val2017.json", "val2017/a.png", "a.png"),
+    ],
+)
+def test_the_folder_of_images_is_found_where_people_have_it(tmp_path, file, image, name):
+    for path in (tmp_path / file, tmp_path / image):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (5, 4)).save(tmp_path / image)
+    images = [{"id": 1, "file_name": "gone.png"}, 3, {"id": 2}, {"id": 9, "file_name": "\0" + "x" * 999}]
+    images.append({"id": 3, "file_name": name, "width": 5, "height": 4})
+    (tmp_path / file).write_text(json.dumps({"images": images}))
+    source = CocoFile(tmp_path / file)
+    assert [entry.path for entry in source.entries] == [tmp_path / image]
+    assert source[0].size == (4, 5)
+    assert len(source.faults) == 4
+
+
+def test_images_that_are_nowhere_are_refused_with_what_to_say(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "b.png"}]}))
+    with pytest.raises(ValueError, match=r"no image of .*a\.json is in .*, such as b\.png; name the folder"):
+        CocoFile(tmp_path / "a.json")
+    (tmp_path / "empty.json").write_text('{"images": []}')
+    assert len(CocoFile(tmp_path / "empty.json")) == 0
+
+
+def test_a_place_names_the_file_the_image_and_its_id(coco, tmp_path):
+    assert coco(image={"id": 5}).where(0) == f"{tmp_path / 'coco.json'}, image page.jpg (id 5)"

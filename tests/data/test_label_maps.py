@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stepwell.data.classes import ClassList, read_classes
-from stepwell.data.label_maps import IGNORED, LabelMaps
+from stepwell.data.label_maps import IGNORED, LabelMaps, ListedLabelMaps
 from stepwell.images.open import open_image
 
 COLOURS = ((60, 16, 152), (132, 41, 246), (110, 193, 228))
@@ -183,6 +183,55 @@ def test_more_classes_than_labels_are_refused(folders):
         LabelMaps(*folders(gray(NUMBERS)), classes=ClassList(names=tuple(map(str, range(256))), ignore=()))
 
 
+@pytest.mark.parametrize("form", ["list", "lines"])
+def test_a_list_pairs_images_with_maps(folders, form):
+    images, _ = folders(gray(NUMBERS), "b.png")
+    pair = {"image": "images/x/a.jpg", "label": "labels/x/b.png", "tile": 1}
+    path = images.parent / "train.json"
+    path.write_text(json.dumps([pair] * 2) if form == "list" else f"{json.dumps(pair)}\n" * 2)
+    path = path if form == "list" else path.rename(path.with_suffix(".jsonl"))
+    source = ListedLabelMaps(path, classes=NAMES)
+    assert (len(source), source.faults) == (2, [])
+    assert source[1].image == images / "x/a.jpg"
+    assert np.array_equal(source[1].labels, NUMBERS)
+    assert source.where(1) == f"{path}, {images / 'x/a.jpg'}"
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        (7, "no object of the form"),
+        ([], "no object of the form"),
+        ({"image": "images/x/a.jpg"}, "no object of the form"),
+        ({"image": 3, "label": "labels/x/a.png"}, "no object of the form"),
+        ({"image": "", "label": "labels/x/a.png"}, "no object of the form"),
+        ({"image": "images/x/a.jpg", "label": "gone.png"}, "there is no file"),
+        ({"image": "gone.jpg", "label": "labels/x/a.png"}, "there is no file"),
+        ({"image": "\0", "label": "labels/x/a.png"}, "there is no file"),
+        ({"image": "x" * 999, "label": "labels/x/a.png"}, "there is no file"),
+    ],
+)
+def test_an_entry_of_a_list_that_is_no_pair_is_named_and_left_out(folders, entry, complaint):
+    images, _ = folders(gray(NUMBERS))
+    path = images.parent / "train.json"
+    path.write_text(json.dumps([{"image": "images/x/a.jpg", "label": "labels\\x\\a.png"}, entry]))
+    source = ListedLabelMaps(path, classes=NAMES)
+    assert len(source) == 1
+    assert np.array_equal(source[0].labels, NUMBERS)
+    ((where, reason),) = source.faults
+    assert where == f"{path}, entry 1"
+    assert complaint in reason
+    path.write_text(json.dumps([entry]))
+    with pytest.raises(ValueError, match=rf"lists no image with its map of labels: .*{complaint}"):
+        ListedLabelMaps(path, classes=NAMES)
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"lists no image with its map of labels$"):
+        ListedLabelMaps(tmp_path / "train.json", classes=NAMES)
+
+
 LISTED = ClassList(names=NAMES)
 NUMBERED = ClassList(names=NAMES, numbers=(0, 1, 2))
 COLOURED = ClassList(names=NAMES, colours=COLOURS)
@@ -231,6 +280,7 @@ def test_lists_of_classes_as_people_keep_them(tmp_path, name, content, classes):
             "every class needs a number of its own",
         ),
         ("a.json", '[{"id": 1}]', "name"),
+        ("a.json", '[{"id": 1e400, "name": "a"}]', "infinity"),
         ("a.json", "3", "int"),
         ("a.json", "{", "not JSON"),
     ],

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from stepwell.heads.instances import instance_map, region_of
-from stepwell.structures import Detections
+from stepwell.structures import FoundObjects
 
 
 def paste(masks, boxes, size):
@@ -22,7 +22,7 @@ def paste(masks, boxes, size):
 def found(boxes, scores, masks=None):
     masks = torch.ones(len(boxes), 4, 4) if masks is None else masks
     labels = torch.arange(len(boxes)) + 7
-    return Detections(torch.tensor(boxes).view(-1, 4).float(), torch.tensor(scores), labels, masks)
+    return FoundObjects(torch.tensor(boxes).view(-1, 4).float(), torch.tensor(scores), labels, masks)
 
 
 def test_the_better_object_has_the_pixels_that_two_share():
@@ -54,7 +54,7 @@ def test_all_masks_at_once_give_the_same_map():
     torch.manual_seed(0)
     corners = torch.rand(12, 2) * 40 - 5
     boxes = torch.cat([corners, corners + 3 + torch.rand(12, 2) * 25], dim=1)
-    one = Detections(boxes, torch.rand(12), torch.arange(12), torch.rand(12, 7, 7))
+    one = FoundObjects(boxes, torch.rand(12), torch.arange(12), torch.rand(12, 7, 7))
     for threshold in (0.5, 0.2):
         segmentation, segments = instance_map(
             one, (37, 45), mask_threshold=threshold, overlap_mask_area_threshold=0.3

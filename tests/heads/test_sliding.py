@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepwell.heads import sliding
-from stepwell.heads.sliding import class_map, slide, windows
+from stepwell.heads.sliding import class_map, slide
+from stepwell.ops.sliding_windows import windows
 
 
 def test_the_last_window_ends_at_the_border():

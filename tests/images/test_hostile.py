@@ -83,13 +83,21 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 
 
+def slowness() -> float:
+    """How much longer a loop takes, now, than where the bounds were set; at least 1."""
+    start = time.process_time()
+    for _ in range(1_000_000):
+        pass
+    return max(1.0, (time.process_time() - start) / 0.04)
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_at_once(name: str) -> None:
     bomb = BOMBS[name]()
     start = time.process_time()
     with pytest.raises(ImageError):
         open_image(bomb)
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 0.5 * slowness()
 
 
 @pytest.mark.parametrize(("counts", "kind"), [(279, 4), (325, 4), (325, 17)])
@@ -138,7 +146,7 @@ def test_files_that_take_long_are_given_up(name: str) -> None:
     start = time.process_time()
     with pytest.raises(ImageError, match="max_seconds"):
         open_image(slow, limits=ImageLimits(max_seconds=0.1))
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 1 * slowness()
 
 
 def test_text_and_profiles_that_swell_are_never_opened() -> None:
@@ -160,7 +168,7 @@ def test_metadata_of_any_size_costs_nothing(name: str) -> None:
     raw = HARMLESS[name]()
     start = time.process_time()
     image = open_image(raw)
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 0.5 * slowness()
     assert image.size == (16, 16)
     assert image.getextrema() == ((0, 0),) * 3
 

@@ -337,7 +337,7 @@ def test_penalties_are_the_same_with_every_cache(released, prompt, cache):
         {"num_beams": 3, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
         {"guidance_scale": 1.5},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_rows_of_a_batch_are_answered_as_alone(released, prompt, options):
     model, _ = released

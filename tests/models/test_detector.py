@@ -122,7 +122,8 @@ def test_saved_and_opened_again_it_finds_the_same(detector, tmp_path):
         assert torch.equal(a.scores, b.scores)
         assert torch.equal(a.pred_boxes, b.pred_boxes)
     assert json.loads((tmp_path / "config.json").read_text())["head"]["kind"] == detector.config.head["kind"]
-    assert torch.equal(stepwell.load(tmp_path)(pixels).scores, a.scores)
+    with torch.no_grad():  # with a gradient, convolutions take other memory and round otherwise
+        assert torch.equal(stepwell.load(tmp_path)(pixels).scores, a.scores)
 
 
 def test_boxes_and_masks_come_back_in_pixels_of_the_original_through_pipelines(tmp_path):

@@ -27,7 +27,7 @@ from stepwell.heads.dino_matching import (
 from stepwell.heads.dino_transformer import refine
 from stepwell.keys.dino import LABEL_EMBEDDING, NECK, dino_rules
 from stepwell.keys.engine import plan
-from stepwell.structures import Detections, Extent, Objects
+from stepwell.structures import Extent, FoundObjects, Objects
 
 __all__ = ["CASES"]
 
@@ -122,7 +122,7 @@ def _draws(record: Record) -> Draws:
     return Draws(chance, label, sign * 2 - 1, part)
 
 
-def _original(record: Record, found: Sequence[Detections]) -> dict[str, Tensor]:
+def _original(record: Record, found: Sequence[FoundObjects]) -> dict[str, Tensor]:
     """In pixels of the original images."""
     named: dict[str, Tensor] = {}
     for i, (image, detections) in enumerate(zip(record.settings["images"], found, strict=True)):

@@ -40,7 +40,7 @@ from stepwell.keys.engine import Rule, plan
 from stepwell.keys.rcnn import BOX_HEAD, MASK_HEAD, NECK, RPN, cascade_rules, rcnn_rules, stage_rules
 from stepwell.ops.paste import paste
 from stepwell.ops.regions import pool_region_levels, region_levels
-from stepwell.structures import Detections, Extent, Objects, Size
+from stepwell.structures import Extent, FoundObjects, Objects, Size
 
 __all__ = ["CASES", "extents_of", "maps_of", "objects_of"]
 
@@ -237,7 +237,7 @@ def head_weight(s: Settings) -> float:
     return float(s["mask_head"]["loss_mask"]["weight"])
 
 
-def _found(record: Record, detections: list[Detections], *, pixels: bool) -> Outputs:
+def _found(record: Record, detections: list[FoundObjects], *, pixels: bool) -> Outputs:
     outputs: Outputs = {}
     for i, (found, image) in enumerate(zip(detections, record.settings["images"], strict=True)):
         assert found.masks is not None

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from record import Case, Record, Required, TableCheck, Unsupported, check_required
-from stepwell.heads.sliding import class_map, slide, windows
+from stepwell.heads.sliding import class_map, slide
 from stepwell.heads.upernet import UperNet, UperNetConfig
 from stepwell.keys.engine import Prefix, Rename, plan
 from stepwell.keys.upernet import UPERNET
 from stepwell.ops.resize import resize_map
+from stepwell.ops.sliding_windows import windows
 from stepwell.structures import Size
 from stepwell.views.resize import (
     boxes_in,

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from stepwell.structures import Box, Geometry, Size, TokenLayout, TokenRun, View
+from stepwell.views.panels import CAPTION, MARGIN, SHEET_WIDTH
 from stepwell.views.preprocess import to_tensor
-from stepwell.views.sheet import CAPTION, MARGIN, PANEL_WIDTH, SHEET_WIDTH, SMALL, draw_views
+from stepwell.views.sheet import PANEL_WIDTH, SMALL, draw_views
 
 
 class Cuts(Geometry):

@@ -91,7 +91,7 @@ def ask(
     question = well_formed(question)
     opened = _open_images(images, question, limits)
     if show is not None:
-        from stepwell.views.sheet import check_target
+        from stepwell.images.draw import check_target
 
         check_target(show)
     assistant = load_assistant(model, revision, device, dtype, limits)

@@ -1,10 +1,12 @@
-"""`stepwell evaluate`: a model's answers to a file of questions, scored; at one size or at several."""
+"""`stepwell evaluate`: a model's answers to a file of questions, scored, at one size or at several; or what
+it finds in images for which that is known.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +23,7 @@ from stepwell.commands.loading import (
     load_assistant,
     quieten,
 )
+from stepwell.commands.perception import answers_questions, score_perception
 from stepwell.commands.printing import show_progress
 
 if TYPE_CHECKING:
@@ -28,17 +31,26 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
+_OF_QUESTIONS = ("sizes", "suffix", "max_new_tokens", "official")
+_OF_IMAGES = ("classes", "max_detections", "threshold")
+
 MetricName = Literal["exact", "anls", "vqa", "relaxed", "choice", "pope", "iou", "cider"]
 
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A model folder, a hub name, or reader_tiny.")
     ],
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help='Lines of {"image", "question", "answers", "type"}.')
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help='Lines of {"image", "question", "answers", "type"}; a COCO file; a folder of label maps, or '
+            "of an image folder for every class.",
+        ),
     ],
-    metric: Annotated[MetricName, typer.Option(help="How answers are scored.")],
+    metric: Annotated[MetricName | None, typer.Option(help="How answers to questions are scored.")] = None,
     sizes: Annotated[
         str | None,
         typer.Option(metavar="336,672", help="Long sides of the largest view, each evaluated and drawn."),
@@ -46,7 +58,9 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", file_okay=False, help="[default: evaluations/MODEL/DATA-METRIC, beneath here]"
+            metavar="FOLDER",
+            file_okay=False,
+            help="[default: evaluations/MODEL/DATA-METRIC, or -TASK, beneath here]",
         ),
     ] = None,
     images: Annotated[
@@ -60,11 +74,33 @@ def evaluate(
         typer.Option(metavar="TEXT", help="A line behind every question; SHORT and LETTER are LLaVA's."),
     ] = None,
     max_new_tokens: MaxNewTokens = 128,
-    batch_size: Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Asked together.")] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows, from the first. [default: all]")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            "--batch",
+            min=1,
+            help="Asked together. [default: 8 questions, 1 image to look at]",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows or images, from the first. [default: all]")
+    ] = None,
     official: Annotated[
         bool, typer.Option("--official", help="Score as the official code does, with its bugs.")
     ] = False,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="Of label maps. [default: classes.json near]"
+        ),
+    ] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(min=1, help="Of an image, for detectors. [default: the model's own number]")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="What scores no higher is not found, for detectors.")
+    ] = 0.0,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -74,11 +110,11 @@ def evaluate(
     max_bytes: MaxBytes = None,
     max_seconds: MaxSeconds = None,
 ) -> None:
-    """Score a model on questions with known answers; run again, it goes on where it was stopped."""
-    if not data.is_file():
+    """Score a model on questions, or images, with known answers; run again, it goes on where it stopped."""
+    if not data.exists():
         raise ValueError(f"no such file: {data}")
-    sides = None if sizes is None else _sizes(sizes)
-    folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "--", model) / f"{data.stem}-{metric}"
+    asks = answers_questions(model, metric)
+    _refuse_strange(context, model, _OF_IMAGES if asks else _OF_QUESTIONS)
     check_model(model, device)
     limits = image_limits(
         max_pixels=max_pixels,
@@ -87,13 +123,36 @@ def evaluate(
         max_bytes=max_bytes,
         max_seconds=max_seconds,
     )
+    folder = Path("evaluations") / re.sub(r"[^\w.-]+", "--", model)
+    if not asks:
+        score_perception(
+            model,
+            data,
+            output,
+            folder,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            limits=limits,
+            images=images,
+            classes=classes,
+            max_detections=max_detections,
+            threshold=threshold,
+            batch_size=batch_size or 1,
+            limit=limit,
+        )
+        return
+    if not data.is_file():
+        raise ValueError(f"{data} is a folder, and questions are a file")
+    sides = None if sizes is None else _sizes(sizes)
+    folder = output or folder / f"{data.stem}-{metric}"
     options: dict[str, Any] = {
         "metric": metric,
         "output": folder,
         "images": images,
         "suffix": suffix,
         "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
+        "batch_size": batch_size or 8,
         "limit": limit,
         "official": official,
         "name": model,
@@ -111,6 +170,14 @@ def evaluate(
     report = evaluate(assistant, data, **options)
     print(f"{report_as_table(report)}\n{folder / 'report.md'}")
     _refuse_bad(report, folder)
+
+
+def _refuse_strange(context: typer.Context, model: str, names: Sequence[str]) -> None:
+    """Raises ValueError for an option that a model of this kind would not look at."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"--{name.replace('_', '-')} says nothing about {model}; leave it out")
 
 
 def _sizes(text: str) -> list[int]:
@@ -134,10 +201,11 @@ def _load(model: str, **options: Any) -> Any:
 
 def _sweep(load: Callable[..., Any], data: Path, sizes: list[int], options: dict[str, Any]) -> None:
     quieten()
-    from stepwell.evaluate.curve import check_drawing, draw_sweep
+    from stepwell.evaluate.curve import draw_sweep
+    from stepwell.evaluate.drawing import check_drawing
     from stepwell.evaluate.sweep import sweep, sweep_as_table
 
-    check_drawing()
+    check_drawing("a sweep")
     points = sweep(load, data, sizes, **options)
     folder: Path = options["output"]
     print(f"{sweep_as_table(points)}\n{folder / 'sweep.md'}")

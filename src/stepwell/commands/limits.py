@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,8 +19,9 @@ MaxBytes = Annotated[int | None, typer.Option(min=1, help="Of an image's file. [
 MaxSeconds = Annotated[float | None, typer.Option(help="Of processor time, to open an image. [default: 5]")]
 
 
-def image_limits(**given: float | None) -> ImageLimits:
-    """The default limits, but for those that are given."""
-    from stepwell.images.limits import ImageLimits
+def image_limits(*, for_tiles: bool = False, **given: float | None) -> ImageLimits:
+    """The default limits, or those of pictures in tiles, but for those that are given."""
+    from stepwell.images.limits import DEFAULT_LIMITS, TILED_LIMITS
 
-    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(TILED_LIMITS if for_tiles else DEFAULT_LIMITS, **changes)

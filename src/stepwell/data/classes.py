@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from stepwell.data.files import read_json, read_text
 
-__all__ = ["ClassList", "Colour", "read_classes"]
+__all__ = ["ClassList", "Colour", "class_names", "read_classes"]
 
 Colour = tuple[int, int, int]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
@@ -73,6 +73,11 @@ class ClassList:
         return np.array([label_of[value] for value in told])[places].reshape(keys.shape)
 
 
+def class_names(classes: ClassList | Sequence[str]) -> tuple[str, ...]:
+    """The names of a source's classes, in the order of their labels."""
+    return classes.names if isinstance(classes, ClassList) else tuple(classes)
+
+
 def read_classes(path: Path) -> ClassList:
     """JSON: names in a list, {number: name}, or objects with `name` and maybe `id` and `color`, in a list or
     under `classes`, with an `ignore_index` beside them. Text and CSV: a line a class, with or without three
@@ -82,7 +87,7 @@ def read_classes(path: Path) -> ClassList:
     """
     try:
         return _from_json(read_json(path)) if path.suffix.lower() == ".json" else _from_lines(read_text(path))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is no list of classes: {error}") from None
 
 

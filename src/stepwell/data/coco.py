@@ -1,45 +1,30 @@
-"""COCO files: images with boxes around what is on them, as people have them.
+"""COCO files: images with boxes and masks around what is on them, as people have them.
 
 Lin et al., arXiv 1405.0312: `images`, `annotations` and `categories`, lists of objects with an `id`. Boxes
 are [left, top, width, height] in the pixels that an image file stores; `open_image` turns an image by its
-Exif orientation, and here its boxes are turned with it.
+Exif orientation, and here its boxes and masks are turned with it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepwell.data.files import path_of, read_json
+from stepwell.data.files import is_there, path_of, read_json
+from stepwell.data.masks import mask_box
+from stepwell.data.objects import AnnotatedImage, Annotation, StoredMask, words
 from stepwell.folders import one_line
 from stepwell.images.open import stored_size
 from stepwell.structures import Box, Size
 
-__all__ = ["Annotation", "CocoFile", "CocoImage", "turned_box"]
+__all__ = ["CocoFile", "turned_box"]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Annotation:
-    """A box, xyxy, within its image, and what is in it."""
-
-    box: Box
-    category: Any  # the id of one of the file's categories, None where the annotation names none
-    is_crowd: bool  # of many things, which nobody is asked to tell apart
-    fields: Mapping[str, Any]  # as the file has them
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CocoImage:
-    """An image, boxes in the pixels of the upright one, whose (height, width) is `size`."""
-
-    path: Path
-    size: Size
-    annotations: tuple[Annotation, ...]
-    fields: Mapping[str, Any]  # as the file has them
+_TRIED = 100  # image names, with which the folder that they start from is looked for
 
 
 class _Entry(NamedTuple):
@@ -52,28 +37,33 @@ class _Entry(NamedTuple):
 class CocoFile:
     """A source of the images of one file, those without annotations among them.
 
-    categories: id -> name. faults: what of the file makes no sense, each where it is and what is wrong; it is
-    left out. A box that reaches past its image is cut at its edge. Raises ValueError, at once, for what is
-    no COCO file; at an index, for an image that is not there, or not of the size that the file says.
+    categories: id -> name, by id; `classes` are the names and `category_ids` the ids in that order. faults:
+    what of the file makes no sense, each where it is and what is wrong; it is left out. A box that reaches
+    past its image is cut at its edge; an annotation with a mask and no box has the mask's. Raises ValueError,
+    at once, for what is no COCO file, and ImportError for compressed masks where faster-coco-eval, which
+    reads them, is missing; at an index, for an image that is not there, or not of the size that the file
+    says.
     """
 
-    def __init__(self, path: Path, *, images: Path) -> None:
-        """images: the folder that file names start from."""
-        self.path, self.images = path, images
+    def __init__(self, path: Path, *, images: Path | None = None) -> None:
+        """images: the folder that file names start from; by default the first that holds any of them, of
+        those where people keep their images: around the file, and in `images` and folders of the file's name.
+        """
+        self.path = path
         file = read_json(path)
         if not isinstance(file, Mapping) or not isinstance(file.get("images"), list):
             raise ValueError(f"{path} is no COCO file: it has no list of images")
+        self.images = _folder(path, file["images"]) if images is None else images
         self.faults: list[tuple[str, str]] = []
-        self.categories: dict[Any, str] = {}
-        for what, entry in self._objects(file, "categories"):
-            with self._noting(what):
-                self.categories[_id(entry)] = str(entry.get("name", _id(entry)))
+        self.categories = self._categories(file)
+        self.classes, self.category_ids = tuple(self.categories.values()), tuple(self.categories)
+        self._labels = {category: label for label, category in enumerate(self.category_ids)}
         self._by_id: dict[Any, _Entry] = {}
         for what, entry in self._objects(file, "images"):
             with self._noting(what):
                 if _id(entry) in self._by_id:
                     raise ValueError("another image has the same id")
-                image = _path(entry, images)
+                image = _path(entry, self.images)
                 self._by_id[_id(entry)] = _Entry(image, _size(entry, image), [], entry)
         for what, entry in self._objects(file, "annotations"):
             with self._noting(what):
@@ -84,22 +74,30 @@ class CocoFile:
         return len(self.entries)
 
     def where(self, index: int) -> str:
-        return f"{self.path}, image {self.entries[index].path.name}"
+        entry = self.entries[index]
+        return f"{self.path}, image {entry.path.name} (id {_short(_id(entry.fields))})"
 
-    def __getitem__(self, index: int) -> CocoImage:
+    def __getitem__(self, index: int) -> AnnotatedImage:
         entry = self.entries[index]
         stored, orientation = stored_size(entry.path)
         upright = (stored[1], stored[0]) if orientation >= 5 else stored
         annotations = tuple(entry.annotations)
         if entry.size == stored:
-            annotations = tuple(
-                replace(each, box=turned_box(each.box, stored, orientation)) for each in annotations
-            )
+            annotations = tuple(_turned(each, stored, orientation) for each in annotations)
         elif entry.size != upright:  # where people measured what they saw
             raise ValueError(
-                f"the file says {_words(entry.size)} pixels, and {entry.path} has {_words(stored)}"
+                f"the file says {words(entry.size)} pixels, and {entry.path} has {words(stored)}"
             )
-        return CocoImage(path=entry.path, size=upright, annotations=annotations, fields=entry.fields)
+        return AnnotatedImage(path=entry.path, size=upright, annotations=annotations, fields=entry.fields)
+
+    def _categories(self, file: Mapping[str, Any]) -> dict[Any, str]:
+        categories: dict[Any, str] = {}
+        for what, entry in self._objects(file, "categories"):
+            with self._noting(what):
+                if _id(entry) in categories:
+                    raise ValueError("another category has the same id")
+                categories[_id(entry)] = str(entry.get("name", _id(entry)))
+        return dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
     def _objects(self, file: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The objects of one of the file's lists, and what to call each."""
@@ -108,7 +106,8 @@ class CocoFile:
             raise ValueError(f"{self.path} is no COCO file: its {name} are no list")
         for number, entry in enumerate(entries):
             if isinstance(entry, Mapping):
-                yield f"{name}[{number}]", entry
+                named = isinstance(entry.get("id"), int | str)
+                yield f"{name}[{number}]" + (f", id {_short(entry['id'])}" if named else ""), entry
             else:
                 reason = f"it is a {type(entry).__name__}, not an object"
                 self.faults.append((f"{self.path}, {name}[{number}]", reason))
@@ -125,11 +124,24 @@ class CocoFile:
         if entry is None:
             raise ValueError(f"its image_id {fields.get('image_id')!r} is of no image")
         category = fields.get("category_id")
-        if category is not None and self.categories and category not in self.categories:
+        label = None if category is None else self._labels.get(category)
+        if category is not None and self.categories and label is None:
             raise ValueError(f"its category_id {category!r} is of no category")
-        box = _box(fields.get("bbox"), entry.size)
-        is_crowd = bool(fields.get("iscrowd"))
-        annotation = Annotation(box=box, category=category, is_crowd=is_crowd, fields=fields)
+        bbox, segmentation = fields.get("bbox"), fields.get("segmentation")
+        mask = box = None
+        if segmentation:
+            box = _within(mask_box(segmentation, entry.size), entry.size, "its segmentation")
+            mask = StoredMask(segmentation=segmentation, size=entry.size)
+        if bbox or box is None:
+            box = _within(_corners(bbox), entry.size, f"its bbox {bbox}")
+        annotation = Annotation(
+            box=box,
+            category=category,
+            label=label,
+            is_crowd=bool(fields.get("iscrowd")),
+            mask=mask,
+            fields=fields,
+        )
         entry.annotations.append(annotation)
 
 
@@ -144,10 +156,40 @@ def turned_box(box: Box, stored: Size, orientation: int) -> Box:
     return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
 
 
+def _turned(annotation: Annotation, stored: Size, orientation: int) -> Annotation:
+    mask = annotation.mask
+    return replace(
+        annotation,
+        box=turned_box(annotation.box, stored, orientation),
+        mask=None if mask is None else replace(mask, orientation=orientation),
+    )
+
+
+def _folder(path: Path, entries: Iterable[Any]) -> Path:
+    """That of the images of a file. Raises ValueError where they are in none of those that are looked at."""
+    here, above, names = path.parent, path.parent.parent, (path.stem, path.stem.rpartition("_")[2])
+    folders = [here, here / "images", *(here / name for name in names)]
+    folders += [above, above / "images", *(above / "images" / name for name in names)]
+    folders += [above / name for name in names]
+    told = [entry.get("file_name") for entry in islice(entries, _TRIED) if isinstance(entry, Mapping)]
+    files = [name for name in told if isinstance(name, str) and name]
+    for folder in folders:
+        if not files or any(is_there(folder, name) for name in files):
+            return folder
+    raise ValueError(
+        f"no image of {path} is in {here} or {above}, or their folders images, {path.stem} and "
+        f"images/{path.stem}, such as {files[0]}; name the folder that file names start from as images"
+    )
+
+
 def _id(entry: Mapping[str, Any]) -> Any:
     if entry.get("id") is None or isinstance(entry["id"], list | Mapping):
         raise ValueError(f"its id is {entry.get('id')!r}")
     return entry["id"]
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:40]
 
 
 def _path(entry: Mapping[str, Any], images: Path) -> Path:
@@ -167,23 +209,25 @@ def _size(entry: Mapping[str, Any], path: Path) -> Size:
     return int(height), int(width)
 
 
-def _box(corner_and_size: Any, size: Size) -> Box:
-    """[left, top, width, height] -> xyxy within the image."""
+def _corners(corner_and_size: Any) -> Box:
+    """[left, top, width, height] -> xyxy."""
     numbers = corner_and_size if isinstance(corner_and_size, list) else []
     if len(numbers) != 4 or not all(map(_is_number, numbers)):
         raise ValueError(f"its bbox is {corner_and_size!r}, not [left, top, width, height]")
     left, top, width, height = map(float, numbers)
-    if width <= 0 or height <= 0:
-        raise ValueError(f"its bbox {corner_and_size} has no {'width' if width <= 0 else 'height'}")
-    box = max(left, 0.0), max(top, 0.0), min(left + width, float(size[1])), min(top + height, float(size[0]))
-    if box[0] >= box[2] or box[1] >= box[3]:
-        raise ValueError(f"its bbox {corner_and_size} lies outside of {_words(size)} pixels")
-    return box
+    return left, top, left + width, top + height
+
+
+def _within(box: Box, size: Size, what: str) -> Box:
+    """A box, cut at the edges of its image. Raises ValueError where nothing is left."""
+    left, top, right, bottom = box
+    if right <= left or bottom <= top:
+        raise ValueError(f"{what} has no {'width' if right <= left else 'height'}")
+    cut = max(left, 0.0), max(top, 0.0), min(right, float(size[1])), min(bottom, float(size[0]))
+    if cut[0] >= cut[2] or cut[1] >= cut[3]:
+        raise ValueError(f"{what} lies outside of {words(size)} pixels")
+    return cut
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _words(size: Size) -> str:
-    return f"{size[1]} x {size[0]}"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["JsonLines", "path_of", "place_of", "read_json", "read_list", "read_text"]
+__all__ = ["JsonLines", "is_there", "path_of", "place_of", "read_json", "read_list", "read_text"]
 
 _NOT_JSON = (ValueError, RecursionError)
 
@@ -48,6 +48,14 @@ def path_of(folder: Path, name: str | Path) -> Path:
     if "\\" in str(name) and not path.exists():
         path = folder / str(name).replace("\\", "/")
     return path
+
+
+def is_there(folder: Path, name: str) -> bool:
+    """Whether a file that data names lies below a folder; not one of a name that no file can have."""
+    try:
+        return path_of(folder, name).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def place_of(entries: Sequence[Any], index: int) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from stepwell.data.classes import ClassList, read_classes
+from stepwell.data.files import is_there, path_of, place_of, read_list
 from stepwell.data.image_folder import image_files
+from stepwell.folders import one_line
 from stepwell.images.label_map import open_label_map, turned
 from stepwell.images.open import stored_size
 
-__all__ = ["IGNORED", "LabelMaps", "LabelledPixels"]
+__all__ = ["IGNORED", "LabelMaps", "LabelledPixels", "ListedLabelMaps"]
 
 IGNORED = 255
 """The label of a pixel that belongs to no class, as transformers' segmenters take it."""
@@ -54,12 +56,7 @@ class LabelMaps:
         """classes: names in the order of their numbers, or a file (`read_classes`). image_ending,
         label_ending: what the names of one kind end in, such as "_leftImg8bit" and "_gtFine_labelIds".
         """
-        if not isinstance(classes, ClassList):
-            classes = read_classes(classes) if isinstance(classes, Path) else ClassList(names=tuple(classes))
-        if len(classes.names) > IGNORED:
-            raise ValueError(f"labels have room for {IGNORED} classes, got {len(classes.names)}")
-
-        self.classes = classes
+        self.classes = _class_list(classes)
         of_images, of_labels = _by_name(images, image_ending), _by_name(labels, label_ending)
         self.entries = [(of_images[name], of_labels[name]) for name in of_images if name in of_labels]
         self.faults = [
@@ -89,6 +86,51 @@ class LabelMaps:
             height, width = labels.shape
             raise ValueError(f"{path} has {width} x {height} pixels, its image {stored[1]} x {stored[0]}")
         return LabelledPixels(image=image, labels=labels)
+
+
+class ListedLabelMaps(LabelMaps):
+    """The same of pairs that a file lists: JSON objects with an `image` and a `label`, in a list or a line
+    each, told from the file's folder on.
+
+    faults: entries that are something else, or whose files are not there. Raises ValueError, at once, for a
+    list without a pair.
+    """
+
+    def __init__(self, path: Path, *, classes: ClassList | Path | Sequence[str]) -> None:
+        self.path = path
+        self.classes = _class_list(classes)
+        self.entries = []
+        self.faults = []
+        listed = read_list(path)
+        for number in range(len(listed)):
+            try:
+                self.entries.append(_pair(listed[number], path.parent))
+            except ValueError as error:
+                self.faults.append((f"{path}, {place_of(listed, number)}", one_line(error)))
+        if not self.entries:
+            reason = f": {self.faults[0][1]}" if self.faults else ""
+            raise ValueError(f"{path} lists no image with its map of labels{reason}")
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, {self.entries[index][0]}"
+
+
+def _class_list(classes: ClassList | Path | Sequence[str]) -> ClassList:
+    if not isinstance(classes, ClassList):
+        classes = read_classes(classes) if isinstance(classes, Path) else ClassList(names=tuple(classes))
+    if len(classes.names) > IGNORED:
+        raise ValueError(f"labels have room for {IGNORED} classes, got {len(classes.names)}")
+    return classes
+
+
+def _pair(entry: Any, folder: Path) -> tuple[Path, Path]:
+    told = [entry.get(key) for key in ("image", "label")] if isinstance(entry, Mapping) else []
+    names = [name for name in told if isinstance(name, str) and name]
+    if len(names) < 2:
+        raise ValueError('it is no object of the form {"image": "a.jpg", "label": "a.png"}')
+    if lacking := [name for name in names if not is_there(folder, name)]:
+        raise ValueError(f"there is no file {folder / lacking[0]}")
+    return path_of(folder, names[0]), path_of(folder, names[1])
 
 
 def _by_name(folder: Path, ending: str) -> Mapping[str, Path]:

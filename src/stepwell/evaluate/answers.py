@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepwell.folders import write_whole
 from stepwell.models.ask import Assistant
 from stepwell.structures import Size
 
-__all__ = ["ANSWERS", "SETTINGS", "Answer", "AnswersFile", "digest_of_file", "digest_of_weights"]
+__all__ = [
+    "ANSWERS",
+    "SETTINGS",
+    "Answer",
+    "AnswersFile",
+    "digest_of_file",
+    "digest_of_networks",
+    "digest_of_weights",
+    "open_run",
+]
 
 ANSWERS = "answers.jsonl"
 SETTINGS = "settings.json"
@@ -50,9 +59,7 @@ class AnswersFile:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """settings: names -> JSON values. Raises ValueError where the folder holds a run with others."""
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        _refuse_others(folder, settings)
-        write_whole(folder / SETTINGS, json.dumps(settings, indent=2))
+        open_run(folder, settings)
         self.answers = {answer.entry: answer for answer in _read(folder / ANSWERS)}
         write_whole(folder / ANSWERS, "".join(map(_line, self.answers.values())))
 
@@ -83,6 +90,13 @@ def _read(path: Path) -> list[Answer]:
         except (ValueError, TypeError):  # cut off when the run was killed: its row is asked again
             continue
     return answers
+
+
+def open_run(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Makes the folder of a run, with its settings. Raises ValueError where it holds a run with others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _refuse_others(folder, settings)
+    write_whole(folder / SETTINGS, json.dumps(settings, indent=2))
 
 
 def _refuse_others(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -117,7 +131,11 @@ def digest_of_file(path: Path) -> str:
 
 def digest_of_weights(assistant: Assistant) -> str:
     """Alike for the same weights, whatever engine holds them: some numbers of every parameter tell it."""
-    networks = assistant.engine.networks
+    return digest_of_networks(assistant.engine.networks)
+
+
+def digest_of_networks(networks: Iterable[nn.Module]) -> str:
+    """Of all their parameters, whichever network holds which."""
     digests = {_digest(parameter) for network in networks for parameter in network.parameters()}
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
+from stepwell.evaluate.drawing import check_drawing, write_figure
 from stepwell.evaluate.sweep import Point
 
-__all__ = ["check_drawing", "draw_sweep"]
-
-
-def check_drawing() -> None:
-    """Raises ImportError, one line, where a sweep cannot be drawn."""
-    if find_spec("matplotlib") is None:
-        raise ImportError("drawing a sweep needs matplotlib: pip install 'stepwell[eval]'")
+__all__ = ["draw_sweep"]
 
 
 def draw_sweep(path: Path, points: Sequence[Point], *, name: str) -> None:
     """A PNG, with 95 % intervals; name: of the score. Raises as `check_drawing`."""
-    check_drawing()
+    check_drawing("a sweep")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -43,9 +36,4 @@ def draw_sweep(path: Path, points: Sequence[Point], *, name: str) -> None:
         axes.grid(alpha=0.3)
     by_size.set_xticks(sizes)
     by_size.set_ylabel(name)
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(draft, dpi=150)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_figure(path, figure)

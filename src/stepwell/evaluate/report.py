@@ -26,9 +26,11 @@ __all__ = [
     "as_interval",
     "as_markdown",
     "build_report",
+    "middle_of",
     "report_as_json",
     "report_as_markdown",
     "report_as_table",
+    "versions_here",
     "write_report",
 ]
 
@@ -93,16 +95,22 @@ def build_report(
         scores=scores,
         types=types,
         bad_rows=bad_rows,
-        visual_tokens=_middle(tokens for tokens, _ in seen.values()),
-        seconds=_middle(answer.seconds for _, answer in answered),
+        visual_tokens=middle_of(tokens for tokens, _ in seen.values()),
+        seconds=middle_of(answer.seconds for _, answer in answered),
         image_sizes=[(size[0], size[1]) for _, size in seen.values()],
         about=about,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={"python": python_version()} | {name: version(name) for name in _PACKAGES},
+        versions=versions_here(),
     )
 
 
-def _middle(values: Iterable[float]) -> Middle | None:
+def versions_here() -> dict[str, str]:
+    """Of Python, of this package and of those that its numbers come from."""
+    return {"python": python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def middle_of(values: Iterable[float]) -> Middle | None:
+    """None for no values."""
     numbers = list(values)
     return Middle(statistics.fmean(numbers), statistics.median(numbers)) if numbers else None
 

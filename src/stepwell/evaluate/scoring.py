@@ -22,7 +22,17 @@ from stepwell.evaluate.vqa import vqa_accuracy
 from stepwell.evaluate.yes_no import Floats
 from stepwell.structures import Box
 
-__all__ = ["METRICS", "RESAMPLES", "Metric", "Scores", "check_row", "counts_of", "scores_of"]
+__all__ = [
+    "METRICS",
+    "RESAMPLES",
+    "Metric",
+    "Scores",
+    "check_row",
+    "counts_of",
+    "percentile_interval",
+    "resampled",
+    "scores_of",
+]
 
 RESAMPLES = 2000
 SEED = 0
@@ -168,19 +178,24 @@ def scores_of(metric: str, counts: Floats, images: Sequence[Hashable], types: Se
     interval = None
     if len(names) > 1:
         score = next(iter(kind.measures.values()))
-        low, high = np.percentile(_averaged(score, _resampled(of_images)), [2.5, 97.5])
-        interval = float(low), float(high)
+        interval = percentile_interval(_averaged(score, resampled(of_images)))
     return Scores(questions=len(counts), images=len(names), measures=measures, interval=interval)
 
 
-def _resampled(of_images: Floats) -> Floats:
-    """Counts (images, T, K) -> totals (R, T, K) over as many images, drawn with replacement."""
+def resampled(of_images: Floats) -> Floats:
+    """Counts (images, ...) -> totals (R, ...) over as many images, drawn with replacement."""
     draw, size = np.random.default_rng(SEED), len(of_images)
     totals = np.empty((RESAMPLES, *of_images.shape[1:]))
     for total in totals:
         times = np.bincount(draw.integers(size, size=size), minlength=size)
         total[...] = np.tensordot(times, of_images, 1)
     return totals
+
+
+def percentile_interval(values: Floats) -> tuple[float, float]:
+    """Of 95 %: scores (R,) of resamples -> their percentiles."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _averaged(measure: Callable[[Floats], Floats], totals: Floats) -> Floats:

@@ -25,6 +25,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from stepwell.layers.attention import attention
+from stepwell.layers.conv import Conv2d
 from stepwell.layers.linear import Linear
 from stepwell.ops.choose import choose
 from stepwell.ops.crops import Phases, merge_blocks, merge_strides, middle, split_blocks, split_strides
@@ -303,7 +304,7 @@ class ConvFusion(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2 * dim, dim, 3, padding=1)
+        self.conv = Conv2d(2 * dim, dim, 3, padding=1)
 
     def forward(self, of_global: Tensor, of_local: Tensor, grid: Size) -> Tensor:
         """As `BottleneckFusion`."""

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from stepwell.layers.conv import Conv2d
 from stepwell.layers.linear import Linear
 from stepwell.layers.position import fraction_position_embedding
 from stepwell.ops.rearrange import map_to_tokens
@@ -87,7 +88,7 @@ def _conv_stack(dim: int, out_dim: int, num_layers: int, num_groups: int) -> nn.
     return nn.Sequential(*layers)
 
 
-class _StackConv(nn.Conv2d):
+class _StackConv(Conv2d):
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__(dim, out_dim, 3, padding=1, bias=False)
 

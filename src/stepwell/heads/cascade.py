@@ -31,7 +31,7 @@ from stepwell.heads.two_stage import (
     region_losses,
 )
 from stepwell.ops.double import AnyMap
-from stepwell.structures import Detections, Extent, Objects
+from stepwell.structures import Extent, FoundObjects, Objects
 
 __all__ = ["MMDET_CASCADE", "Cascade", "CascadeConfig", "StageConfig", "cascade_stages"]
 
@@ -201,7 +201,7 @@ class Cascade(TwoStage):
             outputs.append(self.read(head, maps, moved))
         return outputs
 
-    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[Detections]:
+    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[FoundObjects]:
         """What is in each image, best first, clipped to its valid part: boxes of the last stage, classes by
         the mean of all stages' logits, masks by the mean of their probabilities.
         """
@@ -212,7 +212,7 @@ class Cascade(TwoStage):
 
     def detect_in(
         self, maps: Sequence[Tensor], proposals: list[Tensor], extents: Sequence[Extent]
-    ) -> list[Detections]:
+    ) -> list[FoundObjects]:
         """As `detect`, in the boxes (n, 4) of each image. maps: of the pyramid."""
         outputs = self.run_stages(maps, proposals, extents)
         logits = torch.stack([output.logits for output in outputs]).mean(0)

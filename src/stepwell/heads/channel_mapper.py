@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from stepwell.layers.conv import Conv2d
 from stepwell.layers.projection import Projection
 from stepwell.ops.double import AnyMap, finished
 
@@ -36,7 +37,7 @@ class ChannelMapper(nn.Module):
         extra_dims = [dims[-1], *[dim] * num_levels][: num_levels - len(dims)]
         self.projections = nn.ModuleList(level(Projection(in_dim, dim, bias=False)) for in_dim in dims)
         self.extras = nn.ModuleList(
-            level(nn.Conv2d(in_dim, dim, 3, stride=2, padding=1, bias=False)) for in_dim in extra_dims
+            level(Conv2d(in_dim, dim, 3, stride=2, padding=1, bias=False)) for in_dim in extra_dims
         )
         self.reset_parameters()
 

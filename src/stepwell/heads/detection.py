@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from stepwell.ops.double import AnyMap
-from stepwell.structures import Detections, Extent, Objects
+from stepwell.structures import Extent, FoundObjects, Objects
 
 __all__ = ["DetectionHead"]
 
@@ -29,7 +29,7 @@ class DetectionHead(nn.Module, ABC):
         maps: Sequence[AnyMap],
         extents: Sequence[Extent],
         objects: Sequence[Objects] | None = None,
-    ) -> dict[str, Tensor] | list[Detections]:
+    ) -> dict[str, Tensor] | list[FoundObjects]:
         """`losses` where objects are given, else `detect`."""
         return self.detect(maps, extents) if objects is None else self.losses(maps, extents, objects)
 
@@ -42,5 +42,5 @@ class DetectionHead(nn.Module, ABC):
         """
 
     @abstractmethod
-    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[Detections]:
+    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[FoundObjects]:
         """What is in each image, clipped to its valid part."""

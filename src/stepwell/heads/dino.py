@@ -51,7 +51,7 @@ from stepwell.layers.linear import Linear
 from stepwell.ops.double import AnyMap
 from stepwell.ops.precision import at_least_single
 from stepwell.ops.rearrange import map_to_tokens
-from stepwell.structures import Detections, Extent, Objects
+from stepwell.structures import Extent, FoundObjects, Objects
 
 __all__ = [
     "DenoisingConfig",
@@ -267,7 +267,7 @@ class Dino(DetectionHead):
             ),
         }
 
-    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[Detections]:
+    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[FoundObjects]:
         """The best pairs of a query and a class of each image, clipped to its valid part."""
         memory = self.encode(maps, extents)
         last = self.decode(memory, self.select(memory))[-1:]
@@ -371,7 +371,7 @@ class Dino(DetectionHead):
 
 def best_boxes(
     logits: Tensor, boxes: Tensor, extents: Sequence[Extent], max_detections: int
-) -> list[Detections]:
+) -> list[FoundObjects]:
     """logits (B, Q, K), boxes (B, Q, 4) by centre in fractions -> the best pairs of a query and a class."""
     scores, places = logits.sigmoid().flatten(1).topk(min(max_detections, logits[0].numel()), dim=1)
     labels, queries = places % logits.shape[-1], places // logits.shape[-1]
@@ -380,7 +380,7 @@ def best_boxes(
         scale = boxes.new_tensor([width, height] * 2)
         corners = to_corners(boxes[image, queries[image]]) * scale
         clipped = torch.minimum(corners.clamp(min=0), scale)
-        detections.append(Detections(clipped, scores[image], labels[image]))
+        detections.append(FoundObjects(clipped, scores[image], labels[image]))
     return detections
 
 

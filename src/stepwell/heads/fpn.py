@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepwell.layers.conv import Conv2d
 from stepwell.layers.projection import Projection
 from stepwell.ops.double import AnyMap
 
@@ -31,7 +32,7 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         self.num_extra = num_extra
         self.lateral = nn.ModuleList(Projection(width, dim) for width in dims)
-        self.output = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in dims)
+        self.output = nn.ModuleList(Conv2d(dim, dim, 3, padding=1) for _ in dims)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from stepwell.ops.paste import paste
-from stepwell.structures import Detections, Size
+from stepwell.ops.sliding_windows import Window
+from stepwell.structures import FoundObjects, Size
 
-__all__ = ["instance_map", "region_of"]
+__all__ = ["instance_map", "mask_in_region", "region_of"]
 
 
 def instance_map(
-    found: Detections,
+    found: FoundObjects,
     size: Size,
     *,
     mask_threshold: float = 0.5,
@@ -40,12 +41,7 @@ def instance_map(
     owner = torch.full(size, -1, dtype=torch.int32, device=best.device)
     areas = []
     for number, (mask, box, score) in enumerate(zip(found.masks, found.boxes, found.scores, strict=True)):
-        top, left, bottom, right = region_of(box.tolist(), len(mask), size)
-        if bottom <= top or right <= left:
-            areas.append(best.new_zeros((), dtype=torch.int64))
-            continue
-        inner = box - box.new_tensor([left, top, left, top])
-        values = paste(mask[None], inner[None], (bottom - top, right - left))[0].float()
+        values, (top, left, bottom, right) = mask_in_region(mask, box, size)
         inside = values >= mask_threshold
         areas.append(inside.sum())
         strength, seen = values * score, best[top:bottom, left:right]
@@ -76,12 +72,23 @@ def _kept(owner: Tensor, areas: list[Tensor], threshold: float) -> list[int]:
     return (left > threshold * whole).nonzero().flatten().tolist()
 
 
-def region_of(box: list[float], cells: int, size: Size) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of what a mask of `cells` a side may reach, the last row and column left out:
-    the box and a cell around it, within the image.
+def mask_in_region(mask: Tensor, box: Tensor, size: Size) -> tuple[Tensor, Window]:
+    """Probabilities (m, m) inside a box (4,) of an image of `size` -> those of the pixels that they reach,
+    single precision, and where these lie. Both are empty for a box outside of the image.
+    """
+    top, left, bottom, right = region_of(box.tolist(), len(mask), size)
+    inner = box - box.new_tensor([left, top, left, top])
+    values = paste(mask[None], inner[None], (bottom - top, right - left))[0].float()
+    return values, Window(top, left, bottom, right)
+
+
+def region_of(box: list[float], cells: int, size: Size) -> Window:
+    """What a mask of `cells` a side may reach: the box and a cell around it, within the image. Empty for a
+    box outside of it.
     """
     x1, y1, x2, y2 = box
     margin_x, margin_y = max(x2 - x1, 0) / cells, max(y2 - y1, 0) / cells
     top, left = math.floor(y1 - margin_y), math.floor(x1 - margin_x)
     bottom, right = math.ceil(y2 + margin_y), math.ceil(x2 + margin_x)
-    return max(top, 0), max(left, 0), min(bottom, size[0]), min(right, size[1])
+    top, left = min(max(top, 0), size[0]), min(max(left, 0), size[1])
+    return Window(top, left, min(max(bottom, top), size[0]), min(max(right, left), size[1]))

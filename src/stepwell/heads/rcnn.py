@@ -18,7 +18,7 @@ from stepwell.heads.box_head import BoxHead, BoxHeadConfig
 from stepwell.heads.mask_head import MaskHead
 from stepwell.heads.two_stage import RegionSample, TwoStage, TwoStageConfig, draw_regions, region_losses
 from stepwell.ops.double import AnyMap
-from stepwell.structures import Detections, Extent, Objects
+from stepwell.structures import Extent, FoundObjects, Objects
 
 __all__ = ["Rcnn", "RcnnConfig"]
 
@@ -77,7 +77,7 @@ class Rcnn(TwoStage):
             for boxes, truth in zip(proposals, objects, strict=True)
         ]
 
-    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[Detections]:
+    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[FoundObjects]:
         """What is in each image, best first, clipped to its valid part."""
         self.check(maps, extents)
         levels = self.neck(maps)

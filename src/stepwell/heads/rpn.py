@@ -19,6 +19,7 @@ from stepwell.heads.anchors import AnchorConfig, are_valid, grid_anchors
 from stepwell.heads.assign import Assignment, Sample, Sampling
 from stepwell.heads.box_coder import BoxCoder
 from stepwell.heads.box_loss import BoxLoss
+from stepwell.layers.conv import Conv2d
 from stepwell.ops.precision import at_least_single
 from stepwell.ops.regions import suppress
 from stepwell.structures import Extent, Objects, Size
@@ -79,7 +80,7 @@ class Rpn(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
         self.config = config
-        self.conv = nn.Conv2d(dim, config.dim, 3, padding=1)
+        self.conv = Conv2d(dim, config.dim, 3, padding=1)
         self.objectness = nn.Conv2d(config.dim, config.anchors.num_per_cell, 1)
         self.deltas = nn.Conv2d(config.dim, 4 * config.anchors.num_per_cell, 1)
         self.reset_parameters()

@@ -24,7 +24,7 @@ from stepwell.heads.mask_head import MaskHead, MaskHeadConfig, mask_loss, mask_t
 from stepwell.heads.rpn import ProposalConfig, Proposals, Rpn, RpnConfig
 from stepwell.ops.double import AnyMap
 from stepwell.ops.regions import pool_region_levels
-from stepwell.structures import Detections, Extent, Objects
+from stepwell.structures import Extent, FoundObjects, Objects
 
 __all__ = [
     "RegionConfig",
@@ -211,15 +211,15 @@ class TwoStage(DetectionHead):
 
     def add_masks(
         self, heads: Sequence[MaskHead], maps: Sequence[Tensor], found: Sequence[ScoredBoxes]
-    ) -> list[Detections]:
+    ) -> list[FoundObjects]:
         """What was found with the mean of the heads' probabilities; maps: of the pyramid."""
         if not heads:
-            return [Detections(*image) for image in found]
+            return [FoundObjects(*image) for image in found]
         regions = self.pool(maps, [image.boxes for image in found], self.settings.regions.mask_side)
         labels = torch.cat([image.labels for image in found])
         masks = torch.stack([head(regions, labels).sigmoid() for head in heads]).mean(0)
         parts = masks.split([len(image.boxes) for image in found])
-        return [Detections(*image, part) for image, part in zip(found, parts, strict=True)]
+        return [FoundObjects(*image, part) for image, part in zip(found, parts, strict=True)]
 
     def check(
         self, maps: Sequence[AnyMap], extents: Sequence[Extent], objects: Sequence[Objects] | None = None

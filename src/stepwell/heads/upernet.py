@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from stepwell.layers.conv import Conv2d
 from stepwell.layers.projection import Projection
 from stepwell.ops.double import AnyMap, finished
 from stepwell.ops.precision import at_least_single
@@ -184,7 +185,7 @@ class ConvNormRelu(nn.Module):
         if kernel_size == 1:
             self.conv: nn.Conv2d = Projection(dim, out_dim, bias=False)
         else:
-            self.conv = nn.Conv2d(dim, out_dim, kernel_size, padding=kernel_size // 2, bias=False)
+            self.conv = Conv2d(dim, out_dim, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(out_dim)
 
     def reset_parameters(self) -> None:

@@ -7,7 +7,7 @@ from math import inf
 
 from stepwell.structures import Size
 
-__all__ = ["DEFAULT_LIMITS", "NO_LIMITS", "ImageError", "ImageLimits"]
+__all__ = ["DEFAULT_LIMITS", "NO_LIMITS", "TILED_LIMITS", "ImageError", "ImageLimits"]
 
 
 class ImageError(ValueError):
@@ -58,4 +58,6 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+TILED_LIMITS = ImageLimits(max_bytes=500_000_000, max_pixels=150_000_000, max_side=65_535, max_seconds=60.0)
+"""Of pictures that are predicted in tiles: opening one keeps within 2 GiB."""
 NO_LIMITS = ImageLimits(max_bytes=inf, max_pixels=inf, max_side=inf, max_aspect=inf, max_seconds=inf)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stepwell.heads.instances import instance_map
 from stepwell.models.perception_processor import PaddedImageProcessor, checked_side, target_pairs
-from stepwell.structures import Detections, Size
+from stepwell.structures import FoundObjects, Size
 from stepwell.views.resize import size_within
 
 __all__ = ["StepwellDetectionImageProcessor", "detections_above"]
@@ -34,6 +34,10 @@ class StepwellDetectionImageProcessor(PaddedImageProcessor):
         self.short_limit = checked_side(short_limit, "short_limit")
         if short_limit > long_limit:
             raise ValueError(f"short_limit {short_limit} is above long_limit {long_limit}; exchange them")
+
+    @property
+    def tile_side(self) -> int:
+        return self.short_limit
 
     def prepared_size(self, size: Size) -> Size:
         return size_within(size, (self.long_limit, self.short_limit))
@@ -80,19 +84,22 @@ class StepwellDetectionImageProcessor(PaddedImageProcessor):
 
 
 def detections_above(
-    outputs: Any, threshold: float, target_sizes: Tensor | Sequence[Size] | None
-) -> list[Detections]:
+    outputs: Any,
+    threshold: float,
+    target_sizes: Tensor | Sequence[Size] | None,
+    most: int | None = None,
+) -> list[FoundObjects]:
     """As `post_process_object_detection`, with the `pred_masks` (B, N, m, m) of the outputs where there are
-    any.
+    any; of each image at most so many, the first.
     """
     masks = getattr(outputs, "pred_masks", None)
     found = []
     for i, size in enumerate(target_pairs(target_sizes, len(outputs.scores))):
         scores, labels = outputs.scores[i].float(), outputs.labels[i]
-        kept = (labels >= 0) & (scores > threshold)
+        kept = ((labels >= 0) & (scores > threshold)).nonzero().flatten()[:most]
         boxes = outputs.pred_boxes[i][kept].float()
         if size is not None:
             boxes = boxes * torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype, device=boxes.device)
         of_image = None if masks is None else masks[i][kept].float()
-        found.append(Detections(boxes, scores[kept], labels[kept], of_image))
+        found.append(FoundObjects(boxes, scores[kept], labels[kept], of_image))
     return found

@@ -7,11 +7,12 @@ image that has most, n objects of an image, m side of a mask inside its box.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import ModelOutput
@@ -20,9 +21,15 @@ from transformers.utils.generic import can_return_tuple
 from stepwell.heads.detection import DetectionHead
 from stepwell.models.backbones import feature_maps
 from stepwell.models.dense_config import StepwellDetectorConfig
+from stepwell.models.detection_processor import detections_above
+from stepwell.models.masks import CroppedMasks
+from stepwell.models.predicting import Choice, best_first
+from stepwell.models.predictions import Detections
+from stepwell.models.tiled import detect_in_tiles
 from stepwell.models.with_head import BackboneWithHead, padded, valid_sizes
-from stepwell.structures import Detections, Extent, Objects, Size
+from stepwell.structures import Extent, FoundObjects, Objects, Size
 from stepwell.views.resize import padded_size
+from stepwell.views.tiling import Tiles
 
 __all__ = ["DetectorOutput", "StepwellForInstanceSegmentation", "StepwellForObjectDetection"]
 
@@ -43,7 +50,7 @@ class DetectorOutput(ModelOutput):
     pred_masks: Tensor | None = None  # (B, N, m, m)
 
 
-class StepwellForObjectDetection(BackboneWithHead):
+class StepwellForObjectDetection(BackboneWithHead[Detections]):
     """Boxes, and masks where the head has them."""
 
     config_class = StepwellDetectorConfig
@@ -81,14 +88,45 @@ class StepwellForObjectDetection(BackboneWithHead):
             outputs |= _stacked(self._found(pixels, extents), extents)
         return DetectorOutput(**outputs)
 
-    def _found(self, pixels: Tensor, extents: Sequence[Extent]) -> list[Detections]:
+    def _predict_batch(self, images: Sequence[Image], choice: Choice) -> list[Detections]:
+        return self._detections(self.image_processor()(list(images), return_tensors="pt"), images, choice)
+
+    def _predict_tiled(self, image: Image, tiles: Tiles, choice: Choice, batch: int) -> Detections:
+        processor = self.image_processor()
+        of_tile = replace(choice, most=None)
+
+        def run(crops: list[Image], sizes: list[Size]) -> list[Detections]:
+            return self._detections(processor.batch_of(crops, sizes), crops, of_tile)
+
+        cut = tiles.cut((image.height, image.width), side=processor.tile_side)
+        found = detect_in_tiles(image, cut, run, batch=batch)
+        return found.select(best_first(found.scores, choice.most))
+
+    def _detections(self, inputs: Any, images: Sequence[Image], choice: Choice) -> list[Detections]:
+        """inputs: of the images, as the processor makes them."""
+        threshold = 0.5 if choice.threshold is None else choice.threshold
+        sizes = [(image.height, image.width) for image in images]
+        above = detections_above(self._run(inputs), threshold, sizes, choice.most)
+        return [self._of_image(found, size) for found, size in zip(above, sizes, strict=True)]
+
+    def _of_image(self, found: FoundObjects, size: Size) -> Detections:
+        return Detections(
+            boxes=found.boxes.cpu(),
+            scores=found.scores.cpu(),
+            labels=found.labels.cpu(),
+            class_names=self.class_names,
+            image_size=size,
+            masks=None if found.masks is None else CroppedMasks.of(found, size),
+        )
+
+    def _found(self, pixels: Tensor, extents: Sequence[Extent]) -> list[FoundObjects]:
         """Of each image in its own padding: more of it would change what is found. Images whose padded sizes
         are equal go together.
         """
         groups: dict[Size, list[int]] = {}
         for i, extent in enumerate(extents):
             groups.setdefault(extent.padded, []).append(i)
-        found: dict[int, Detections] = {}
+        found: dict[int, FoundObjects] = {}
         for (height, width), members in groups.items():
             maps = feature_maps(self.backbone, pixels[members, :, :height, :width])
             found.update(zip(members, self.head(maps, [extents[i] for i in members]), strict=True))
@@ -143,8 +181,8 @@ def _of_image(given: Mapping[str, Tensor], extent: Extent, size: Size, num_class
     return Objects(corners, classes, masks)
 
 
-def _stacked(found: Sequence[Detections], extents: Sequence[Extent]) -> dict[str, Tensor | None]:
-    """Detections of each image as tensors of the batch, filled up."""
+def _stacked(found: Sequence[FoundObjects], extents: Sequence[Extent]) -> dict[str, Tensor | None]:
+    """What is found in each image as tensors of the batch, filled up."""
     boxes = [
         image.boxes / image.boxes.new_tensor([extent.valid[1], extent.valid[0]] * 2)
         for image, extent in zip(found, extents, strict=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stepwell.images.limits import ImageLimits
 from stepwell.structures import Geometry, TokenLayout, VisionFeatures
 
-__all__ = ["Each", "Engine", "Prompts", "TransformersEngine"]
+__all__ = ["Each", "Engine", "Prompts", "TransformersEngine", "device_of"]
 
 
 Each = Callable[[int], object]
@@ -98,14 +98,14 @@ class TransformersEngine:
         return self.processor.jinja()  # type: ignore[no-any-return]
 
     def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
-        moved = [x.to(_device_of(self.model), self.model.dtype) for x in inputs]
+        moved = [x.to(device_of(self.model), self.model.dtype) for x in inputs]
         features: list[VisionFeatures] = self.model.model.vision.encode(moved, layouts)
         return features
 
     def answer(self, prompts: Prompts, *, max_new_tokens: int, each: Each | None = None) -> Tensor:
         from transformers import GenerationConfig
 
-        device = _device_of(self.model)
+        device = device_of(self.model)
         model, kept = copy(self.model), self.model.generation_config  # same weights, settings of its own
         model.generation_config = GenerationConfig(
             **{name: getattr(kept, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -120,7 +120,7 @@ class TransformersEngine:
         return answers
 
 
-def _device_of(model: Any) -> Any:
+def device_of(model: Any) -> Any:
     """Where a model runs: weights that accelerate has offloaded lie elsewhere, and its hooks know."""
     hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
     devices = (getattr(hook, "execution_device", None) for hook in hooks)

@@ -7,11 +7,12 @@ DETR family take it as they take their own. Letters: B batch, (H, W) the largest
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from transformers import BitImageProcessorPil, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
@@ -24,9 +25,12 @@ from transformers.utils.generic import can_return_tuple
 from stepwell.language.labels import IGNORE
 from stepwell.models.config import refuse_unknown
 from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.predicting import Choice, Predicts, best_first
+from stepwell.models.predictions import Classification
 from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT, fitted, settings_json, validated
+from stepwell.views.tiling import Tiles
 
 __all__ = [
     "PyramidBackbone",
@@ -37,6 +41,10 @@ __all__ = [
     "has_another_processor",
     "image_processor",
 ]
+
+
+TOP = 5
+"""Classes of a picture that are named where nobody says how many."""
 
 
 class PyramidBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -188,7 +196,7 @@ class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):
         )
 
 
-class PyramidForImageClassification(PyramidPreTrainedModel):
+class PyramidForImageClassification(Predicts[Classification], PyramidPreTrainedModel):
     """`output_hidden_states` changes nothing: branches end at different sizes and none are kept."""
 
     config_class = PyramidClassifierConfig
@@ -221,6 +229,33 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
             labels = self._checked(labels, logits)
             loss = self.loss_function(labels, logits, self.config, num_items_in_batch=num_items_in_batch)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def image_processor(self) -> BitImageProcessorPil:
+        """The one that the model was loaded with, or that of its configuration."""
+        return self.kept_processor or super().image_processor()
+
+    def _check_choice(self, choice: Choice, tiles: Tiles | None) -> None:
+        if tiles is not None:
+            raise ValueError("a classifier looks at a whole picture: it takes no tiles")
+        if self.config.problem_type == "regression":
+            raise ValueError("a model of regression gives numbers and no classes: call it, not predict")
+
+    def _predict_batch(self, images: Sequence[Image], choice: Choice) -> list[Classification]:
+        logits = self._run(self.image_processor()(list(images), return_tensors="pt")).logits.float()
+        are_alone = self.config.problem_type == "multi_label_classification" or logits.shape[1] == 1
+        found = []
+        for scores, image in zip(logits.sigmoid() if are_alone else logits.softmax(1), images, strict=True):
+            labels = best_first(scores, choice.most or TOP)
+            labels = labels[scores[labels] > (choice.threshold or 0)]
+            found.append(
+                Classification(
+                    labels=labels.cpu(),
+                    scores=scores[labels].cpu(),
+                    class_names=self.class_names,
+                    image_size=(image.height, image.width),
+                )
+            )
+        return found
 
     def _checked(self, labels: Tensor, logits: Tensor) -> Tensor:
         """As the loss takes them. The kind of problem is told as transformers tells it."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from transformers import BatchFeature
 
@@ -60,6 +61,11 @@ class PaddedImageProcessor(OpeningImageProcessor):
         settings = {name: getattr(found, name) for name in cls.settings}
         return cls(**{**settings, **changes}, limits=limits)
 
+    @property
+    def tile_side(self) -> int:
+        """Of a tile of a big picture, where nobody says how large tiles are."""
+        raise NotImplementedError
+
     def prepared_size(self, size: Size) -> Size:
         """(H, W) of an image -> of its pixels in a batch, before it is padded."""
         return size
@@ -77,11 +83,17 @@ class PaddedImageProcessor(OpeningImageProcessor):
         limits: of image files, by default the processor's. Raises ValueError for no image at all.
         """
         self.refuse(kwargs)
+        opened = self.opened(images, limits)
+        sizes = [self.prepared_size((image.height, image.width)) for image in opened]
+        return self.batch_of(opened, sizes, return_tensors)
+
+    def batch_of(
+        self, images: Sequence[Image], sizes: Sequence[Size], return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        """RGB images, and the size that each is resized to -> what `preprocess` gives."""
         prepared = [
-            prepare_image(
-                image, self.prepared_size((image.height, image.width)), self.image_mean, self.image_std
-            )
-            for image in self.opened(images, limits)
+            prepare_image(image, size, self.image_mean, self.image_std)
+            for image, size in zip(images, sizes, strict=True)
         ]
         batch, extents = pad_batch(prepared, self.size_divisor)
         mask = torch.zeros(len(batch), *batch.shape[-2:], dtype=torch.int64)
@@ -100,6 +112,10 @@ class StepwellSegmentationImageProcessor(PaddedImageProcessor):
     def __init__(self, *, short_side: int = 512, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.short_side = checked_side(short_side, "short_side")
+
+    @property
+    def tile_side(self) -> int:
+        return self.short_side
 
     def prepared_size(self, size: Size) -> Size:
         return size_of_short_side(size, self.short_side)

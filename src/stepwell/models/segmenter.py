@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from torch import Tensor
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -19,10 +20,14 @@ from stepwell.heads.sliding import slide
 from stepwell.heads.upernet import UperNet
 from stepwell.models.backbones import feature_maps
 from stepwell.models.dense_config import StepwellSegmenterConfig
+from stepwell.models.predicting import Choice
+from stepwell.models.predictions import Segmentation, label_dtype
+from stepwell.models.tiled import label_in_tiles
 from stepwell.models.with_head import BackboneWithHead, padded, valid_sizes
 from stepwell.ops.ragged import by_shape
 from stepwell.ops.resize import resize_map
 from stepwell.structures import Size
+from stepwell.views.tiling import Tiles
 
 __all__ = ["SegmenterOutput", "StepwellForSemanticSegmentation"]
 
@@ -40,7 +45,7 @@ class SegmenterOutput(ModelOutput):
     image_sizes: Tensor | None = None  # (B, 2), height and width of the images without padding
 
 
-class StepwellForSemanticSegmentation(BackboneWithHead):
+class StepwellForSemanticSegmentation(BackboneWithHead[Segmentation]):
     """A class for every pixel."""
 
     config_class = StepwellSegmenterConfig
@@ -72,6 +77,32 @@ class StepwellForSemanticSegmentation(BackboneWithHead):
             outputs["logits"] = self._logits(pixel_values, sizes)
             outputs["image_sizes"] = torch.tensor(sizes, device=pixel_values.device)
         return SegmenterOutput(**outputs)
+
+    def _check_choice(self, choice: Choice, tiles: Tiles | None) -> None:
+        if choice != Choice():
+            raise ValueError(
+                "a segmenter gives every pixel a class: it has no threshold and no max_detections"
+            )
+
+    def _predict_batch(self, images: Sequence[Image], choice: Choice) -> list[Segmentation]:
+        processor: Any = self.image_processor()
+        outputs = self._run(processor(list(images), return_tensors="pt"))
+        maps = processor.post_process_semantic_segmentation(
+            outputs, [(image.height, image.width) for image in images]
+        )
+        dtype = label_dtype(self.config.num_labels)
+        return [Segmentation(labels=x.to("cpu", dtype), class_names=self.class_names) for x in maps]
+
+    def _predict_tiled(self, image: Image, tiles: Tiles, choice: Choice, batch: int) -> Segmentation:
+        processor, size = self.image_processor(), (image.height, image.width)
+
+        def run(crops: list[Image], sizes: list[Size]) -> list[Tensor]:
+            logits = self._run(processor.batch_of(crops, sizes)).logits
+            return [one[:, :height, :width] for one, (height, width) in zip(logits, sizes, strict=True)]
+
+        cut = tiles.cut(size, side=processor.tile_side)
+        labels = label_in_tiles(image, cut, run, batch=batch, scaled=tiles.scaled(size))
+        return Segmentation(labels=labels, class_names=self.class_names)
 
     def _losses(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if labels.shape != pixels[:, 0].shape:

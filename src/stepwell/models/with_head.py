@@ -16,6 +16,7 @@ from stepwell.models.dense_heads import SegmentationImages
 from stepwell.models.detection_processor import StepwellDetectionImageProcessor
 from stepwell.models.perception import PyramidPreTrainedModel, has_another_processor
 from stepwell.models.perception_processor import PaddedImageProcessor, StepwellSegmentationImageProcessor
+from stepwell.models.predicting import Kind, Predicts
 from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT
@@ -24,7 +25,7 @@ from stepwell.structures import Size
 __all__ = ["BackboneWithHead", "padded", "padded_image_processor", "valid_sizes"]
 
 
-class BackboneWithHead(SharedWeights, PreTrainedModel):
+class BackboneWithHead(SharedWeights, Predicts[Kind], PreTrainedModel):
     """Subclasses name their configuration, and say what happens to maps. The head stays in fp32 when a model
     is loaded in half precision, as the official code keeps it. divisor: pixels a cell of the coarsest map.
     """
@@ -64,8 +65,8 @@ class BackboneWithHead(SharedWeights, PreTrainedModel):
         reset(module)
 
     def image_processor(self) -> PaddedImageProcessor:
-        """Of the images that this model takes."""
-        return padded_image_processor(self.config)
+        """Of the images that this model takes: the one that it was loaded with, or its configuration's."""
+        return self.kept_processor or padded_image_processor(self.config)
 
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any

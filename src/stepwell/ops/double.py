@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 MOST_CELLS = 1024  # of one matrix product: enough for its full rate
+FEWEST_SAVED = 2**22  # products, below which a doubling and a projection are not worth joining
 
 
 def double_map(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -105,12 +106,13 @@ def _is_cheaper(x: Doubled, out_dim: int) -> bool:
     """Whether joining the weights takes fewer operations than it saves."""
     in_dim, dim = x.weight.shape[:2]
     cells = x.x.numel() // in_dim
-    return cells * (in_dim * dim + dim * out_dim - in_dim * out_dim) > in_dim * dim * out_dim
+    saved = cells * (in_dim * dim + dim * out_dim - in_dim * out_dim)
+    return saved > max(in_dim * dim * out_dim, FEWEST_SAVED)
 
 
 def _joined(x: Doubled, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """-> (C, D, 2, 2), (D,): the convolution behind the doubling."""
     rows = torch.cat([x.weight.movedim(1, -1).flatten(0, -2), x.bias[None]])  # (4*C + 1, E)
-    products = linear(rows, weight.flatten(1))
+    products = linear(rows, weight.flatten(1).clone())  # rounding depends on where in memory a matrix begins
     joined = products[:-1].unflatten(0, (-1, 2, 2)).movedim(-1, 1)
     return joined, products[-1] if bias is None else products[-1] + bias

@@ -14,8 +14,9 @@ from typing import Any
 
 from PIL import Image, ImageEnhance
 
-from stepwell.data.coco import Annotation, CocoFile
+from stepwell.data.coco import CocoFile
 from stepwell.data.files import read_list
+from stepwell.data.objects import Annotation
 from stepwell.folders import one_line
 from stepwell.images.open import open_image
 from stepwell.reader.page import Line, PageSample

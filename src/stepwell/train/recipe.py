@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from stepwell.data.fields import Positive, Rate, Share, Strict
 from stepwell.folders import one_line
 from stepwell.models.vision import first_complaint
 from stepwell.train.groups import Decayed

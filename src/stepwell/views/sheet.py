@@ -5,29 +5,36 @@ For `stepwell ask --show`, and for anyone who wants to see what a model sees. Si
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from stepwell.images.draw import save_whole
+from stepwell.views.panels import (
+    CAPTION,
+    MARGIN,
+    SHEET_WIDTH,
+    in_rows,
+    side_by_side,
+    stack,
+    text_width,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from stepwell.structures import Box, Geometry, Size, TokenLayout, View
 
-__all__ = ["check_target", "draw_views", "write_views"]
+__all__ = ["draw_views", "write_views"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-SHEET_WIDTH = 1600
 PANEL_HEIGHT = 640
 PANEL_WIDTH = 780
 SMALL = 32  # a short side below this is enlarged to it where the panel allows
-MARGIN = 12
-CAPTION = 20
 DOT = 2  # radius of a token's
 MAX_PANELS = 12  # an image, beside the tiles; one of more views says how many are left out
 COLOURS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#5b8c5a", "#8f5aa8")
@@ -39,27 +46,12 @@ def draw_views(images: Sequence[Image.Image], geometry: Geometry) -> Image.Image
 
     Views larger than a panel are shrunk to it, tiny ones enlarged; the caption keeps their true size.
     """
-    return _stack([_draw_image(image, geometry) for image in images])
+    return stack([_draw_image(image, geometry) for image in images])
 
 
 def write_views(path: Path, images: Sequence[Image.Image], geometry: Geometry) -> None:
     """`draw_views` to a file whose name's ending tells the format. It is there whole, or as it was before."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        draw_views(images, geometry).save(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def check_target(path: Path) -> None:
-    """Raises ValueError where `write_views` could not write to `path`."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"cannot write {path}: use a name that ends in {', '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'not permitted'}")
+    save_whole(draw_views(images, geometry), path)
 
 
 def _draw_image(image: Image.Image, geometry: Geometry) -> Image.Image:
@@ -82,13 +74,13 @@ def _draw_image(image: Image.Image, geometry: Geometry) -> Image.Image:
     ]
     panels = [_draw_source(image, layout), *drawn[num_tiles:]]
     if num_tiles:
-        tiles = _stack([_side_by_side(drawn[i : i + cols]) for i in range(0, num_tiles, cols)])
+        tiles = stack([side_by_side(drawn[i : i + cols]) for i in range(0, num_tiles, cols)])
         panels.append(tiles.crop((MARGIN, 0, tiles.width - MARGIN, tiles.height)))
-    lines = [_side_by_side(line) for line in _wrap(panels)]
+    lines = [side_by_side(line) for line in in_rows(panels)]
     title = _title(layout, undrawn=len(views) - len(drawn))
-    heading = Image.new("RGB", (_text_width(title) + 2 * MARGIN, CAPTION + MARGIN), "white")
-    _write(heading, (MARGIN, MARGIN // 2), title, "black")
-    return _stack([heading, *lines])
+    heading = Image.new("RGB", (text_width(title) + 2 * MARGIN, CAPTION + MARGIN), "white")
+    write_text(heading, (MARGIN, MARGIN // 2), title, "black")
+    return stack([heading, *lines])
 
 
 def _title(layout: TokenLayout, undrawn: int) -> str:
@@ -105,26 +97,6 @@ def _pixels(view: Tensor, geometry: Geometry) -> Image.Image:
     """(3, h, w), normalised -> the image it was made from."""
     values = view.movedim(0, -1).numpy() * geometry.std + geometry.mean
     return Image.fromarray(np.rint(values * 255).clip(0, 255).astype(np.uint8))
-
-
-def _wrap(panels: list[Image.Image]) -> list[list[Image.Image]]:
-    """Into rows that are no wider than the sheet."""
-    rows: list[list[Image.Image]] = [[]]
-    for panel in panels:
-        if rows[-1] and sum(p.width + MARGIN for p in (*rows[-1], panel)) + MARGIN > SHEET_WIDTH:
-            rows.append([])
-        rows[-1].append(panel)
-    return rows
-
-
-def _side_by_side(panels: list[Image.Image]) -> Image.Image:
-    width = sum(panel.width + MARGIN for panel in panels) + MARGIN
-    row = Image.new("RGB", (width, max(panel.height for panel in panels) + MARGIN), "white")
-    left = MARGIN
-    for panel in panels:
-        row.paste(panel, (left, 0))
-        left += panel.width + MARGIN
-    return row
 
 
 def _draw_source(image: Image.Image, layout: TokenLayout) -> Image.Image:
@@ -185,25 +157,8 @@ def _panel(
     scale = min(scale, max(SMALL // min(image.size), 1))
     width, height = (max(round(side * scale), 1) for side in image.size)
     resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
-    wide = max(width, _text_width(caption))
+    wide = max(width, text_width(caption))
     panel = Image.new("RGB", (wide, height + CAPTION), "white")
     panel.paste(image.resize((width, height), resample, reducing_gap=2.0), (0, CAPTION))
-    _write(panel, (0, 2), caption, colour)
+    write_text(panel, (0, 2), caption, colour)
     return panel, scale
-
-
-def _write(image: Image.Image, place: tuple[int, int], text: str, colour: str) -> None:
-    ImageDraw.Draw(image).text(place, text, fill=colour, font=ImageFont.load_default(13))
-
-
-def _text_width(text: str) -> int:
-    return int(ImageFont.load_default(13).getlength(text)) + 1
-
-
-def _stack(rows: list[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    return sheet

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from stepwell.folders import (
     SHIPPED,
@@ -33,6 +34,7 @@ from stepwell.keys.checkpoint import CheckpointError, open_checkpoint, weight_fi
 from stepwell.models.ask import Assistant
 from stepwell.models.config import StepwellConfig
 from stepwell.models.loading_bar import no_loading_bar
+from stepwell.models.predicting import Predicts
 from stepwell.models.processor import StepwellProcessor
 from stepwell.models.published.papers import find_published
 from stepwell.models.published.published import Published
@@ -55,8 +57,9 @@ def load(
     limits: ImageLimits | None = None,
     loading_bar: bool = False,
 ) -> Any:
-    """A model, ready to use: an Assistant (`.ask`, `.features`), or what else a folder holds: a backbone, a
-    classifier, an up-sampler.
+    """A model, ready to use: an Assistant (`.ask`, `.features`), a detector, a segmenter or a classifier
+    (`.predict`), with the processor that lies beside it, or what else a folder holds: a backbone, an
+    up-sampler.
 
     model: None for the shipped one; a folder of ours; `owner/name` on the hub in our format; the name of a
     published release ("OpenGVLab/PIIP-LLaVA_CLIP-BL_512-256_7B", "OpenGVLab/PIIP:detection/<file>.pth"),
@@ -89,7 +92,10 @@ def _open(
         if vision or limits:
             name = "vision" if vision else "limits"
             raise ModelError(f"{folder} holds a {kind!r} model; {name}=... is for assistants")
-        return _strict(MODELS[kind], folder, precision).to(where)
+        model: Any = _strict(MODELS[kind], folder, precision).to(where)
+        if isinstance(model, Predicts):
+            model.kept_processor = _image_processor(model, folder)
+        return model
     processor = _processor(folder)
     processor.image_processor.limits = limits or processor.image_processor.limits
     options: dict[str, Any] = {}
@@ -167,6 +173,16 @@ def _processor(folder: Path) -> Any:
         return StepwellProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder} has no processor that can be used: {one_line(error)}") from None
+
+
+def _image_processor(model: Any, folder: Path) -> Any:
+    """The one that lies beside the weights; None where there is none."""
+    if not (folder / IMAGE_PROCESSOR_NAME).is_file():
+        return None
+    try:
+        return type(model.image_processor()).from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{folder} has no image processor that can be used: {one_line(error)}") from None
 
 
 def _strict(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None, **options: Any) -> Any:

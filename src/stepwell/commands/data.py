@@ -1,0 +1,78 @@
+"""`stepwell data`: what a data set holds, what is wrong with it, and a sheet of samples. Needs no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepwell.commands.printing import print_json, show_progress
+
+__all__ = ["data"]
+
+_TOLD = 10  # faults; --json has them all
+
+
+def data(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="A COCO file, a YOLO .yaml, a list of images and label maps, or a folder.",
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="Of a COCO file's images. [default: looked for around it]",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Such as train or val. [default: of YOLO, train]")
+    ] = None,
+    show: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Draw samples with their boxes, masks or maps."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Of the drawing.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Look through a data set before a training: pictures, classes, sizes, and what is left out."""
+    if show is not None:
+        from stepwell.images.draw import check_target
+
+        check_target(show)
+
+    from stepwell.data.entries import data_of
+    from stepwell.data.summary import summary
+
+    opened = data_of(source, images=images, split=split).open()
+    report = summary(opened, progress=show_progress)
+    if as_json:
+        print_json(report.fields(), indent=2)
+    else:
+        print(report.text(), flush=True)
+    bad = report.faults
+    if show is not None:
+        from stepwell.data.sheet import draw_samples
+        from stepwell.images.draw import save_whole
+
+        sheet = draw_samples(opened, samples=samples, seed=seed)
+        save_whole(sheet.image, show)
+        known = {where for where, _ in bad}
+        bad = (*bad, *(fault for fault in sheet.bad if fault[0] not in known))
+    _tell(bad)
+
+
+def _tell(faults: Sequence[tuple[str, str]]) -> None:
+    for where, reason in faults[:_TOLD]:
+        print(f"left out, {where}: {reason}", file=sys.stderr)
+    if len(faults) > _TOLD:
+        print(f"and {len(faults) - _TOLD:,} more", file=sys.stderr)

@@ -1,0 +1,268 @@
+"""`stepwell predict`: what a detector, a segmenter or a classifier finds in pictures.
+
+Nothing imported above imports torch: what needs no model is answered before it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
+from stepwell.commands.loading import Device, Dtype, Precision, Revision, check_model, quieten
+from stepwell.commands.pictures import STDIN, find_pictures
+from stepwell.commands.printing import print_json, show_progress
+from stepwell.folders import one_line, write_whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from stepwell.images.limits import ImageLimits
+    from stepwell.models.predictions import Prediction
+    from stepwell.views.tiling import Tiles
+
+__all__ = ["predict"]
+
+UNREADABLE = 1
+"""Exit code where a picture could not be read."""
+
+
+def predict(
+    pictures: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PICTURES", help="Files, folders, quoted patterns; - reads one from standard input."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A model folder, a hub name or a published name.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of scores. [default: 0.5 for objects]")
+    ] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(min=1, help="The best so many a picture. [default: all; 5 classes]")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", "--batch-size", min=1, help="Together. [default: 1 on a CPU, 8 elsewhere]"),
+    ] = None,
+    tiles: Annotated[
+        bool, typer.Option("--tiles", help="Cut pictures into overlapping tiles; up to 150 million pixels.")
+    ] = False,
+    tile_size: Annotated[
+        int | None, typer.Option(min=2, help="Side of a tile, as the model sees it. [default: the model's]")
+    ] = None,
+    tile_overlap: Annotated[
+        float | None, typer.Option(help="Share of a tile's side, 0 to 1. [default: 0.25]")
+    ] = None,
+    tile_scale: Annotated[
+        float | None, typer.Option(help="The model's pixels for one of the picture. [default: 1, native]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a line of JSON a picture.")] = False,
+    coco: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write what is found as a COCO file.")
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", file_okay=False, help="Draw what is found, as PNGs.")
+    ] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    max_pixels: MaxPixels = None,
+    max_side: MaxSide = None,
+    max_aspect: MaxAspect = None,
+    max_bytes: MaxBytes = None,
+    max_seconds: MaxSeconds = None,
+) -> None:
+    """Predict what is in pictures: objects, a class for every pixel, or classes of the whole."""
+    if not pictures or model is None:
+        raise ValueError("name pictures and a model: stepwell predict PICTURES... --model MODEL")
+    if as_json and jsonl:
+        raise ValueError("--json and --jsonl exclude each other: a list, or a line a picture")
+    cut = {"size": tile_size, "overlap": tile_overlap, "scale": tile_scale}
+    cut = {name: value for name, value in cut.items() if value is not None}
+    if cut and not tiles:
+        raise ValueError(f"--tile-{next(iter(cut))} says how tiles are cut; add --tiles")
+    if coco is not None and not coco.absolute().parent.is_dir():
+        raise ValueError(f"cannot write {coco}: there is no folder {coco.parent}")
+    names = find_pictures(pictures)
+    how = _tiles(cut) if tiles else None
+    limits = image_limits(
+        for_tiles=tiles,
+        max_pixels=max_pixels,
+        max_side=max_side,
+        max_aspect=max_aspect,
+        max_bytes=max_bytes,
+        max_seconds=max_seconds,
+    )
+    if show is not None:
+        show.mkdir(parents=True, exist_ok=True)
+    network = _load(model, revision, device, dtype)
+    options = {"threshold": threshold, "max_detections": max_detections, "batch": batch, "tiles": how}
+    with ExitStack() as outputs:
+        writers: list[_Writer] = [outputs.enter_context(_Json(lines=jsonl)) if as_json or jsonl else _Table()]
+        if coco is not None:
+            writers.append(outputs.enter_context(_Coco(coco, network.class_names)))
+        if show is not None:
+            writers.append(_Drawings(show))
+        failed = 0
+        for count, (name, image, found) in enumerate(_predicted(network, names, limits, options), start=1):
+            if isinstance(found, str):
+                failed += 1
+                print(f"stepwell: {_said(name)}: {found}", file=sys.stderr, flush=True)
+            for writer in writers:
+                writer.add(name, image, found)
+            show_progress(count, len(names))
+    if failed:
+        print(f"stepwell: {failed} of {len(names)} pictures could not be read", file=sys.stderr)
+        raise typer.Exit(UNREADABLE)
+
+
+def _tiles(cut: dict[str, Any]) -> Tiles:
+    from stepwell.views.tiling import Tiles
+
+    return Tiles(**cut)
+
+
+def _load(model: str, revision: str | None, device: str | None, dtype: Precision | None) -> Any:
+    """Raises ValueError for a model that predicts nothing."""
+    check_model(model, device)
+
+    quieten()
+    from stepwell.models.predicting import Predicts
+    from stepwell.weights.load import load
+
+    network = load(model, device=device, dtype=dtype, revision=revision)
+    if not isinstance(network, Predicts):
+        raise ValueError(
+            f"{model} predicts nothing: it is a {type(network).__name__}; take a detector, a segmenter or a "
+            "classifier"
+        )
+    return network
+
+
+def _predicted(
+    network: Any, names: Sequence[str], limits: ImageLimits, options: dict[str, Any]
+) -> Iterator[tuple[str, Image | None, Prediction | str]]:
+    """Of each picture its name, itself, and what is in it; without a picture, why it cannot be read."""
+    from stepwell.images.open import open_image
+    from stepwell.models.engine import device_of
+    from stepwell.models.predicting import batch_size_on
+
+    step = options["batch"] or batch_size_on(device_of(network))
+    if options["tiles"] is not None:
+        step = 1
+    for first in range(0, len(names), step):
+        images: dict[str, Image] = {}
+        faults: dict[str, str] = {}
+        for name in names[first : first + step]:
+            try:
+                images[name] = open_image(sys.stdin.buffer if name == STDIN else name, limits=limits)
+            except FileNotFoundError:
+                faults[name] = "no such file"
+            except (OSError, ValueError) as error:
+                faults[name] = one_line(error)
+        predictions = iter(network.predict(list(images.values()), **options))
+        for name in names[first : first + step]:
+            yield name, images.get(name), faults[name] if name in faults else next(predictions)
+
+
+def _said(name: str) -> str:
+    return "standard input" if name == STDIN else name
+
+
+class _Writer(Protocol):
+    def add(self, name: str, image: Image | None, found: Prediction | str) -> None:
+        """The next picture, and what is in it; without a picture, why it cannot be read."""
+
+
+class _Table:
+    """What is in each picture, as text."""
+
+    def add(self, name: str, image: Image | None, found: Prediction | str) -> None:
+        if isinstance(found, str):
+            return
+        print(f"{_said(name)}  {found.summary()}")
+        for line in found.lines():
+            print(f"  {line}")
+        sys.stdout.flush()
+
+
+class _Json:
+    """A line of JSON a picture, as they come, or all of them in one list at the end."""
+
+    def __init__(self, *, lines: bool) -> None:
+        self.lines = lines
+        self.records: list[dict[str, Any]] = []
+
+    def __enter__(self) -> _Json:
+        return self
+
+    def add(self, name: str, image: Image | None, found: Prediction | str) -> None:
+        record = {"image": name, **({"error": found} if isinstance(found, str) else found.to_dict())}
+        if self.lines:
+            print_json(record)
+        else:
+            self.records.append(record)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.lines and kind is None:
+            print_json(self.records)
+
+
+class _Coco:
+    """One COCO file of all pictures that could be read, numbered from 1 on, there whole at the end."""
+
+    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
+        self.path = path
+        self.categories = [{"id": i, "name": name} for i, name in enumerate(class_names)]
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def __enter__(self) -> _Coco:
+        return self
+
+    def add(self, name: str, image: Image | None, found: Prediction | str) -> None:
+        if isinstance(found, str):
+            return
+        number, (height, width) = len(self.images) + 1, found.image_size
+        self.images.append({"id": number, "file_name": name, "height": height, "width": width})
+        for record in found.to_coco(number):
+            self.annotations.append({"id": len(self.annotations) + 1, **record})
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            file = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
+            write_whole(self.path, json.dumps(file, ensure_ascii=False))
+
+
+class _Drawings:
+    """A PNG a picture, named after it; of two pictures of one name, the second is numbered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.taken: set[str] = set()
+
+    def add(self, name: str, image: Image | None, found: Prediction | str) -> None:
+        if image is None or isinstance(found, str):
+            return
+        from stepwell.images.draw import save_whole
+
+        save_whole(found.draw(image), self.folder / f"{self._free('stdin' if name == STDIN else name)}.png")
+
+    def _free(self, name: str) -> str:
+        stem, number = Path(name).stem, 1
+        free = stem
+        while free.lower() in self.taken:  # some disks take a.png and A.png for one
+            number += 1
+            free = f"{stem}-{number}"
+        self.taken.add(free.lower())
+        return free

@@ -1,0 +1,31 @@
+"""Figures: whether they can be drawn here, and how they are written."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+__all__ = ["can_draw", "check_drawing", "write_figure"]
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is here."""
+    return find_spec("matplotlib") is not None
+
+
+def check_drawing(what: str) -> None:
+    """Raises ImportError, one line, where `what` cannot be drawn."""
+    if not can_draw():
+        raise ImportError(f"drawing {what} needs matplotlib: pip install 'stepwell[eval]'")
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """A matplotlib figure as a file that is there whole, or as it was before."""
+    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(draft, dpi=150)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

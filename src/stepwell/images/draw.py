@@ -1,0 +1,109 @@
+"""What a model has found, drawn over a picture: boxes, masks, maps of classes, captions.
+
+Sizes are (height, width), boxes xyxy in pixels. Colours of classes are far apart for neighbours in number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from stepwell.structures import Box
+
+__all__ = ["check_target", "class_colours", "draw_boxes", "draw_lines", "save_whole", "tint", "tint_classes"]
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Colour = tuple[int, int, int]
+
+STRENGTH = 128  # of 256, of a colour over a picture
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+ROWS = 256  # of a picture that are tinted at a time
+GOLDEN = 0.6180339887498949  # of a turn around the circle of hues, from one class to the next
+
+
+def class_colours(count: int) -> list[Colour]:
+    """Of classes 0 to count - 1."""
+    hues = [int(256 * (0.58 + i * GOLDEN)) % 256 for i in range(count)]
+    wheel = Image.new("HSV", (max(count, 1), 1))
+    wheel.putdata([(hue, 200, 230 - 60 * (i // 3 % 3)) for i, hue in enumerate(hues)] or [(0, 0, 0)])
+    colours = np.asarray(wheel.convert("RGB"))[0, :count].tolist()
+    return [(red, green, blue) for red, green, blue in colours]
+
+
+def tint(pixels: Pixels, mask: np.ndarray[Any, np.dtype[np.bool_]], colour: Colour) -> None:
+    """Lays a colour over pixels (h, w, 3), in place, where the mask (h, w) is."""
+    pixels[mask] = _mixed(pixels[mask], np.array(colour, np.uint16))
+
+
+def tint_classes(pixels: Pixels, labels: np.ndarray[Any, Any], colours: Sequence[Colour]) -> None:
+    """Lays the colour of its class over every pixel (H, W, 3), in place."""
+    table = np.array(colours, np.uint16)
+    for top in range(0, len(pixels), ROWS):
+        rows = slice(top, top + ROWS)
+        pixels[rows] = _mixed(pixels[rows], table[labels[rows]])
+
+
+def _mixed(pixels: Pixels, colour: np.ndarray[Any, np.dtype[np.uint16]]) -> Pixels:
+    mixed = (pixels.astype(np.uint16) * (256 - STRENGTH) + colour * STRENGTH) >> 8
+    return mixed.astype(np.uint8)
+
+
+def draw_boxes(
+    image: Image.Image, boxes: Sequence[Box], captions: Sequence[str], colours: Sequence[Colour]
+) -> None:
+    """Draws on the image, the last box on top; each caption above its box, or inside of it at the border."""
+    draw, font, width = ImageDraw.Draw(image), _font(image), max(2, max(image.size) // 600)
+    for box, caption, colour in zip(boxes, captions, colours, strict=True):
+        left, top, right, bottom = box
+        draw.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), outline=colour, width=width)
+        _write(draw, (left, top - _height(font) if top >= _height(font) else top), caption, colour, font)
+
+
+def draw_lines(image: Image.Image, lines: Sequence[str], colours: Sequence[Colour]) -> None:
+    """Writes lines on the image, from its top left corner down."""
+    draw, font = ImageDraw.Draw(image), _font(image)
+    for i, (line, colour) in enumerate(zip(lines, colours, strict=True)):
+        _write(draw, (0, i * _height(font)), line, colour, font)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: Colour, font: Any
+) -> None:
+    """White on the colour, or black where that is light."""
+    x, y = place
+    draw.rectangle((x, y, x + font.getlength(text) + 4, y + _height(font) - 1), fill=colour)
+    ink = "black" if 299 * colour[0] + 587 * colour[1] + 114 * colour[2] > 140_000 else "white"
+    draw.text((x + 2, y + 1), text, fill=ink, font=font)
+
+
+def _font(image: Image.Image) -> Any:
+    return ImageFont.load_default(max(12, max(image.size) // 80))
+
+
+def _height(font: Any) -> int:
+    return int(font.size * 1.3) + 2
+
+
+def save_whole(image: Image.Image, path: Path) -> None:
+    """To a file whose name's ending tells the format. It is there whole, or as it was before."""
+    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        image.save(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Raises ValueError where `save_whole` could not write to `path`."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"cannot write {path}: use a name that ends in {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'not permitted'}")
