@@ -6,11 +6,13 @@ other processes learns of it, and learns the same again when a run resumes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from stepwell.data.sample import BadSample, Prepare, Source, read
 
@@ -45,9 +47,9 @@ class InOrder:
 class Mixture:
     """`length` samples drawn from several sources by weight.
 
-    Index i always leads to the same sample, and none of a source comes again before all of it have come,
-    but for the good ones that replace bad ones: the next of their source, of which at most `patience` are
-    looked at. Raises ValueError for weights that do not fit.
+    Index i always leads to the same sample, with the same random numbers of torch while it is prepared. None
+    of a source comes again before all of it have come, but for the good ones that replace bad ones: the next
+    of their source, of which at most `patience` are looked at. Raises ValueError for weights that do not fit.
     """
 
     def __init__(
@@ -86,7 +88,8 @@ class Mixture:
         bad: list[BadSample] = []
         for step in range(min(length, self.patience)):
             place = int(order[(first + step) % length])
-            sample = read(self.sources, number, place, self.prepare)
+            with _chances_of(self.seed, index):
+                sample = read(self.sources, number, place, self.prepare)
             if not isinstance(sample, BadSample):
                 return Drawn(sample, tuple(bad))
             bad.append(sample)
@@ -104,6 +107,14 @@ class Mixture:
                 _shuffled(len(source), self.seed, number, epoch)[first] for epoch, first in turns
             ]
         return list(zip(self._which.tolist(), places.tolist(), strict=True))
+
+
+@contextmanager
+def _chances_of(*seed: int) -> Iterator[None]:
+    """torch's random numbers on the CPU are those of a seed; afterwards they go on as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
+        yield
 
 
 @lru_cache(maxsize=16)

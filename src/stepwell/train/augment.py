@@ -38,21 +38,21 @@ IGNORED = 255  # the label of a pixel that belongs to no class
 CROP_TRIES = 10
 Share = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(gt=0)]
+Limits = tuple[int, int]
+"""Of the long side of an image, and of its short side."""
 _SETTINGS = ConfigDict(extra="forbid")
+_ANY = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class FixedAugment:
-    """To the largest size within two limits, and flipped: "plain" and "base" of PIIP's detectors."""
+    """To the size that the model's images have, and flipped: "plain" and "base" of PIIP's detectors."""
 
     kind: Literal["fixed"] = "fixed"
-    long_limit: Side = 1333
-    short_limit: Side = 800
     flip: Share = 0.5
     vertical_flip: Share = 0.0
 
-    def build(self) -> v2.Transform:
-        limits = (self.long_limit, self.short_limit)
+    def build(self, limits: Limits) -> v2.Transform:
         return v2.Compose([_ResizeWithin([limits]), *_flips(self.flip, self.vertical_flip), *_CLEAN])
 
 
@@ -68,7 +68,7 @@ class MultiScaleAugment:
     crop: Side = 1024
     flip: Share = 0.5
 
-    def build(self) -> v2.Transform:
+    def build(self, limits: Limits) -> v2.Transform:
         def scaled(side: int) -> int:
             return int(side * self.factor)
 
@@ -87,25 +87,24 @@ class MultiScaleAugment:
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class JitterAugment:
-    """For people's own images: a size within two limits times a scale by chance, a part of it no larger than
-    `crop`, flips and colours.
+    """For people's own images: the size that the model's images have times a scale by chance, a part of it no
+    larger than `crop`, by default the long limit of the model's images, flips and colours.
 
     scale: smallest and largest. colour: whether brightness, contrast, saturation and hue vary.
     """
 
     kind: Literal["jitter"] = "jitter"
-    long_limit: Side = 1333
-    short_limit: Side = 800
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.6, 1.4)
     crop: Side | None = None
     flip: Share = 0.5
     vertical_flip: Share = 0.0
     colour: bool = True
 
-    def build(self) -> v2.Transform:
+    def build(self, limits: Limits) -> v2.Transform:
+        crop = self.crop or max(limits)
         steps: list[v2.Transform] = [
-            _ResizeWithin([(self.long_limit, self.short_limit)], scale=self.scale),
-            _RandomPart(self.crop or self.long_limit, self.crop or self.long_limit),
+            _ResizeWithin([limits], scale=self.scale),
+            _RandomPart(crop, crop),
             *_flips(self.flip, self.vertical_flip),
         ]
         return v2.Compose([*steps, *([PhotometricDistortion()] if self.colour else []), *_CLEAN])
@@ -115,26 +114,26 @@ class JitterAugment:
 class SegmentCropAugment:
     """A scale by chance, a crop that holds several classes, a flip and colours: PIIP's segmenters.
 
-    long_limit, short_limit: of the size that the scale multiplies; None leaves the image's own. most: the
-    share of a crop's labelled pixels that one class may have; crops are drawn again, up to ten times, until
-    it has no more. A crop is smaller where the image is.
+    long_limit: of the size that the scale multiplies, whose short side is that of the model's images. crop:
+    its side, by default that of the windows in which the model looks at images. most: the share of a crop's
+    labelled pixels that one class may have; crops are drawn again, up to ten times, until it has less. A crop
+    is smaller where the image is.
     """
 
     kind: Literal["crop"] = "crop"
     long_limit: Side | None = 2048
-    short_limit: Side | None = 512
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
-    crop: Side = 512
+    crop: Side | None = None
     most: Share = 0.75
     flip: Share = 0.5
     vertical_flip: Share = 0.0
     colour: bool = True
 
-    def build(self) -> v2.Transform:
-        limits = None if self.long_limit is None else (self.long_limit, self.short_limit or self.long_limit)
+    def build(self, crop: int, short_side: int) -> v2.Transform:
+        """crop: the side of crops; short_side: of the model's images."""
         steps: list[v2.Transform] = [
-            _ResizeWithin([limits], scale=self.scale),
-            _CropOfClasses(self.crop, self.most),
+            _ResizeWithin([(self.long_limit or _ANY, short_side)], scale=self.scale),
+            _CropOfClasses(crop, self.most),
             *_flips(self.flip, self.vertical_flip),
         ]
         return v2.Compose([*steps, *([PhotometricDistortion()] if self.colour else [])])
@@ -144,11 +143,10 @@ class SegmentCropAugment:
 class DeiTAugment:
     """A part of the image as a square, a flip, and two changes of RandAugment (arXiv 1909.13719): DeiT's.
 
-    side: of the square. area, ratio: of the part. magnitude, magnitude_std: of the changes, of 10.
+    area, ratio: of the part. magnitude, magnitude_std: of the changes, of 10.
     """
 
     kind: Literal["deit"] = "deit"
-    side: Side = 224
     area: tuple[Share, Share] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: Share = 0.5
@@ -156,8 +154,9 @@ class DeiTAugment:
     magnitude: Annotated[float, Field(ge=0, le=10)] = 9
     magnitude_std: Annotated[float, Field(ge=0)] = 0.5
 
-    def build(self) -> v2.Transform:
-        steps: list[v2.Transform] = [_square(self.side, self.area, self.ratio), *_flips(self.flip, 0)]
+    def build(self, side: int) -> v2.Transform:
+        """side: of the square."""
+        steps: list[v2.Transform] = [_square(side, self.area, self.ratio), *_flips(self.flip, 0)]
         if self.changes:
             steps.append(_RandAugment(self.changes, self.magnitude, self.magnitude_std))
         return v2.Compose(steps)
@@ -170,13 +169,13 @@ class DeiT3Augment:
     """
 
     kind: Literal["deit3"] = "deit3"
-    side: Side = 224
     area: tuple[Share, Share] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: Share = 0.5
     colour: Annotated[float, Field(ge=0)] = 0.3
 
-    def build(self) -> v2.Transform:
+    def build(self, side: int) -> v2.Transform:
+        """side: of the square."""
         one = v2.RandomChoice(
             [
                 v2.RandomGrayscale(1.0),
@@ -185,7 +184,7 @@ class DeiT3Augment:
             ]
         )
         jitter = v2.ColorJitter(self.colour, self.colour, self.colour)
-        return v2.Compose([_square(self.side, self.area, self.ratio), *_flips(self.flip, 0), one, jitter])
+        return v2.Compose([_square(side, self.area, self.ratio), *_flips(self.flip, 0), one, jitter])
 
 
 DetectAugment = Annotated[FixedAugment | MultiScaleAugment | JitterAugment, Field(discriminator="kind")]
@@ -236,9 +235,7 @@ def _contrast(image: Tensor, factor: float | None) -> Tensor:
 class _ResizeWithin(v2.Transform):
     """To the size within one of the limits, each with the same chance, times a scale by chance."""
 
-    def __init__(
-        self, limits: list[tuple[int, int] | None], *, scale: tuple[float, float] = (1.0, 1.0)
-    ) -> None:
+    def __init__(self, limits: list[Limits], *, scale: tuple[float, float] = (1.0, 1.0)) -> None:
         super().__init__()
         self.limits, self.scale = limits, scale
 
@@ -246,8 +243,7 @@ class _ResizeWithin(v2.Transform):
         size: Size = v2.query_size(flat_inputs)
         limits = self.limits[int(torch.randint(len(self.limits), ()))]
         scale = _uniform(*self.scale)
-        within = size if limits is None else limits
-        return {"size": size_within(size, (int(scale * within[0]), int(scale * within[1])))}
+        return {"size": size_within(size, (int(scale * limits[0]), int(scale * limits[1])))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         size = list(params["size"])

@@ -40,6 +40,7 @@ from stepwell.models.vision import settings_json
 from stepwell.train.collate import Collator, TurnOrder, turn_mask
 from stepwell.train.length_groups import modality_groups, word_lengths
 from stepwell.train.recipe import Positive, Rate, Recipe, Share, Stage, Strict
+from stepwell.train.tasks import JudgedByLosses
 from stepwell.views.slices import SliceGeometry, long_side_size
 
 __all__ = [
@@ -152,13 +153,14 @@ class ChatTraining(StepwellForConditionalGeneration):
         return {"language": loss} | ({} if self.training else {"accuracy": token_accuracy(outputs, labels)})
 
 
-class ChatTask:
+class ChatTask(JudgedByLosses):
     """A stage that trains a whole StepwellForConditionalGeneration."""
 
     recipe: ClassVar[type[Recipe]] = ChatRecipe
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         self.settings, self.stage = recipe, stage
+        self.losses: Mapping[str, float] = stage.losses
         self.learning: tuple[str, ...] = stage.train
         self.scores: tuple[str, ...] = ("accuracy",) if "language" in stage.losses else ()
         if recipe.model.start is None:

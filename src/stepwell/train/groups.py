@@ -39,17 +39,20 @@ def part_of(name: str, parts: Mapping[str, str]) -> str:
     return part + name.removeprefix(prefix)
 
 
-def freeze_all_but(module: nn.Module, learning: Sequence[str], parts: Mapping[str, str]) -> None:
-    """Parameters of the parts in `learning` learn, but for those that no image reaches; all others do not.
-    Raises ValueError for a part that has none.
+def freeze_all_but(
+    module: nn.Module, learning: Sequence[str], parts: Mapping[str, str], frozen: Sequence[str] = ()
+) -> None:
+    """Parameters of the parts in `learning` learn, but for those of `frozen` parts and those that no image
+    reaches; all others do not. Raises ValueError for a part that has none.
     """
     named, idle = dict(module.named_parameters()), idle_parameters(module)
     names = {name: part_of(name, parts) for name in named}
-    _refuse_unknown(learning, names.values(), "of the model")
+    _refuse_unknown([*learning, *frozen], names.values(), "of the model")
     reached = [names[name] for name, parameter in named.items() if parameter not in idle]
     _refuse_unknown(learning, reached, "of the model that an image reaches")
     for name, parameter in named.items():
         learns = any(_within(names[name], part) for part in learning)
+        learns = learns and not any(_within(names[name], part) for part in frozen)
         parameter.requires_grad_(learns and parameter not in idle)
 
 

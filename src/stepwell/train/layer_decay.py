@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stepwell.train.strict import Rate, Strict
+from stepwell.data.fields import Rate, Strict
 
 __all__ = ["LayerDecay"]
 

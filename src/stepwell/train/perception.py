@@ -1,7 +1,8 @@
-"""What the tasks `detect`, `segment` and `classify` share: their models' fields, images of unequal sizes in
-one batch, and folders that pipelines take.
+"""What the tasks `detect`, `segment` and `classify` share: the fields of their recipes, models that start
+anew or from trained ones, and scores on validation data.
 
-Letters: B batch, (H, W) the padded batch in pixels.
+Random numbers of a sample are torch's, and hang on its place in the run alone (data/mixture.py), so that a
+run that resumes sees what it would have seen.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -18,35 +19,52 @@ from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.transforms import v2
-from transformers import PreTrainedModel
+from torchvision.transforms.v2 import functional as F
+from transformers import PreTrainedConfig
 
+from stepwell.data.classes import class_names
+from stepwell.data.fields import Rate, Strict
 from stepwell.data.mixture import Mixture
 from stepwell.data.sample import Source
+from stepwell.data.summary import summary
 from stepwell.folders import ModelError, check_hub_name, download, find_folder, model_type
 from stepwell.images.open import ImageSource, open_image
 from stepwell.models.parts import load_parts
+from stepwell.models.published.papers import find_published
+from stepwell.models.published.published import Published
+from stepwell.models.vision import settings_json
+from stepwell.train.examination import Examination
 from stepwell.train.groups import part_of
-from stepwell.train.recipe import Recipe, Stage
-from stepwell.train.strict import Strict
+from stepwell.train.recipe import Recipe, Stage, merged
 
-__all__ = ["PerceptionModel", "PerceptionRecipe", "PerceptionStage", "PerceptionTask", "Training"]
+__all__ = [
+    "PerceptionModel",
+    "PerceptionRecipe",
+    "PerceptionStage",
+    "PerceptionTask",
+    "Training",
+    "normalised",
+    "opened",
+    "places_of",
+]
 
-MODEL = "model."  # the prefix of the model in the module that is trained
+_MODEL = "model."  # the prefix of the model in the module that is trained
 
 
 class PerceptionModel(Strict):
-    """A backbone and a head with random weights, or a whole model that was trained before.
+    """What is trained: a network with random weights, or with weights in some of its parts; or a whole model.
 
-    start: a folder or owner/name on the hub, of which a commit, branch or tag is the `revision`; where its
-    classes are others than the data's, the layers that tell them start anew. backbone: `DenseSettings` of
-    ours, or the JSON of a backbone of transformers with its model_type. parts: where parts start
-    (models/parts.py); revisions: of those that start from the hub. classes: by default those of the data.
+    start: a folder or owner/name on the hub, of which a commit, branch or tag is the `revision`; where it
+    knows other classes than the data, the layers that tell classes start anew. published: settings by name
+    (`stepwell list`), which backbone, head and images change. backbone: settings of a pyramid, or the JSON of
+    a backbone of transformers with its model_type. parts: where parts start (models/parts.py), and their
+    `revisions` on the hub. classes: names, by default those of the first data.
     """
 
     start: str | None = None
     revision: str | None = None
-    backbone: dict[str, Any] | None = None
+    published: str | None = None
+    backbone: dict[str, Any] = {}
     head: dict[str, Any] = {}
     images: dict[str, Any] = {}
     parts: dict[str, str] = {}
@@ -60,119 +78,242 @@ class PerceptionModel(Strict):
             raise ValueError(f"start is a whole model; {ignored[0]} beside it would be ignored")
         if self.start is None and self.revision is not None:
             raise ValueError("revision is of a start on the hub, and there is no start")
-        if self.start is None and self.backbone is None:
-            raise ValueError("give either start or backbone")
+        if self.start is None and self.published is None and not self.backbone:
+            raise ValueError("give start, published or backbone")
         return self
+
+    def settings(self, task: str) -> dict[str, Any]:
+        """JSON of `backbone`, `head` and `images`: those of the published model with the changes in them.
+        Raises ValueError for a name that is not published, or of another task.
+        """
+        changes = {"backbone": self.backbone, "head": self.head, "images": self.images}
+        if self.published is None:
+            return changes
+        published = find_published(self.published)
+        if published is None or published.task != task:
+            what = "is not published" if published is None else f"is of {published.task}, not of {task}"
+            raise ValueError(f"model.published: {self.published} {what}; `stepwell list` has the names")
+        return {name: merged(theirs, changes[name], "model") for name, theirs in _json_of(published).items()}
 
 
 class PerceptionStage(Stage):
-    """augment: what happens by chance to images that are learnt from (train/augment.py); images of the
-    validation data are prepared as the model's image processor prepares them.
+    """train: parts that learn, by default all. freeze: parts of those that do not. losses: weights of losses
+    by their names, 1 where nothing is said.
     """
 
-    train: tuple[str, ...] = ("vision", "head")
-    losses: Mapping[str, float] = {}
+    train: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    losses: Mapping[str, Rate] = {}
 
     @model_validator(mode="after")
-    def _no_geometry(self) -> PerceptionStage:
+    def _without_geometry(self) -> PerceptionStage:
         if self.vision:
-            raise ValueError("vision: sizes of images are model.images and augment")
+            raise ValueError("vision is of assistants; sizes of images are model.images and augment")
         return self
 
 
 class PerceptionRecipe(Recipe):
+    """log_steps: more often than an assistant's, whose steps take longer."""
+
     model: PerceptionModel
     stages: Annotated[tuple[PerceptionStage, ...], Field(min_length=1)]
+    log_steps: Annotated[int, Field(gt=0)] = 10
 
 
 class Training(nn.Module):
     """A model whose forward gives its losses by name."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
-        return losses_by_name(self.model(**batch).losses)
+        """What a task's `collate` makes -> means by the names of its `losses`."""
+        raise NotImplementedError
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As models of transformers do."""
+        self.model.gradient_checkpointing_enable(*args, **kwargs)
 
 
 class PerceptionTask(ABC):
-    """A stage that trains a model of one kind. Subclasses say which, and what a sample is."""
+    """A stage that trains a model of one kind. Subclasses say which, and what a sample and a batch are."""
 
     recipe: ClassVar[type[Recipe]]
-    auto: ClassVar[type[PreTrainedModel]]
+    model_class: ClassVar[Any]
+    training: ClassVar[type[Training]]
+    published: ClassVar[str]
+    """The task of the published models that may be trained."""
+    best: ClassVar[str]
+    """The score by which weights are the best; larger is better."""
+    scores: ClassVar[Sequence[str]] = ()
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         self.settings, self.stage = recipe, stage
-        self.learning: tuple[str, ...] = stage.train
-        self.augment = stage.augment.build()
-        first = recipe.stages[0].data[0].open()
-        self.classes: tuple[str, ...] = recipe.model.classes or tuple(first.classes)
-        self.processor = self.untrained("meta").image_processor()
+        self.classes = recipe.model.classes or class_names(recipe.stages[0].data[0].open().classes)
+        self.config = self.config_of(recipe.model, self.classes)
+        with torch.device("meta"):
+            model = self.model_class(self.config)
+        self.processor: Any = model.image_processor()
+        self._parts = {part: _MODEL + prefix for part, prefix in model.parts.items()}
+        names = {part_of(_MODEL + name, self._parts) for name, _ in model.named_parameters()}
+        self.learning: Sequence[str] = stage.train or sorted({name.split(".")[0] for name in names})
+        self.frozen: Sequence[str] = stage.freeze
+        self.losses = self._weights()
+        self.augment = self.augmentation()
+
+    @classmethod
+    def configuration(cls, recipe: Any) -> Any:
+        return cls.config_of(recipe.model, recipe.model.classes or ("object",))
+
+    @classmethod
+    def config_of(cls, model: PerceptionModel, classes: Sequence[str]) -> PreTrainedConfig:
+        """Of the model that is trained. Raises ValueError naming a wrong field."""
+        names = _labels(classes)
+        if model.start is None:
+            return cls.new_config(model.settings(cls.published), names)
+        config: Any = cls.model_class.config_class.from_pretrained(cls._start(model), **names)
+        if model.images and not hasattr(config, "images"):
+            raise ValueError("model.images: this model's branches say how large its images are")
+        if model.images:
+            config.images = {**config.images, **model.images}
+        return config
+
+    @classmethod
+    @abstractmethod
+    def new_config(cls, settings: dict[str, Any], names: dict[str, Any]) -> PreTrainedConfig:
+        """settings: JSON of backbone, head and images."""
 
     @abstractmethod
-    def untrained(self, device: str) -> Any:
-        """The model with random weights."""
+    def loss_names(self) -> Sequence[str]:
+        """Of the losses that the module gives."""
 
     @abstractmethod
-    def sample(self, sample: Any) -> dict[str, Any]:
-        """-> `image`, an uint8 image (3, H, W), and what is known of it, as tv_tensors."""
+    def augmentation(self) -> Any:
+        """What happens to samples by chance."""
 
     @abstractmethod
-    def prepared(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """What of a sample belongs into a batch; `image` is normalised."""
+    def sample(self, sample: Any, classes: Sequence[int]) -> dict[str, Any]:
+        """-> `image`, (3, H, W) uint8, and what is known of it, as tv_tensors. classes: the label of each of
+        its source's.
+        """
+
+    @abstractmethod
+    def examined(self, model: Any, source: Any) -> Examination:
+        """A model on data."""
 
     def build(self) -> nn.Module:
         settings = self.settings.model
-        if settings.start is not None:
-            model = self._started(settings.start, settings.revision)
-        else:
-            model = self.untrained("cpu")
+        if settings.start is None:
+            model = self.model_class(self.config)
             if self.stage == self.settings.stages[0]:
                 for part, report in load_parts(model, settings.parts, revisions=settings.revisions).items():
                     _tell(f"{part} from {report.text()}")
-        return Training(model)
+        else:
+            model = self._started(settings)
+        return self.training(model)
 
-    def _started(self, start: str, revision: str | None) -> Any:
-        folder = find_folder(start)
+    @classmethod
+    def _start(cls, settings: PerceptionModel) -> Path:
+        """The folder of a whole model. Raises ModelError for one of another kind."""
+        assert settings.start is not None
+        folder = find_folder(settings.start)
         if folder is None:
-            check_hub_name(start)
-            folder = download(start, revision=revision)
-        elif revision is not None:
-            raise ModelError(f"model.revision {revision}: {start} is on this machine, as one version")
-        kind, expected = model_type(folder), self.auto.config_class.model_type
+            check_hub_name(settings.start)
+            folder = download(settings.start, revision=settings.revision)
+        elif settings.revision is not None:
+            raise ModelError(f"model.revision is of a name on the hub, and {folder} is a folder")
+        kind, expected = model_type(folder), cls.model_class.config_class.model_type
         if kind != expected:
-            raise ModelError(f"model.start: {folder} holds a {kind!r} model, and this task trains {expected!r}")
-        theirs = self.auto.config_class.from_pretrained(folder)
-        names = tuple(theirs.id2label[i] for i in range(theirs.num_labels))
-        if names != self.classes:
-            _tell(f"{start} knows {len(names)} classes and the data {len(self.classes)}: their layers start anew")
-        return self.auto.from_pretrained(
-            folder, dtype=torch.float32, **labels(self.classes), ignore_mismatched_sizes=True
+            raise ModelError(
+                f"model.start: {folder} holds a {kind!r} model, and this task trains {expected!r}"
+            )
+        return folder
+
+    def _started(self, settings: PerceptionModel) -> Any:
+        folder = self._start(settings)
+        theirs = self.model_class.config_class.from_pretrained(folder)
+        known = tuple(theirs.id2label[i] for i in range(theirs.num_labels))
+        if known != self.classes and self.stage == self.settings.stages[0]:
+            _tell(
+                f"{settings.start} knows {len(known)} classes, which are not the {len(self.classes)} of the "
+                "data: the layers that tell classes start anew"
+            )
+        return self.model_class.from_pretrained(
+            folder, config=self.config, dtype=torch.float32, ignore_mismatched_sizes=True
         )
 
+    def introduction(self) -> str:
+        """What the stage's data hold."""
+        texts = []
+        for role in ("data", "validation"):
+            for data in getattr(self.stage, role):
+                texts.append(f"{role} of stage {self.stage.name}: {summary(data.open()).text()}")
+        return "\n".join(texts)
+
     def parts(self, module: nn.Module) -> Mapping[str, str]:
-        assert isinstance(module, Training)
-        return {part: MODEL + prefix for part, prefix in module.model.parts.items()}
+        return self._parts
 
     def source(self, data: Any) -> Source:
-        source: Source = data.open()
-        return source
+        source: Any = data.open()
+        return _Labelled(source, places_of(class_names(source.classes), self.classes))
 
     def order(self, samples: Mixture, *, batches: int, seed: int) -> Sequence[int] | None:
         return None
 
     def prepare(self, sample: Any) -> dict[str, Any]:
-        return self.prepared(self.augment(self.sample(sample)))
+        return self.ready(self.augment(self.sample(*sample)))
 
-    def look(self, sample: Any) -> dict[str, Any]:
-        return self.prepared(self.fixed(self.sample(sample)))
+    def ready(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """What of an augmented sample belongs into a batch."""
+        return {**sample, "image": normalised(sample["image"], self.processor)}
+
+    def examination(self, module: nn.Module) -> Examination | None:
+        if not self.stage.validation:
+            return None
+        assert isinstance(module, Training)
+        return self.examined(module.model, self.stage.validation[0].open())
 
     def save(self, weights: Path, folder: Path) -> None:
-        model = self.untrained("cpu")
-        tensors = {name.removeprefix(MODEL): tensor for name, tensor in load_file(weights).items()}
+        model = self.model_class(self.config)
+        tensors = {name.removeprefix(_MODEL): tensor for name, tensor in load_file(weights).items()}
         model.load_state_dict(tensors)
         model.to(getattr(torch, self.settings.save_dtype)).save_pretrained(folder)
+
+    def _weights(self) -> dict[str, float]:
+        names, told = self.loss_names(), dict(self.stage.losses)
+        if unknown := sorted(told.keys() - set(names)):
+            raise ValueError(
+                f"stages.{self.stage.name}.losses: there is no {unknown[0]!r}; there are {', '.join(names)}"
+            )
+        return {name: told.get(name, 1.0) for name in names}
+
+
+class _Labelled:
+    """A source whose samples come with the labels of its classes."""
+
+    def __init__(self, source: Any, labels: Sequence[int]) -> None:
+        self.source, self.labels = source, labels
+        self.faults: list[tuple[str, str]] = getattr(source, "faults", [])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Any, Sequence[int]]:
+        return self.source[index], self.labels
+
+    def where(self, index: int) -> str:
+        where: str = self.source.where(index)
+        return where
+
+
+def places_of(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """The place of every name among the classes. Raises ValueError for one that is not there."""
+    if unknown := [name for name in names if name not in classes]:
+        raise ValueError(
+            f"the data have a class {unknown[0]!r}, which is none of the model's: {', '.join(classes)}"
+        )
+    return [list(classes).index(name) for name in names]
 
 
 def opened(source: ImageSource) -> tv_tensors.Image:
@@ -180,10 +321,21 @@ def opened(source: ImageSource) -> tv_tensors.Image:
     return tv_tensors.Image(torch.from_numpy(np.array(open_image(source))).permute(2, 0, 1))
 
 
-def labels(classes: Sequence[str]) -> dict[str, Any]:
+def normalised(image: Tensor, processor: Any) -> Tensor:
+    """(3, H, W) uint8 -> float32, as an image processor has it."""
+    values = F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True)
+    return cast(Tensor, F.normalize(values, processor.image_mean, processor.image_std))
+
+
+def _labels(classes: Sequence[str]) -> dict[str, Any]:
     """Keywords of a configuration."""
     names = dict(enumerate(classes))
     return {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+
+
+def _json_of(published: Published) -> dict[str, Any]:
+    parts = {"backbone": published.settings, "head": published.head, "images": published.images}
+    return {name: {} if part is None else settings_json(part) for name, part in parts.items()}
 
 
 def _tell(line: str) -> None:

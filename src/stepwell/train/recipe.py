@@ -22,10 +22,10 @@ from pydantic import Field, ValidationError, model_validator
 from stepwell.data.fields import Positive, Rate, Share, Strict
 from stepwell.folders import one_line
 from stepwell.models.vision import first_complaint
+from stepwell.train.averaging import Average
 from stepwell.train.groups import Decayed
 from stepwell.train.layer_decay import LayerDecay
 from stepwell.train.shipped import recipe_names
-from stepwell.train.strict import Positive, Rate, Share, Strict
 from stepwell.train.tasks import find_task
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Stage",
     "Strict",
     "load_recipe",
+    "merged",
 ]
 
 FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of one folder: what it is in stays there
@@ -63,7 +64,9 @@ class Optimiser(Strict):
 
 
 class Schedule(Strict):
-    """`name` is one of TrainingArguments' `lr_scheduler_type`; `arguments` are those of the schedule."""
+    """`name` is one of TrainingArguments' `lr_scheduler_type`, or of train/schedules.py: step, line,
+    epoch_cosine; `arguments` are those of the schedule.
+    """
 
     name: str = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
@@ -77,6 +80,8 @@ class Stage(Strict):
     like those of `data`, all of whose samples are looked at every `validate_steps` and at the end. keep: the
     weights that the stage ends with, by default the best on the validation data where there is any.
     vision: changes to the model's geometry in this stage, such as {sizes: [160, 320]} or {max_slices: 1}.
+    patience: validations in a row that may be no better than the best before the stage ends; None: any.
+    average: of the weights over the steps (train/averaging.py).
     losses: weights of the task's losses; one that is not named is not computed. trainer: further fields of
     transformers' TrainingArguments.
     """
@@ -93,6 +98,8 @@ class Stage(Strict):
     validation: Any = ()
     validate_steps: Positive = 500
     keep: Literal["best", "last"] | None = None
+    patience: Positive | None = None
+    average: Average | None = None
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     trainer: dict[str, Any] = {}
@@ -101,8 +108,9 @@ class Stage(Strict):
     def _can_be_done(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
-        if self.keep == "best" and not self.validation:
-            raise ValueError("keep: best needs validation data to tell")
+        for field in ("keep: best", "patience"):
+            if (self.keep == "best" if "best" in field else self.patience) and not self.validation:
+                raise ValueError(f"{field} needs validation data to tell")
         return self
 
 
@@ -159,8 +167,8 @@ def _read(source: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:
     if base is None:
         return fields
     beside = folder / base if folder and (folder / base).is_file() else base
-    merged: dict[str, Any] = _merged(_read(beside, (*seen, str(source))), fields, f"recipe {source}")
-    return merged
+    whole: dict[str, Any] = merged(_read(beside, (*seen, str(source))), fields, f"recipe {source}")
+    return whole
 
 
 def _text(source: str | Path) -> tuple[str, Path | None]:
@@ -187,15 +195,15 @@ def _yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def _merged(base: Any, changes: dict[str, Any], where: str) -> Any:
+def merged(base: Any, changes: dict[str, Any], where: str) -> Any:
     """A mapping, or a list some of whose entries are named, with what is changed in it."""
-    merged: Any = copy(base)
+    whole: Any = copy(base)
     for key, value in changes.items():
-        place = _index(merged, str(key), where)
-        old = merged.get(place) if isinstance(merged, dict) else merged[place]
+        place = _index(whole, str(key), where)
+        old = whole.get(place) if isinstance(whole, dict) else whole[place]
         is_change = isinstance(old, dict | list) and isinstance(value, dict)
-        merged[place] = _merged(old, value, where) if is_change else value
-    return merged
+        whole[place] = merged(old, value, where) if is_change else value
+    return whole
 
 
 def _set(fields: dict[str, Any], override: str) -> None:

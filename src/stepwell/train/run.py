@@ -17,18 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_model
 from torch import nn
 from transformers import Trainer, set_seed
 
 from stepwell.data.mixture import PATIENCE, Mixture
+from stepwell.folders import write_whole
 from stepwell.train.recipe import Recipe, load_recipe
-from stepwell.train.stage_trainer import WHOLE, StageTrainer, processes, put
+from stepwell.train.stage_trainer import WHOLE, StageTrainer, processes, progress_bars, put
 from stepwell.train.tasks import Task, find_task
 
-__all__ = ["mixture", "train"]
+__all__ = ["RECIPE", "mixture", "train"]
 
 _logger = logging.getLogger(__name__)
+RECIPE = "recipe.yaml"
+"""In a run's folder: what was trained, its bases and overrides in it."""
 _RECORD = "recipe.json"
 _WITHOUT_EFFECT = {"name", "output", "save_steps", "log_steps", "workers", "resume", "save_dtype"}
 _WITHOUT_EFFECT |= {"bad_samples", "bad_samples_limit"}
@@ -53,6 +57,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     for i, stage_folder in enumerate(stages):
         if resume:
             _refuse_another_recipe(stage_folder, _what_matters(settings, i))
+    _begin(settings, tasks, folder)
     weights: Path | None = None
     for i, (task, source, stage_folder) in enumerate(zip(tasks, sources, stages, strict=True)):
         finished = stage_folder / "finished"
@@ -80,9 +85,22 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         tasks[-1].save(weights, part)
         put(part, folder / "model")
+        tasks[-1].report(folder / "model", folder)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     return folder / "model"
+
+
+def _begin(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
+    """The first process leaves the recipe in the run's folder, and tells what the data hold."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = recipe.model_dump(mode="json", exclude_unset=True)
+    write_whole(folder / RECIPE, yaml.safe_dump({"task": recipe.task, **fields}, sort_keys=False))
+    for task in tasks:
+        if text := task.introduction():
+            print(text, flush=True)
 
 
 def _train(trainer: Trainer, *, checkpoint: str | None) -> None:
@@ -90,8 +108,7 @@ def _train(trainer: Trainer, *, checkpoint: str | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except BaseException:
-        bars = (getattr(callback, "training_bar", None) for callback in trainer.callback_handler.callbacks)
-        for bar in filter(None, bars):
+        for bar in progress_bars(trainer):
             bar.close()
         raise
 

@@ -7,21 +7,32 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from pydantic import ValidationError
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from stepwell.data.mixture import Drawn, InOrder, Mixture
+from stepwell.layers.synchronised import synchronised
+from stepwell.models.vision import first_complaint
+from stepwell.train.averaging import Averaging
 from stepwell.train.bad_samples import BadSamples
+from stepwell.train.examination import Examination
 from stepwell.train.groups import freeze_all_but, parameter_groups
 from stepwell.train.metrics import MetricsFile
 from stepwell.train.recipe import Optimiser, Recipe, Stage
+from stepwell.train.results import Results
+from stepwell.train.schedules import SCHEDULES, Run, build_schedule, checked_arguments
 from stepwell.train.tasks import Task
 
-__all__ = ["WHOLE", "StageTrainer", "processes", "put"]
+__all__ = ["WHOLE", "StageTrainer", "processes", "progress_bars", "put"]
 
 BAD = "bad_samples"  # of a batch
 BEST = "best"  # of a stage: the weights with the lowest loss on its validation data so far
@@ -69,6 +80,12 @@ class _ClippingAtFirst(TrainerCallback):
         args.max_grad_norm = self.norm if self.steps is None or state.global_step < self.steps else 0.0
 
 
+def progress_bars(trainer: Trainer) -> Iterator[Any]:
+    """tqdm's, of a training that is going on."""
+    bars = (getattr(callback, "training_bar", None) for callback in trainer.callback_handler.callbacks)
+    return filter(None, bars)
+
+
 class _Collate:
     """A batch, and the bad samples met while it was drawn, of which a worker has no other way to tell. It has
     nothing else where a source has no good one.
@@ -99,9 +116,13 @@ class StageTrainer(Trainer):
         seed: int,
     ) -> None:
         self.parts = task.parts(module)
-        freeze_all_but(module, task.learning, self.parts)
+        freeze_all_but(module, task.learning, self.parts, task.frozen)
+        if processes() > 1:
+            synchronised(module)
+        self.averaging = None if task.stage.average is None else Averaging(module, task.stage.average)
         sources = [task.source(data) for data in task.stage.validation]
         validation: Any = InOrder(sources, task.prepare) if sources else None
+        callbacks = [MetricsFile(folder), Results(folder), _ClippingAtFirst(task.stage.optimiser)]
         bad_samples = BadSamples(
             folder,
             [*source.sources, *sources],
@@ -115,7 +136,7 @@ class StageTrainer(Trainer):
             data_collator=_Collate(task),
             train_dataset=source,
             eval_dataset=validation,
-            callbacks=[bad_samples, _Sealing(), MetricsFile(folder), _ClippingAtFirst(task.stage.optimiser)],
+            callbacks=[bad_samples, *filter(None, [self.averaging]), _Sealing(), *callbacks],
             optimizer_cls_and_kwargs=_of_torch(task.stage.optimiser),
         )
         self.bad_samples = bad_samples
@@ -144,6 +165,23 @@ class StageTrainer(Trainer):
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The stage's schedule, one of ours or by its name in transformers."""
+        schedule = self.stage.schedule
+        if schedule.name not in SCHEDULES:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:  # type: ignore[has-type]
+            of_a_step = self.stage.batch * self.stage.accumulate * processes()
+            run = Run(
+                steps=num_training_steps,
+                epoch_steps=sum(map(len, self.train_dataset.sources)) / of_a_step,
+                warmup=schedule.warmup_steps,
+                in_epochs=self.stage.epochs is not None,
+            )
+            ours = checked_arguments(schedule.name, schedule.arguments)
+            self.lr_scheduler = build_schedule(optimizer or self.optimizer, ours, run)
+        return self.lr_scheduler
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """The task's order, the same in every process and after a resume, or by chance."""
         batches = self.args.gradient_accumulation_steps * self.args.world_size
@@ -167,9 +205,9 @@ class StageTrainer(Trainer):
         counts: Counter[str] = Counter()
         for batch in batches:
             counts.update(self.task.counts(batch))
-        here = torch.tensor([int(counts[name]) for name in self.stage.losses], device=device)
+        here = torch.tensor([int(counts[name]) for name in self.task.losses], device=device)
         everywhere = self.accelerator.gather(here).view(-1, len(here)).sum(0)
-        return batches, dict(zip(self.stage.losses, everywhere, strict=True))
+        return batches, dict(zip(self.task.losses, everywhere, strict=True))
 
     def compute_loss(
         self,
@@ -188,25 +226,74 @@ class StageTrainer(Trainer):
                 # Trainer divides by the number of batches, and processes average their gradients.
                 parts = self.current_gradient_accumulation_steps * self.args.world_size
                 loss = loss * (parts * counts[name] / num_items_in_batch[name].clamp(min=1))
-            total = total + self.stage.losses[name] * loss
+            total = total + self.task.losses[name] * loss
         return (total, None) if return_outputs else total
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Means of losses and scores over the validation data; the weights of the smallest loss are kept in
+        """What the stage is watched by on its validation data: means of losses and scores, or the scores of a
+        task that examines its model. The weights of the smallest loss, or of the largest score, are kept in
         `best`.
         """
-        means = self._validation_means()
-        metrics = {f"eval_loss_{name}": means[name] for name in self.stage.losses}
-        metrics["eval_loss"] = sum(weight * means[name] for name, weight in self.stage.losses.items())
-        metrics |= {f"eval_{name}": means[name] for name in self.task.scores}
+        examination = self.task.examination(self._judged)
+        if examination is None:
+            metrics, judged_by, sign = self._means_of_validation(), "eval_loss", -1
+        else:
+            metrics, judged_by, sign = self._scores(examination), f"eval_{examination.best}", 1
         super().log(metrics)
+        for bar in progress_bars(self):
+            bar.set_postfix({judged_by.removeprefix("eval_"): f"{metrics[judged_by]:.4g}"})
         self._validated = self.state.global_step
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         best = self.state.best_metric
-        if best is None or math.isnan(best) or metrics["eval_loss"] < best:
-            self.state.best_metric = metrics["eval_loss"]
+        if best is None or math.isnan(best) or sign * metrics[judged_by] > sign * best:
+            self.state.best_metric = metrics[judged_by]
+            self.state.best_global_step = self.state.global_step
             self._keep(Path(self.args.output_dir) / BEST)
+        self._stop_early()
         return metrics
+
+    @property
+    def _judged(self) -> nn.Module:
+        """What is scored and kept: the module, or the average of its weights."""
+        if self.averaging is None or not self.averaging.settings.use:
+            module: nn.Module = self.model
+            return module
+        return self.averaging.model
+
+    def _stop_early(self) -> None:
+        """Ends the stage where it has become no better for as many validations as it has patience."""
+        waited = (self.state.global_step - (self.state.best_global_step or 0)) / self.stage.validate_steps
+        if self.stage.patience is not None and waited >= self.stage.patience:
+            self.control.should_training_stop = True
+
+    def _scores(self, examination: Examination) -> dict[str, float]:
+        """Every process looks at every n-th batch of images, and all know the scores."""
+        model = self._judged
+        was_training = model.training
+        model.eval()
+        places, batch = range(len(examination)), self.stage.batch
+        rank, count = self.args.process_index, self.args.world_size
+        found: dict[int, Any] = {}
+        behind = len(self.train_dataset.sources)  # by which the numbers of validation sources are larger
+        for start in range(rank * batch, len(places), batch * count):
+            of_batch, bad = examination.found(places[start : start + batch])
+            found |= of_batch
+            bad = [sample._replace(source=sample.source + behind) for sample in bad]
+            self.bad_samples.add(bad, step=self.state.global_step)
+        model.train(was_training)
+        for others in gather_object([found]):
+            found |= others
+        if not found:
+            raise ValueError(f"stages.{self.stage.name}.validation has no image that can be used")
+        return {
+            f"eval_{name}": value for name, value in examination.scores(dict(sorted(found.items()))).items()
+        }
+
+    def _means_of_validation(self) -> dict[str, float]:
+        means = self._validation_means()
+        metrics = {f"eval_loss_{name}": means[name] for name in self.task.losses}
+        metrics["eval_loss"] = sum(weight * means[name] for name, weight in self.task.losses.items())
+        return metrics | {f"eval_{name}": means[name] for name in self.task.scores}
 
     @torch.no_grad()
     def _validation_means(self) -> dict[str, float]:
@@ -216,7 +303,7 @@ class StageTrainer(Trainer):
         places = range(len(self.eval_dataset))
         behind = len(self.train_dataset.sources)  # by which the numbers of validation sources are larger
         batches = [places[i : i + self.stage.batch] for i in places[:: self.stage.batch]][rank::processes]
-        names = [*self.stage.losses, *self.task.scores]
+        names = [*self.task.losses, *self.task.scores]
         totals = torch.zeros(len(names), 2, dtype=torch.float64, device=self.args.device)
         model = self.model.eval()
         for batch in batches:
@@ -243,8 +330,15 @@ class StageTrainer(Trainer):
 
     def _keep(self, folder: Path) -> None:
         """The weights of now, there as a whole or not at all; an older folder is replaced."""
+        self._write(self._judged, folder)
+
+    def _write(self, module: nn.Module, folder: Path) -> None:
         part = folder.with_name(f"{folder.name}.part")
-        self.save_model(str(part))
+        if module is self.model:
+            self.save_model(str(part))
+        elif self.is_world_process_zero():
+            part.mkdir(parents=True, exist_ok=True)
+            save_model(module, part / SAFE_WEIGHTS_NAME)
         if self.is_world_process_zero():
             put(part, folder)
         self.accelerator.wait_for_everyone()
@@ -252,6 +346,8 @@ class StageTrainer(Trainer):
     def finish(self, folder: Path) -> None:
         """Leaves the stage's weights, the best or the last, in `folder`; and both where they differ."""
         best = Path(self.args.output_dir) / BEST
+        if self.averaging is not None:
+            self._write(self.averaging.model, folder.with_name("average"))
         if self.eval_dataset is not None and self._validated != self.state.global_step:
             self.evaluate()
         if self.stage.keep == "last" or not best.is_dir():
@@ -280,6 +376,19 @@ def _of_torch(optimiser: Optimiser) -> tuple[type[torch.optim.Optimizer], dict[s
     return None if kind is None else (kind, {"lr": optimiser.lr, "betas": optimiser.betas})
 
 
+def _schedule_arguments(stage: Stage) -> dict[str, Any]:
+    """Of TrainingArguments. Raises ValueError for arguments that a schedule of ours has not."""
+    name, arguments = stage.schedule.name, stage.schedule.arguments
+    if name not in SCHEDULES:
+        return {"lr_scheduler_type": name, "lr_scheduler_kwargs": arguments}
+    try:
+        checked_arguments(name, arguments)
+    except ValidationError as error:
+        where = f"stages.{stage.name}.schedule.arguments"
+        raise ValueError(f"{where}: {first_complaint(error)}") from None
+    return {"lr_scheduler_type": "constant"}
+
+
 def _training_arguments(
     recipe: Recipe, stage: Stage, folder: Path, *, steps: int, seed: int
 ) -> TrainingArguments:
@@ -296,8 +405,7 @@ def _training_arguments(
         "adam_beta2": optimiser.betas[1],
         "weight_decay": optimiser.weight_decay,
         "max_grad_norm": optimiser.max_grad_norm,
-        "lr_scheduler_type": stage.schedule.name,
-        "lr_scheduler_kwargs": stage.schedule.arguments,
+        **_schedule_arguments(stage),
         "warmup_steps": stage.schedule.warmup_steps,
         "bf16": recipe.bf16,
         "use_cpu": not torch.cuda.is_available(),
@@ -311,7 +419,9 @@ def _training_arguments(
         },  # rows of pixel_values are no samples: never cut a batch
     }
     # Two, since the one before is removed before the last is marked as whole.
-    defaults = {"save_total_limit": 2, "report_to": "none"}
+    defaults: dict[str, Any] = {"save_total_limit": 2, "report_to": "none"}
+    if find_spec("tensorboard") is not None:
+        defaults["report_to"] = "tensorboard"
     if recipe.workers:
         defaults["dataloader_prefetch_factor"] = 8
     if stage.validation:

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
     from stepwell.data.mixture import Mixture
     from stepwell.data.sample import Source
+    from stepwell.train.examination import Examination
     from stepwell.train.recipe import Recipe
 
-__all__ = ["TASKS", "Task", "find_task"]
+__all__ = ["TASKS", "JudgedByLosses", "Task", "find_task"]
 
 TASKS = {
     "chat": "stepwell.train.chat:ChatTask",
+    "classify": "stepwell.train.classify:ClassifyTask",
+    "detect": "stepwell.train.detect:DetectTask",
     "reader": "stepwell.reader.task:ReaderTask",
+    "segment": "stepwell.train.segment:SegmentTask",
     "upsampler": "stepwell.train.upsampler:UpsamplerTask",
 }
 """Modules and classes, imported when a recipe asks for them."""
@@ -40,6 +44,12 @@ class Task(Protocol):
     learning: Sequence[str]
     """Parts that learn in this stage."""
 
+    frozen: Sequence[str]
+    """Parts of those that do not."""
+
+    losses: Mapping[str, float]
+    """Weights of the losses that the module gives in this stage."""
+
     scores: Sequence[str]
     """What the module gives beside the stage's losses while it is evaluated, by name, each a mean."""
 
@@ -54,6 +64,10 @@ class Task(Protocol):
         """What is trained, with its starting weights: a module whose forward takes a batch and gives the
         stage's losses by name, each a mean. The next stage begins with this one's state dict.
         """
+        ...
+
+    def introduction(self) -> str:
+        """What a reader of the log should know of the stage before it begins; "" for nothing."""
         ...
 
     def parts(self, module: nn.Module) -> Mapping[str, str]:
@@ -86,11 +100,34 @@ class Task(Protocol):
         """
         ...
 
+    def examination(self, module: nn.Module) -> Examination | None:
+        """What a module is judged by on the stage's validation data; None: its losses and `scores`."""
+        ...
+
+    def report(self, model: Path, folder: Path) -> None:
+        """Writes what is to be told of the finished model into the run's folder."""
+        ...
+
     def save(self, weights: Path, folder: Path) -> None:
         """The model of a stage's weights, without that stage's geometry, as a folder that `stepwell.load`
         takes.
         """
         ...
+
+
+class JudgedByLosses:
+    """What a task is that judges a model by its losses, and has nothing to tell of it."""
+
+    frozen: Sequence[str] = ()
+
+    def introduction(self) -> str:
+        return ""
+
+    def examination(self, module: nn.Module) -> None:
+        return None
+
+    def report(self, model: Path, folder: Path) -> None:
+        return None
 
 
 def find_task(name: str) -> type[Task]:

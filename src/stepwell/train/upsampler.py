@@ -29,6 +29,7 @@ from stepwell.models.upsampler import StepwellUpsampler, StepwellUpsamplerConfig
 from stepwell.structures import EncoderSpec, Statistics
 from stepwell.train.multiview import HiddenMap, Loss, MultiviewTraining, UncertaintyHead
 from stepwell.train.recipe import Positive, Rate, Recipe, Stage, Strict
+from stepwell.train.tasks import JudgedByLosses
 from stepwell.views.preprocess import resize_short_side_and_crop, to_tensor
 
 __all__ = ["ImageData", "UpsamplerModel", "UpsamplerRecipe", "UpsamplerStage", "UpsamplerTask"]
@@ -145,13 +146,14 @@ class UpsamplerRecipe(Recipe):
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-class UpsamplerTask:
+class UpsamplerTask(JudgedByLosses):
     """A stage that trains an InversePyramid."""
 
     recipe: ClassVar[type[Recipe]] = UpsamplerRecipe
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         self.settings, self.stage = recipe, stage
+        self.losses: Mapping[str, float] = stage.losses
         model = recipe.model
         if "entropy" in stage.losses and model.downsampler.kind != "kernel":
             raise ValueError(
