@@ -57,8 +57,8 @@ class PerceptionModel(Strict):
     start: a folder or owner/name on the hub, of which a commit, branch or tag is the `revision`; where it
     knows other classes than the data, the layers that tell classes start anew. published: settings by name
     (`stepwell list`), which backbone, head and images change. backbone: settings of a pyramid, or the JSON of
-    a backbone of transformers with its model_type. parts: where parts start (models/parts.py), and their
-    `revisions` on the hub. classes: names, by default those of the first data.
+    a backbone of transformers with its model_type. parts: where parts start (models/parts.py), none where it
+    is null; and their `revisions` on the hub. classes: names, by default those of the first data.
     """
 
     start: str | None = None
@@ -67,7 +67,7 @@ class PerceptionModel(Strict):
     backbone: dict[str, Any] = {}
     head: dict[str, Any] = {}
     images: dict[str, Any] = {}
-    parts: dict[str, str] = {}
+    parts: dict[str, str | None] = {}
     revisions: dict[str, str] = {}
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
@@ -82,6 +82,11 @@ class PerceptionModel(Strict):
             raise ValueError("give start, published or backbone")
         return self
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Of the parts that start from something."""
+        return {part: source for part, source in self.parts.items() if source is not None}
+
     def settings(self, task: str) -> dict[str, Any]:
         """JSON of `backbone`, `head` and `images`: those of the published model with the changes in them.
         Raises ValueError for a name that is not published, or of another task.
@@ -93,7 +98,7 @@ class PerceptionModel(Strict):
         if published is None or published.task != task:
             what = "is not published" if published is None else f"is of {published.task}, not of {task}"
             raise ValueError(f"model.published: {self.published} {what}; `stepwell list` has the names")
-        return {name: merged(theirs, changes[name], "model") for name, theirs in _json_of(published).items()}
+        return {name: _changed(theirs, changes[name]) for name, theirs in _json_of(published).items()}
 
 
 class PerceptionStage(Stage):
@@ -207,7 +212,7 @@ class PerceptionTask(ABC):
         if settings.start is None:
             model = self.model_class(self.config)
             if self.stage == self.settings.stages[0]:
-                for part, report in load_parts(model, settings.parts, revisions=settings.revisions).items():
+                for part, report in load_parts(model, settings.sources, revisions=settings.revisions).items():
                     _tell(f"{part} from {report.text()}")
         else:
             model = self._started(settings)
@@ -336,6 +341,14 @@ def _labels(classes: Sequence[str]) -> dict[str, Any]:
 def _json_of(published: Published) -> dict[str, Any]:
     parts = {"backbone": published.settings, "head": published.head, "images": published.images}
     return {name: {} if part is None else settings_json(part) for name, part in parts.items()}
+
+
+def _changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """JSON with changes in it; of another kind, these alone."""
+    if changes.get("kind", base.get("kind")) != base.get("kind"):
+        return changes
+    whole: dict[str, Any] = merged(base, changes, "model")
+    return whole
 
 
 def _tell(line: str) -> None:
