@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ __all__ = [
     "one_line",
     "read_config",
     "share",
+    "whole_file",
     "write_whole",
 ]
 
@@ -189,14 +190,21 @@ def share(path: Path) -> None:
     other.unlink()
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write meanwhile, a name of the same ending: the file is there whole, or as it was before."""
+    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """A text file that is there whole, or as it was before. What is no character is written as an escape."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, "utf-8", errors="backslashreplace")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as draft:
+        draft.write_text(text, "utf-8", errors="backslashreplace")
 
 
 def is_url(name: str) -> bool:

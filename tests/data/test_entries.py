@@ -118,6 +118,42 @@ YAML = {"data.yaml": "train: images/train\nval: images/train\nnames: [cat]\n"}
             {"source": "l.jsonl"},
             ListedLabelMaps,
         ),
+        (
+            {"x/images/a.png": IMAGE, "x/labels/a.png": IMAGE, "far/classes.txt": "cat"},
+            {"source": "x", "classes": "far/classes.txt"},
+            LabelMaps,
+        ),
+        (
+            {"x/y/maps/a.png": IMAGE, "photos/a.png": IMAGE, "x/classes.txt": "cat"},
+            {"source": "x/y/maps", "images": "photos"},
+            LabelMaps,
+        ),
+        (
+            {"maps/val/b/a.png": IMAGE, "photos/b/a.png": IMAGE, "maps/val/classes.txt": "cat", "c.txt": "x"},
+            {"source": "maps", "images": "photos", "split": "val"},
+            LabelMaps,
+        ),
+        (
+            {"maps/a.png": IMAGE, "photos/a.png": IMAGE, "maps/classes.txt": "dog", "c.txt": "cat"},
+            {"source": "maps", "images": "photos", "classes": "c.txt"},
+            LabelMaps,
+        ),
+        (
+            {"images/a.png": IMAGE, "labels/a.png": IMAGE, "l.json": PAIRS, "far/c.txt": "cat"},
+            {"source": "l.json", "classes": "far/c.txt"},
+            ListedLabelMaps,
+        ),
+        ({"x/cat/a.png": IMAGE, "c.txt": "cat"}, {"source": "x", "classes": "c.txt"}, ImageFolder),
+        (
+            {"annotations/a.json": coco(), "far/off/a.png": IMAGE},
+            {"source": "", "images": "far/off"},
+            CocoFile,
+        ),
+        (
+            {"train/_annotations.coco.json": coco(), "far/off/a.png": IMAGE},
+            {"source": "", "split": "train", "images": "far/off"},
+            CocoFile,
+        ),
         ({"cat/a.png": IMAGE}, {"source": ""}, ImageFolder),
         ({"val/cat/a.png": IMAGE, "train/x/b.png": IMAGE}, {"source": "", "split": "val"}, ImageFolder),
         ({"val/cat/a.png": IMAGE, "train/x/b.png": IMAGE}, {"source": "val"}, ImageFolder),
@@ -125,7 +161,7 @@ YAML = {"data.yaml": "train: images/train\nval: images/train\nnames: [cat]\n"}
 )
 def test_what_people_name_is_opened(files, contents, typed, kind):
     folder = files(contents)
-    paths = {key: folder / typed[key] for key in ("source", "images") if key in typed}
+    paths = {key: folder / typed[key] for key in ("source", "images", "classes") if key in typed}
     entry = data_of(**paths, split=typed.get("split"))
     source = entry.open()
     assert type(source) is kind
@@ -154,7 +190,28 @@ def test_json_of_windows_is_told_apart_too(files):
             "a split is of a YOLO data set or a folder",
         ),
         ({"a.json": PAIRS}, {"source": "a.json"}, r"needs a list of classes: put classes\.json"),
-        (YAML, {"source": "data.yaml", "images": ""}, "images are of a COCO file, and .* is none"),
+        (YAML, {"source": "data.yaml", "images": ""}, "images are of a COCO file or a folder of label maps"),
+        (
+            MAPS,
+            {"source": "", "images": "labels"},
+            "images are of a COCO file or a folder of label maps, and",
+        ),
+        (
+            {"a.json": PAIRS, "classes.txt": "cat"},
+            {"source": "a.json", "images": ""},
+            "images are of .*, and .* neither",
+        ),
+        (
+            {"a.json": coco(), "c.txt": "cat"},
+            {"source": "a.json", "classes": "c.txt"},
+            "classes are of label maps or a folder of classes, and .* is neither",
+        ),
+        (
+            {"maps/a.png": IMAGE},
+            {"source": "maps", "images": ""},
+            "maps needs a list of classes: .* or name one",
+        ),
+        ({"maps/a.png": IMAGE}, {"source": "maps"}, "of label maps, name the folder of their images too"),
         (
             {"annotations/a.json": {}, "annotations/b.json": {}},
             {"source": ""},
@@ -183,7 +240,7 @@ def test_json_of_windows_is_told_apart_too(files):
 )
 def test_what_is_no_data_set_is_refused_with_what_would_be_right(files, contents, typed, complaint):
     folder = files(contents)
-    paths = {key: folder / typed[key] for key in ("source", "images") if key in typed}
+    paths = {key: folder / typed[key] for key in ("source", "images", "classes") if key in typed}
     with pytest.raises(ValueError, match=complaint) as refusal:
         data_of(**paths, split=typed.get("split"))
     assert "\n" not in str(refusal.value)

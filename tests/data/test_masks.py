@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as reference
 
-from stepwell.data.masks import LONGEST, decode_mask, encode_mask, mask_box
+from stepwell.data.masks import LONGEST, compressed_mask, decode_mask, encode_mask, mask_area, mask_box
+from stepwell.data.objects import StoredMask
 
 SIZE = (7, 9)
 SQUARE = [1, 1, 5, 1, 5, 4, 1, 4]
@@ -100,6 +101,36 @@ def test_a_mask_without_a_pixel_comes_back():
     assert not decode_mask(encode_mask(mask), SIZE).any()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_any_form_is_compressed_without_its_pixels_as_they_would_be(seed):
+    chance = np.random.default_rng(seed)
+    size = (31, 40)
+    polygons = [chance.uniform(0, 40, 12).tolist() for _ in range(2)]
+    mask = decode_mask(polygons, size)
+    expected = {"size": [*size], "counts": reference.encode(np.asfortranarray(mask, np.uint8))["counts"]}
+    text = expected["counts"].decode()
+    for told in (polygons, *({"size": [*size], "counts": x} for x in (runs(mask), text, text.encode()))):
+        assert compressed_mask(told, size) == {"size": [*size], "counts": text}
+    assert mask_area(expected) == mask_area(encode_mask(mask)) == mask.sum()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_stored_mask_has_the_run_lengths_of_its_pixels(orientation):
+    size = (31, 40)
+    polygon = np.random.default_rng(0).uniform(0, 30, 10).tolist()
+    stored = StoredMask(segmentation=[polygon], size=size, orientation=orientation)
+    written = stored.run_lengths()
+    assert written == encode_mask(stored.pixels())
+    assert written["size"] == ([40, 31] if orientation == 6 else [31, 40])
+
+
+def test_compressed_run_lengths_are_handed_through(monkeypatch):
+    """Not decoded, nor looked at once more."""
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    stored = StoredMask(segmentation={"size": [*SIZE], "counts": "anything"}, size=SIZE)
+    assert stored.run_lengths() == {"size": [*SIZE], "counts": "anything"}
+
+
 def rle(counts, size=SIZE):
     return {"size": [*size], "counts": counts}
 
@@ -185,5 +216,4 @@ def test_a_missing_library_is_named_where_it_is_needed(monkeypatch):
     for segmentation in ([SQUARE], rle("55")):
         with pytest.raises(ImportError, match=r'pip install "stepwell\[detect\]"'):
             decode_mask(segmentation, SIZE)
-    with pytest.raises(ImportError, match=r'pip install "stepwell\[detect\]"'):
-        encode_mask(np.ones(SIZE, dtype=bool))
+    assert encode_mask(np.ones(SIZE, dtype=bool)) == rle(FULL)

@@ -12,7 +12,8 @@ from pycocotools import mask as reference_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from stepwell.evaluate.detection import DetectionScores, FoundObjects, TrueObjects, encode_mask
+from stepwell.data.masks import encode_mask
+from stepwell.evaluate.detection import DetectionScores, ScoredObjects, TrueObjects
 
 CLASSES = ["ant", "bee", "cat", "never seen", "only found"]
 SIZE = (160, 200)
@@ -66,7 +67,7 @@ def images(seed, *, masks, crowds=False, most=12):
                 masks=np.array([mask_of(box) for box in truth]).reshape(-1, *SIZE) if masks else None,
                 areas=areas,
             ),
-            FoundObjects(
+            ScoredObjects(
                 boxes=guesses,
                 scores=draw.integers(0, 6, len(guesses)) / 5,
                 labels=names,
@@ -185,7 +186,7 @@ def one(boxes, labels, **more):
 def test_a_case_by_hand_and_crowds_count_as_no_objects():
     truth = one([[0, 0, 40, 40], [50, 0, 90, 40], [0, 50, 90, 90]], [0, 0, 1], is_crowd=[False, False, True])
     found = one([[0, 0, 40, 40], [5, 55, 20, 80]], [0, 1], scores=np.array([0.9, 0.8]))
-    result = scored([(TrueObjects(**truth), FoundObjects(**found))])["boxes"]
+    result = scored([(TrueObjects(**truth), ScoredObjects(**found))])["boxes"]
     assert result.classes["ant"].objects == 2
     assert result.classes["ant"].ap == pytest.approx(51 / 101)  # right up to a recall of a half
     assert (result.classes["bee"].objects, result.classes["bee"].ap) == (0, None)
@@ -197,13 +198,13 @@ def test_a_case_by_hand_and_crowds_count_as_no_objects():
 @pytest.mark.parametrize("count", [0, 1])
 def test_without_truth_there_is_no_score(count):
     found = one([[0, 0, 9, 9]] * count, [0] * count, scores=np.ones(count))
-    result = scored([(TrueObjects(**one([], [])), FoundObjects(**found))])["boxes"]
+    result = scored([(TrueObjects(**one([], [])), ScoredObjects(**found))])["boxes"]
     assert (result.ap, result.ar, result.precision) == (None, None, {})
     assert result.classes["ant"].ap is None
 
 
 def test_nothing_found_is_zero():
-    nothing = FoundObjects(**one([], [], scores=np.ones(0)))
+    nothing = ScoredObjects(**one([], [], scores=np.ones(0)))
     result = scored([(TrueObjects(**one([[0, 0, 9, 9]], [1])), nothing)])["boxes"]
     assert (result.ap, result.ap_small, result.ap_large, result.ar) == (0, 0, None, 0)
 
@@ -213,13 +214,13 @@ def test_run_lengths_and_booleans_are_the_same_mask():
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *changes, flat.size]).tolist()
-    forms = (mask[None], [encode_mask(mask)], [{"size": list(SIZE), "counts": counts}])
+    forms = (mask[None], [encode_mask(mask)], [{"size": SIZE, "counts": counts}])
     box = [[10, 10, 90, 70]]
     for truth in forms:
         for found in forms:
             pair = (
                 TrueObjects(**one(box, [0], masks=truth)),
-                FoundObjects(**one(box, [0], masks=found, scores=np.ones(1))),
+                ScoredObjects(**one(box, [0], masks=found, scores=np.ones(1))),
             )
             result = scored([pair], masks=True)["masks"]
             assert result.ap == result.ap_medium == 1  # 3770 pixels in all three
@@ -245,11 +246,11 @@ def test_what_does_not_fit_is_refused(true, found, told):
     truth = one([[0, 0, 9, 9]], [0]) | true
     guess = one([[0, 0, 9, 9]], [0], scores=np.ones(1)) | found
     with pytest.raises(ValueError, match=told):
-        scored([(TrueObjects(**truth), FoundObjects(**guess))])
+        scored([(TrueObjects(**truth), ScoredObjects(**guess))])
 
 
 def test_missing_masks_and_no_detections_are_refused():
-    pair = TrueObjects(**one([[0, 0, 9, 9]], [0])), FoundObjects(**one([], [], scores=np.ones(0)))
+    pair = TrueObjects(**one([[0, 0, 9, 9]], [0])), ScoredObjects(**one([], [], scores=np.ones(0)))
     with pytest.raises(ValueError, match="1 true boxes need as many masks, got 0"):
         scored([pair], masks=True)
     with pytest.raises(ValueError, match="max_detections must be at least 1, got 0"):
@@ -258,6 +259,6 @@ def test_missing_masks_and_no_detections_are_refused():
 
 def test_without_the_library_a_line_says_what_to_type(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    pair = TrueObjects(**one([[0, 0, 9, 9]], [0])), FoundObjects(**one([], [], scores=np.ones(0)))
+    pair = TrueObjects(**one([[0, 0, 9, 9]], [0])), ScoredObjects(**one([], [], scores=np.ones(0)))
     with pytest.raises(ImportError, match=r"need faster-coco-eval: pip install 'stepwell\[detect\]'"):
         scored([pair])

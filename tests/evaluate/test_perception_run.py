@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 import stepwell
 from stepwell import cli
 from stepwell.data.coco import CocoFile
-from stepwell.evaluate.detection import decode_mask
+from stepwell.data.masks import decode_mask, encode_mask
 from stepwell.evaluate.perception import evaluate_perception
 from stepwell.evaluate.perception_data import true_objects
 from stepwell.heads.box_head import BoxHeadConfig
@@ -25,6 +25,7 @@ from stepwell.heads.upernet import UperNetConfig
 from stepwell.models.dense_config import StepwellDetectorConfig, StepwellSegmenterConfig
 from stepwell.models.detector import DetectorOutput, StepwellForObjectDetection
 from stepwell.models.perception import PyramidClassifierConfig, PyramidForImageClassification
+from stepwell.models.perception_processor import StepwellSegmentationImageProcessor
 from stepwell.models.segmenter import SegmenterOutput, StepwellForSemanticSegmentation
 
 BRANCHES = stepwell.pyramid_branches(("vit_nano", 32), ("vit_nano", 64), interactions=2)
@@ -208,8 +209,8 @@ def test_masks_are_in_the_pixels_of_the_upright_image(tmp_path):
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     source = CocoFile(tmp_path / "a.json", images=tmp_path)
-    truth = true_objects(source, source[0], masks=True)
-    (mask,) = map(decode_mask, truth.masks)
+    truth = true_objects(source[0], masks=True)
+    mask = decode_mask(truth.masks[0], (20, 10))
     left, top, right, bottom = map(int, truth.boxes[0])
     assert mask.shape == (20, 10)
     assert mask.sum() == mask[top:bottom, left:right].sum() == 8
@@ -218,20 +219,93 @@ def test_masks_are_in_the_pixels_of_the_upright_image(tmp_path):
 @pytest.mark.parametrize(
     ("segmentation", "told"),
     [
-        ({"size": [48, 64], "counts": [5, 5]}, "run lengths of its mask cover 10 of 3072 pixels"),
-        ({"size": [64, 48], "counts": [3072]}, r"its mask is of size \[64, 48\], its image \[48, 64\]"),
-        ([[1, 2, 3, 4]], "no x, y, x, y, ... of three corners"),
+        ({"size": [48, 64], "counts": [5, 5]}, "counts do not add up to the 3072 pixels of its image"),
+        ({"size": [64, 48], "counts": [3072]}, "is of size [64, 48], its image [48, 64]"),
+        ([[1, 2, 3, 4]], "not x and y of three points or more"),
         ("?", "neither polygons nor run lengths"),
     ],
 )
-def test_a_mask_that_makes_no_sense_spoils_its_image_alone(detector, coco, tmp_path, segmentation, told):
+def test_an_object_whose_mask_makes_no_sense_is_left_out_and_told(
+    detector, coco, tmp_path, segmentation, told
+):
     content = json.loads(coco.read_text())
     content["annotations"][1]["segmentation"] = segmentation
     coco.write_text(json.dumps(content))
     report = evaluate_perception(detector, coco, tmp_path / "out", max_detections=2)
+    (fault,) = report.faults
+    assert "annotations[1], id 2: " in fault
+    assert told in fault
+    assert report.bad_images == []
+    assert report.result["masks"].classes["cat"].objects == 1
+    assert fault in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_an_object_without_a_category_spoils_its_image_alone(detector, coco, tmp_path):
+    content = json.loads(coco.read_text())
+    del content["annotations"][1]["category_id"]
+    coco.write_text(json.dumps(content))
+    report = evaluate_perception(detector, coco, tmp_path / "out", max_detections=2)
     ((entry, _, reason),) = report.bad_images
-    assert entry == 1
-    assert re.search(told, reason)
+    assert (entry, reason) == (1, "an object of it has no category")
+
+
+def test_data_that_name_no_classes_are_refused(detector, coco, tmp_path):
+    content = json.loads(coco.read_text())
+    del content["categories"]
+    coco.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="the data name no classes"):
+        evaluate_perception(detector, coco, tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["list", "compressed"])
+def test_run_lengths_and_crowds_are_scored(detector, coco, tmp_path, monkeypatch, form):
+    """A crowd on which two objects are found: neither is wrong. All else is right."""
+    content = json.loads(coco.read_text())
+    for i, annotation in enumerate(content["annotations"]):
+        mask = np.zeros((48, 64), bool)
+        mask[6:36, 4 + i : 44 + i] = True
+        changes = np.flatnonzero(np.diff(mask.ravel(order="F"))) + 1
+        counts = np.diff([0, *changes, mask.size]).tolist()
+        annotation["segmentation"] = (
+            encode_mask(mask) if form == "compressed" else {"size": [48, 64], "counts": counts}
+        )
+    content["annotations"][2]["iscrowd"] = 1
+    coco.write_text(json.dumps(content))
+    images = iter(range(3))
+    model = knows(monkeypatch, detector, lambda **inputs: exact(i := next(images), 1 + i // 2))
+    report = evaluate_perception(model, coco, tmp_path / "out")
+    for kind in ("boxes", "masks"):
+        assert report.result[kind].ap == pytest.approx(1)
+        assert report.result[kind].classes["cat"].objects == 1
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """The objects of `coco` as polygons, of the split val."""
+    (tmp_path / "labels" / "val").mkdir(parents=True)
+    for i in range(3):
+        picture(tmp_path / "images" / "val" / f"{i}.png", value=60 * i)
+        corners = [(4 + i) / 64, 6 / 48, (44 + i) / 64, 6 / 48, (44 + i) / 64, 36 / 48, (4 + i) / 64, 36 / 48]
+        line = " ".join(map(str, [int(i > 0), *corners]))
+        (tmp_path / "labels" / "val" / f"{i}.txt").write_text(line)
+    (tmp_path / "data.yaml").write_text("names: [ant, cat]\nval: images/val\n")
+    return tmp_path / "data.yaml"
+
+
+def test_a_yolo_data_set_is_scored_as_a_coco_file_is(detector, yolo, tmp_path, monkeypatch):
+    images = iter(range(3))
+    model = knows(monkeypatch, detector, lambda **inputs: exact(next(images)))
+    report = evaluate_perception(model, yolo, tmp_path / "out", split="val")
+    assert report.result["boxes"].ap == pytest.approx(1)
+    assert report.result["masks"].ap == pytest.approx(1)
+    assert report.result["boxes"].classes["cat"].objects == 2
+    assert "data.yaml, split val, 3 images" in (tmp_path / "out" / "report.md").read_text()
+    (tmp_path / "labels" / "val" / "1.txt").write_text("1 0.5 0.5 0.5 0.5")
+    with pytest.raises(ValueError, match="data was"):
+        evaluate_perception(model, yolo, tmp_path / "out", split="val")
+    images = iter(range(3))
+    report = evaluate_perception(model, yolo, tmp_path / "boxes", split="val")
+    assert [*report.result] == ["boxes"]
 
 
 def test_data_without_masks_are_scored_by_boxes(detector, coco, tmp_path):
@@ -269,10 +343,10 @@ def test_a_segmenter_is_scored_by_the_names_of_classes(segmenter, maps, tmp_path
 
 
 def test_label_maps_without_names_or_images_are_refused(segmenter, maps, tmp_path):
-    with pytest.raises(ValueError, match="name the folder of their images with --images"):
+    with pytest.raises(ValueError, match="of label maps, name the folder of their images too"):
         evaluate_perception(segmenter, maps, tmp_path / "out")
     (maps.parent / "classes.json").unlink()
-    with pytest.raises(ValueError, match="need names; name a list of classes with --classes"):
+    with pytest.raises(ValueError, match=r"needs a list of classes: put classes\.json"):
         evaluate_perception(segmenter, maps, tmp_path / "out", images=maps.parent / "pictures")
 
 
@@ -287,6 +361,33 @@ def test_a_classifier_is_scored_by_the_names_of_folders(classifier, folders, tmp
     assert report.result.confusion.tolist() == [[1, 1, 0], [0, 1, 0]]
     page = (tmp_path / "out" / "report.md").read_text()
     assert "There are 3 classes, so top-3 stands for top-5" in page
+
+
+def test_a_classifier_that_is_sure_still_ranks_the_others(classifier, folders, tmp_path, monkeypatch):
+    """Their probabilities are 0 in single precision."""
+    logits = torch.tensor([[500.0, 1, 2]])
+    model = knows(monkeypatch, classifier, lambda **inputs: SimpleNamespace(logits=logits))
+    evaluate_perception(model, folders, tmp_path / "out", limit=1)
+    (line,) = (tmp_path / "out" / "found.jsonl").read_text().splitlines()
+    assert json.loads(line)["found"] == [2, 1, 0]  # ant, which the data lack, cat and bee
+
+
+def test_images_go_through_the_processor_that_is_named(segmenter, maps, tmp_path, monkeypatch):
+    shapes = []
+
+    def forward(pixel_values, **inputs):
+        shapes.append(tuple(pixel_values.shape[-2:]))
+        size = torch.tensor([pixel_values.shape[-2:]])
+        return SegmenterOutput(logits=torch.zeros(1, 3, *pixel_values.shape[-2:]), image_sizes=size)
+
+    model, images = knows(monkeypatch, segmenter, forward), maps.parent / "pictures"
+    other = StepwellSegmentationImageProcessor(short_side=96)
+    evaluate_perception(model, maps, tmp_path / "own", images=images, limit=1)
+    evaluate_perception(model, maps, tmp_path / "other", images=images, limit=1, processor=other)
+    assert shapes == [(64, 85), (96, 128)]
+    assert model.image_processor().short_side == 64
+    with pytest.raises(ValueError, match="processor was"):
+        evaluate_perception(model, maps, tmp_path / "own", images=images, limit=1, processor=other)
 
 
 def test_a_run_goes_on_where_it_was_stopped(classifier, folders, tmp_path, monkeypatch):
@@ -346,7 +447,7 @@ def test_images_that_cannot_be_read_are_told_and_in_no_score(detector, coco, tmp
     report = evaluate_perception(detector, coco, tmp_path / "out", batch_size=3)
     ((entry, where, reason),) = report.bad_images
     assert (entry, report.images) == (1, 3)
-    assert where.endswith("image 1.png")
+    assert where.endswith("image 1.png (id 1)")
     assert reason
     assert report.result["boxes"].classes["cat"].objects == 1
     assert "- Bad images: 1 of 3" in (tmp_path / "out" / "report.md").read_text()
@@ -357,8 +458,10 @@ def test_images_that_cannot_be_read_are_told_and_in_no_score(detector, coco, tmp
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"max_detections": 3}, "max_detections is of detectors"),
-        ({"classes": "x.json"}, "are told by the data; leave x.json out"),
-        ({"images": "x"}, "holds the images; leave x out"),
+        (
+            {"images": "x", "classes": "x.json"},
+            "is scored on a folder of images for every class, and .* maps",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(classifier, folders, tmp_path, options, told):
@@ -368,9 +471,10 @@ def test_what_cannot_be_meant_is_refused(classifier, folders, tmp_path, options,
 
 
 def test_data_of_another_form_and_unknown_classes_are_refused(detector, classifier, folders, coco, tmp_path):
-    with pytest.raises(ValueError, match=r"a detector is scored on a COCO file, and .* is a folder"):
+    scored_on = "is scored on a COCO file or a YOLO data set, and .* is a folder of images for every class"
+    with pytest.raises(ValueError, match=scored_on):
         evaluate_perception(detector, folders, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"is scored on a folder, and .* is a file"):
+    with pytest.raises(ValueError, match=r"a model for classification is scored .* is a COCO file"):
         evaluate_perception(classifier, coco, tmp_path / "out")
     picture(folders / "dog" / "0.png")
     with pytest.raises(ValueError, match="the model does not know 'dog' of the data"):
@@ -388,6 +492,15 @@ def test_the_command_looks_at_what_a_folder_holds(classifier, folders, tmp_path,
     told = json.loads((tmp_path / out[-1]).with_name("scores.json").read_text())
     assert told["model"]["name"] == "model"
     assert told["scores"]["top1"] == evaluate_perception(classifier, folders, tmp_path / "same").result.top1
+    for name in ("val", "again"):
+        shutil.copytree(folders, tmp_path / "splits" / name)
+    assert cli.main(["evaluate", "model", "splits", "--split", "val", "--device", "cpu"]) == 0
+    assert "evaluations/model/splits-val-classification/report.md" in capsys.readouterr().out
+    (tmp_path / "bees.txt").write_text("cat\nbee\n")
+    assert cli.main([*command, "--classes", "bees.txt", "--output", "ordered"]) == 0
+    scores = json.loads((tmp_path / "ordered" / "scores.json").read_text())["scores"]
+    assert [*scores["classes"]] == ["cat", "bee"]
+    capsys.readouterr()
     for more, reason in (
         (["--metric", "exact"], "model is a model for classification, which is scored without --metric"),
         (["--suffix", "SHORT"], "--suffix says nothing about model; leave it out"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.modeling_outputs import ImageClassifierOutput
 
 import stepwell
 from stepwell.heads.box_head import BoxHeadConfig
@@ -188,6 +189,17 @@ def test_classes_of_a_picture_are_the_best_five():
     )
 
 
+def test_classes_are_ranked_where_their_scores_round_to_the_same(monkeypatch):
+    model = classifier()
+    logits = torch.tensor([[-300.0, 60, -200, 300, -100, 59, 61]])
+    monkeypatch.setattr(model, "forward", lambda **_: ImageClassifierOutput(logits=logits))
+    (picture,) = pictures((50, 90))
+    assert model.predict(picture).labels.tolist() == [3, 6, 1, 5, 4]
+    assert model.predict(picture, threshold=0.0).labels.tolist() == [3]
+    model.config.problem_type = "multi_label_classification"
+    assert model.predict(picture).labels.tolist() == [3, 6, 1, 5, 4]
+
+
 def test_one_tile_over_the_whole_picture_finds_what_plain_prediction_does():
     for model, options in ((detector(), {"threshold": 0.0}), (segmenter(), {})):
         for size, scale in (((64, 90), 1.0), ((128, 160), 0.5), ((32, 40), 2.0)):
@@ -238,6 +250,9 @@ def test_the_processor_that_lies_beside_the_weights_is_used(tmp_path):
     assert loaded.image_processor().short_limit == 128
     assert model.image_processor().short_limit == 64
     found = loaded.predict(picture, threshold=0.0)
+    with model.looking_through(other):
+        assert_alike(found, model.predict(picture, threshold=0.0))
+    assert model.kept_processor is None
     model.kept_processor = other
     assert_alike(found, model.predict(picture, threshold=0.0))
     loaded.save_pretrained(tmp_path / "again")

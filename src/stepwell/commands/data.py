@@ -30,11 +30,20 @@ def data(
             metavar="FOLDER",
             exists=True,
             file_okay=False,
-            help="Of a COCO file's images. [default: looked for around it]",
+            help="Of a COCO file's images, or those of label maps. [default: looked for]",
         ),
     ] = None,
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Such as train or val. [default: of YOLO, train]")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Of label maps, or of folders of classes. [default: classes.json near]",
+        ),
     ] = None,
     show: Annotated[
         Path | None,
@@ -53,7 +62,7 @@ def data(
     from stepwell.data.entries import data_of
     from stepwell.data.summary import summary
 
-    opened = data_of(source, images=images, split=split).open()
+    opened = data_of(source, images=images, split=split, classes=classes).open()
     report = summary(opened, progress=show_progress)
     if as_json:
         print_json(report.fields(), indent=2)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _OF_QUESTIONS = ("sizes", "suffix", "max_new_tokens", "official")
-_OF_IMAGES = ("classes", "max_detections", "threshold")
+_OF_IMAGES = ("split", "classes", "max_detections", "threshold")
 
 MetricName = Literal["exact", "anls", "vqa", "relaxed", "choice", "pope", "iou", "cider"]
 
@@ -46,8 +46,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="DATA",
-            help='Lines of {"image", "question", "answers", "type"}; a COCO file; a folder of label maps, or '
-            "of an image folder for every class.",
+            help='Lines of {"image", "question", "answers", "type"}; or images, as `stepwell data` takes.',
         ),
     ],
     metric: Annotated[MetricName | None, typer.Option(help="How answers to questions are scored.")] = None,
@@ -92,8 +91,14 @@ def evaluate(
     classes: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", exists=True, dir_okay=False, help="Of label maps. [default: classes.json near]"
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Of label maps, or of folders of classes. [default: classes.json near]",
         ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Such as train or val. [default: of YOLO, train]")
     ] = None,
     max_detections: Annotated[
         int | None, typer.Option(min=1, help="Of an image, for detectors. [default: the model's own number]")
@@ -135,6 +140,7 @@ def evaluate(
             dtype=dtype,
             limits=limits,
             images=images,
+            split=split,
             classes=classes,
             max_detections=max_detections,
             threshold=threshold,

@@ -49,8 +49,6 @@ def score_perception(
     Raises ValueError, when all is written, if images could not be read.
     """
     quieten()
-    from transformers import AutoImageProcessor
-
     from stepwell.evaluate.perception import evaluate_perception
     from stepwell.evaluate.perception_report import perception_as_table
     from stepwell.images.limits import DEFAULT_LIMITS
@@ -63,12 +61,12 @@ def score_perception(
     task = TASKS.get(network.config.model_type)
     if task is None:
         raise ValueError(f"{model} finds nothing that could be scored: it is a {type(network).__name__}")
-    folder = output or default / f"{data.absolute().name.removesuffix('.json')}-{task}"
+    named = data.absolute().stem if data.is_file() else data.absolute().name
+    folder = output or default / "-".join(filter(None, (named, options["split"], task)))
     report = evaluate_perception(
         network,
         data,
         folder,
-        processor=AutoImageProcessor.from_pretrained(network.name_or_path, local_files_only=True),
         limits=limits or DEFAULT_LIMITS,
         name=model,
         progress=show_progress,

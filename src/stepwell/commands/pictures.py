@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stepwell.data.image_folder import images_below
+
 __all__ = ["STDIN", "find_pictures"]
 
 STDIN = "-"
-ENDINGS = frozenset(".png .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .tif .tiff .avif .heic .heif".split())
-"""Of pictures in a folder; a file that is named may have any."""
 
 
 def find_pictures(names: Sequence[str]) -> list[str]:
@@ -40,7 +40,7 @@ def find_pictures(names: Sequence[str]) -> list[str]:
 def _behind(name: str) -> Iterator[str]:
     path = Path(name)
     if path.is_dir():
-        yield from _in_folder(path)
+        yield from map(str, images_below(path))
     elif name == STDIN or path.exists() or not glob.has_magic(name):
         yield name
     else:
@@ -50,9 +50,3 @@ def _behind(name: str) -> Iterator[str]:
         for match in matches:
             if not Path(match).is_dir():
                 yield match
-
-
-def _in_folder(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in ENDINGS and path.is_file():
-            yield str(path)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from stepwell.data.files import read_json, read_text
+from stepwell.images.draw import Colour
 
-__all__ = ["ClassList", "Colour", "class_names", "read_classes"]
+__all__ = ["ClassList", "class_names", "read_classes"]
 
-Colour = tuple[int, int, int]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 
 _SEPARATOR = r"[\s,;]+"

@@ -73,6 +73,12 @@ class CocoFile:
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether every object has one, and there is an object. Looks at no image."""
+        masks = [each.mask is not None for entry in self.entries for each in entry.annotations]
+        return bool(masks) and all(masks)
+
     def where(self, index: int) -> str:
         entry = self.entries[index]
         return f"{self.path}, image {entry.path.name} (id {_short(_id(entry.fields))})"

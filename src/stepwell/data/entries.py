@@ -121,24 +121,34 @@ ClassifyData = ImageFolderData
 PerceptionData = CocoData | YoloData | LabelMapData | ImageFolderData
 
 
-def data_of(source: Path, *, images: Path | None = None, split: str | None = None) -> PerceptionData:
+def data_of(
+    source: Path, *, images: Path | None = None, split: str | None = None, classes: Path | None = None
+) -> PerceptionData:
     """The entry that a path on a command line means: a COCO file, a list of images and label maps, a YOLO
-    data set's YAML file, a folder with `images` and `labels`, or one of a folder for every class.
+    data set's YAML file, a folder with `images` and `labels`, one of label maps whose images are named
+    beside it, or one of a folder for every class.
 
-    images: of a COCO file, the folder that its names start from. split: of a YOLO data set, or the folder of
-    that name. Raises ValueError of one line for what is none of these, FileNotFoundError for what is nowhere.
+    images: of a COCO file, the folder that its names start from; of a folder of label maps, that of their
+    images. split: of a YOLO data set, or the folder of that name. classes: a file of them, for label maps
+    and folders of classes; label maps have one near them by default. Raises ValueError of one line for what
+    is none of these, FileNotFoundError for what is nowhere.
     """
     if not source.exists():
         raise FileNotFoundError(2, "no such file or folder", str(source))
-    entry = _entry_of_folder(source, split) if source.is_dir() else _entry_of_file(source, split)
-    if images is None:
-        return entry
-    if not isinstance(entry, CocoData):
-        raise ValueError(f"images are of a COCO file, and {source} is none")
-    return entry.model_copy(update={"images": images})
+    entry_of = _entry_of_folder if source.is_dir() else _entry_of_file
+    entry = entry_of(source, images, split, classes)
+    for name, told, whose in (
+        ("images", images, "a COCO file or a folder of label maps"),
+        ("classes", classes, "label maps or a folder of classes"),
+    ):
+        if told is not None and getattr(entry, name, None) != told:
+            raise ValueError(f"{name} are of {whose}, and {source} is neither")
+    return entry
 
 
-def _entry_of_file(path: Path, split: str | None) -> PerceptionData:
+def _entry_of_file(
+    path: Path, images: Path | None, split: str | None, classes: Path | None
+) -> PerceptionData:
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml"):
         return YoloData(kind="yolo", path=path, split=split)
@@ -146,34 +156,34 @@ def _entry_of_file(path: Path, split: str | None) -> PerceptionData:
         raise ValueError(f"a split is of a YOLO data set or a folder, and {path} is a file: name the split's")
     if suffix in (".json", ".jsonl"):
         if suffix == ".json" and _begins_as_object(path):
-            return CocoData(kind="coco", annotations=path)
-        return LabelMapData(kind="label_maps", list=path, classes=_classes_beside(path))
+            return CocoData(kind="coco", annotations=path, images=images)
+        return LabelMapData(kind="label_maps", list=path, classes=classes or _classes_near(path, path.parent))
     raise ValueError(
         f"{path} is no data set: that is a COCO .json, a .json or .jsonl list of images and labels, the "
         ".yaml of a YOLO data set, or a folder"
     )
 
 
-def _entry_of_folder(path: Path, split: str | None) -> PerceptionData:
+def _entry_of_folder(
+    path: Path, images: Path | None, split: str | None, classes: Path | None
+) -> PerceptionData:
     folders = [entry.name for entry in sorted(path.iterdir()) if entry.is_dir() and entry.name[0] != "."]
     if {"images", "labels"} <= {*folders}:
-        listed = [name for name in _LISTS if (path / name).is_file()]
-        if not _holds_text(path / "labels") and listed:
-            images, labels = (path / name / (split or "") for name in ("images", "labels"))
-            for folder in (images, labels):
-                if not folder.is_dir():
-                    raise ValueError(f"{path} has no split {split}: there is no folder {folder}")
-            classes = path / listed[0]
-            return LabelMapData(kind="label_maps", images=images, labels=labels, classes=classes)
+        classes = classes or _list_in(path)
+        if classes is not None and not _holds_text(path / "labels"):
+            return _entry_of_maps(path, split, classes)
         return YoloData(kind="yolo", path=path, split=split)
     if any(path.glob("*.y*ml")):
         return YoloData(kind="yolo", path=path, split=split)
     if files := sorted([*path.glob("annotations/*.json"), *path.glob("*annotations*.json")]):
-        return _entry_of_split(path, files, split)
+        return CocoData(kind="coco", annotations=_file_of_split(path, files, split), images=images)
     if split is not None and split not in folders:
         raise ValueError(f"{path} has no split {split}: there is no folder {path / split}")
     if split is not None:
-        return _entry_of_folder(path / split, None)
+        return _entry_of_folder(path / split, images, None, classes)
+    if images is not None:
+        classes = classes or _classes_near(path, path, *path.absolute().parents[:2])
+        return LabelMapData(kind="label_maps", images=images, labels=path, classes=classes)
     if folders and {*folders} <= _SPLITS:
         raise ValueError(
             f"{path} holds the splits {', '.join(folders)}; name one, such as {path / folders[0]}"
@@ -181,18 +191,27 @@ def _entry_of_folder(path: Path, split: str | None) -> PerceptionData:
     if not folders:
         raise ValueError(
             f"{path} is no data set: it should hold a folder of images for every class, or folders images "
-            "and labels"
+            "and labels; of label maps, name the folder of their images too"
         )
-    return ImageFolderData(kind="image_folder", path=path)
+    return ImageFolderData(kind="image_folder", path=path, classes=classes)
 
 
-def _entry_of_split(path: Path, files: list[Path], split: str | None) -> CocoData:
+def _entry_of_maps(path: Path, split: str | None, classes: Path) -> LabelMapData:
+    """Of a folder with `images` and `labels`, or those of a split in both."""
+    images, labels = (path / name / (split or "") for name in ("images", "labels"))
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise ValueError(f"{path} has no split {split}: there is no folder {folder}")
+    return LabelMapData(kind="label_maps", images=images, labels=labels, classes=classes)
+
+
+def _file_of_split(path: Path, files: list[Path], split: str | None) -> Path:
     """Of a folder with COCO files, that of the split, or the only one."""
     named = [file for file in files if split is None or split in _words(file)]
     if len(named) != 1:
         which = f"no file of the split {split}" if not named else "several COCO files"
         raise ValueError(f"{path} holds {which}; name one: {', '.join(map(str, named or files))}")
-    return CocoData(kind="coco", annotations=named[0])
+    return named[0]
 
 
 def _words(file: Path) -> list[str]:
@@ -213,8 +232,15 @@ def _holds_text(folder: Path) -> bool:
     return any(path.stem != "classes" for path in folder.rglob("*.txt"))
 
 
-def _classes_beside(path: Path) -> Path:
-    for place in (path.with_name(name) for name in _LISTS):
-        if place.is_file():
-            return place
-    raise ValueError(f"{path} needs a list of classes: put {_LISTS[0]} or {_LISTS[1]} beside it")
+def _classes_near(path: Path, *folders: Path) -> Path:
+    """The list of classes in the first of the folders that holds one."""
+    found = next(filter(None, map(_list_in, folders)), None)
+    if found is None:
+        raise ValueError(
+            f"{path} needs a list of classes: put {_LISTS[0]} or {_LISTS[1]} beside it, or name one"
+        )
+    return found
+
+
+def _list_in(folder: Path) -> Path | None:
+    return next(filter(Path.is_file, (folder / name for name in _LISTS)), None)

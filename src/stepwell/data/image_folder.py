@@ -11,9 +11,10 @@ from pathlib import Path
 
 from stepwell.data.files import path_of, read_text
 
-__all__ = ["ImageFolder", "Images", "LabelledImage", "image_files"]
+__all__ = ["ImageFolder", "Images", "LabelledImage", "image_files", "images_below"]
 
 ENDINGS = frozenset(".png .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .tif .tiff .avif .heic .heif".split())
+"""Of images in a folder; a file that is named may have any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,15 +96,20 @@ class Images:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Below a folder, in the order of their names, without hidden ones. Raises ValueError for none."""
-    images = [
+    """`images_below` a folder. Raises ValueError for none."""
+    images = images_below(folder)
+    if not images:
+        raise ValueError(f"{folder} holds no image")
+    return images
+
+
+def images_below(folder: Path) -> list[Path]:
+    """However deep, in the order of their names, without hidden ones."""
+    return [
         path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in ENDINGS and path.is_file() and _is_shown(path.relative_to(folder))
     ]
-    if not images:
-        raise ValueError(f"{folder} holds no image")
-    return images
 
 
 def _is_shown(path: Path) -> bool:

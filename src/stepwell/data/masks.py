@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from stepwell.ops.run_lengths import compressed, mask_runs
+from stepwell.ops.sliding_windows import Window
 from stepwell.structures import Box, Size
 
-__all__ = ["Mask", "decode_mask", "encode_mask", "mask_box"]
+__all__ = ["Mask", "compressed_mask", "decode_mask", "encode_mask", "mask_area", "mask_box"]
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 """(H, W), True on the object."""
@@ -34,16 +36,37 @@ def decode_mask(segmentation: Any, size: Size) -> Mask:
     if isinstance(segmentation, Mapping):
         runs = _runs(segmentation, size)
         return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
-    polygons = [polygon.flatten().tolist() for polygon in _polygons(segmentation)]
-    library = _library()
-    drawn: Mask = library.decode([library.merge(library.frPoly(polygons, height, width))])[..., 0] > 0
+    drawn: Mask = _library().decode([_drawn(segmentation, size)])[..., 0] > 0
     return drawn
 
 
 def encode_mask(mask: Mask) -> dict[str, Any]:
     """(H, W) -> {"size": [H, W], "counts": text}, compressed run lengths that JSON can hold."""
-    (encoded,) = _library().encode(np.asfortranarray(mask[..., None], dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
+    height, width = mask.shape
+    runs = mask_runs(mask, Window(0, 0, height, width), (height, width))
+    return {"size": [height, width], "counts": compressed(runs)}
+
+
+def compressed_mask(segmentation: Any, size: Size) -> dict[str, Any]:
+    """Polygons or run lengths -> what `encode_mask` would give of `decode_mask`, without a pixel in between.
+
+    Run lengths that are compressed come as they are: who gets them from a stranger looks at them first
+    (`mask_box`). Raises ValueError and ImportError as `decode_mask` does.
+    """
+    if not isinstance(segmentation, Mapping):
+        counts = _drawn(segmentation, size)["counts"]
+    elif isinstance(segmentation["counts"], str | bytes):
+        counts = segmentation["counts"]
+    else:
+        counts = compressed(_runs(segmentation, size))
+    return {"size": [*size], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def mask_area(mask: Mapping[str, Any]) -> int:
+    """Pixels of compressed run lengths. Raises ImportError where faster-coco-eval, which reads them, is
+    missing.
+    """
+    return int(_library().area([dict(mask)])[0])
 
 
 def mask_box(segmentation: Any, size: Size) -> Box:
@@ -67,6 +90,14 @@ def mask_box(segmentation: Any, size: Size) -> Box:
     else:
         top, bottom = (starts % height).min(), (ends % height).max()
     return float(starts[0] // height), float(top), float(ends[-1] // height + 1), float(bottom + 1)
+
+
+def _drawn(polygons: Any, size: Size) -> dict[str, Any]:
+    """Polygons of one object -> run lengths, whose counts are compressed to bytes."""
+    points = [polygon.flatten().tolist() for polygon in _polygons(polygons)]
+    library = _library()
+    drawn: dict[str, Any] = library.merge(library.frPoly(points, *size))
+    return drawn
 
 
 def _polygons(segmentation: Any) -> list[Numbers]:

@@ -4,19 +4,19 @@ people to see what no check finds.
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stepwell.data.classes import ClassList, Colour, class_names
+from stepwell.data.classes import ClassList, class_names
 from stepwell.data.image_folder import LabelledImage
 from stepwell.data.label_maps import IGNORED, LabelledPixels
 from stepwell.data.objects import AnnotatedImage, Annotation
 from stepwell.data.sample import BadSample, read
 from stepwell.data.summary import LabelledSource, counted, short_name
+from stepwell.images.draw import Colour, class_colours, ink_on, tint
 from stepwell.images.open import open_image
 from stepwell.language.characters import well_formed
 from stepwell.structures import Size
@@ -31,7 +31,7 @@ from stepwell.views.panels import (
     write_text,
 )
 
-__all__ = ["Sheet", "class_colours", "draw_samples"]
+__all__ = ["Sheet", "draw_samples"]
 
 PANEL_WIDTH = (SHEET_WIDTH - MARGIN) // 4 - MARGIN
 PANEL_HEIGHT = 300
@@ -79,21 +79,13 @@ def draw_samples(source: LabelledSource, *, samples: int = 16, seed: int = 0) ->
     return Sheet(_framed(stack([side_by_side(row) for row in rows])), tuple(bad))
 
 
-def class_colours(classes: ClassList | Sequence[str]) -> list[Colour]:
-    """Of each class: its own in maps of colours, or one that its neighbours do not have."""
-    if isinstance(classes, ClassList) and classes.colours:
-        return list(classes.colours)
-    turn = (5**0.5 - 1) / 2  # of the colour circle, which spreads any number of hues
-    spread = [colorsys.hsv_to_rgb(label * turn % 1, 0.85, 0.95) for label in range(len(class_names(classes)))]
-    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in spread]
-
-
 class _Painter:
     """A sample -> its panel, and the labels on it that the legend should tell."""
 
     def __init__(self, source: LabelledSource) -> None:
         self.names = [short_name(name) for name in class_names(source.classes)]
-        self.colours = class_colours(source.classes)
+        told = source.classes.colours if isinstance(source.classes, ClassList) else ()
+        self.colours: list[Colour] = [*told] or class_colours(len(self.names))
 
     def __call__(self, sample: Any) -> _Drawn:
         if isinstance(sample, AnnotatedImage):
@@ -125,7 +117,7 @@ class _Painter:
         table = np.zeros((IGNORED + 1, 3), dtype=np.uint8)
         table[: len(self.colours)] = self.colours
         small = _sampled(labels, picture)
-        return _mixed(picture, table[small], small != IGNORED)
+        return _tinted(picture, small != IGNORED, table[small])
 
     def _objects(self, image: Image.Image, things: Sequence[Annotation]) -> Image.Image:
         picture = _thumbnail(image)
@@ -137,7 +129,7 @@ class _Painter:
                 mask = _sampled(thing.mask.pixels(), picture)
                 covered |= mask
                 colours[mask] = self._colour(thing)
-        picture = _mixed(picture, colours, covered)
+        picture = _tinted(picture, covered, colours)
         boxes = [tuple(np.multiply(thing.box, scale * 2).tolist()) for thing in things]
         pen = ImageDraw.Draw(picture)
         for thing, (left, top, right, bottom) in zip(things, boxes, strict=True):
@@ -148,7 +140,7 @@ class _Painter:
             if len(things) <= NAMED or width <= right - left:
                 place = (int(min(left, max(picture.width - width, 0))), int(max(top - LINE, 0)))
                 picture.paste(self._colour(thing), (*place, place[0] + width, place[1] + LINE))
-                write_text(picture, place, self._name(thing), _ink(self._colour(thing)))
+                write_text(picture, place, self._name(thing), ink_on(self._colour(thing)))
         return picture
 
     def _colour(self, thing: Annotation) -> Colour:
@@ -176,13 +168,13 @@ def _sampled(pixels: np.ndarray[Any, Any], picture: Image.Image) -> np.ndarray[A
     return sampled
 
 
-def _mixed(
-    picture: Image.Image, colours: np.ndarray[Any, np.dtype[np.uint8]], mask: np.ndarray[Any, Any]
+def _tinted(
+    picture: Image.Image, mask: np.ndarray[Any, Any], colours: np.ndarray[Any, np.dtype[np.uint8]]
 ) -> Image.Image:
-    """Half picture and half colours, (h, w, 3), where the mask (h, w) is."""
-    pixels = np.asarray(picture)
-    half = (pixels.astype(np.uint16) + colours) // 2
-    return Image.fromarray(np.where(mask[..., None], half, pixels).astype(np.uint8))
+    """With colours (h, w, 3) laid over it where the mask (h, w) is."""
+    pixels = np.array(picture)
+    tint(pixels, mask, colours)
+    return Image.fromarray(pixels)
 
 
 def _captioned(picture: Image.Image, text: str, size: Size) -> Image.Image:
@@ -208,12 +200,6 @@ def _patch(name: str, colour: Colour) -> Image.Image:
     patch.paste(colour, (0, 4, 14, 18))
     write_text(patch, (CAPTION, 2), name, "black")
     return patch
-
-
-def _ink(colour: Colour) -> str:
-    """In which text is legible on a colour."""
-    red, green, blue = colour
-    return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 128 else "white"
 
 
 def _framed(sheet: Image.Image) -> Image.Image:

@@ -69,6 +69,12 @@ class YoloFiles:
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether every object has one, and there is an object. Looks at no image."""
+        polygons = [bool(line.points) for lines in self.entries for line in lines]
+        return bool(polygons) and all(polygons)
+
     def where(self, index: int) -> str:
         return str(self.files[index])
 

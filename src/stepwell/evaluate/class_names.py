@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["ClassMatch", "match_classes"]
@@ -20,14 +20,13 @@ class ClassMatch:
     others: tuple[str, ...]
 
 
-def match_classes(of_model: Mapping[int, str], of_data: Sequence[str]) -> ClassMatch:
-    """of_model: a configuration's id2label; of_data: names in the order of labels.
+def match_classes(of_model: Sequence[str], of_data: Sequence[str]) -> ClassMatch:
+    """Names in the order of labels.
 
     Raises ValueError where the model does not know a class of the data, and for a class that is named twice:
     of a class that is compared with another no score would tell.
     """
-    names = tuple(of_data)
-    known = [of_model[label] for label in range(len(of_model))]
+    names, known = tuple(of_data), tuple(of_model)
     for who, given in (("the data", names), ("the model", known)):
         twice = [name for name, count in Counter(given).items() if count > 1 and name in names]
         if twice:

@@ -14,20 +14,17 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from stepwell.structures import Size
+from stepwell.data.masks import compressed_mask, encode_mask, mask_area
 
 __all__ = [
     "Array",
     "ClassPrecision",
     "DetectionResult",
     "DetectionScores",
-    "FoundObjects",
     "Kind",
     "Rle",
+    "ScoredObjects",
     "TrueObjects",
-    "decode_mask",
-    "encode_mask",
-    "polygons_as_mask",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,26 +35,27 @@ Kind = Literal["boxes", "masks"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrueObjects:
+class _Objects:
+    boxes: Array  # (n, 4), xyxy in pixels
+    labels: Array  # (n,), from 0 on
+    masks: Masks | None = None  # (n, H, W) booleans, or run lengths
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrueObjects(_Objects):
     """Of one image. is_crowd: None for no crowds. areas: in pixels, as a file says; None takes those of the
     masks, or of the boxes where there are no masks.
     """
 
-    boxes: Array  # (n, 4), xyxy in pixels
-    labels: Array  # (n,), from 0 on
     is_crowd: Array | None = None  # (n,), booleans
-    masks: Masks | None = None  # (n, H, W) booleans, or run lengths
     areas: Array | None = None  # (n,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FoundObjects:
+class ScoredObjects(_Objects):
     """What a model finds in one image."""
 
-    boxes: Array  # (n, 4), xyxy in pixels
     scores: Array  # (n,)
-    labels: Array  # (n,), from 0 on
-    masks: Masks | None = None  # (n, H, W) booleans, or run lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +97,11 @@ class DetectionScores:
         self.kinds: tuple[Kind, ...] = ("boxes", "masks") if masks else ("boxes",)
         self._images: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
 
-    def add(self, truth: TrueObjects, found: FoundObjects) -> None:
+    def add(self, truth: TrueObjects, found: ScoredObjects) -> None:
         """An image, whether or not there is anything on it. Raises ValueError for arrays that do not belong
         together, labels that are no class, numbers that are not finite, and masks that are missing.
         """
-        true_masks = self._checked("true", truth.boxes, truth.labels, truth.masks)
-        found_masks = self._checked("found", found.boxes, found.labels, found.masks)
+        true_masks, found_masks = self._checked("true", truth), self._checked("found", found)
         count = len(truth.boxes)
         is_crowd = np.zeros(count, bool) if truth.is_crowd is None else np.asarray(truth.is_crowd, bool)
         areas = _areas(truth.boxes, true_masks) if truth.areas is None else np.asarray(truth.areas, float)
@@ -128,9 +125,9 @@ class DetectionScores:
         ]
         self._images.append((true, guesses))
 
-    def _checked(self, who: str, boxes: Array, labels: Array, masks: Masks | None) -> list[Rle] | None:
+    def _checked(self, who: str, objects: _Objects) -> list[Rle] | None:
         """The masks as run lengths, None where masks are not scored."""
-        boxes, labels = np.asarray(boxes), np.asarray(labels)
+        boxes, labels, masks = np.asarray(objects.boxes), np.asarray(objects.labels), objects.masks
         count, names = len(labels), self.classes
         if boxes.shape != (count, 4) or not np.isfinite(boxes).all():
             raise ValueError(f"{count} {who} labels need finite boxes ({count}, 4), got {boxes.shape}")
@@ -208,48 +205,17 @@ class DetectionScores:
         return np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])
 
 
-def encode_mask(mask: Array) -> Rle:
-    """(H, W) booleans -> COCO's compressed run lengths, which JSON can hold. Raises ImportError without
-    faster-coco-eval.
-    """
-    rle = _mask_library().encode(np.asfortranarray(mask, dtype=np.uint8))
-    counts = rle["counts"]
-    return {
-        "size": [int(side) for side in rle["size"]],
-        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-    }
-
-
-def decode_mask(mask: Rle) -> Array:
-    """Run lengths -> (H, W) booleans. Raises ImportError without faster-coco-eval."""
-    return cast(Array, _mask_library().decode(dict(_run_lengths(mask))).astype(bool))
-
-
-def polygons_as_mask(polygons: Sequence[Sequence[float]], size: Size) -> Rle:
-    """Polygons, each x, y, x, y, ..., of one object -> its mask in an image of size (H, W). Raises ValueError
-    for fewer than three corners, and ImportError without faster-coco-eval.
-    """
-    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-        raise ValueError("a polygon of its mask is no x, y, x, y, ... of three corners at least")
-    library = _mask_library()
-    mask: Rle = library.merge(library.frPyObjects([list(map(float, one)) for one in polygons], *size))
-    return mask
-
-
 def _run_lengths(mask: Array | Rle) -> Rle:
     """In the compressed form, which takes little memory."""
     if not isinstance(mask, Mapping):
-        return encode_mask(mask)
-    if not isinstance(mask["counts"], list):
-        return mask
+        return encode_mask(np.asarray(mask, bool))
     height, width = mask["size"]
-    rle: Rle = _mask_library().frPyObjects(dict(mask), height, width)
-    return rle
+    return compressed_mask({**mask, "size": [height, width]}, (height, width))
 
 
 def _areas(boxes: Array, masks: list[Rle] | None) -> Array:
     if masks is not None:
-        return np.array([float(_mask_library().area(dict(mask))) for mask in masks])
+        return np.array([mask_area(mask) for mask in masks], float)
     boxes = np.asarray(boxes, float)
     return cast(Array, (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
 
@@ -274,7 +240,7 @@ def _annotation(entry: Mapping[str, Any], image: int, number: int, kind: Kind) -
         fields["segmentation"] = dict(mask)
     if "area" not in fields:
         width, height = fields["bbox"][2:]
-        fields["area"] = width * height if kind == "boxes" else float(_mask_library().area(dict(mask)))
+        fields["area"] = width * height if kind == "boxes" else float(mask_area(mask))
     return fields
 
 
@@ -288,16 +254,5 @@ def _library() -> tuple[Any, Any]:
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
-        raise ImportError(_MISSING) from error
+        raise ImportError("COCO's scores need faster-coco-eval: pip install 'stepwell[detect]'") from error
     return COCO, COCOeval_faster
-
-
-def _mask_library() -> Any:
-    try:
-        from faster_coco_eval import mask
-    except ImportError as error:
-        raise ImportError(_MISSING) from error
-    return mask
-
-
-_MISSING = "COCO's scores need faster-coco-eval: pip install 'stepwell[detect]'"

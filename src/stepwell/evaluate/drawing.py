@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from stepwell.folders import whole_file
 
 __all__ = ["can_draw", "check_drawing", "write_figure"]
 
@@ -23,9 +24,5 @@ def check_drawing(what: str) -> None:
 
 def write_figure(path: Path, figure: Any) -> None:
     """A matplotlib figure as a file that is there whole, or as it was before."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with whole_file(path) as draft:
         figure.savefig(draft, dpi=150)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

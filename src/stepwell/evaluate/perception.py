@@ -40,6 +40,7 @@ def evaluate_perception(
     *,
     processor: Any = None,
     images: str | Path | None = None,
+    split: str | None = None,
     classes: str | Path | None = None,
     max_detections: int | None = None,
     threshold: float = 0.0,
@@ -49,24 +50,25 @@ def evaluate_perception(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> PerceptionReport:
-    """Runs a model over data (evaluate/perception_data.py), scores what it finds, and writes all of it to a
-    folder, with its figures.
+    """Runs a model over data, scores what it finds, and writes all of it to a folder, with its figures.
 
-    A run that was stopped goes on where it was, also to a larger `limit`. processor: by default the model's
-    own. images, classes: where data keep them apart. max_detections: of an image, found and scored; None is
-    the head's own number, 100 for most. threshold: what scores no higher is not found. limit: images, from
-    the first. limits: of image files. name: of the model, in the report. Images that cannot be read are in
-    `bad_images`, and in no score. Raises ValueError for data that do not suit the model or its classes, and
-    for a folder that holds a run with other settings; ImportError for libraries that are missing.
+    A run that was stopped goes on where it was, also to a larger `limit`. data, images, split, classes: as
+    `data_of` takes them (data/entries.py). processor: by default the model's own. max_detections: of an
+    image, found and scored; None is the head's own number, 100 for most. threshold: what scores no higher is
+    not found. limit: images, from the first. limits: of image files. name: of the model, in the report.
+    Images that cannot be read are in `bad_images`, and in no score. Raises ValueError for data that do not
+    suit the model or its classes, and for a folder that holds a run with other settings; ImportError for
+    libraries that are missing.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    data, network = Path(data), model.eval()
+    data = Path(data)
     task = task_of(
-        network,
-        processor or network.image_processor(),
+        model,
+        processor or model.image_processor(),
         data,
         images=None if images is None else Path(images),
+        split=split,
         classes=None if classes is None else Path(classes),
         threshold=threshold,
         max_detections=max_detections,
@@ -88,10 +90,11 @@ def evaluate_perception(
         seconds=middle_of(seconds for _, seconds in kept.values()),
         about={
             "model": {
-                "name": name or network.name_or_path,
-                "commit": getattr(network.config, "_commit_hash", None),
+                "name": name or model.name_or_path,
+                "commit": getattr(model.config, "_commit_hash", None),
             },
             "data": str(data),
+            "split": split,
             "limit": limit,
             "batch_size": batch_size,
             "settings": settings,

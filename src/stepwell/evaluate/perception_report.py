@@ -103,12 +103,12 @@ def perception_as_table(report: PerceptionReport) -> str:
 
 def perception_as_markdown(report: PerceptionReport) -> str:
     settings = {**report.about["settings"], "batch_size": report.about["batch_size"]}
-    commit = report.about["model"]["commit"]
+    commit, split = report.about["model"]["commit"], report.about["split"]
     lines = [
         f"# Scores of {report.task}",
         "",
         f"- Model: {report.about['model']['name']}{f', commit {commit}' if commit else ''}",
-        f"- Data: {report.about['data']}, {report.images} images",
+        f"- Data: {report.about['data']}{f', split {split}' if split else ''}, {report.images} images",
         f"- Date: {report.date}",
         f"- Versions: {', '.join(f'{name} {number}' for name, number in report.versions.items())}",
         "",

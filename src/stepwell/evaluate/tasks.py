@@ -16,26 +16,18 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from stepwell.data.coco import CocoFile
 from stepwell.data.image_folder import ImageFolder
 from stepwell.data.label_maps import IGNORED, LabelMaps
+from stepwell.data.objects import AnnotatedImage
+from stepwell.data.summary import LabelledSource
 from stepwell.evaluate.class_names import ClassMatch, match_classes
 from stepwell.evaluate.classification import TOP, ClassificationResult, ClassificationScores
-from stepwell.evaluate.detection import DetectionResult, DetectionScores, FoundObjects, Kind, encode_mask
+from stepwell.evaluate.detection import DetectionResult, DetectionScores, Kind, ScoredObjects
 from stepwell.evaluate.kinds import TASKS, Task
-from stepwell.evaluate.perception_data import (
-    Source,
-    data_classes,
-    have_masks,
-    open_data,
-    true_objects,
-)
+from stepwell.evaluate.perception_data import ObjectSource, data_classes, open_data, true_objects
 from stepwell.evaluate.segmentation import SegmentationResult, SegmentationScores, confusion_of_pixels
-from stepwell.models.detection_processor import detections_above
-from stepwell.ops.paste import paste
-from stepwell.structures import Detections
+from stepwell.models.predictions import Classification, Detections, Prediction, Segmentation
 
 __all__ = [
     "ClassificationTask",
@@ -46,9 +38,7 @@ __all__ = [
     "task_of",
 ]
 
-MASK_THRESHOLD = 0.5
-
-S = TypeVar("S", bound=Source)
+S = TypeVar("S", bound=LabelledSource)
 
 Result = Mapping[Kind, DetectionResult] | SegmentationResult | ClassificationResult
 
@@ -60,21 +50,26 @@ class PerceptionTask(ABC, Generic[S]):
 
     def __init__(self, network: Any, processor: Any, source: S) -> None:
         self.network, self.processor, self.source = network, processor, source
-        self.classes: ClassMatch = match_classes(network.config.id2label, data_classes(source))
+        self.classes: ClassMatch = match_classes(network.class_names, data_classes(source))
 
     @abstractmethod
     def image(self, index: int) -> Path:
         """Raises ValueError or OSError for an image that cannot be scored."""
 
-    @torch.inference_mode()
     def found(self, indices: Sequence[int], images: Sequence[Image.Image]) -> list[Any]:
         """What the model finds in images, which belong to these entries of the data: a JSON value each."""
-        inputs = self.processor(list(images), return_tensors="pt").to(self.network.device)
-        sizes = [(image.height, image.width) for image in images]
-        return self._found(indices, self.network(**inputs), sizes)
+        with self.network.looking_through(self.processor):
+            predictions = self._predict(list(images))
+        return [self._record(*pair) for pair in zip(indices, predictions, strict=True)]
+
+    def _predict(self, images: list[Image.Image]) -> Sequence[Prediction]:
+        """Of images that go through the network together."""
+        predictions: Sequence[Prediction] = self.network.predict(images, batch=len(images))
+        return predictions
 
     @abstractmethod
-    def _found(self, indices: Sequence[int], outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[Any]: ...
+    def _record(self, index: int, found: Any) -> Any:
+        """Of an entry of the data, and what is predicted there."""
 
     @abstractmethod
     def result(self, found: Mapping[int, Any]) -> Result:
@@ -88,7 +83,7 @@ class PerceptionTask(ABC, Generic[S]):
         return [f"The model knows {len(self.classes.others)} classes that the data lack: {others}"]
 
 
-class DetectionTask(PerceptionTask[CocoFile]):
+class DetectionTask(PerceptionTask[ObjectSource]):
     """threshold: scores above it count; max_detections: of an image, None leaves the model's own number."""
 
     name = "detection"
@@ -97,7 +92,7 @@ class DetectionTask(PerceptionTask[CocoFile]):
         self,
         network: Any,
         processor: Any,
-        source: CocoFile,
+        source: ObjectSource,
         *,
         threshold: float = 0.0,
         max_detections: int | None = None,
@@ -105,48 +100,39 @@ class DetectionTask(PerceptionTask[CocoFile]):
         super().__init__(network, processor, source)
         self.threshold = threshold
         self.max_detections = max_detections or _limit(network.head.config)
-        self.masks = getattr(network.config.head_settings, "masks", False) and have_masks(source)
+        self.masks: bool = getattr(network.config.head_settings, "masks", False) and source.has_masks
 
     def image(self, index: int) -> Path:
-        image = self.source[index]
-        true_objects(self.source, image, masks=self.masks)
+        image: AnnotatedImage = self.source[index]
+        true_objects(image, masks=self.masks)
         return image.path
 
-    def found(self, indices: Sequence[int], images: Sequence[Image.Image]) -> list[Any]:
+    def _predict(self, images: list[Image.Image]) -> Sequence[Detections]:
         with _finding(self.network.head, self.max_detections):
-            return super().found(indices, images)
+            predictions: Sequence[Detections] = self.network.predict(
+                images, batch=len(images), threshold=self.threshold
+            )
+        return predictions
 
-    def _found(self, indices: Sequence[int], outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[Any]:
-        found = detections_above(outputs, self.threshold, sizes)
-        return [self._record(one, size) for one, size in zip(found, sizes, strict=True)]
-
-    def _record(self, found: Detections, size: tuple[int, int]) -> dict[str, Any]:
-        """Of classes that the data have; masks one at a time: all at once would take gigabytes."""
+    def _record(self, index: int, found: Detections) -> dict[str, Any]:
+        """Of classes that the data have."""
         labels = [self.classes.places[label] for label in found.labels.tolist()]
         kept = [i for i, label in enumerate(labels) if label < len(self.classes.names)]
         record: dict[str, Any] = {
-            "boxes": found.boxes[kept].double().cpu().numpy().round(3).tolist(),
+            "boxes": found.boxes[kept].double().numpy().round(3).tolist(),
             "scores": found.scores[kept].tolist(),
             "labels": [labels[i] for i in kept],
         }
         if self.masks and found.masks is not None:
-            masks = found.masks
-            record["masks"] = [
-                encode_mask(
-                    paste(masks[i : i + 1], found.boxes[i : i + 1], size, threshold=MASK_THRESHOLD)[0]
-                    .cpu()
-                    .numpy()
-                )
-                for i in kept
-            ]
+            record["masks"] = [found.masks.run_lengths(i) for i in kept]
         return record
 
     def result(self, found: Mapping[int, Any]) -> Mapping[Kind, DetectionResult]:
         scores = DetectionScores(self.classes.names, masks=self.masks)
         for index, record in found.items():
             scores.add(
-                true_objects(self.source, self.source[index], masks=self.masks),
-                FoundObjects(
+                true_objects(self.source[index], masks=self.masks),
+                ScoredObjects(
                     boxes=np.array(record["boxes"], float).reshape(-1, 4),
                     scores=np.array(record["scores"], float),
                     labels=np.array(record["labels"], int),
@@ -176,15 +162,10 @@ class SegmentationTask(PerceptionTask[LabelMaps]):
     def image(self, index: int) -> Path:
         return self.source[index].image
 
-    def _found(self, indices: Sequence[int], outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[Any]:
-        maps = self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-        return [self._record(index, found) for index, found in zip(indices, maps, strict=True)]
-
-    def _record(self, index: int, found: Tensor) -> list[list[int]]:
+    def _record(self, index: int, found: Segmentation) -> list[list[int]]:
         """[true label, given label, pixels] for those that there are."""
-        truth = torch.as_tensor(self.source[index].labels, device=found.device)
-        given = torch.tensor(self.classes.places, device=found.device)[found]
-        matrix = confusion_of_pixels(truth, given, self.shape, ignored=IGNORED).cpu()
+        truth, places = torch.as_tensor(self.source[index].labels), torch.tensor(self.classes.places)
+        matrix = confusion_of_pixels(truth, places[found.labels.long()], self.shape, ignored=IGNORED)
         return [[*place, int(matrix[tuple(place)])] for place in matrix.nonzero().tolist()]
 
     def result(self, found: Mapping[int, Any]) -> SegmentationResult:
@@ -203,9 +184,15 @@ class ClassificationTask(PerceptionTask[ImageFolder]):
     def image(self, index: int) -> Path:
         return self.source[index].image
 
-    def _found(self, indices: Sequence[int], outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[Any]:
-        best = outputs.logits.float().topk(min(TOP, outputs.logits.shape[1])).indices
-        return [[self.classes.places[label] for label in of_image] for of_image in best.tolist()]
+    def _predict(self, images: list[Image.Image]) -> Sequence[Classification]:
+        predictions: Sequence[Classification] = self.network.predict(
+            images, batch=len(images), max_detections=TOP
+        )
+        return predictions
+
+    def _record(self, index: int, found: Classification) -> list[int]:
+        """Labels, the best first."""
+        return [self.classes.places[label] for label in found.labels.tolist()]
 
     def result(self, found: Mapping[int, Any]) -> ClassificationResult:
         scores = ClassificationScores(self.classes.names, num_others=len(self.classes.others))
@@ -220,6 +207,7 @@ def task_of(
     data: Path,
     *,
     images: Path | None = None,
+    split: str | None = None,
     classes: Path | None = None,
     threshold: float = 0.0,
     max_detections: int | None = None,
@@ -232,12 +220,12 @@ def task_of(
         raise ValueError(f"a {network.config.model_type!r} model has no scores; choose from {sorted(TASKS)}")
     if max_detections is not None and (name != "detection" or max_detections < 1):
         raise ValueError(f"max_detections is of detectors and at least 1, got {max_detections} for {name}")
-    source = open_data(name, data, images=images, classes=classes)
-    if isinstance(source, CocoFile):
-        return DetectionTask(network, processor, source, threshold=threshold, max_detections=max_detections)
+    source = open_data(name, data, images=images, split=split, classes=classes)
     if isinstance(source, LabelMaps):
         return SegmentationTask(network, processor, source)
-    return ClassificationTask(network, processor, source)
+    if isinstance(source, ImageFolder):
+        return ClassificationTask(network, processor, source)
+    return DetectionTask(network, processor, source, threshold=threshold, max_detections=max_detections)
 
 
 def _limit(settings: Any) -> int:

@@ -13,12 +13,24 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from stepwell.folders import whole_file
 from stepwell.structures import Box
 
-__all__ = ["check_target", "class_colours", "draw_boxes", "draw_lines", "save_whole", "tint", "tint_classes"]
+__all__ = [
+    "Colour",
+    "check_target",
+    "class_colours",
+    "draw_boxes",
+    "draw_lines",
+    "ink_on",
+    "save_whole",
+    "tint",
+    "tint_classes",
+]
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Colour = tuple[int, int, int]
+"""Red, green, blue."""
 
 STRENGTH = 128  # of 256, of a colour over a picture
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -35,9 +47,12 @@ def class_colours(count: int) -> list[Colour]:
     return [(red, green, blue) for red, green, blue in colours]
 
 
-def tint(pixels: Pixels, mask: np.ndarray[Any, np.dtype[np.bool_]], colour: Colour) -> None:
-    """Lays a colour over pixels (h, w, 3), in place, where the mask (h, w) is."""
-    pixels[mask] = _mixed(pixels[mask], np.array(colour, np.uint16))
+def tint(pixels: Pixels, mask: np.ndarray[Any, np.dtype[np.bool_]], colour: Colour | Pixels) -> None:
+    """Lays a colour, or one for each pixel (h, w, 3), over pixels (h, w, 3), in place, where the mask (h, w)
+    is.
+    """
+    colours = np.broadcast_to(np.array(colour, np.uint16), pixels.shape)
+    pixels[mask] = _mixed(pixels[mask], colours[mask])
 
 
 def tint_classes(pixels: Pixels, labels: np.ndarray[Any, Any], colours: Sequence[Colour]) -> None:
@@ -74,11 +89,14 @@ def draw_lines(image: Image.Image, lines: Sequence[str], colours: Sequence[Colou
 def _write(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: Colour, font: Any
 ) -> None:
-    """White on the colour, or black where that is light."""
     x, y = place
     draw.rectangle((x, y, x + font.getlength(text) + 4, y + _height(font) - 1), fill=colour)
-    ink = "black" if 299 * colour[0] + 587 * colour[1] + 114 * colour[2] > 140_000 else "white"
-    draw.text((x + 2, y + 1), text, fill=ink, font=font)
+    draw.text((x + 2, y + 1), text, fill=ink_on(colour), font=font)
+
+
+def ink_on(colour: Colour) -> str:
+    """In which text is legible there: white, or black where the colour is light."""
+    return "black" if 299 * colour[0] + 587 * colour[1] + 114 * colour[2] > 140_000 else "white"
 
 
 def _font(image: Image.Image) -> Any:
@@ -91,12 +109,8 @@ def _height(font: Any) -> int:
 
 def save_whole(image: Image.Image, path: Path) -> None:
     """To a file whose name's ending tells the format. It is there whole, or as it was before."""
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with whole_file(path) as draft:
         image.save(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def check_target(path: Path) -> None:

@@ -45,9 +45,12 @@ class CroppedMasks:
         inside each; a mask is where they are at least the threshold.
         """
         assert found.masks is not None
-        parts = [mask_in_region(mask, box, size) for mask, box in zip(found.masks, found.boxes, strict=True)]
-        crops = tuple((values >= threshold).cpu() for values, _ in parts)
-        return cls(crops, tuple(window for _, window in parts), size)
+        crops, windows = [], []
+        for mask, box in zip(found.masks, found.boxes, strict=True):  # probabilities of one object at a time
+            values, window = mask_in_region(mask, box, size)
+            crops.append((values >= threshold).cpu())
+            windows.append(window)
+        return cls(tuple(crops), tuple(windows), size)
 
     def __len__(self) -> int:
         return len(self.crops)

@@ -243,10 +243,12 @@ class PyramidForImageClassification(Predicts[Classification], PyramidPreTrainedM
     def _predict_batch(self, images: Sequence[Image], choice: Choice) -> list[Classification]:
         logits = self._run(self.image_processor()(list(images), return_tensors="pt")).logits.float()
         are_alone = self.config.problem_type == "multi_label_classification" or logits.shape[1] == 1
+        of_images = logits.sigmoid() if are_alone else logits.softmax(1)
         found = []
-        for scores, image in zip(logits.sigmoid() if are_alone else logits.softmax(1), images, strict=True):
-            labels = best_first(scores, choice.most or TOP)
-            labels = labels[scores[labels] > (choice.threshold or 0)]
+        for values, scores, image in zip(logits, of_images, images, strict=True):
+            labels = best_first(values, choice.most or TOP)  # scores are alike where they round to 0 or 1
+            if choice.threshold is not None:
+                labels = labels[scores[labels] > choice.threshold]
             found.append(
                 Classification(
                     labels=labels.cpu(),

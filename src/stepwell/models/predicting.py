@@ -86,11 +86,11 @@ class Predicts(Generic[Kind]):
     ) -> Any:
         """A picture -> its prediction; a list or a tuple of pictures -> a list of theirs, in order.
 
-        threshold: of scores, by default 0.5 for objects and 0 for classes of a picture. max_detections: the
-        best so many, by default all, and 5 classes of a picture. batch: pictures, or tiles, that go through
-        the network together, by default 1 on a CPU and 8 elsewhere; so many pictures are open at a time.
-        tiles: cuts each picture into tiles, and puts what is found together. limits: of image files, by
-        default those of `stepwell.ImageLimits`, and 150 million pixels for tiles.
+        threshold: of scores, by default 0.5 for objects and none for classes of a picture. max_detections:
+        the best so many, by default all, and 5 classes of a picture. batch: pictures, or tiles, that go
+        through the network together, by default 1 on a CPU and 8 elsewhere; so many pictures are open at a
+        time. tiles: cuts each picture into tiles, and puts what is found together. limits: of image files,
+        by default those of `stepwell.ImageLimits`, and 150 million pixels for tiles.
 
         Raises ValueError for what a kind of model does not have (thresholds of segmenters, tiles of
         classifiers), and as `open_image` does.
@@ -114,6 +114,15 @@ class Predicts(Generic[Kind]):
                 else:
                     predictions.append(self._predict_tiled(opened[0], tiles, choice, together))
         return predictions if is_list else predictions[0]
+
+    @contextmanager
+    def looking_through(self, processor: Any) -> Iterator[None]:
+        """Pictures are prepared by this image processor meanwhile."""
+        kept, self.kept_processor = self.kept_processor, processor
+        try:
+            yield
+        finally:
+            self.kept_processor = kept
 
     @property
     def class_names(self) -> tuple[str, ...]:
