@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.folders import one_line, read_config
+from stepwell.folders import one_line, read_config, whole_file, write_whole
 
 
 def test_settings_are_read_and_none_are_none(tmp_path: Path) -> None:
@@ -26,3 +26,21 @@ def test_an_error_is_one_short_line() -> None:
     assert one_line(ValueError("a\n  b")) == "a b"
     assert one_line(ValueError("ab" * 200)) == "ab" * 100
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_whole(path, "before")
+
+    def half() -> None:
+        with whole_file(path) as draft:
+            assert draft.suffix == ".png"
+            draft.write_text("half")
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        half()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
+    assert path.read_text() == "before"
+    write_whole(path, "after")
+    assert path.read_text() == "after"
