@@ -23,13 +23,17 @@ def draw_shapes(rng: random.Random, size: tuple[int, int], count: int):
         kind, box = rng.randrange(2), (left, top, left + side, top + side)
         for canvas, fill in ((image, COLOURS[kind]), (labels, kind + 1)):
             draw = ImageDraw.Draw(canvas)
-            (draw.rectangle if kind == 0 else draw.ellipse)((left, top, left + side - 1, top + side - 1), fill=fill)
+            (draw.rectangle if kind == 0 else draw.ellipse)(
+                (left, top, left + side - 1, top + side - 1), fill=fill
+            )
         corners = [left, top, left + side, top, left + side, top + side, left, top + side]
         shapes.append((kind, box, corners))
     return image, labels, shapes
 
 
-def write_coco(folder: Path, *, images: int, seed: int = 0, sizes=((64, 96), (96, 64)), count: int = 2) -> Path:
+def write_coco(
+    folder: Path, *, images: int, seed: int = 0, sizes=((64, 96), (96, 64)), count: int = 2
+) -> Path:
     rng, folder = random.Random(seed), folder
     (folder / "images").mkdir(parents=True, exist_ok=True)
     told, annotations = [], []

@@ -58,3 +58,72 @@ def data(tmp_path_factory):
         "segment": {"kind": "label_maps", **label_maps},
         "classify": {"kind": "image_folder", "path": str(classes)},
     }
+
+
+def tiny(name: str, data, folder) -> str:
+    """The recipe with small networks, two steps, and drawn data; as a file whose base it is."""
+    recipe = load_recipe(name)
+    task, stage = recipe.task, recipe.stages[0]
+    config = find_task(task).configuration(recipe)
+    settings = config.settings if task == "classify" else config.backbone_config.settings
+    sizes = [48 + 16 * i for i in range(len(settings.branches))]
+    backbone = {"branches": [{**BRANCH, "size": size} for size in sizes], "mean": [0.5] * 3, "std": [0.5] * 3}
+    changes = {
+        "published": None,
+        "backbone": backbone,
+        "parts": {f"vision.branches.{i}": None for i in range(4)},
+    }
+    if len(sizes) == 1 and task != "classify":
+        backbone["merge"] = "none"
+    if task != "classify":
+        head = {"kind": config.head_settings.kind, **SMALL_HEADS[config.head_settings.kind]}
+        changes |= {"head": head, "images": IMAGES[task]}
+    if task == "classify":
+        backbone["head"] = settings.head
+        backbone["branches"] = [
+            {**branch, "arguments": {"class_token": True}} for branch in backbone["branches"]
+        ]
+    optimiser = {}
+    if stage.optimiser.layer_decay is not None:
+        optimiser = {"layer_decay": {"layers": 4}}
+    fields = {
+        "base": name,
+        "output": str(folder),
+        "bf16": False,
+        "workers": 0,
+        "model": changes,
+        "stages": {
+            stage.name: {
+                "steps": 2,
+                "epochs": None,
+                "batch": 2,
+                "validate_steps": 2,
+                "data": [data[task]],
+                "validation": [data[task]],
+                "optimiser": optimiser,
+            }
+        },
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return str(path)
+
+
+IMAGES = {
+    "detect": {"long_limit": 64, "short_limit": 64, "size_divisor": 32},
+    "segment": {"short_side": 48, "window": 64, "stride": 43},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_steps_of_every_recipe(name, data, tmp_path):
+    folder = train(tiny(name, data, tmp_path))
+    (stage,) = folder.parent.glob("1_*")
+    rows = list(csv.DictReader((stage / "metrics.csv").open()))
+    metrics = {row["metric"]: float(row["value"]) for row in rows}
+    assert any(name.startswith("eval_") for name in metrics)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert (stage / "results.png").is_file()
+    model = stepwell.load(folder)
+    assert json.loads((folder / "config.json").read_text())["id2label"]
+    assert len(model.class_names) >= 2

@@ -23,7 +23,7 @@ from stepwell.data.objects import AnnotatedImage
 from stepwell.data.summary import LabelledSource
 from stepwell.evaluate.class_names import ClassMatch, match_classes
 from stepwell.evaluate.classification import TOP, ClassificationResult, ClassificationScores
-from stepwell.evaluate.detection import DetectionResult, DetectionScores, Kind, ScoredObjects
+from stepwell.evaluate.detection import DetectionResult, DetectionScores, Kind, ScoredObjects, f1_of_boxes
 from stepwell.evaluate.kinds import TASKS, Task
 from stepwell.evaluate.perception_data import ObjectSource, data_classes, open_data, true_objects
 from stepwell.evaluate.segmentation import SegmentationResult, SegmentationScores, confusion_of_pixels
@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound=LabelledSource)
+
+DRAWN = 0.5  # what scores above it is drawn
 
 Result = Mapping[Kind, DetectionResult] | SegmentationResult | ClassificationResult
 
@@ -74,6 +76,10 @@ class PerceptionTask(ABC, Generic[S]):
     @abstractmethod
     def result(self, found: Mapping[int, Any]) -> Result:
         """found: by entry of the data."""
+
+    @abstractmethod
+    def quality(self, index: int, found: Any) -> float:
+        """0..1: how well an image is understood, to sort images by."""
 
     def remarks(self) -> list[str]:
         """What a reader of the scores should know."""
@@ -141,6 +147,13 @@ class DetectionTask(PerceptionTask[ObjectSource]):
             )
         return scores.result(self.max_detections)
 
+    def quality(self, index: int, found: Any) -> float:
+        """F1 of the boxes that are drawn, at an overlap of a half."""
+        truth = true_objects(self.source[index], masks=False)
+        sure = [i for i, score in enumerate(found["scores"]) if score > DRAWN]
+        boxes = np.array([found["boxes"][i] for i in sure], float).reshape(-1, 4)
+        return f1_of_boxes(boxes, np.array([found["labels"][i] for i in sure], int), truth)
+
     def remarks(self) -> list[str]:
         masks = getattr(self.network.config.head_settings, "masks", False) and not self.masks
         return [
@@ -177,6 +190,10 @@ class SegmentationTask(PerceptionTask[LabelMaps]):
             scores.add_matrix(matrix)
         return scores.result()
 
+    def quality(self, index: int, found: Any) -> float:
+        """Mean IoU."""
+        return self.result({index: found}).mean_iou or 0.0
+
 
 class ClassificationTask(PerceptionTask[ImageFolder]):
     name = "classification"
@@ -199,6 +216,11 @@ class ClassificationTask(PerceptionTask[ImageFolder]):
         for index, ranked in found.items():
             scores.add(self.source[index].label, ranked)
         return scores.result()
+
+    def quality(self, index: int, found: Any) -> float:
+        """1 / k where the true class is the k-th."""
+        label = self.source[index].label
+        return 1 / (1 + found.index(label)) if label in found else 0.0
 
 
 def task_of(
