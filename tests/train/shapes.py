@@ -13,7 +13,7 @@ COLOURS = ((220, 60, 40), (40, 90, 220))
 
 
 def draw_shapes(rng: random.Random, size: tuple[int, int], count: int):
-    """-> an RGB picture of (height, width), its map of labels (0 is ground), and (class, box xyxy, polygon)."""
+    """-> an RGB picture of (height, width), its map of labels, 0 is ground, and (class, box, polygon)."""
     height, width = size
     image, labels = Image.new("RGB", (width, height), (230, 230, 220)), Image.new("L", (width, height))
     shapes = []

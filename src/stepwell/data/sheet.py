@@ -31,7 +31,7 @@ from stepwell.views.panels import (
     write_text,
 )
 
-__all__ = ["Sheet", "draw_samples"]
+__all__ = ["SamplePainter", "Sheet", "captioned", "draw_samples", "thumbnail"]
 
 PANEL_WIDTH = (SHEET_WIDTH - MARGIN) // 4 - MARGIN
 PANEL_HEIGHT = 300
@@ -58,7 +58,7 @@ def draw_samples(source: LabelledSource, *, samples: int = 16, seed: int = 0) ->
     """Up to `samples` of a source, drawn by chance, in their order; the same for the same seed. Raises
     ValueError where none can be drawn.
     """
-    draw = _Painter(source)
+    draw = SamplePainter(source)
     drawn: dict[int, _Drawn] = {}
     bad = []
     order = np.random.default_rng(seed).permutation(len(source))[: max(samples, SEARCHED)]
@@ -79,7 +79,7 @@ def draw_samples(source: LabelledSource, *, samples: int = 16, seed: int = 0) ->
     return Sheet(_framed(stack([side_by_side(row) for row in rows])), tuple(bad))
 
 
-class _Painter:
+class SamplePainter:
     """A sample -> its panel, and the labels on it that the legend should tell."""
 
     def __init__(self, source: LabelledSource) -> None:
@@ -93,16 +93,16 @@ class _Painter:
             picture = self._objects(open_image(sample.path), things)
             named = {thing.label for thing in things if thing.label is not None}
             text = f"{sample.path.name}, {counted(len(things), 'object')}"
-            return _Drawn(_captioned(picture, text, sample.size), named)
+            return _Drawn(captioned(picture, text, sample.size), named)
         if isinstance(sample, LabelledPixels):
             picture = self._map(open_image(sample.image), sample.labels)
             height, width = sample.labels.shape
             named = set(np.unique(sample.labels).tolist()) - {IGNORED}
-            return _Drawn(_captioned(picture, sample.image.name, (height, width)), named)
+            return _Drawn(captioned(picture, sample.image.name, (height, width)), named)
         if isinstance(sample, LabelledImage):
             image = open_image(sample.image)
             size = (image.height, image.width)
-            return _Drawn(_captioned(_thumbnail(image), self.names[sample.label], size), set())
+            return _Drawn(captioned(thumbnail(image), self.names[sample.label], size), set())
         raise TypeError(f"a {type(sample).__name__} is no sample of detectors, segmenters or classifiers")
 
     def legend(self, labels: Sequence[int]) -> list[Image.Image]:
@@ -113,14 +113,14 @@ class _Painter:
         return [*patches, _patch(f"and {more} more classes", (255, 255, 255))] if more else patches
 
     def _map(self, image: Image.Image, labels: np.ndarray[Any, np.dtype[np.int64]]) -> Image.Image:
-        picture = _thumbnail(image)
+        picture = thumbnail(image)
         table = np.zeros((IGNORED + 1, 3), dtype=np.uint8)
         table[: len(self.colours)] = self.colours
         small = _sampled(labels, picture)
         return _tinted(picture, small != IGNORED, table[small])
 
     def _objects(self, image: Image.Image, things: Sequence[Annotation]) -> Image.Image:
-        picture = _thumbnail(image)
+        picture = thumbnail(image)
         scale = picture.width / image.width, picture.height / image.height
         covered = np.zeros((picture.height, picture.width), dtype=bool)
         colours = np.zeros((*covered.shape, 3), dtype=np.uint8)
@@ -151,7 +151,7 @@ class _Painter:
         return f"{name} (crowd)" if thing.is_crowd else name
 
 
-def _thumbnail(image: Image.Image) -> Image.Image:
+def thumbnail(image: Image.Image) -> Image.Image:
     """As large as a panel allows, its aspect kept."""
     scale = min(PANEL_WIDTH / image.width, PANEL_HEIGHT / image.height)
     width, height = (max(round(side * scale), 1) for side in image.size)
@@ -177,7 +177,8 @@ def _tinted(
     return Image.fromarray(pixels)
 
 
-def _captioned(picture: Image.Image, text: str, size: Size) -> Image.Image:
+def captioned(picture: Image.Image, text: str, size: Size) -> Image.Image:
+    """A panel with a line of text over a picture, which is a thumbnail of (height, width) `size`."""
     panel = Image.new("RGB", (PANEL_WIDTH, picture.height + CAPTION), "white")
     panel.paste(picture, (0, CAPTION))
     write_text(panel, (0, 2), _fitted(text, f", {size[1]} x {size[0]}"), "black")

@@ -25,6 +25,7 @@ __all__ = [
     "Rle",
     "ScoredObjects",
     "TrueObjects",
+    "f1_of_boxes",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -256,3 +257,30 @@ def _library() -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError("COCO's scores need faster-coco-eval: pip install 'stepwell[detect]'") from error
     return COCO, COCOeval_faster
+
+
+def f1_of_boxes(boxes: Array, labels: Array, truth: TrueObjects, *, overlap: float = 0.5) -> float:
+    """Of the boxes (n, 4) found in an image, best first, with labels (n,): each true object, but for crowds,
+    is found by the first box of its class that overlaps it by more than `overlap`. 1 where there is nothing
+    to find and nothing found.
+    """
+    counts = np.ones(len(truth.boxes), bool) if truth.is_crowd is None else ~truth.is_crowd
+    wanted, classes = truth.boxes[counts], truth.labels[counts]
+    if not len(wanted) or not len(boxes):
+        return float(len(wanted) == len(boxes))
+    ious = _ious(boxes, wanted) * (labels[:, None] == classes)
+    for row in range(len(ious)):
+        best = int(ious[row].argmax())
+        if ious[row, best] > overlap:
+            ious[row + 1 :, best] = 0
+    return 2 * int((ious.max(1) > overlap).sum()) / (len(wanted) + len(boxes))
+
+
+def _ious(boxes: Array, others: Array) -> Array:
+    """(n, 4), (m, 4) -> (n, m)."""
+    shared = np.minimum(boxes[:, None, 2:], others[None, :, 2:]) - np.maximum(
+        boxes[:, None, :2], others[None, :, :2]
+    )
+    inter = shared.clip(min=0).prod(-1)
+    areas, other_areas = ((x[:, 2:] - x[:, :2]).prod(-1) for x in (boxes, others))
+    return cast(Array, inter / np.maximum(areas[:, None] + other_areas - inter, 1e-9))

@@ -18,6 +18,7 @@ from PIL.Image import Image
 from transformers import PreTrainedModel
 
 from stepwell.evaluate.answers import digest_of_networks, open_run
+from stepwell.evaluate.beside import draw_best_and_worst
 from stepwell.evaluate.perception_data import digest_of
 from stepwell.evaluate.perception_report import PerceptionReport, write_perception_report
 from stepwell.evaluate.report import middle_of, versions_here
@@ -28,7 +29,7 @@ from stepwell.folders import one_line, write_whole
 from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.images.open import open_image
 
-__all__ = ["FOUND", "FoundFile", "evaluate_perception"]
+__all__ = ["FOUND", "FoundFile", "evaluate_perception", "score_task"]
 
 FOUND = "found.jsonl"
 
@@ -47,6 +48,7 @@ def evaluate_perception(
     batch_size: int = 1,
     limit: int | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
+    pictures: int = 0,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> PerceptionReport:
@@ -55,24 +57,53 @@ def evaluate_perception(
     A run that was stopped goes on where it was, also to a larger `limit`. data, images, split, classes: as
     `data_of` takes them (data/entries.py). processor: by default the model's own. max_detections: of an
     image, found and scored; None is the head's own number, 100 for most. threshold: what scores no higher is
-    not found. limit: images, from the first. limits: of image files. name: of the model, in the report.
+    not found. limit: images, from the first. limits: of image files. pictures: how many of
+    the best and of the worst are drawn beside their truth. name: of the model, in the report.
     Images that cannot be read are in `bad_images`, and in no score. Raises ValueError for data that do not
     suit the model or its classes, and for a folder that holds a run with other settings; ImportError for
     libraries that are missing.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    data = Path(data)
     task = task_of(
         model,
         processor or model.image_processor(),
-        data,
+        Path(data),
         images=None if images is None else Path(images),
         split=split,
         classes=None if classes is None else Path(classes),
         threshold=threshold,
         max_detections=max_detections,
     )
+    return score_task(
+        task,
+        output,
+        data=data,
+        split=split,
+        batch_size=batch_size,
+        limit=limit,
+        limits=limits,
+        pictures=pictures,
+        name=name,
+        progress=progress,
+    )
+
+
+def score_task(
+    task: PerceptionTask[Any],
+    output: str | Path,
+    *,
+    data: str | Path,
+    split: str | None = None,
+    batch_size: int = 1,
+    limit: int | None = None,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    pictures: int = 0,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> PerceptionReport:
+    """As `evaluate_perception`, a model on data that are open already; data: where they come from."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    model = task.network
     entries = range(len(task.source))[:limit]
     settings = _settings_of(task)
     with FoundFile(Path(output), settings) as file:
@@ -102,6 +133,10 @@ def evaluate_perception(
         versions=versions_here(),
     )
     write_perception_report(Path(output), report)
+    if pictures:
+        draw_best_and_worst(
+            Path(output), task, {entry: found for entry, (found, _) in kept.items()}, pictures
+        )
     return report
 
 

@@ -60,9 +60,13 @@ class PerceptionTask(ABC, Generic[S]):
 
     def found(self, indices: Sequence[int], images: Sequence[Image.Image]) -> list[Any]:
         """What the model finds in images, which belong to these entries of the data: a JSON value each."""
-        with self.network.looking_through(self.processor):
-            predictions = self._predict(list(images))
+        predictions = self.predicted(list(images))
         return [self._record(*pair) for pair in zip(indices, predictions, strict=True)]
+
+    def predicted(self, images: list[Image.Image]) -> Sequence[Prediction]:
+        """What the model predicts in images."""
+        with self.network.looking_through(self.processor):
+            return self._predict(images)
 
     def _predict(self, images: list[Image.Image]) -> Sequence[Prediction]:
         """Of images that go through the network together."""

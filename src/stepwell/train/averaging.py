@@ -7,31 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback
 
-from stepwell.data.fields import Strict
+from stepwell.train.recipe import Average
 
-__all__ = ["Average", "Averaging"]
+__all__ = ["Averaging"]
 
 _FILE = "average.safetensors"  # of a checkpoint
-
-
-class Average(Strict):
-    """decay: of what was averaged before, at a step. ramp: it is (1 + n) / (10 + n) at step n where that is
-    less, so that short trainings forget their start. use: whether the average is what is scored and kept;
-    else it lies beside it.
-    """
-
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
-    ramp: bool = True
-    use: bool = True
 
 
 class Averaging(TrainerCallback):

@@ -27,6 +27,7 @@ from stepwell.data.fields import Rate, Strict
 from stepwell.data.mixture import Mixture
 from stepwell.data.sample import Source
 from stepwell.data.summary import summary
+from stepwell.evaluate.perception import score_task
 from stepwell.folders import ModelError, check_hub_name, download, find_folder, model_type
 from stepwell.images.open import ImageSource, open_image
 from stepwell.models.parts import load_parts
@@ -48,6 +49,10 @@ __all__ = [
     "places_of",
 ]
 
+SCORES = "scores"
+"""The folder of a run's scores."""
+PICTURES = 10
+"""Of the best and of the worst that are drawn there."""
 _MODEL = "model."  # the prefix of the model in the module that is trained
 
 
@@ -136,9 +141,14 @@ class Training(nn.Module):
         """What a task's `collate` makes -> means by the names of its `losses`."""
         raise NotImplementedError
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """As models of transformers do."""
-        self.model.gradient_checkpointing_enable(*args, **kwargs)
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As models of transformers do; those before its version 6 by the old name."""
+        enable = getattr(
+            self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable
+        )
+        enable(*args, **kwargs)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
 
 
 class PerceptionTask(ABC):
@@ -279,6 +289,13 @@ class PerceptionTask(ABC):
         assert isinstance(module, Training)
         return self.examined(module.model, self.stage.validation[0].open())
 
+    def report(self, model: Path, folder: Path) -> None:
+        """Scores of the model in a folder on the last stage's validation data, with figures of them."""
+        if self.stage.validation:
+            data = self.stage.validation[0]
+            task = self.examined(self.model_class.from_pretrained(model).eval(), data.open()).task
+            score_task(task, folder / SCORES, data=_place(data), pictures=PICTURES, name=str(model))
+
     def save(self, weights: Path, folder: Path) -> None:
         model = self.model_class(self.config)
         tensors = {name.removeprefix(_MODEL): tensor for name, tensor in load_file(weights).items()}
@@ -349,6 +366,12 @@ def _changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         return changes
     whole: dict[str, Any] = merged(base, changes, "model")
     return whole
+
+
+def _place(data: Any) -> Path:
+    """Where an entry of the data lies."""
+    named = (getattr(data, name, None) for name in ("annotations", "list", "labels", "path"))
+    return next(place for place in named if isinstance(place, Path))
 
 
 def _tell(line: str) -> None:

@@ -22,13 +22,13 @@ from pydantic import Field, ValidationError, model_validator
 from stepwell.data.fields import Positive, Rate, Share, Strict
 from stepwell.folders import one_line
 from stepwell.models.vision import first_complaint
-from stepwell.train.averaging import Average
 from stepwell.train.groups import Decayed
 from stepwell.train.layer_decay import LayerDecay
 from stepwell.train.shipped import recipe_names
 from stepwell.train.tasks import find_task
 
 __all__ = [
+    "Average",
     "FileName",
     "Optimiser",
     "Positive",
@@ -46,7 +46,7 @@ FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of one folder: what 
 
 
 class Optimiser(Strict):
-    """`name` is one of TrainingArguments' `optim`, or torch's "adam" or "nadam"; part_lrs: rates of parts,
+    """`name` is one of TrainingArguments' `optim`, or "adam", "nadam" or "lamb"; part_lrs: rates of parts,
     the longest matching name counts; layer_decay: slower rates of layers nearer to the image. decayed: what
     the weight decay is of (train/groups.py). max_grad_norm: 0 clips nothing; clip_steps: how many steps of a
     stage are clipped, from its first on, None is all.
@@ -71,6 +71,17 @@ class Schedule(Strict):
     name: str = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     arguments: dict[str, Any] = {}
+
+
+class Average(Strict):
+    """decay: of what was averaged before, at a step. ramp: it is (1 + n) / (10 + n) at step n where that is
+    less, so that short trainings forget their start. use: whether the average is what is scored and kept;
+    else it lies beside it.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
+    ramp: bool = True
+    use: bool = True
 
 
 class Stage(Strict):

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,8 @@ BAD = "bad_samples"  # of a batch
 BEST = "best"  # of a stage: the weights with the lowest loss on its validation data so far
 WHOLE = "whole"  # an empty file, the last that a checkpoint gets
 
-TORCH_OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "nadam": torch.optim.NAdam,
-}
-"""Those of torch that TrainingArguments has no name for."""
+OPTIMISERS = {"adam": "torch.optim:Adam", "nadam": "torch.optim:NAdam", "lamb": "timm.optim:Lamb"}
+"""Those that TrainingArguments has no name for."""
 
 
 def processes() -> int:
@@ -137,7 +135,7 @@ class StageTrainer(Trainer):
             train_dataset=source,
             eval_dataset=validation,
             callbacks=[bad_samples, *filter(None, [self.averaging]), _Sealing(), *callbacks],
-            optimizer_cls_and_kwargs=_of_torch(task.stage.optimiser),
+            optimizer_cls_and_kwargs=_unnamed(task.stage.optimiser),
         )
         self.bad_samples = bad_samples
         self.task, self.stage = task, task.stage
@@ -370,10 +368,19 @@ class StageTrainer(Trainer):
         super().log(logs, start_time)
 
 
-def _of_torch(optimiser: Optimiser) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
-    """What Trainer makes it of, None where TrainingArguments knows its name."""
-    kind = TORCH_OPTIMISERS.get(optimiser.name)
-    return None if kind is None else (kind, {"lr": optimiser.lr, "betas": optimiser.betas})
+def _unnamed(optimiser: Optimiser) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+    """What Trainer makes it of, None where TrainingArguments knows its name. Raises ImportError for one of
+    timm's where that is missing.
+    """
+    place = OPTIMISERS.get(optimiser.name)
+    if place is None:
+        return None
+    module, _, name = place.partition(":")
+    try:
+        kind = getattr(import_module(module), name)
+    except ImportError as error:
+        raise ImportError(f"optimiser {optimiser.name} needs timm: pip install 'stepwell[timm]'") from error
+    return kind, {"lr": optimiser.lr, "betas": optimiser.betas}
 
 
 def _schedule_arguments(stage: Stage) -> dict[str, Any]:
@@ -399,7 +406,7 @@ def _training_arguments(
         "max_steps": steps,
         "per_device_train_batch_size": stage.batch,
         "gradient_accumulation_steps": stage.accumulate,
-        "optim": "adamw_torch" if optimiser.name in TORCH_OPTIMISERS else optimiser.name,
+        "optim": "adamw_torch" if optimiser.name in OPTIMISERS else optimiser.name,
         "learning_rate": optimiser.lr,
         "adam_beta1": optimiser.betas[0],
         "adam_beta2": optimiser.betas[1],
