@@ -82,7 +82,9 @@ class StepwellForObjectDetection(BackboneWithHead[Detections]):
         if labels is not None:
             size = (pixels.shape[-2], pixels.shape[-1])
             objects = _objects(labels, extents, size, self.config.num_labels)
-            outputs["losses"] = self.head(feature_maps(self.backbone, pixels), extents, objects)
+            maps = feature_maps(self.backbone, pixels)
+            with self.own_precision():
+                outputs["losses"] = self.head(maps, extents, objects)
             outputs["loss"] = torch.stack(list(outputs["losses"].values())).sum()
         if labels is None or not self.training:
             outputs |= _stacked(self._found(pixels, extents), extents)
@@ -129,7 +131,8 @@ class StepwellForObjectDetection(BackboneWithHead[Detections]):
         found: dict[int, FoundObjects] = {}
         for (height, width), members in groups.items():
             maps = feature_maps(self.backbone, pixels[members, :, :height, :width])
-            found.update(zip(members, self.head(maps, [extents[i] for i in members]), strict=True))
+            with self.own_precision():
+                found.update(zip(members, self.head(maps, [extents[i] for i in members]), strict=True))
         return [found[i] for i in range(len(extents))]
 
 

@@ -112,7 +112,9 @@ class StepwellForSemanticSegmentation(BackboneWithHead[Segmentation]):
             is_class = (labels >= 0) & (labels < count) | (labels == ignored)
             if not bool(is_class.all()):
                 raise ValueError(f"labels are 0 to {count - 1} or {ignored}, got {int(labels[~is_class][0])}")
-        return self.head.losses(feature_maps(self.backbone, pixels), labels.long())
+        maps = feature_maps(self.backbone, pixels)
+        with self.own_precision():
+            return self.head.losses(maps, labels.long())
 
     def _logits(self, pixels: Tensor, sizes: Sequence[Size]) -> Tensor:
         """(B, K, H, W); each image by itself, so that a batch changes nothing."""
@@ -137,5 +139,7 @@ class StepwellForSemanticSegmentation(BackboneWithHead[Segmentation]):
     def _whole(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         pixels = padded(images, self.divisor)
-        logits = self.head(feature_maps(self.backbone, pixels))
+        maps = feature_maps(self.backbone, pixels)
+        with self.own_precision():
+            logits = self.head(maps)
         return resize_map(logits, (pixels.shape[-2], pixels.shape[-1]))[..., :height, :width]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from stepwell.models.predicting import Kind, Predicts
 from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT
+from stepwell.ops.precision import without_autocast
 from stepwell.structures import Size
 
 __all__ = ["BackboneWithHead", "padded", "padded_image_processor", "valid_sizes"]
@@ -67,6 +69,10 @@ class BackboneWithHead(SharedWeights, Predicts[Kind], PreTrainedModel):
     def image_processor(self) -> PaddedImageProcessor:
         """Of the images that this model takes: the one that it was loaded with, or its configuration's."""
         return self.kept_processor or padded_image_processor(self.config)
+
+    def own_precision(self) -> AbstractContextManager[None]:
+        """In which heads compute: that of their parameters, as in the official code, despite autocast."""
+        return without_autocast(self.device)
 
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any

@@ -123,10 +123,11 @@ class PerceptionStage(Stage):
 
 
 class PerceptionRecipe(Recipe):
-    """log_steps: more often than an assistant's, whose steps take longer."""
+    """bf16: of the backbone; heads and losses stay in single precision."""
 
     model: PerceptionModel
     stages: Annotated[tuple[PerceptionStage, ...], Field(min_length=1)]
+    bf16: bool = False
     log_steps: Annotated[int, Field(gt=0)] = 10
 
 
