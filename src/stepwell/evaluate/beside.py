@@ -16,7 +16,8 @@ from stepwell.views.panels import side_by_side, stack
 
 __all__ = ["BEST", "WORST", "draw_best_and_worst"]
 
-BEST, WORST = "best.png", "worst.png"
+BEST = "best.png"
+WORST = "worst.png"
 
 
 def draw_best_and_worst(

@@ -32,7 +32,7 @@ from stepwell.train.perception import (
     opened,
 )
 
-__all__ = ["ClassifyRecipe", "ClassifyTask"]
+__all__ = ["ClassifierTraining", "ClassifyRecipe", "ClassifyStage", "ClassifyTask"]
 
 Loss = Literal["cross_entropy", "binary"]
 _SEED = "seed"  # of what a batch does by chance

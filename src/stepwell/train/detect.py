@@ -31,7 +31,14 @@ from stepwell.train.examination import Examination
 from stepwell.train.perception import PerceptionRecipe, PerceptionStage, PerceptionTask, Training, opened
 from stepwell.views.resize import pad_batch
 
-__all__ = ["DetectRecipe", "DetectTask"]
+__all__ = [
+    "DetectRecipe",
+    "DetectStage",
+    "DetectTask",
+    "DetectorTraining",
+    "alike_order",
+    "pyramid_or_json",
+]
 
 _TWO_STAGES = ("rpn_objectness", "rpn_boxes", "classes", "boxes")
 _SETS = ("class", "box", "giou")

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["SCHEDULES", "build_schedule", "checked_arguments"]
+__all__ = ["SCHEDULES", "EpochCosine", "Line", "Run", "Steps", "build_schedule", "checked_arguments"]
 
 _SETTINGS = ConfigDict(extra="forbid")
 _Rate = Annotated[float, Field(ge=0)]

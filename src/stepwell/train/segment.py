@@ -24,7 +24,7 @@ from stepwell.train.detect import pyramid_or_json
 from stepwell.train.examination import Examination
 from stepwell.train.perception import PerceptionRecipe, PerceptionStage, PerceptionTask, Training, opened
 
-__all__ = ["SegmentRecipe", "SegmentTask"]
+__all__ = ["SegmentRecipe", "SegmentStage", "SegmentTask", "SegmenterTraining"]
 
 
 class SegmentStage(PerceptionStage):

@@ -7,28 +7,25 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from pydantic import ValidationError
 from safetensors.torch import save_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from stepwell.data.mixture import Drawn, InOrder, Mixture
 from stepwell.layers.synchronised import synchronised
-from stepwell.models.vision import first_complaint
+from stepwell.train.arguments import optimiser_class, training_arguments
 from stepwell.train.averaging import Averaging
 from stepwell.train.bad_samples import BadSamples
 from stepwell.train.examination import Examination
 from stepwell.train.groups import freeze_all_but, parameter_groups
 from stepwell.train.metrics import MetricsFile
-from stepwell.train.recipe import Optimiser, Recipe, Stage
+from stepwell.train.recipe import Optimiser, Recipe
 from stepwell.train.results import Results
 from stepwell.train.schedules import SCHEDULES, Run, build_schedule, checked_arguments
 from stepwell.train.tasks import Task
@@ -38,9 +35,6 @@ __all__ = ["WHOLE", "StageTrainer", "processes", "progress_bars", "put"]
 BAD = "bad_samples"  # of a batch
 BEST = "best"  # of a stage: the weights with the lowest loss on its validation data so far
 WHOLE = "whole"  # an empty file, the last that a checkpoint gets
-
-OPTIMISERS = {"adam": "torch.optim:Adam", "nadam": "torch.optim:NAdam", "lamb": "timm.optim:Lamb"}
-"""Those that TrainingArguments has no name for."""
 
 
 def processes() -> int:
@@ -130,12 +124,12 @@ class StageTrainer(Trainer):
         steps = len(source) // (task.stage.batch * task.stage.accumulate * processes())
         super().__init__(
             module,
-            _training_arguments(recipe, task.stage, folder, steps=steps, seed=seed),
+            training_arguments(recipe, task.stage, folder, steps=steps, seed=seed),
             data_collator=_Collate(task),
             train_dataset=source,
             eval_dataset=validation,
             callbacks=[bad_samples, *filter(None, [self.averaging]), _Sealing(), *callbacks],
-            optimizer_cls_and_kwargs=_unnamed(task.stage.optimiser),
+            optimizer_cls_and_kwargs=optimiser_class(task.stage.optimiser),
         )
         self.bad_samples = bad_samples
         self.task, self.stage = task, task.stage
@@ -366,77 +360,3 @@ class StageTrainer(Trainer):
         }
         self._sums, self._counts = {}, {}
         super().log(logs, start_time)
-
-
-def _unnamed(optimiser: Optimiser) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
-    """What Trainer makes it of, None where TrainingArguments knows its name. Raises ImportError for one of
-    timm's where that is missing.
-    """
-    place = OPTIMISERS.get(optimiser.name)
-    if place is None:
-        return None
-    module, _, name = place.partition(":")
-    try:
-        kind = getattr(import_module(module), name)
-    except ImportError as error:
-        raise ImportError(f"optimiser {optimiser.name} needs timm: pip install 'stepwell[timm]'") from error
-    return kind, {"lr": optimiser.lr, "betas": optimiser.betas}
-
-
-def _schedule_arguments(stage: Stage) -> dict[str, Any]:
-    """Of TrainingArguments. Raises ValueError for arguments that a schedule of ours has not."""
-    name, arguments = stage.schedule.name, stage.schedule.arguments
-    if name not in SCHEDULES:
-        return {"lr_scheduler_type": name, "lr_scheduler_kwargs": arguments}
-    try:
-        checked_arguments(name, arguments)
-    except ValidationError as error:
-        where = f"stages.{stage.name}.schedule.arguments"
-        raise ValueError(f"{where}: {first_complaint(error)}") from None
-    return {"lr_scheduler_type": "constant"}
-
-
-def _training_arguments(
-    recipe: Recipe, stage: Stage, folder: Path, *, steps: int, seed: int
-) -> TrainingArguments:
-    """Raises ValueError for a field of `stage.trainer` that is said elsewhere or does not exist."""
-    optimiser = stage.optimiser
-    fields: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": steps,
-        "per_device_train_batch_size": stage.batch,
-        "gradient_accumulation_steps": stage.accumulate,
-        "optim": "adamw_torch" if optimiser.name in OPTIMISERS else optimiser.name,
-        "learning_rate": optimiser.lr,
-        "adam_beta1": optimiser.betas[0],
-        "adam_beta2": optimiser.betas[1],
-        "weight_decay": optimiser.weight_decay,
-        "max_grad_norm": optimiser.max_grad_norm,
-        **_schedule_arguments(stage),
-        "warmup_steps": stage.schedule.warmup_steps,
-        "bf16": recipe.bf16,
-        "use_cpu": not torch.cuda.is_available(),
-        "seed": seed,
-        "logging_steps": recipe.log_steps,
-        "save_steps": recipe.save_steps,
-        "dataloader_num_workers": recipe.workers,
-        "remove_unused_columns": False,
-        "accelerator_config": {
-            "dispatch_batches": False
-        },  # rows of pixel_values are no samples: never cut a batch
-    }
-    # Two, since the one before is removed before the last is marked as whole.
-    defaults: dict[str, Any] = {"save_total_limit": 2, "report_to": "none"}
-    if find_spec("tensorboard") is not None:
-        defaults["report_to"] = "tensorboard"
-    if recipe.workers:
-        defaults["dataloader_prefetch_factor"] = 8
-    if stage.validation:
-        fields |= {"eval_strategy": "steps", "eval_steps": stage.validate_steps}
-    if said := sorted(fields.keys() & stage.trainer.keys()):
-        raise ValueError(f"stages.{stage.name}.trainer.{said[0]} is set by another field of the recipe")
-    try:
-        return TrainingArguments(**{**fields, **defaults, **stage.trainer})
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).removeprefix("TrainingArguments.__init__() ")
-        raise ValueError(f"stages.{stage.name}: TrainingArguments: {reason}") from None
