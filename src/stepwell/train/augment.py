@@ -293,16 +293,21 @@ class _CropOfClasses(v2.Transform):
 
 
 class _RandAugment(v2.RandAugment):
-    """timm's and DeiT's increasing set by torchvision's changes: a magnitude drawn for every change."""
+    """timm's and DeiT's increasing set by torchvision's changes: each is made with even chance, by a magnitude
+    of its own.
+    """
 
     def __init__(self, changes: int, magnitude: float, std: float) -> None:
-        super().__init__(num_ops=changes, magnitude=0, num_magnitude_bins=31)
-        self.mean, self.std = magnitude, std
+        super().__init__(num_ops=1, magnitude=0, num_magnitude_bins=31)
+        self.changes, self.mean, self.std = changes, magnitude, std
 
-    def forward(self, *inputs: Any) -> Any:
-        drawn = torch.normal(float(self.mean), float(self.std), ()) if self.std else torch.tensor(self.mean)
-        self.magnitude = int((drawn.clamp(0, 10) * 3).round())
-        return super().forward(*inputs)
+    def forward(self, image: Any) -> Any:
+        for _ in range(self.changes):
+            if _chance(0.5):
+                drawn = float(torch.randn(())) * self.std + self.mean
+                self.magnitude = round(min(max(drawn, 0), 10) * 3)
+                image = super().forward(image)
+        return image
 
 
 _CLEAN: list[v2.Transform] = [

@@ -132,7 +132,8 @@ def _is_decayed(name: str, parameter: Tensor, decayed: Decayed) -> bool:
         case "matrices":
             return parameter.ndim > 1  # norms, biases, gates and scales are vectors
         case "tables":
-            return parameter.ndim != 1 and not name.endswith(".bias")
+            is_vector = parameter.ndim == 1 and not name.endswith(".weights")  # of a merge: a number a branch
+            return not is_vector and not name.endswith(".bias")
         case _:
             return True
 
