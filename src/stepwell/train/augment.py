@@ -293,8 +293,8 @@ class _CropOfClasses(v2.Transform):
 
 
 class _RandAugment(v2.RandAugment):
-    """timm's and DeiT's increasing set by torchvision's changes: each is made with even chance, by a magnitude
-    of its own.
+    """timm's and DeiT's increasing set by torchvision's changes, each made with even chance, by a
+    magnitude of its own.
     """
 
     def __init__(self, changes: int, magnitude: float, std: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback
@@ -47,12 +47,11 @@ class Averaging(TrainerCallback):
         self.averaged.to(args.device)
         if state.global_step:
             file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE
-            self.averaged.load_state_dict(load_file(file, device=str(args.device)))
+            load_model(self.averaged, file, device=str(args.device))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.averaged.update_parameters(self.module)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.should_save:
-            tensors = {name: tensor.contiguous() for name, tensor in self.averaged.state_dict().items()}
-            save_file(tensors, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE)
+            save_model(self.averaged, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE)

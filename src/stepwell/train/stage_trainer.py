@@ -338,7 +338,7 @@ class StageTrainer(Trainer):
     def finish(self, folder: Path) -> None:
         """Leaves the stage's weights, the best or the last, in `folder`; and both where they differ."""
         best = Path(self.args.output_dir) / BEST
-        if self.averaging is not None:
+        if self.averaging is not None and not self.averaging.settings.use:
             self._write(self.averaging.model, folder.with_name("average"))
         if self.eval_dataset is not None and self._validated != self.state.global_step:
             self.evaluate()
