@@ -43,7 +43,7 @@ class ClassifyStage(PerceptionStage):
     """mixup, cutmix: alpha of the share in which two images of a batch are mixed, 0 for never; with both, one
     of them by even chance. label_smoothing: of the targets. loss: "binary" asks for every class whether any
     of an image is of it (DeiT III). repeats: how often each of the `batch` images comes in a batch, changed
-    otherwise each time (arXiv 1901.09335). best_by: of the scores top1 and top5.
+    otherwise each time (arXiv 1901.09335).
     """
 
     data: Annotated[tuple[ClassifyData, ...], Field(min_length=1)]
@@ -54,7 +54,7 @@ class ClassifyStage(PerceptionStage):
     label_smoothing: Share = 0.0
     loss: Loss = "cross_entropy"
     repeats: Annotated[int, Field(gt=0)] = 1
-    best_by: str = "top1"
+    best_by: Literal["top1", "top5"] = "top1"
 
 
 class ClassifyRecipe(PerceptionRecipe):

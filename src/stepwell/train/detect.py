@@ -47,7 +47,7 @@ _SETS = ("class", "box", "giou")
 class DetectStage(PerceptionStage):
     """data: without crowds, which nobody is asked to tell apart. empty_images: whether images without an
     object are learned from. alike: whether a batch is of wide or of high images alone, which are padded less.
-    best_by: of the scores boxes_ap, boxes_ap50, boxes_ap75 and those of masks. max_detections: of an image of
+    best_by: those of masks need data in which every object has one. max_detections: of an image of
     the validation data; None is the head's own number.
     """
 
@@ -56,7 +56,9 @@ class DetectStage(PerceptionStage):
     augment: DetectAugment = JitterAugment()
     empty_images: bool = True
     alike: bool = True
-    best_by: str = "boxes_ap"
+    best_by: Literal["boxes_ap", "boxes_ap50", "boxes_ap75", "masks_ap", "masks_ap50", "masks_ap75"] = (
+        "boxes_ap"
+    )
     max_detections: Positive | None = None
 
 

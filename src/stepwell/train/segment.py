@@ -28,12 +28,12 @@ __all__ = ["SegmentRecipe", "SegmentStage", "SegmentTask", "SegmenterTraining"]
 
 
 class SegmentStage(PerceptionStage):
-    """best_by: of the scores mean_iou and pixel_accuracy."""
+    """augment: crops; images of the validation data are seen whole, or in windows."""
 
     data: Annotated[tuple[SegmentData, ...], Field(min_length=1)]
     validation: Annotated[tuple[SegmentData, ...], Field(max_length=1)] = ()
     augment: SegmentCropAugment = SegmentCropAugment()
-    best_by: str = "mean_iou"
+    best_by: Literal["mean_iou", "pixel_accuracy"] = "mean_iou"
 
 
 class SegmentRecipe(PerceptionRecipe):
