@@ -21,7 +21,21 @@ from stepwell.train.shipped import recipe_names
 from stepwell.train.tasks import find_task
 
 TASKS = ("detect", "segment", "classify")
-RECIPES = [name for name in recipe_names() if load_recipe(name).task in TASKS]
+KINDS = (  # one of each; the others are slow
+    "piip_det_tsb_1120_896_448",
+    "piip_det_h6b_1024_512",
+    "piip_det_cascade_tsb_3x",
+    "piip_det_dino_sbl_1792_1120_672",
+    "piip_det_convnext_tsb_1024_672_448",
+    "piip_seg_tsb_896_448_336",
+    "piip_cls_tsb_368_192_128",
+    "piip_cls_b_512_256_128",
+)
+RECIPES = [
+    pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
+    for name in recipe_names()
+    if load_recipe(name).task in TASKS
+]
 BRANCH = {"encoder": "vit_nano", "interactions": [[0, 1], [2, 3]]}
 SMALL_HEADS = {
     "rcnn": {

@@ -7,7 +7,9 @@ run that resumes sees what it would have seen.
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -250,14 +252,30 @@ class PerceptionTask(ABC):
         folder = self._start(settings)
         theirs = self.model_class.config_class.from_pretrained(folder)
         known = tuple(theirs.id2label[i] for i in range(theirs.num_labels))
-        if known != self.classes and self.stage == self.settings.stages[0]:
+        model: Any = self.model_class.from_pretrained(
+            folder, config=self.config, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+        if known == self.classes:
+            return model
+        if self.stage == self.settings.stages[0]:
             _tell(
                 f"{settings.start} knows {len(known)} classes, which are not the {len(self.classes)} of the "
                 "data: the layers that tell classes start anew"
             )
-        return self.model_class.from_pretrained(
-            folder, config=self.config, dtype=torch.float32, ignore_mismatched_sizes=True
-        )
+        fresh = self.model_class(self.config).state_dict()
+        model.load_state_dict({name: fresh[name] for name in self._of_classes()}, strict=False)
+        return model
+
+    def _of_classes(self) -> list[str]:
+        """Names of the tensors that one more class makes larger."""
+        shapes = []
+        for count in (1, 2):
+            config = copy.deepcopy(self.config)
+            config.num_labels = count
+            with torch.device("meta"):
+                tensors = self.model_class(config).state_dict()
+            shapes.append({name: tensor.shape for name, tensor in tensors.items()})
+        return [name for name, shape in shapes[0].items() if shape != shapes[1][name]]
 
     def introduction(self) -> str:
         """What the stage's data hold."""
@@ -295,6 +313,7 @@ class PerceptionTask(ABC):
         if self.stage.validation:
             data = self.stage.validation[0]
             task = self.examined(self.model_class.from_pretrained(model).eval(), data.open()).task
+            shutil.rmtree(folder / SCORES, ignore_errors=True)  # of an earlier training
             score_task(task, folder / SCORES, data=_place(data), pictures=PICTURES, name=str(model))
 
     def save(self, weights: Path, folder: Path) -> None:
