@@ -12,6 +12,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
@@ -162,13 +163,11 @@ class PerceptionTask(ABC):
     training: ClassVar[type[Training]]
     published: ClassVar[str]
     """The task of the published models that may be trained."""
-    best: ClassVar[str]
-    """The score by which weights are the best; larger is better."""
     scores: ClassVar[Sequence[str]] = ()
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         self.settings, self.stage = recipe, stage
-        self.classes = recipe.model.classes or class_names(recipe.stages[0].data[0].open().classes)
+        self.classes = recipe.model.classes or class_names(_opened(recipe.stages[0].data[0]).classes)
         self.config = self.config_of(recipe.model, self.classes)
         with torch.device("meta"):
             model = self.model_class(self.config)
@@ -282,14 +281,14 @@ class PerceptionTask(ABC):
         texts = []
         for role in ("data", "validation"):
             for data in getattr(self.stage, role):
-                texts.append(f"{role} of stage {self.stage.name}: {summary(data.open()).text()}")
+                texts.append(f"{role} of stage {self.stage.name}: {summary(_opened(data)).text()}")
         return "\n".join(texts)
 
     def parts(self, module: nn.Module) -> Mapping[str, str]:
         return self._parts
 
     def source(self, data: Any) -> Source:
-        source: Any = data.open()
+        source = _opened(data)
         return _Labelled(source, places_of(class_names(source.classes), self.classes))
 
     def order(self, samples: Mixture, *, batches: int, seed: int) -> Sequence[int] | None:
@@ -306,13 +305,13 @@ class PerceptionTask(ABC):
         if not self.stage.validation:
             return None
         assert isinstance(module, Training)
-        return self.examined(module.model, self.stage.validation[0].open())
+        return self.examined(module.model, _opened(self.stage.validation[0]))
 
     def report(self, model: Path, folder: Path) -> None:
         """Scores of the model in a folder on the last stage's validation data, with figures of them."""
         if self.stage.validation:
             data = self.stage.validation[0]
-            task = self.examined(self.model_class.from_pretrained(model).eval(), data.open()).task
+            task = self.examined(self.model_class.from_pretrained(model).eval(), _opened(data)).task
             shutil.rmtree(folder / SCORES, ignore_errors=True)  # of an earlier training
             score_task(task, folder / SCORES, data=_place(data), pictures=PICTURES, name=str(model))
 
@@ -356,6 +355,12 @@ def places_of(names: Sequence[str], classes: Sequence[str]) -> list[int]:
             f"the data have a class {unknown[0]!r}, which is none of the model's: {', '.join(classes)}"
         )
     return [list(classes).index(name) for name in names]
+
+
+@lru_cache(maxsize=16)
+def _opened(data: Any) -> Any:
+    """The source of an entry of the data: the files of large data sets are read once."""
+    return data.open()
 
 
 def opened(source: ImageSource) -> tv_tensors.Image:
