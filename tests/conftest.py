@@ -10,6 +10,10 @@ from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# Processes that test side by side share the cores, as do those that they start; before torch is imported.
+os.environ["OMP_NUM_THREADS"] = str(
+    max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+)
 
 import pytest
 import torch
