@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers import (
     AutoModelForInstanceSegmentation,
@@ -214,6 +215,7 @@ def test_a_head_stays_in_single_precision_when_a_model_is_loaded_in_half(tmp_pat
         ({"head": {"kind": "yolo"}}, "head: "),
         ({"head": {"kind": "rcnn", "dims": 3}}, "dims"),
         ({"images": {"long_limit": 0}}, "images: long_limit"),
+        ({"images": {"long_limit": 64, "short_limit": 65}}, "short_limit 65 is above long_limit 64"),
         ({"backbone_config": {"sizes": [1]}}, "model_type"),
         ({"backbone_config": 3}, "got int"),
         ({"num_lables": 3}, "num_lables"),
@@ -254,3 +256,17 @@ def test_an_image_of_any_shape_is_looked_at(detector, size):
 def test_no_image_at_all_is_refused(detector):
     with pytest.raises(ValueError, match="hold no image"):
         detector(torch.zeros(0, 3, 64, 64))
+
+
+def test_padding_beyond_the_largest_image_changes_no_loss(detector):
+    """Such batches are parts of larger ones, or padded to a fixed size."""
+    detector.train()
+    pixels, mask = torch.randn(2, 3, 64, 96), torch.ones(2, 64, 96)
+    pixels[1, :, :, 64:] = mask[1, :, 64:] = 0
+    given = {"labels": labels(2, 1)}
+    losses = []
+    for beside, below in ((0, 0), (64, 32)):
+        torch.manual_seed(2)
+        pad = (0, beside, 0, below)
+        losses.append(detector(F.pad(pixels, pad), pixel_mask=F.pad(mask, pad), **given).losses)
+    torch.testing.assert_close(*losses)

@@ -63,10 +63,10 @@ class StepwellForObjectDetection(BackboneWithHead):
 
         pixel_mask: (B, H, W), 1 where there is image; None: everywhere. labels: of each image, as the DETRs
         of transformers take them: `class_labels` (n,), `boxes` (n, 4) as centre, width and height in parts of
-        the image, and `masks` (n, h, w) in its pixels for heads with masks. Losses are of the batch as it is
-        padded, detections of each image alone; while training there are none beside the losses. The last
-        three arguments, which users of transformers hand over, change nothing. Raises ValueError for labels
-        that do not fit.
+        the image, and `masks` (n, h, w) in its pixels for heads with masks. Losses are of the batch, padded as
+        its largest image needs, detections of each image alone; while training there are none beside the
+        losses. The last three arguments, which users of transformers hand over, change nothing. Raises
+        ValueError for labels that do not fit.
         """
         divisor = self.config.image_settings.size_divisor
         pixels = padded(pixel_values, divisor)
@@ -75,7 +75,9 @@ class StepwellForObjectDetection(BackboneWithHead):
         if labels is not None:
             size = (pixels.shape[-2], pixels.shape[-1])
             objects = _objects(labels, extents, size, self.config.num_labels)
-            outputs["losses"] = self.head(feature_maps(self.backbone, pixels), extents, objects)
+            height, width = (max(extent.padded[axis] for extent in extents) for axis in (0, 1))
+            maps = feature_maps(self.backbone, pixels[..., :height, :width])  # heads tell sizes by extents
+            outputs["losses"] = self.head(maps, extents, objects)
             outputs["loss"] = torch.stack(list(outputs["losses"].values())).sum()
         if labels is None or not self.training:
             outputs |= _stacked(self._found(pixels, extents), extents)
