@@ -270,3 +270,17 @@ def test_padding_beyond_the_largest_image_changes_no_loss(detector):
         pad = (0, beside, 0, below)
         losses.append(detector(F.pad(pixels, pad), pixel_mask=F.pad(mask, pad), **given).losses)
     torch.testing.assert_close(*losses)
+
+
+def test_boxes_are_in_parts_of_the_image_without_its_padding(detector):
+    pixels, mask = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96)
+    mask[:, :50, :70] = 1
+    calls = []
+    detector.head.register_forward_hook(lambda _, given, out: calls.append((given, out)))
+    with torch.no_grad():
+        output = detector(pixels, pixel_mask=mask, labels=labels(1))
+    ((_, (extent,), (objects,)), _), (_, (found,)) = calls
+    assert extent.valid == (50, 70)
+    torch.testing.assert_close(objects.boxes, torch.tensor([[0.25 * 70, 0.3 * 50, 0.55 * 70, 0.7 * 50]]))
+    torch.testing.assert_close(output.pred_boxes[0] * torch.tensor([70, 50, 70, 50]), found.boxes)
+    assert len(found.boxes)

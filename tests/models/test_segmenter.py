@@ -176,3 +176,10 @@ def test_a_map_that_is_doubled_last_is_given_as_any_other():
 def test_windows_that_leave_gaps_are_refused_when_a_model_is_described(images):
     with pytest.raises(ValueError, match="leaves gaps"):
         StepwellSegmenterConfig(PYRAMID, HEAD, images)
+
+
+def test_an_image_of_no_whole_cells_is_looked_at_with_padding():
+    model, pixels = segmenter(window=0), torch.randn(1, 3, 70, 75)
+    with torch.no_grad():
+        whole = model(F.pad(pixels, (0, 21, 0, 26))).logits
+        torch.testing.assert_close(model(pixels).logits, whole[..., :70, :75])
