@@ -260,11 +260,11 @@ def test_a_cascade_takes_boxes_of_its_last_stage_and_the_mean_of_all_masks_proba
 def test_regions_move_by_their_own_class_and_those_of_background_by_the_best():
     head = BoxHead(1, 1, 2, BoxHeadConfig(dim=1, coder=BoxCoder()))
     boxes = torch.tensor([[10.0, 10, 20, 20]]).expand(3, -1)
-    logits = torch.tensor([[0.0, 1, 9]]).expand(3, -1)
+    logits = torch.tensor([[1.0, 0, 9]]).expand(3, -1)
     deltas = torch.tensor([[1.0, 0, 0, 0], [2.0, 0, 0, 0]]).expand(3, -1, -1)
     moved = head.refine(logits, deltas, boxes, (64, 64), torch.tensor([0, 1, 2]))
-    assert moved[:, 0].tolist() == [20, 30, 30]
-    assert head.refine(logits, deltas, boxes, (64, 64))[:, 0].tolist() == [30, 30, 30]
+    assert moved[:, 0].tolist() == [20, 30, 20]
+    assert head.refine(logits, deltas, boxes, (64, 64))[:, 0].tolist() == [20, 20, 20]
 
 
 def test_the_next_stage_learns_from_boxes_that_moved_by_the_class_they_were_given():
