@@ -186,6 +186,8 @@ def test_any_backbone_stands_in_front_of_any_head(backbone, strides, head, tmp_p
     [
         ({"class_labels": torch.tensor([3])}, "class_labels are 0 to 2"),
         ({"class_labels": torch.tensor([0, 1])}, "need boxes"),
+        ({"boxes": torch.tensor([[0.5, 0.5, 0.0, 0.2]])}, "need a width and a height"),
+        ({"boxes": torch.tensor([[0.5, 0.5, 0.2, float("nan")]])}, "need a width and a height"),
         ({"masks": torch.ones(1, 65, 64)}, "need masks of at most 64x64"),
         ({"masks": torch.ones(2, 64, 64)}, "need masks"),
     ],
