@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from stepwell.heads.channel_mapper import ChannelMapper
+from stepwell.ops.double import Doubled, finished
 
 
 @pytest.mark.parametrize("num_maps", [1, 2, 4])
@@ -45,3 +46,12 @@ def test_convolutions_start_within_xaviers_bounds():
 def test_what_cannot_be_built_is_refused(dims, dim, words):
     with pytest.raises(ValueError, match=words):
         ChannelMapper(dims, dim, num_levels=2, num_groups=2)
+
+
+def test_the_last_map_may_still_have_to_be_doubled():
+    mapper = ChannelMapper([3, 5], 8, num_levels=3, num_groups=2)
+    fine, pending = (
+        torch.randn(1, 3, 8, 8),
+        Doubled(torch.randn(1, 4, 2, 2), torch.randn(4, 5, 2, 2), torch.randn(5)),
+    )
+    torch.testing.assert_close(mapper([fine, pending]), mapper([fine, finished(pending)]))

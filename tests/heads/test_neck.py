@@ -58,6 +58,9 @@ def test_a_doubling_that_somebody_listens_to_is_done():
     pyramid.stages[0][-1].register_forward_hook(lambda *call: heard.append(call[2].shape))
     assert not isinstance(pyramid.unfinished(0, torch.randn(1, 8, 4, 6)), Doubled)
     assert heard == [(1, 8, 16, 24)]
+    pyramid.stages[1].register_forward_hook(lambda *call: heard.append(call[2].shape))
+    assert not isinstance(pyramid.unfinished(1, torch.randn(1, 8, 4, 6)), Doubled)
+    assert heard[1:] == [(1, 8, 8, 12)]
 
 
 def test_an_unknown_operation_is_refused():

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
+from stepwell.heads.anchors import AnchorConfig
 from stepwell.heads.assign import Sampling
-from stepwell.heads.box_head import BoxHeadConfig, Selection
+from stepwell.heads.box_coder import BoxCoder
+from stepwell.heads.box_head import BoxHead, BoxHeadConfig, Selection
+from stepwell.heads.box_loss import BoxLoss
 from stepwell.heads.cascade import MMDET_CASCADE, CascadeConfig, StageConfig
-from stepwell.heads.mask_head import MaskHeadConfig
+from stepwell.heads.mask_head import MaskHeadConfig, mask_targets
 from stepwell.heads.rcnn import RcnnConfig
-from stepwell.heads.rpn import ProposalConfig, RpnConfig
+from stepwell.heads.rpn import ProposalConfig, Rpn, RpnConfig, _best
 from stepwell.structures import Extent, Objects
 
 SMALL = {
@@ -178,6 +184,8 @@ def test_draws_follow_torchs_seed():
 def test_published_settings_are_the_defaults():
     config, stages = RcnnConfig(), CascadeConfig().stages
     assert (config.rpn.training.per_level, config.rpn.training.num, config.rpn.border) == (2000, 1000, None)
+    assert config.selection == CascadeConfig().selection == Selection(above=0.05, iou=0.5, num=100)
+    assert (config.rpn.testing.per_level, config.rpn.testing.num, config.rpn.testing.iou) == (1000, 1000, 0.7)
     assert [stage.weight for stage in stages] == [1, 0.5, 0.25]
     assert [stage.assignment.positive for stage in stages] == [0.5, 0.6, 0.7]
     assert stages[0].box.num_convs == 4
@@ -230,3 +238,111 @@ def test_a_cascade_scores_by_the_mean_of_its_stages_logits():
     expected = mean.softmax(1)[0, :-1].sort(descending=True)
     torch.testing.assert_close(found.scores, expected.values)
     assert found.labels.tolist() == expected.indices.tolist()
+
+
+def test_a_cascade_takes_boxes_of_its_last_stage_and_the_mean_of_all_masks_probabilities():
+    torch.manual_seed(0)
+    head = cascade(selection=Selection(above=0.0)).build([6], [8], 3).eval()
+    proposals, pyramid = [torch.tensor([[4.0, 4, 42, 42]])], head.neck(maps([8]))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.mul_(4)
+        last = head.run_stages(pyramid, proposals, [EXTENT])[-1]
+        (found,) = head.detect_in(pyramid, proposals, [EXTENT])
+        moved = head.config.stages[-1].box.coder.decode(last.boxes[0], last.deltas, EXTENT.valid)[0]
+        regions = head.pool(pyramid, [found.boxes], 14)
+        masks = [mask_head(regions, found.labels).sigmoid() for mask_head in head.mask_heads]
+    torch.testing.assert_close(found.boxes, moved[found.labels])
+    torch.testing.assert_close(found.masks, sum(masks) / 3)
+    assert (masks[0] - masks[-1]).abs().max() > 0.05
+
+
+def test_regions_move_by_their_own_class_and_those_of_background_by_the_best():
+    head = BoxHead(1, 1, 2, BoxHeadConfig(dim=1, coder=BoxCoder()))
+    boxes = torch.tensor([[10.0, 10, 20, 20]]).expand(3, -1)
+    logits = torch.tensor([[1.0, 0, 9]]).expand(3, -1)
+    deltas = torch.tensor([[1.0, 0, 0, 0], [2.0, 0, 0, 0]]).expand(3, -1, -1)
+    moved = head.refine(logits, deltas, boxes, (64, 64), torch.tensor([0, 1, 2]))
+    assert moved[:, 0].tolist() == [20, 30, 20]
+    assert head.refine(logits, deltas, boxes, (64, 64))[:, 0].tolist() == [20, 20, 20]
+
+
+def test_the_next_stage_learns_from_boxes_that_moved_by_the_class_they_were_given():
+    torch.manual_seed(0)
+    head = cascade(masks=False).build([6], [8], 3).eval()
+    torch.nn.init.normal_(head.box_heads[0].deltas.bias)
+    proposals = [torch.tensor([[4.0, 4, 42, 42], [50, 10, 80, 40], [0, 0, 20, 20]])]
+    (((first,), output), ((second,), _), _) = head.learn(
+        head.neck(maps([8])), proposals, [EXTENT], OBJECTS[:1]
+    )[1]
+    wanted = head.box_heads[0].refine(*next(iter(output.images())), EXTENT.valid, first.labels)
+    positive = int((~first.is_given[: len(first.sample.positive)]).nonzero()[0, 0])
+    assert (second.boxes == wanted[positive]).all(1).any()
+    assert (
+        not (second.boxes == head.box_heads[0].refine(*next(iter(output.images())), EXTENT.valid)[positive])
+        .all(1)
+        .any()
+    )
+
+
+def test_a_score_on_the_threshold_finds_nothing():
+    head, boxes = BoxHead(1, 1, 1, BoxHeadConfig(dim=1)), torch.tensor([[0.0, 0, 9, 9]])
+    for above, count in ((0.5, 0), (0.499, 1)):
+        found = head.select(torch.zeros(1, 2), torch.zeros(1, 1, 4), boxes, (64, 64), Selection(above=above))
+        assert len(found.boxes) == count
+
+
+def test_a_mask_has_the_cells_of_which_it_fills_half_and_what_lies_outside_is_cut():
+    masks = torch.zeros(2, 4, 4)
+    masks[0, :, 0], masks[1] = 1, 1
+    half = mask_targets(masks, torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([0]), 1)
+    assert half.tolist() == [[[1]]]
+    cut = mask_targets(masks, torch.tensor([[-8.0, 0, 4, 4]]), torch.tensor([1]), 2)
+    assert cut.tolist() == [[[1, 1], [1, 1]]]
+
+
+def test_equal_scores_stand_as_torch_sorts_them():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        scores = torch.rand(60, generator=generator)
+        order = scores.argsort(descending=True)
+        at_the_end = scores.index_put((order[10:14],), scores[order[9]])
+        for tied in (at_the_end, (scores * 6).round(), torch.ones(60)):
+            assert _best(tied, 10).tolist() == tied.sort(descending=True).indices[:10].tolist()
+
+
+@pytest.mark.parametrize(("levels", "count"), [(2, 2), (1, 1)])
+def test_boxes_of_two_maps_are_proposed_although_they_overlap(levels, count):
+    """The same box from anchors of 64 and 128 pixels, or twice from 64."""
+    anchors = AnchorConfig(ratios=(1.0,) * (3 - levels))
+    rpn = Rpn(8, [8, 16][:levels], RpnConfig(dim=8, anchors=anchors))
+    logits = [torch.zeros(1, 3 - levels, 1, 1)] * levels
+    deltas = [torch.zeros(1, 4 * (3 - levels), 1, 1) for _ in range(levels)]
+    if levels == 2:
+        deltas[1][:, 2:] = math.log(0.5)
+    (found,) = rpn.propose(logits, deltas, [EXTENT], ProposalConfig())
+    assert len(found.boxes) == count
+    torch.testing.assert_close(found.boxes, torch.tensor([[0.0, 0, 32, 32]] * count))
+
+
+def test_an_image_without_objects_counts_one_more_anchor_than_it_has():
+    head = rcnn().build([6], [16], 3)
+    torch.nn.init.zeros_(head.rpn.objectness.weight)
+    losses = head.losses(maps([16]), [EXTENT], [square()])
+    assert losses["rpn_objectness"].item() == pytest.approx(math.log(2) * 24 / 25)
+
+
+def test_losses_have_their_weights():
+    changes = {
+        "rpn": replace(SMALL["rpn"], objectness_weight=2.0, box_loss=BoxLoss(weight=3.0)),
+        "box": replace(BOX, class_weight=4.0, box_loss=BoxLoss(weight=5.0)),
+        "mask": replace(SMALL["mask"], weight=6.0),
+    }
+    x, found = maps([8]), []
+    for config in (rcnn(), rcnn(**changes)):
+        torch.manual_seed(0)
+        found.append(config.build([6], [8], 3).losses(x, [EXTENT], OBJECTS[:1]))
+    weights = {"rpn_objectness": 2, "rpn_boxes": 3, "classes": 4, "boxes": 5, "masks": 6}
+    for name, weight in weights.items():
+        assert found[0][name] > 0
+        torch.testing.assert_close(found[1][name], weight * found[0][name])

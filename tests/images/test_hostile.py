@@ -39,7 +39,7 @@ GREY_JPEG = saved(Image.new("L", (16, 16)), "JPEG")
 ZEROS = zlib.compress(bytes(2_000_000), 9)
 GIF_HEAD = b"GIF89a\x01\0\x01\0\0\0\0"
 AT_ONCE = 2.0
-"""Seconds of processor time, many times what it takes here: decoding what these files promise takes longer."""
+"""Seconds of processor time, many times what it takes here: decoding what is promised takes longer."""
 GREY_TIFF = {256: 16, 257: 16, 258: 8, 262: 1}
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers import (
     AutoModelForInstanceSegmentation,
@@ -185,6 +186,8 @@ def test_any_backbone_stands_in_front_of_any_head(backbone, strides, head, tmp_p
     [
         ({"class_labels": torch.tensor([3])}, "class_labels are 0 to 2"),
         ({"class_labels": torch.tensor([0, 1])}, "need boxes"),
+        ({"boxes": torch.tensor([[0.5, 0.5, 0.0, 0.2]])}, "need a width and a height"),
+        ({"boxes": torch.tensor([[0.5, 0.5, 0.2, float("nan")]])}, "need a width and a height"),
         ({"masks": torch.ones(1, 65, 64)}, "need masks of at most 64x64"),
         ({"masks": torch.ones(2, 64, 64)}, "need masks"),
     ],
@@ -214,6 +217,7 @@ def test_a_head_stays_in_single_precision_when_a_model_is_loaded_in_half(tmp_pat
         ({"head": {"kind": "yolo"}}, "head: "),
         ({"head": {"kind": "rcnn", "dims": 3}}, "dims"),
         ({"images": {"long_limit": 0}}, "images: long_limit"),
+        ({"images": {"long_limit": 64, "short_limit": 65}}, "short_limit 65 is above long_limit 64"),
         ({"backbone_config": {"sizes": [1]}}, "model_type"),
         ({"backbone_config": 3}, "got int"),
         ({"num_lables": 3}, "num_lables"),
@@ -254,3 +258,31 @@ def test_an_image_of_any_shape_is_looked_at(detector, size):
 def test_no_image_at_all_is_refused(detector):
     with pytest.raises(ValueError, match="hold no image"):
         detector(torch.zeros(0, 3, 64, 64))
+
+
+def test_padding_beyond_the_largest_image_changes_no_loss(detector):
+    """Such batches are parts of larger ones, or padded to a fixed size."""
+    detector.train()
+    pixels, mask = torch.randn(2, 3, 64, 96), torch.ones(2, 64, 96)
+    pixels[1, :, :, 64:] = mask[1, :, 64:] = 0
+    given = {"labels": labels(2, 1)}
+    losses = []
+    for beside, below in ((0, 0), (64, 32)):
+        torch.manual_seed(2)
+        pad = (0, beside, 0, below)
+        losses.append(detector(F.pad(pixels, pad), pixel_mask=F.pad(mask, pad), **given).losses)
+    torch.testing.assert_close(*losses)
+
+
+def test_boxes_are_in_parts_of_the_image_without_its_padding(detector):
+    pixels, mask = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96)
+    mask[:, :50, :70] = 1
+    calls = []
+    detector.head.register_forward_hook(lambda _, given, out: calls.append((given, out)))
+    with torch.no_grad():
+        output = detector(pixels, pixel_mask=mask, labels=labels(1))
+    ((_, (extent,), (objects,)), _), (_, (found,)) = calls
+    assert extent.valid == (50, 70)
+    torch.testing.assert_close(objects.boxes, torch.tensor([[0.25 * 70, 0.3 * 50, 0.55 * 70, 0.7 * 50]]))
+    torch.testing.assert_close(output.pred_boxes[0] * torch.tensor([70, 50, 70, 50]), found.boxes)
+    assert len(found.boxes)

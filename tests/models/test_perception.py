@@ -220,6 +220,16 @@ def test_unfinished_maps_are_the_same_maps_and_no_others_are_made(merge_after):
     assert ran
 
 
+@pytest.mark.parametrize("part", ["pyramid", "pyramid.neck"])
+def test_maps_are_finished_where_somebody_listens_to_all_of_them(part):
+    backbone = PyramidBackbone(PyramidBackboneConfig(DENSE)).eval()
+    image, heard = torch.randn(1, 3, *IMAGE), []
+    backbone.get_submodule(part).register_forward_hook(lambda *call: heard.extend(call[2]))
+    maps = backbone(image, finish=False).feature_maps
+    assert len(heard) == 4
+    assert all(ours is theirs for ours, theirs in zip(maps, heard, strict=True))
+
+
 def test_a_backbone_is_saved_and_found_by_the_auto_classes(config, tmp_path):
     backbone = PyramidBackbone(config).eval()
     backbone.save_pretrained(tmp_path)

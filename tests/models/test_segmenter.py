@@ -1,13 +1,17 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, ResNetConfig, pipeline
 
 import stepwell
 from stepwell.heads.upernet import UperNetConfig
+from stepwell.models.backbones import feature_maps
 from stepwell.models.dense_config import StepwellSegmenterConfig
+from stepwell.models.perception import PyramidBackboneConfig
 from stepwell.models.perception_processor import StepwellSegmentationImageProcessor
 from stepwell.models.segmenter import StepwellForSemanticSegmentation
+from stepwell.ops.double import Doubled
 
 PYRAMID = stepwell.DenseSettings(
     branches=stepwell.pyramid_branches(("vit_nano", 32), ("vit_nano", 64), interactions=2),
@@ -141,3 +145,41 @@ def test_taken_over_for_other_classes_only_their_layers_start_anew(tmp_path):
     assert all(torch.equal(after[name], before[name]) for name in after.keys() - changed)
     for name in changed:
         assert after[name].abs().max() < 0.1
+
+
+def test_images_of_no_whole_cells_are_learnt_from_with_padding():
+    model, losses = segmenter().train(), []
+    pixels, labels = torch.randn(2, 3, 70, 75), torch.randint(0, 4, (2, 70, 75))
+    for beside, below in ((0, 0), (21, 26)):
+        torch.manual_seed(2)
+        pad = (0, beside, 0, below)
+        losses.append(model(F.pad(pixels, pad), labels=F.pad(labels, pad, value=255)).losses)
+    torch.testing.assert_close(*losses)
+    with torch.no_grad():
+        model.backbone.eval()
+        assert model.head(feature_maps(model.backbone, F.pad(pixels, (0, 21, 0, 26)))).shape[2:] == (24, 24)
+
+
+def test_a_map_that_is_doubled_last_is_given_as_any_other():
+    """By way of the coarsest map and of the auxiliary head's."""
+    torch.manual_seed(0)
+    backbone = PyramidBackboneConfig(PYRAMID, out_features=["stage1", "stage2"])
+    head = UperNetConfig(channels=8, auxiliary_channels=4, pool_sizes=(1,), auxiliary_map=1)
+    model = StepwellForSemanticSegmentation(StepwellSegmenterConfig(backbone, head, num_labels=4)).eval()
+    pixels, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 4, (2, 64, 64))
+    assert isinstance(feature_maps(model.backbone, pixels)[-1], Doubled)
+    losses = model.head.losses(model.backbone(pixels).feature_maps, labels)
+    torch.testing.assert_close(model(pixels, labels=labels).losses, losses)
+
+
+@pytest.mark.parametrize("images", [{"window": 64, "stride": 65}, {"stride": 513}])
+def test_windows_that_leave_gaps_are_refused_when_a_model_is_described(images):
+    with pytest.raises(ValueError, match="leaves gaps"):
+        StepwellSegmenterConfig(PYRAMID, HEAD, images)
+
+
+def test_an_image_of_no_whole_cells_is_looked_at_with_padding():
+    model, pixels = segmenter(window=0), torch.randn(1, 3, 70, 75)
+    with torch.no_grad():
+        whole = model(F.pad(pixels, (0, 21, 0, 26))).logits
+        torch.testing.assert_close(model(pixels).logits, whole[..., :70, :75])

@@ -136,6 +136,7 @@ def test_a_pending_map_looks_like_the_map():
     doubled, _, _ = pending()
     assert doubled.shape == finished(doubled).shape == (2, 4, 6, 10)
     assert len(doubled) == 2
-    assert finished(doubled.to(torch.float32)).dtype is torch.float32
+    single = doubled.to(torch.float32)
+    assert {x.dtype for x in (single.x, single.weight, single.bias, finished(single))} == {torch.float32}
     assert torch.equal(finished(doubled), double_map(doubled.x, doubled.weight, doubled.bias))
     assert finished(doubled.x) is doubled.x

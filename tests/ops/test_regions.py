@@ -124,3 +124,10 @@ def test_boxes_outside_the_image_leave_nothing():
 def test_a_threshold_that_takes_every_pixel_is_refused():
     with pytest.raises(ValueError, match="positive, got 0"):
         paste(torch.ones(1, 4, 4), torch.zeros(1, 4), (10, 10), threshold=0)
+
+
+def test_equal_scores_stand_as_torch_sorts_them():
+    corners = torch.arange(60.0)[:, None] * 20
+    apart, scores = torch.cat([corners, corners, corners + 10, corners + 10], 1), torch.ones(60)
+    kept = suppress(apart, scores, torch.zeros(60).long(), 0.5)
+    assert kept.tolist() == scores.sort(descending=True).indices.tolist()

@@ -52,12 +52,14 @@ class SimplePyramid(nn.Module):
 
     def unfinished(self, stage: int, x: Tensor) -> AnyMap:
         """What operation `stage` makes of (B, C, H, W), all but the doubling that it may end with."""
-        *before, last = self.stages[stage].modules()
-        if not (isinstance(last, _Double) and is_plain(last, _Double)):
-            out: Tensor = self.stages[stage](x)
+        layers = self.stages[stage]
+        *before, last = [*layers.children()] or [layers]
+        if not (is_plain(last, _Double) and is_plain(layers, nn.Sequential)):
+            out: Tensor = layers(x)
             return out
-        for layer in before[1:]:
+        for layer in before:
             x = layer(x)
+        assert isinstance(last, _Double)
         assert last.bias is not None
         return Doubled(x, last.weight, last.bias)
 

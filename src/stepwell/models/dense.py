@@ -18,6 +18,7 @@ from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import BranchMerge, LastMap, dense_stacks, linear_stacks, stage_stacks
 from stepwell.heads.classify import BranchHeads, MergedHead
 from stepwell.heads.neck import FACTORS, SIMPLE, NeckNorm, Resampling, SimplePyramid
+from stepwell.layers.linear import is_plain
 from stepwell.models.pyramid import BranchConfig, Branches, PyramidEncoder, build_pyramid
 from stepwell.models.vision import STRICT
 from stepwell.ops.double import AnyMap
@@ -207,17 +208,18 @@ class PyramidFeatures(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> a map (B, C, H / stride, W / stride) for each of `strides`."""
-        maps = self._merged(image)
-        if self.neck is not None:
-            maps = self.neck(maps if self.merge_after else maps[0])
-        return tuple(maps)
+        return self._resampled(self._merged(image))
 
     def unfinished(self, image: Tensor, stages: Sequence[int]) -> tuple[AnyMap, ...]:
         """As `forward`, the maps at some places alone, for heads that begin with a `Projection`."""
         maps = self._merged(image)
-        if self.neck is None:
-            return tuple(maps[i] for i in stages)
+        if self.neck is None or not is_plain(self.neck, SimplePyramid):
+            resampled = self._resampled(maps)
+            return tuple(resampled[i] for i in stages)
         return tuple(self.neck.unfinished(i, maps[i if self.merge_after else 0]) for i in stages)
+
+    def _resampled(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(maps if self.neck is None else self.neck(maps if self.merge_after else maps[0]))
 
     def _merged(self, image: Tensor) -> list[Tensor]:
         steps = self.encoder(image_pyramid(image, self.ratios), self.merge_after)

@@ -32,6 +32,12 @@ class DetectionImages:
     image_mean: Statistics | None = None  # None: the backbone's
     image_std: Deviations | None = None
 
+    def __post_init__(self) -> None:
+        if self.short_limit > self.long_limit:
+            raise ValueError(
+                f"short_limit {self.short_limit} is above long_limit {self.long_limit}; exchange them"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SegmentationImages:
@@ -44,3 +50,7 @@ class SegmentationImages:
     stride: Pixels = 341
     image_mean: Statistics | None = None
     image_std: Deviations | None = None
+
+    def __post_init__(self) -> None:
+        if 0 < self.window < self.stride:
+            raise ValueError(f"a stride of {self.stride} leaves gaps between windows of {self.window} pixels")

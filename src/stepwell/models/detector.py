@@ -70,10 +70,10 @@ class StepwellForObjectDetection(BackboneWithHead[Detections]):
 
         pixel_mask: (B, H, W), 1 where there is image; None: everywhere. labels: of each image, as the DETRs
         of transformers take them: `class_labels` (n,), `boxes` (n, 4) as centre, width and height in parts of
-        the image, and `masks` (n, h, w) in its pixels for heads with masks. Losses are of the batch as it is
-        padded, detections of each image alone; while training there are none beside the losses. The last
-        three arguments, which users of transformers hand over, change nothing. Raises ValueError for labels
-        that do not fit.
+        the image, and `masks` (n, h, w) in its pixels for heads with masks. Losses are of the batch, padded
+        as its largest image needs, detections of each image alone; while training there are none beside the
+        losses. The last three arguments, which users of transformers hand over, change nothing. Raises
+        ValueError for labels that do not fit.
         """
         divisor = self.config.image_settings.size_divisor
         pixels = padded(pixel_values, divisor)
@@ -82,7 +82,8 @@ class StepwellForObjectDetection(BackboneWithHead[Detections]):
         if labels is not None:
             size = (pixels.shape[-2], pixels.shape[-1])
             objects = _objects(labels, extents, size, self.config.num_labels)
-            maps = feature_maps(self.backbone, pixels)
+            height, width = (max(extent.padded[axis] for extent in extents) for axis in (0, 1))
+            maps = feature_maps(self.backbone, pixels[..., :height, :width])  # heads tell sizes by extents
             with self.own_precision():
                 outputs["losses"] = self.head(maps, extents, objects)
             outputs["loss"] = torch.stack(list(outputs["losses"].values())).sum()
@@ -171,6 +172,10 @@ def _of_image(given: Mapping[str, Tensor], extent: Extent, size: Size, num_class
         )
     if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
         raise ValueError(f"class_labels are 0 to {num_classes - 1}, got {classes.tolist()}")
+    if not bool((boxes[:, 2:] > 0).all()):
+        raise ValueError(
+            f"boxes need a width and a height, got {boxes[:, 2:].tolist()}; leave such objects out"
+        )
     height, width = extent.valid
     centre, half = boxes[:, :2], boxes[:, 2:] / 2
     corners = torch.cat([centre - half, centre + half], 1) * boxes.new_tensor([width, height, width, height])

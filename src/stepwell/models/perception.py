@@ -23,8 +23,9 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.generic import can_return_tuple
 
 from stepwell.language.labels import IGNORE
+from stepwell.layers.linear import is_plain
 from stepwell.models.config import refuse_unknown
-from stepwell.models.dense import ClassifierSettings, DenseSettings
+from stepwell.models.dense import ClassifierSettings, DenseSettings, PyramidFeatures
 from stepwell.models.predicting import Choice, Predicts, best_first
 from stepwell.models.predictions import Classification
 from stepwell.models.saving import SharedWeights
@@ -184,7 +185,7 @@ class PyramidBackbone(BackboneMixin, PyramidPreTrainedModel):
         doubled last (`Doubled`).
         """
         image = fitted(pixel_values, self.pyramid)
-        if not finish:
+        if not finish and is_plain(self.pyramid, PyramidFeatures):
             places = [self.stage_names.index(name) for name in self.out_features]
             return BackboneOutput(feature_maps=self.pyramid.unfinished(image, places))
         maps = dict(zip(self.stage_names, self.pyramid(image), strict=True))

@@ -64,9 +64,9 @@ class StepwellForSemanticSegmentation(BackboneWithHead[Segmentation]):
         """pixel_values (B, 3, H, W), normalised, each image at the top left and zeros beside it.
 
         pixel_mask: (B, H, W), 1 where there is image; None: everywhere. labels: (B, H, W), classes and the
-        head's ignored label. Losses are of the whole batch; logits, which training does without, of each
-        image in windows of `config.images`. The last three arguments, which users of transformers hand over,
-        change nothing. Raises ValueError for labels that do not fit.
+        head's ignored label, which padding up to whole cells has. Losses are of the whole batch; logits,
+        which training does without, of each image in windows of `config.images`. The last three arguments,
+        which users of transformers hand over, change nothing. Raises ValueError for labels that do not fit.
         """
         outputs: dict[str, Any] = {}
         if labels is not None:
@@ -107,14 +107,17 @@ class StepwellForSemanticSegmentation(BackboneWithHead[Segmentation]):
     def _losses(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if labels.shape != pixels[:, 0].shape:
             raise ValueError(f"labels are {tuple(pixels[:, 0].shape)}, got {tuple(labels.shape)}")
+        count, ignored = self.config.num_labels, self.config.head_settings.ignored_label
         if not torch.compiler.is_compiling():
-            count, ignored = self.config.num_labels, self.config.head_settings.ignored_label
             is_class = (labels >= 0) & (labels < count) | (labels == ignored)
             if not bool(is_class.all()):
                 raise ValueError(f"labels are 0 to {count - 1} or {ignored}, got {int(labels[~is_class][0])}")
+        pixels = padded(pixels, self.divisor)  # a backbone would leave out what fills no cell
+        beside, below = (pixels.shape[axis] - labels.shape[axis] for axis in (-1, -2))
+        labels = F.pad(labels.long(), (0, beside, 0, below), value=ignored)
         maps = feature_maps(self.backbone, pixels)
         with self.own_precision():
-            return self.head.losses(maps, labels.long())
+            return self.head.losses(maps, labels)
 
     def _logits(self, pixels: Tensor, sizes: Sequence[Size]) -> Tensor:
         """(B, K, H, W); each image by itself, so that a batch changes nothing."""
