@@ -114,10 +114,13 @@ class StepwellForSemanticSegmentation(BackboneWithHead[Segmentation]):
                 raise ValueError(f"labels are 0 to {count - 1} or {ignored}, got {int(labels[~is_class][0])}")
         pixels = padded(pixels, self.divisor)  # a backbone would leave out what fills no cell
         beside, below = (pixels.shape[axis] - labels.shape[axis] for axis in (-1, -2))
-        labels = F.pad(labels.long(), (0, beside, 0, below), value=ignored)
+        filled = F.pad(labels.long(), (0, beside, 0, below), value=ignored)
         maps = feature_maps(self.backbone, pixels)
         with self.own_precision():
-            return self.head.losses(maps, labels)
+            losses = self.head.losses(maps, filled)
+        if self.config.head_settings.loss_mean == "all_pixels":  # of the images: none of what is beside them
+            losses = {name: loss * (filled.numel() / labels.numel()) for name, loss in losses.items()}
+        return losses
 
     def _logits(self, pixels: Tensor, sizes: Sequence[Size]) -> Tensor:
         """(B, K, H, W); each image by itself, so that a batch changes nothing."""
