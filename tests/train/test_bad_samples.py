@@ -208,10 +208,10 @@ def test_what_a_coco_file_has_wrong_is_told_before_the_first_step(tmp_path, reci
     settings = [*recipe(GOOD, steps=1)[:-1], f"stages.answer.data={json.dumps(data)}"]
     train("reader_smoke", settings)
     assert [(row["step"], row["where"].split(", ", 1)[1]) for row in rows(tmp_path)] == [
-        ("0", "annotations[1]"),
-        ("0", "image page.png, annotation 6"),
+        ("0", "annotations[1], id 5"),
+        ("0", "image page.png (id 1), annotation 6"),
     ]
-    with pytest.raises(ValueError, match=r"annotations\[1\]: its bbox .* has no width; mend it"):
+    with pytest.raises(ValueError, match=r"annotations\[1\], id 5: its bbox .* has no width; mend it"):
         train("reader_smoke", [*settings, "bad_samples=refuse", "resume=false"])
 
 

@@ -148,7 +148,7 @@ IMAGES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_of_every_recipe(name, data, tmp_path, monkeypatch):
-    for module in (results, perception_report):  # figures are drawn in test_perception.py
+    for module in (results, perception_report):  # test_perception_training.py draws them
         monkeypatch.setattr(module, "can_draw", lambda: False)
     monkeypatch.setattr(perception, "PICTURES", 0)
     folder = train(tiny(name, data, tmp_path))

@@ -116,7 +116,7 @@ def test_overrides_reach_any_field(override, read, value):
         ("stages.look.schedule.warmup_steps=-1", r"stages\.0\.schedule\.warmup_steps: .*or equal to 0"),
         ("stages.look.batch=0", r"stages\.0\.batch: .*greater than 0"),
         ("workers=-1", "workers: .*or equal to 0"),
-        ("task=read", "unknown task 'read'; choose from chat, reader"),
+        ("task=read", "unknown task 'read'; choose from chat, classify, detect, reader, segment, upsampler"),
         ("task=chat", "model.start_looking: Extra inputs"),  # a field that the task ignores
     ],
 )

@@ -67,7 +67,12 @@ def test_a_model_that_is_not_written_to_its_end_does_not_replace_one(finished, t
     assert equal_weights(folder, model)
     train("reader_smoke", [f"output={tmp_path}/runs", "bf16=false"])
     assert equal_weights(folder, model)
-    assert sorted(path.name for path in model.parent.iterdir()) == ["1_look", "2_answer", "model"]
+    assert sorted(path.name for path in model.parent.iterdir()) == [
+        "1_look",
+        "2_answer",
+        "model",
+        "recipe.yaml",
+    ]
 
 
 def test_only_the_first_process_writes_the_model(finished, tmp_path, monkeypatch):

@@ -38,11 +38,12 @@ class Results(TrainerCallback):
 
 def read_metrics(path: Path) -> dict[str, Curve]:
     """metrics.csv -> by name, the steps and the values."""
-    rows: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            rows[row["metric"]].append((int(row["step"]), float(row["value"])))
-    return {name: ([step for step, _ in of], [value for _, value in of]) for name, of in rows.items()}
+        for step, _, name, value in csv.reader(file):
+            if step.isdecimal():  # a row, and not the names of its columns
+                curves[name].append((int(step), float(value)))
+    return {name: ([step for step, _ in of], [value for _, value in of]) for name, of in curves.items()}
 
 
 def draw_results(path: Path, metrics: Mapping[str, Curve]) -> None:
