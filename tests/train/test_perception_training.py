@@ -27,6 +27,7 @@ from stepwell.train.run import mixture, train
 from stepwell.train.stage_trainer import StageTrainer
 from stepwell.train.tasks import find_task
 
+pytestmark = pytest.mark.slow
 TASKS = ("classify", "segment", "detect")
 
 
