@@ -15,8 +15,8 @@ export TRANSFORMERS_OFFLINE := 1
 
 help:
 	@echo "make demo         ask the shipped model about a receipt and a drawn page, write views.png"
-	@echo "make test         the test suite: no network, no GPU, some nine minutes"
-	@echo "make test-slow    the tests that take several processes, some nine minutes"
+	@echo "make test         the test suite: no network, no GPU, up to twenty minutes"
+	@echo "make test-slow    the tests that take several processes, or minutes: up to twenty"
 	@echo "make check        formatting, lint and types, as continuous integration sees them"
 	@echo "make fix          format the code and mend what lint can mend"
 	@echo "make bench        time our parts against plain peers, ONNX Runtime and OpenVINO; ROWS=deform: some of it"

@@ -103,7 +103,7 @@ def test_a_small_file_of_a_huge_image_is_refused_by_its_header(encode) -> None:
     for look in (open_image, image_size):
         with pytest.raises(ImageError, match=r"7000 x 6000 pixels is too large; .*max_pixels=42000000"):
             look(raw)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 0.5
     assert image_size(raw, limits=ImageLimits(max_pixels=42_000_000)) == (6000, 7000)
 
 
@@ -122,7 +122,7 @@ def test_metadata_that_takes_long_to_read_is_not_read(encode) -> None:
     raw = encode(scene(), quality=95, exif=b"Exif\0\0" + exif)
     start = time.process_time()
     open_image(raw)
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 1
 
 
 def test_more_tiles_than_an_image_needs_are_refused() -> None:

@@ -38,8 +38,6 @@ JPEG = saved(scene(), "JPEG")
 GREY_JPEG = saved(Image.new("L", (16, 16)), "JPEG")
 ZEROS = zlib.compress(bytes(2_000_000), 9)
 GIF_HEAD = b"GIF89a\x01\0\x01\0\0\0\0"
-AT_ONCE = 2.0
-"""Seconds of processor time, many times what it takes here: decoding what is promised takes longer."""
 GREY_TIFF = {256: 16, 257: 16, 258: 8, 262: 1}
 
 
@@ -91,7 +89,7 @@ def test_bombs_are_refused_at_once(name: str) -> None:
     start = time.process_time()
     with pytest.raises(ImageError):
         open_image(bomb)
-    assert time.process_time() - start < AT_ONCE
+    assert time.process_time() - start < 0.5
 
 
 @pytest.mark.parametrize(("counts", "kind"), [(279, 4), (325, 4), (325, 17)])
@@ -140,7 +138,7 @@ def test_files_that_take_long_are_given_up(name: str) -> None:
     start = time.process_time()
     with pytest.raises(ImageError, match="max_seconds"):
         open_image(slow, limits=ImageLimits(max_seconds=0.1))
-    assert time.process_time() - start < AT_ONCE
+    assert time.process_time() - start < 1
 
 
 def test_text_and_profiles_that_swell_are_never_opened() -> None:
@@ -162,7 +160,7 @@ def test_metadata_of_any_size_costs_nothing(name: str) -> None:
     raw = HARMLESS[name]()
     start = time.process_time()
     image = open_image(raw)
-    assert time.process_time() - start < AT_ONCE
+    assert time.process_time() - start < 0.5
     assert image.size == (16, 16)
     assert image.getextrema() == ((0, 0),) * 3
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from stepwell.commands.data_options import ClassesFile, Split
 from stepwell.commands.printing import print_json, show_progress
 
 __all__ = ["data"]
@@ -33,18 +34,8 @@ def data(
             help="Of a COCO file's images, or those of label maps. [default: looked for]",
         ),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Such as train or val. [default: of YOLO, train]")
-    ] = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help="Of label maps, or of folders of classes. [default: classes.json near]",
-        ),
-    ] = None,
+    split: Split = None,
+    classes: ClassesFile = None,
     show: Annotated[
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Draw samples with their boxes, masks or maps."),

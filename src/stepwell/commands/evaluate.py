@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from stepwell.commands.data_options import ClassesFile, Split
 from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import (
     Device,
@@ -88,18 +89,8 @@ def evaluate(
     official: Annotated[
         bool, typer.Option("--official", help="Score as the official code does, with its bugs.")
     ] = False,
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help="Of label maps, or of folders of classes. [default: classes.json near]",
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Such as train or val. [default: of YOLO, train]")
-    ] = None,
+    classes: ClassesFile = None,
+    split: Split = None,
     max_detections: Annotated[
         int | None, typer.Option(min=1, help="Of an image, for detectors. [default: the model's own number]")
     ] = None,
