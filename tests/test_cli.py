@@ -247,6 +247,15 @@ def test_flops_counts_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert gflops[1]["branches.0"] == gflops[0]["branches.0"]
 
 
+@pytest.mark.parametrize("recipe", ["detect", "segment", "classify"])
+def test_flops_counts_the_pyramid_of_a_recipe_of_perception(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["flops", recipe, "--json"]) == 0
+    names = [part["name"] for part in json.loads(capsys.readouterr().out)["parts"]]
+    assert names[:3] == ["branches.0", "branches.1", "interactions"]
+
+
 def test_a_published_model_is_counted_before_a_recipe_of_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     """The recipe would have to fetch a tokenizer."""
     assert {"uhd_v2_paper", "inf_llava"} <= {*PUBLISHED} & {*recipe_names()}

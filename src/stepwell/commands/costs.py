@@ -41,7 +41,7 @@ def _subject(config: str) -> Any:
     """What a folder, a recipe or a published name stands for. A folder goes before a recipe of its name, and
     a published model, of which everything is known here, before a shipped recipe.
     """
-    from stepwell.flops.report import find_subject
+    from stepwell.flops.report import find_subject, subject_of
     from stepwell.models.published.papers import find_published
     from stepwell.train.shipped import recipe_names
 
@@ -53,7 +53,7 @@ def _subject(config: str) -> Any:
     from stepwell.train.tasks import find_task
 
     recipe = load_recipe(path)
-    return find_task(recipe.task).configuration(recipe)
+    return subject_of(find_task(recipe.task).configuration(recipe), config)
 
 
 def plan(

@@ -61,7 +61,11 @@ class ClassList:
             stored = stored[..., 0]  # grey, stored as a colour
         is_coloured = stored.ndim == 3
         keys = stored @ [1 << 16, 1 << 8, 1] if is_coloured else stored
-        values, places = np.unique(keys, return_inverse=True)
+        flat = keys.reshape(-1)
+        starts = np.flatnonzero(
+            np.diff(flat, prepend=~flat[:1])
+        )  # of runs of one value: far fewer than pixels
+        values, places = np.unique(flat[starts], return_inverse=True)
         known = self.colours if is_coloured else self.numbers or range(len(self.names))
         label_of: dict[Any, int] = {
             **dict.fromkeys(self.ignore, ignored),
@@ -70,7 +74,8 @@ class ClassList:
         told = [(v >> 16, v >> 8 & 255, v & 255) if is_coloured else v for v in values.tolist()]
         if strange := [value for value in told if value not in label_of]:
             raise ValueError(f"a map of labels holds {strange[0]}, which is of no class")
-        return np.array([label_of[value] for value in told])[places].reshape(keys.shape)
+        labels = np.array([label_of[value] for value in told])[places]
+        return np.repeat(labels, np.diff(starts, append=flat.size)).reshape(keys.shape)
 
 
 def class_names(classes: ClassList | Sequence[str]) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ class SamplePainter:
         if isinstance(sample, LabelledPixels):
             picture = self._map(open_image(sample.image), sample.labels)
             height, width = sample.labels.shape
-            named = set(np.unique(sample.labels).tolist()) - {IGNORED}
+            named = set(np.flatnonzero(np.bincount(sample.labels.reshape(-1))).tolist()) - {IGNORED}
             return _Drawn(captioned(picture, sample.image.name, (height, width)), named)
         if isinstance(sample, LabelledImage):
             image = open_image(sample.image)

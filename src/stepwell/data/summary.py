@@ -190,9 +190,9 @@ def _look(sample: Any) -> _Look:
             crowds=len(sample.annotations) - len(things),
         )
     if isinstance(sample, LabelledPixels):
-        values, counts = np.unique(sample.labels, return_counts=True)
+        counts = np.bincount(sample.labels.reshape(-1))
         height, width = sample.labels.shape
-        pixels = Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        pixels = Counter({label: int(counts[label]) for label in np.flatnonzero(counts).tolist()})
         return _Look(kind="pixels", size=(height, width), pixels=pixels)
     if isinstance(sample, LabelledImage):
         return _Look(kind="images", size=image_size(sample.image), labels=[sample.label])

@@ -35,9 +35,18 @@ class Outlines(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         outline = _OUTLINES.get(func._overloadpacket)
-        if outline is None or not all(x.is_meta for x in args if isinstance(x, Tensor)):
+        if outline is None or not all(x.is_meta for x in _tensors(args)):
             return func(*args, **(kwargs or {}))
         return outline(*args, **(kwargs or {}))
+
+
+def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    """Those among the arguments of an op, and in their lists."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, list | tuple):
+            yield from (x for x in arg if isinstance(x, Tensor))
 
 
 def _pointwise(*args: Any, **options: Any) -> Tensor:

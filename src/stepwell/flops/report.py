@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from stepwell.structures import Size, TokenLayout
 from stepwell.views.pyramid import scaled_size
 
 if TYPE_CHECKING:  # transformers takes longer to import than a pyramid to count: only assistants wait for it
+    from transformers import PreTrainedConfig
+
     from stepwell.models.config import StepwellConfig
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "report",
     "report_as_json",
     "report_as_table",
+    "subject_of",
 ]
 
 Subject: TypeAlias = "StepwellConfig | VisionConfig | DenseSettings | ClassifierSettings"
@@ -118,10 +121,23 @@ def _subject_in(folder: Path) -> Subject:
     if kind not in kinds:
         ours = ", ".join([StepwellConfig.model_type, *kinds])
         raise ValueError(f"{folder} holds a {kind!r} model, not one of ours ({ours})")
-    found = kinds[kind].from_pretrained(folder)
-    found = getattr(found, "backbone_config", found)  # what a head costs depends on what there is to find
-    if found.model_type not in kinds:
-        raise ValueError(f"{folder} has a {found.model_type!r} backbone; only pyramids of ours are counted")
+    return subject_of(kinds[kind].from_pretrained(folder), str(folder))
+
+
+def subject_of(config: PreTrainedConfig, name: str) -> Subject:
+    """What is counted of a model with this configuration: of a detector or segmenter its backbone.
+
+    name: of the model, in the ValueError for a backbone that is no pyramid of ours.
+    """
+    from stepwell.models.config import StepwellConfig
+
+    if isinstance(config, StepwellConfig):
+        return config
+    found: Any = getattr(
+        config, "backbone_config", config
+    )  # what a head costs depends on what there is to find
+    if not hasattr(found, "settings"):
+        raise ValueError(f"{name} has a {found.model_type!r} backbone; only pyramids of ours are counted")
     settings: DenseSettings | ClassifierSettings = found.settings
     return settings
 

@@ -70,8 +70,8 @@ class SegmentTask(PerceptionTask):
         return self.stage.augment.build(self.crop, images.short_side)
 
     def sample(self, sample: LabelledPixels, classes: Sequence[int]) -> dict[str, Any]:
-        table = torch.full((256,), IGNORED)
-        table[: len(classes)] = torch.tensor(classes)
+        table = torch.full((256,), IGNORED, dtype=torch.uint8)
+        table[: len(classes)] = torch.tensor(classes, dtype=torch.uint8)
         labels = table[torch.from_numpy(sample.labels)]
         return {"image": opened(sample.image), "labels": tv_tensors.Mask(labels)}
 
@@ -87,7 +87,7 @@ class SegmentTask(PerceptionTask):
 
         pixels = torch.stack([padded(sample["image"], 0.0) for sample in samples])
         labels = torch.stack([padded(sample["labels"], IGNORED) for sample in samples])
-        return {"pixel_values": pixels, "labels": labels}
+        return {"pixel_values": pixels, "labels": labels.long()}
 
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
         """Pixels, of which the head's losses are means."""
