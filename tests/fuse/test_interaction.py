@@ -120,6 +120,13 @@ def test_a_unit_reaches_every_branch_at_most_once_and_none_hears_itself(directio
             assert {source, target} <= set(range(num_branches))
 
 
+def test_branches_without_interactions_stay_apart_and_have_no_weights_for_it():
+    states = make_states()
+    apart = Interaction(DIMS, replace(SMALL, directions="none"))
+    assert not list(apart.parameters())
+    assert all(a is b for a, b in zip(apart(states), states, strict=True))
+
+
 def test_alternating_interactions_go_down_and_up_by_turns():
     config = replace(SMALL, directions="alternating")
     for index, first in ((0, (0, 1)), (1, (2, 1)), (2, (0, 1))):

@@ -22,6 +22,7 @@ from stepwell.train.augment import (
     PhotometricDistortion,
     SegmentCropAugment,
 )
+from stepwell.train.mask_planes import pack_masks, unpack_masks
 
 COCO = (480, 640)  # height, width of most images
 RED, BLUE = (220, 60, 40), (40, 90, 220)
@@ -30,7 +31,7 @@ QUIET = {"flip": 0.0, "colour": False}
 
 
 def drawn(size=(64, 80), places=PLACES, scale=1):
-    """Blocks on white, with their boxes, labels and masks."""
+    """Blocks on white, with their boxes, labels and masks in planes."""
     height, width = (side * scale for side in size)
     image = torch.full((3, height, width), 255, dtype=torch.uint8)
     masks = torch.zeros(len(places), height, width, dtype=torch.uint8)
@@ -43,8 +44,12 @@ def drawn(size=(64, 80), places=PLACES, scale=1):
         "image": tv_tensors.Image(image),
         "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
         "labels": torch.arange(len(places)) + 7,
-        "masks": tv_tensors.Mask(masks),
+        "masks": tv_tensors.Mask(pack_masks(list(masks.bool().numpy()), (height, width))),
     }
+
+
+def masks_of(sample):
+    return unpack_masks(sample["masks"].as_subclass(torch.Tensor), len(sample["labels"]))
 
 
 def empty(size):
@@ -201,7 +206,7 @@ def test_flips_are_exact(settings):
     after = settings.build((80, 64))(before)
     axis = -1 if settings.flip else -2
     assert torch.equal(after["image"], before["image"].flip(axis))
-    assert torch.equal(after["masks"], before["masks"].flip(axis))
+    assert torch.equal(after["masks"], masks_of(before).flip(axis))
     expected = [[40, 20, 70, 36], [18, 8, 30, 60]] if settings.flip else [[10, 28, 40, 44], [50, 4, 62, 56]]
     assert after["boxes"].tolist() == expected
     assert after["labels"].tolist() == [7, 8]
@@ -249,7 +254,7 @@ def test_images_are_resized_without_antialiasing_and_masks_by_their_nearest_pixe
     after = FixedAugment(flip=0).build((80, 64))(before)
     expected = torch.nn.functional.interpolate(before["image"][None].float(), (64, 80), mode="bilinear")[0]
     assert (after["image"].float() - expected).abs().max() <= 1
-    assert torch.equal(after["masks"].as_subclass(torch.Tensor), before["masks"][:, ::4, ::4])
+    assert torch.equal(after["masks"].as_subclass(torch.Tensor), masks_of(before)[:, ::4, ::4])
 
 
 def test_a_crop_clips_boxes_and_drops_those_that_it_leaves_out(monkeypatch):

@@ -70,7 +70,7 @@ class InteractionConfig:
     project: bool = True
     norm: bool = True
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.4
-    directions: Literal["adjacent", "alternating", "cycle_down", "cycle_up", "all_pairs"] = "adjacent"
+    directions: Literal["adjacent", "alternating", "cycle_down", "cycle_up", "all_pairs", "none"] = "adjacent"
 
 
 class Interaction(nn.Module):
@@ -313,7 +313,9 @@ DIRECTIONS: dict[str, Callable[[int, int], Schedule]] = {
     "cycle_down": _cycle_down,
     "cycle_up": _cycle_up,
     "all_pairs": _all_pairs,
+    "none": lambda count, index: [],
 }
 """Table XVII: (number of branches, index of the interaction) -> schedule. The paper draws the types without
-naming them; all but "adjacent" are inferred from their printed cost.
+naming them; all but "adjacent" are inferred from their printed cost. "none": branches meet where they are
+merged (Fig. 1c).
 """

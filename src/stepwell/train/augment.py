@@ -19,6 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from stepwell.structures import Size
+from stepwell.train.mask_planes import unpack_masks
 from stepwell.views.resize import size_within
 
 __all__ = [
@@ -310,7 +311,18 @@ class _RandAugment(v2.RandAugment):
         return image
 
 
+class _MasksOfPlanes(v2.Transform):
+    """The masks of a sample's objects, where there are any, out of their planes (train/mask_planes.py)."""
+
+    def forward(self, sample: Any) -> Any:
+        if "masks" not in sample:
+            return sample
+        masks = unpack_masks(sample["masks"].as_subclass(Tensor), len(sample["labels"]))
+        return {**sample, "masks": tv_tensors.Mask(masks)}
+
+
 _CLEAN: list[v2.Transform] = [
+    _MasksOfPlanes(),
     v2.ClampBoundingBoxes(),
     v2.SanitizeBoundingBoxes(min_size=1),
 ]

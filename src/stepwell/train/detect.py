@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 
 from stepwell.data.entries import DetectData
 from stepwell.data.fields import Positive
+from stepwell.data.masks import Mask
 from stepwell.data.mixture import Mixture
 from stepwell.data.objects import AnnotatedImage, Annotation
 from stepwell.data.sample import read
@@ -28,6 +29,7 @@ from stepwell.models.vision import validated
 from stepwell.structures import Size
 from stepwell.train.augment import DetectAugment, JitterAugment
 from stepwell.train.examination import Examination
+from stepwell.train.mask_planes import pack_masks
 from stepwell.train.perception import PerceptionRecipe, PerceptionStage, PerceptionTask, Training, opened
 from stepwell.views.resize import pad_batch
 
@@ -105,7 +107,9 @@ class DetectTask(PerceptionTask):
         return self.stage.augment.build((images.long_limit, images.short_limit))
 
     def sample(self, sample: AnnotatedImage, classes: Sequence[int]) -> dict[str, Any]:
-        """Raises ValueError for an object without a mask where the head learns masks."""
+        """`masks` are in planes (train/mask_planes.py). Raises ValueError for an object without a
+        mask where the head learns masks.
+        """
         things = [(thing, thing.label) for thing in sample.annotations if _teaches(thing)]
         boxes = torch.tensor([thing.box for thing, _ in things], dtype=torch.float32).reshape(-1, 4)
         fields: dict[str, Any] = {
@@ -117,8 +121,7 @@ class DetectTask(PerceptionTask):
         }
         if self.has_masks:
             masks = [_mask(thing) for thing, _ in things]
-            stacked = torch.stack(masks) if masks else torch.zeros(0, *sample.size, dtype=torch.uint8)
-            fields["masks"] = tv_tensors.Mask(stacked)
+            fields["masks"] = tv_tensors.Mask(pack_masks(masks, sample.size))
         return fields
 
     def source(self, data: Any) -> Any:
@@ -197,11 +200,10 @@ def _teaches(thing: Annotation) -> bool:
     return not thing.is_crowd and thing.label is not None
 
 
-def _mask(thing: Annotation) -> Tensor:
-    """(H, W) of the image."""
+def _mask(thing: Annotation) -> Mask:
     if thing.mask is None:
         raise ValueError("an object of it has no mask; a head that learns none has model.head.masks: false")
-    return torch.from_numpy(thing.mask.pixels()).to(torch.uint8)
+    return thing.mask.pixels()
 
 
 class _Selected:

@@ -1,0 +1,156 @@
+"""Trains the recipes of benchmarks/own_images on real images, and tells what each scored and cost.
+
+python benchmarks/own_images.py train deeppcb deeppcb_apart --seeds 0 1    one after the other
+python benchmarks/own_images.py table                                      of all runs that are done
+
+The recipes read data/, a folder or a link. A run lies in runs/own_images/RECIPE-SEED: what `stepwell train`
+leaves there, with log.txt and measured.json beside it. --threads 1 and two of these commands train two at a
+time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from measure import machine
+from PIL import Image
+
+import stepwell
+from stepwell.flops.count import count_operations
+from stepwell.flops.text import aligned
+
+RECIPES = Path(__file__).parent / "own_images"
+RUNS = Path("runs/own_images")
+SCORES = {
+    "detection": ("ap50", "ap"),
+    "segment": ("mean_iou", "pixel_accuracy"),
+    "classify": ("top1", "top_k"),
+}
+"""Of each task, the score that a run is told by first."""
+
+
+class Run(NamedTuple):
+    """Scores in percent, by name; gflops: 1e9 operations of one square image, its head with it."""
+
+    recipe: str
+    seed: int
+    scores: dict[str, float]
+    gflops: float
+    params: int
+    measured: dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Trainings on real images, and a table of what they scored.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="recipes of benchmarks/own_images, one after the other")
+    train.add_argument("recipes", nargs="+", choices=sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    train.add_argument("--seeds", type=int, nargs="+", default=[0])
+    train.add_argument("--threads", type=int, help="by default as many as there are cores")
+    commands.add_parser("table", help="Markdown, of all runs that are done")
+    given = parser.parse_args()
+    if given.command == "table":
+        print(table(sorted(runs(), key=lambda run: (run.recipe, run.seed))))
+        return 0
+    failed = [
+        train_one(recipe, seed, given.threads or len(os.sched_getaffinity(0)))
+        for recipe in given.recipes
+        for seed in given.seeds
+    ]
+    return int(any(failed))
+
+
+def train_one(recipe: str, seed: int, threads: int) -> bool:
+    """Whether it failed. One that is done is left as it is."""
+    name = f"{recipe}-{seed}"
+    folder = RUNS / name
+    if (folder / "measured.json").is_file():
+        print(f"{name} is done")
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"output": RUNS, "name": name, "seed": seed}
+    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "stepwell", "train", str(RECIPES / f"{recipe}.yaml"), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    started = time.monotonic()
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        print(f"{name} failed: {folder / 'log.txt'}", file=sys.stderr)
+        return True
+    measured = {
+        "seconds": round(time.monotonic() - started),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime),
+        "peak_mib": usage.ru_maxrss // 1024,
+        "threads": threads,
+        "machine": machine(),
+        "date": date.today().isoformat(),
+    }
+    (folder / "measured.json").write_text(json.dumps(measured, indent=2))
+    print(f"{name}: {measured['seconds']} s")
+    return False
+
+
+def runs() -> Iterator[Run]:
+    for path in RUNS.glob("*/measured.json"):
+        recipe, _, seed = path.parent.name.rpartition("-")
+        scored = json.loads((path.parent / "scores" / "scores.json").read_text())
+        of_kind = scored["scores"] if scored["task"] == "detect" else {"": scored["scores"]}
+        scores = {
+            f"{kind} {name}".strip(): 100 * value
+            for kind, values in of_kind.items()
+            for name in SCORES[scored["task"]]
+            if (value := values[name]) is not None
+        }
+        model: Any = stepwell.load(path.parent / "model")
+        yield Run(
+            recipe,
+            int(seed),
+            scores,
+            gflops(model),
+            sum(parameter.numel() for parameter in model.parameters()),
+            json.loads(path.read_text()),
+        )
+
+
+def gflops(model: Any) -> float:
+    """Of one gray square as large as the model's images are."""
+    settings = model.config.image_settings if hasattr(model.config, "image_settings") else None
+    side = getattr(settings, "long_limit", None) or getattr(settings, "window", None)
+    side = side or model.config.settings.image_side
+    pixels = model.image_processor()([Image.new("RGB", (side, side), "gray")], return_tensors="pt")
+    return sum(count_operations(model, lambda: model(**pixels)).values()) / 1e9
+
+
+def table(done: list[Run]) -> str:
+    rows = [
+        [
+            run.recipe,
+            str(run.seed),
+            ", ".join(f"{name} {value:.1f}" for name, value in run.scores.items()),
+            f"{run.gflops:.2f}",
+            f"{run.params / 1e6:.2f}",
+            f"{run.measured['processor_seconds']}",
+            f"{run.measured['seconds']}",
+            f"{run.measured['peak_mib'] / 1024:.2f}",
+        ]
+        for run in done
+    ]
+    heads = ["recipe", "seed", "val, percent", "GFLOPs", "params M", "processor s", "s", "GiB"]
+    return aligned(heads, rows)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(main())
