@@ -18,7 +18,8 @@ from typing import Any
 
 __all__ = [
     "SHIPPED",
-    "SHIPPED_NAMES",
+    "SHIPPED_DETECTOR",
+    "SHIPPED_MODELS",
     "HubError",
     "ModelError",
     "cache_folder",
@@ -35,9 +36,12 @@ __all__ = [
     "write_whole",
 ]
 
-SHIPPED = Path(__file__).parent / "assets"
-"""The model that travels with the package."""
-SHIPPED_NAMES = ("reader_tiny",)
+SHIPPED_MODELS = {name: Path(__file__).parent / "assets" / name for name in ("reader_tiny", "boards_tiny")}
+"""The models that travel with the package, by name."""
+SHIPPED = SHIPPED_MODELS["reader_tiny"]
+"""The one that answers questions."""
+SHIPPED_DETECTOR = SHIPPED_MODELS["boards_tiny"]
+"""The one that finds objects: defects of circuit boards."""
 
 OURS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
@@ -131,11 +135,11 @@ def one_line(error: BaseException) -> str:
 
 
 def find_folder(model: str | Path) -> Path | None:
-    """The folder that `model` names, or its shipped model; None where there is none. Raises ModelError for a
-    file.
+    """The folder that `model` names, or that of the shipped model of that name; None where there is none.
+    Raises ModelError for a file.
     """
-    if model in SHIPPED_NAMES:
-        return SHIPPED
+    if model in SHIPPED_MODELS:
+        return SHIPPED_MODELS[str(model)]
     folder = Path(model).expanduser()
     if folder.is_file():
         raise ModelError(f"{model} is a file; convert it into a model folder first: stepwell convert --help")
@@ -219,7 +223,7 @@ def check_hub_name(name: str) -> None:
     if is_url(name):
         raise ModelError(f"unknown model {name}: it is a URL, and names on the hub look like owner/name")
     raise ModelError(
-        f"unknown model {name}: no such folder, not the shipped {', '.join(SHIPPED_NAMES)}, "
+        f"unknown model {name}: no such folder, not the shipped {' or '.join(SHIPPED_MODELS)}, "
         f"and hub names look like owner/name{', with the revision given apart' if '@' in name else ''}"
     )
 

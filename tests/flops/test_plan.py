@@ -211,7 +211,7 @@ name: pasted
 stages:
 - {{name: only, steps: 1, data: [{{kind: conversations, path: conversations.json}}]}}
 """
-TOKENIZER = resources.files("stepwell") / "assets"
+TOKENIZER = resources.files("stepwell") / "assets" / "reader_tiny"
 
 
 def _pasted(plans, folder):

@@ -17,7 +17,7 @@ import typer
 from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import Device, Dtype, MaxNewTokens, Revision, load_assistant
 from stepwell.commands.printing import print_json, show_progress
-from stepwell.folders import SHIPPED_NAMES, is_url
+from stepwell.folders import SHIPPED, is_url
 from stepwell.language.characters import well_formed
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def ask(
     seconds = time.perf_counter() - started
     if as_json:
         layouts = [assistant.layout(image) for image in opened]
-        about = {"model": model or SHIPPED_NAMES[0], "commit": assistant.commit, "question": question}
+        about = {"model": model or SHIPPED.name, "commit": assistant.commit, "question": question}
         print_json({"answer": answer, **about, **_report(seconds, images, layouts)})
     else:
         print("" if stream else answer)

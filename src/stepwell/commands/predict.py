@@ -18,7 +18,7 @@ from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds,
 from stepwell.commands.loading import Device, Dtype, Precision, Revision, check_model, quieten
 from stepwell.commands.pictures import STDIN, find_pictures
 from stepwell.commands.printing import print_json, show_progress
-from stepwell.folders import one_line, write_whole
+from stepwell.folders import SHIPPED_DETECTOR, one_line, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +41,12 @@ def predict(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A model folder, a hub name or a published name.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A model folder, a hub name or a published name. "
+            f"[default: {SHIPPED_DETECTOR.name}, defects of circuit boards]",
+        ),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Of scores. [default: 0.5 for objects]")
@@ -83,8 +88,9 @@ def predict(
     max_seconds: MaxSeconds = None,
 ) -> None:
     """Predict what is in pictures: objects, a class for every pixel, or classes of the whole."""
-    if not pictures or model is None:
-        raise ValueError("name pictures and a model: stepwell predict PICTURES... --model MODEL")
+    if not pictures:
+        raise ValueError("name pictures: stepwell predict PICTURES... --model MODEL")
+    model = model or SHIPPED_DETECTOR.name
     if as_json and jsonl:
         raise ValueError("--json and --jsonl exclude each other: a list, or a line a picture")
     cut = {"size": tile_size, "overlap": tile_overlap, "scale": tile_scale}

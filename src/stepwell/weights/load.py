@@ -18,7 +18,6 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from stepwell.folders import (
     SHIPPED,
-    SHIPPED_NAMES,
     HubError,
     ModelError,
     cache_folder,
@@ -61,11 +60,12 @@ def load(
     (`.predict`), with the processor that lies beside it, or what else a folder holds: a backbone, an
     up-sampler.
 
-    model: None for the shipped one; a folder of ours; `owner/name` on the hub in our format; the name of a
-    published release ("OpenGVLab/PIIP-LLaVA_CLIP-BL_512-256_7B", "OpenGVLab/PIIP:detection/<file>.pth"),
-    which is downloaded and converted once. device: None takes a GPU where there is one. dtype: "float32",
-    "bfloat16", "float16"; None keeps the stored one. revision: of a name on the hub, a commit, branch or tag;
-    which commit it was is the model's `commit`, or `config._commit_hash`. vision: changes to the geometry of
+    model: None for the shipped assistant; "boards_tiny", the shipped detector; a folder of ours; `owner/name`
+    on the hub in our format; the name of a published release ("OpenGVLab/PIIP-LLaVA_CLIP-BL_512-256_7B",
+    "OpenGVLab/PIIP:detection/<file>.pth"), which is downloaded and converted once.
+    device: None takes a GPU where there is one. dtype: "float32", "bfloat16", "float16"; None keeps the
+    stored one. revision: of a name on the hub, a commit, branch or tag; which commit it was is the model's
+    `commit`, or `config._commit_hash`. vision: changes to the geometry of
     an assistant, of which no weight depends, such as {"sizes": [448, 896]}. limits: of the image files that
     an assistant is asked about. loading_bar: draws transformers'. Raises ModelError and HubError, each one
     line.
@@ -115,9 +115,7 @@ def _open(
 def _folder(model: str | Path | None, revision: str | None) -> Path:
     """The folder that a name stands for, fetched and converted where it must be."""
     if revision is not None and (model is None or find_folder(model) is not None):
-        raise ModelError(
-            f"revision {revision}: {model or SHIPPED_NAMES[0]} is on this machine, as one version"
-        )
+        raise ModelError(f"revision {revision}: {model or SHIPPED.name} is on this machine, as one version")
     if model is None:
         if not (SHIPPED / "config.json").is_file():
             raise ModelError(f"this installation has no shipped model in {SHIPPED}; name one")
