@@ -14,7 +14,7 @@ export TRANSFORMERS_OFFLINE := 1
 .PHONY: help demo test test-slow check fix bench test-oldest clean
 
 help:
-	@echo "make demo         ask the shipped model about a receipt and a drawn page, write views.png"
+	@echo "make demo         ask the shipped reader about a receipt and a page, draw what the shipped detector finds"
 	@echo "make test         the test suite: no network, no GPU, up to twenty minutes"
 	@echo "make test-slow    the tests that take several processes, or minutes: up to twenty"
 	@echo "make check        formatting, lint and types, as continuous integration sees them"
@@ -25,6 +25,7 @@ help:
 
 demo: $(VENV)/.ready-demo
 	@$(PYTHON) examples/demo.py
+	@$(PYTHON) examples/boards.py
 
 test: $(VENV)/.ready-dev
 	@echo "running the tests"

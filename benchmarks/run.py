@@ -5,7 +5,7 @@ whose peers take minutes a run.
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
                                             (deform, upsample, windows, uhd, inf-llava, piip, detectors,
-                                            runtimes, memory, user, ask, imports; training,
+                                            tiles, runtimes, memory, user, ask, imports; training,
                                             openvino)
 
 Rows are appended to latest.md as they come. Run it on a quiet machine. Ratios above 1 say that ours is the
@@ -24,6 +24,7 @@ import detectors
 import imports
 import piip_backbone
 import runtimes
+import tiles
 import upsample
 import windows
 from measure import HEADER, machine
@@ -51,6 +52,16 @@ SECTIONS = {
         "Peak memory of one image under a detector, GiB",
         "| detector | ours | peer | ours / peer |\n| --- | --- | --- | --- |",
         detectors.memory_rows(),
+    ),
+    "tiles": (
+        "Pictures in tiles; other: the tiles as pictures, one by one",
+        HEADER,
+        tiles.rows(),
+    ),
+    "tiles-memory": (
+        "Peak memory of `stepwell predict --tiles`, the whole process, GiB",
+        "| picture | GiB | at most |\n| --- | --- | --- |",
+        tiles.memory_rows(),
     ),
     "windows": (
         "Window attention; other: every cell projected, RoIAlign and four passes of attention",

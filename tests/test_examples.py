@@ -11,8 +11,33 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+import stepwell
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECEIPT = str(EXAMPLES / "receipt.jpg")
+BOARDS = {  # the annotations of DeepPCB: left, top, width, height
+    "board_1.jpg": (
+        ("open", 191, 312, 36, 31),
+        ("short", 294, 351, 41, 38),
+        ("mousebite", 147, 466, 38, 30),
+        ("spur", 221, 523, 43, 31),
+        ("copper", 464, 187, 36, 37),
+        ("pin-hole", 216, 218, 26, 34),
+        ("pin-hole", 154, 78, 38, 24),
+        ("spur", 60, 103, 34, 28),
+    ),
+    "board_2.jpg": (
+        ("open", 170, 111, 46, 33),
+        ("short", 397, 94, 29, 46),
+        ("mousebite", 154, 179, 43, 38),
+        ("spur", 107, 244, 32, 36),
+        ("copper", 465, 285, 47, 47),
+        ("pin-hole", 244, 303, 42, 32),
+        ("copper", 120, 420, 35, 35),
+        ("mousebite", 171, 339, 37, 36),
+        ("open", 275, 158, 41, 61),
+    ),
+}
 
 
 @pytest.fixture
@@ -42,6 +67,36 @@ def test_the_demo_prints_every_answer_beside_the_truth_and_draws_the_views(
     out = run("demo.py")
     assert out.count("(printed: ") == 4
     assert (tmp_path / "views.png").stat().st_size > 10_000
+
+
+def test_the_boards_are_drawn_with_most_of_their_defects(run: Callable[..., str], tmp_path: Path) -> None:
+    out = run("boards.py")
+    assert out.count("(there are: ") == 2
+    for name, there in BOARDS.items():
+        assert (tmp_path / f"{Path(name).stem}_found.png").stat().st_size > 10_000
+        found = stepwell.load("boards_tiny").predict(EXAMPLES / name)
+        names = [found.class_names[label] for label in found.labels.tolist()]
+        right = {
+            (kind, *box)
+            for kind, *box in there
+            if any(
+                kind == other and overlap(box, one) > 0.5
+                for other, one in zip(names, found.boxes.tolist(), strict=True)
+            )
+        }
+        assert len(right) >= len(there) - 1
+        assert len(names) <= len(there) + 1
+
+
+def overlap(box: list[float], other: list[float]) -> float:
+    """Of left, top, width, height with xyxy: the shared part of the area that both cover."""
+    left, top, width, height = box
+    shared = [
+        max(0.0, min(start + length, other[axis + 2]) - max(start, other[axis]))
+        for axis, (start, length) in enumerate(((left, width), (top, height)))
+    ]
+    area = (other[2] - other[0]) * (other[3] - other[1])
+    return shared[0] * shared[1] / (width * height + area - shared[0] * shared[1])
 
 
 def test_ask_and_pipeline_print_the_same_answer(run: Callable[..., str]) -> None:

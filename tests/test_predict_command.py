@@ -202,7 +202,6 @@ def test_tiles_let_larger_pictures_in(capsys: pytest.CaptureFixture[str], model:
     [
         ([], "name pictures"),
         (["--model", "model"], "name pictures"),
-        (["c.png", "--revision", "main"], "boards_tiny is on this machine"),
         (["gone.png", "--model", "model"], "no such file: gone.png"),
         (["empty", "--model", "model"], "no pictures in empty"),
         (["no*match", "--model", "model"], "no such file: no*match"),

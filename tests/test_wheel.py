@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from stepwell.folders import SHIPPED_MODELS
+
 ROOT = Path(__file__).parents[1]
 RECEIPT = ROOT / "examples" / "receipt.jpg"
 
@@ -77,7 +79,10 @@ def run(clean: Path, *arguments: str, folder: Path) -> subprocess.CompletedProce
 
 def test_the_wheel_holds_assets_recipes_and_nothing_of_the_workshop(wheel: Path) -> None:
     files = zipfile.ZipFile(wheel).namelist()
-    assert any(name.startswith("stepwell/assets/") and name.endswith(".safetensors") for name in files)
+    for model in SHIPPED_MODELS:
+        assert {
+            f"stepwell/assets/{model}/{file}" for file in ("config.json", "model.safetensors", "README.md")
+        } <= {*files}
     assert any(name.startswith("stepwell/recipes/") and name.endswith(".yaml") for name in files)
     assert "stepwell/py.typed" in files
     tops = {name.split("/")[0] for name in files}
