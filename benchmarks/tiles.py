@@ -1,7 +1,7 @@
 """Pictures far larger than a model's view: tiles a second, and the memory of the largest.
 
-The detector is the shipped one, on boards laid side by side, so that there is much to find at the seams. Those
-with masks and with maps are the pyramids of own_images with random weights, which cost the same and find
+The detector is the shipped one, on boards laid side by side, so that there is much to find at the seams;
+those with masks and with maps are the pyramids of own_images with random weights: they cost as much, and find
 nothing. Other: the same tiles, as so many pictures of their size, by the same `predict`.
 """
 

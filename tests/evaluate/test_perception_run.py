@@ -189,6 +189,31 @@ def test_detections_are_the_models_own_and_as_many_as_asked_for(detector, coco, 
         assert np.array(records[name]["boxes"]) == pytest.approx(boxes, abs=1e-2)
 
 
+def test_images_are_looked_at_in_tiles(detector, segmenter, coco, maps, tmp_path):
+    """What `predict` finds in them that way, which is not what it finds in the whole."""
+    tiles = stepwell.Tiles(size=32, overlap=0.5)
+    for model, data in ((detector, coco), (segmenter, maps)):
+        folder = tmp_path / model.config.model_type
+        options = {"max_detections": 20} if model is detector else {"images": tmp_path / "pictures"}
+        cut = evaluate_perception(model, data, folder / "cut", tiles=tiles, **options)
+        whole = evaluate_perception(model, data, folder / "whole", **options)
+        assert cut.about["settings"]["tiles"] == {"size": 32, "overlap": 0.5, "scale": 1.0}
+        assert "tiles" not in whole.about["settings"]
+        lines = [(folder / name / "found.jsonl").read_text().splitlines() for name in ("cut", "whole")]
+        records = [[json.loads(line)["found"] for line in of] for of in lines]
+        assert records[0] != records[1]
+        if model is detector:
+            own = model.predict(
+                coco.parent.parent / "images" / "0.png", threshold=0.0, tiles=tiles, max_detections=20
+            )
+            scores = [
+                s for s, label in zip(own.scores.tolist(), own.labels.tolist(), strict=True) if label != 1
+            ]
+            assert records[0][0]["scores"] == pytest.approx(scores, abs=1e-5)
+        with pytest.raises(ValueError, match="tiles was"):
+            evaluate_perception(model, data, folder / "cut", tiles=stepwell.Tiles(size=16), **options)
+
+
 def test_a_threshold_leaves_out_what_scores_no_higher(detector, coco, tmp_path, monkeypatch):
     model = knows(monkeypatch, detector, lambda **inputs: exact(0))
     report = evaluate_perception(model, coco, tmp_path / "out", threshold=0.95)
@@ -458,6 +483,7 @@ def test_images_that_cannot_be_read_are_told_and_in_no_score(detector, coco, tmp
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"max_detections": 3}, "max_detections is of detectors"),
+        ({"tiles": stepwell.Tiles()}, "a classifier looks at whole images"),
         (
             {"images": "x", "classes": "x.json"},
             "is scored on a folder of images for every class, and .* maps",
@@ -505,12 +531,28 @@ def test_the_command_looks_at_what_a_folder_holds(classifier, folders, tmp_path,
         (["--metric", "exact"], "model is a model for classification, which is scored without --metric"),
         (["--suffix", "SHORT"], "--suffix says nothing about model; leave it out"),
         (["--max-new-tokens", "128"], "--max-new-tokens says nothing about model; leave it out"),
+        (["--tiles"], "a classifier looks at whole images, and takes no tiles"),
+        (["--tile-size", "64"], "--tile-size says how tiles are cut; add --tiles"),
     ):
         assert cli.main([*command, *more]) == 2
         assert capsys.readouterr().err == f"stepwell: {reason}\n"
     (folders / "bee" / "0.png").write_bytes(b"")
     assert cli.main([*command, "--output", "again"]) == 2
     assert "1 of 3 images are bad and in no score (all are in again/report.md)" in capsys.readouterr().err
+
+
+def test_the_command_cuts_tiles_and_draws_the_best_and_the_worst(
+    segmenter, maps, tmp_path, capsys, monkeypatch
+):
+    segmenter.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "model", "maps", "--images", "pictures", "--device", "cpu", "--output", "out"]
+    cut = ["--tiles", "--tile-size", "32", "--tile-overlap", "0.5", "--tile-scale", "2"]
+    assert cli.main([*command, *cut, "--pictures", "1"]) == 0
+    settings = json.loads((tmp_path / "out" / "scores.json").read_text())["settings"]
+    assert settings["tiles"] == {"size": 32, "overlap": 0.5, "scale": 2.0}
+    for name in ("best", "worst"):
+        assert (tmp_path / "out" / f"{name}.png").is_file()
 
 
 def test_an_assistant_needs_a_metric_and_no_options_of_detectors(model_folder, write, capsys):

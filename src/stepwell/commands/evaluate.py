@@ -26,6 +26,7 @@ from stepwell.commands.loading import (
 )
 from stepwell.commands.perception import answers_questions, score_perception
 from stepwell.commands.printing import show_progress
+from stepwell.commands.tile_options import InTiles, TileOverlap, TileScale, TileSize, tiles_of
 
 if TYPE_CHECKING:
     from stepwell.evaluate.report import Report
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _OF_QUESTIONS = ("sizes", "suffix", "max_new_tokens", "official")
-_OF_IMAGES = ("split", "classes", "max_detections", "threshold")
+_OF_IMAGES = (
+    *("split", "classes", "max_detections", "threshold", "pictures"),
+    *("tiles", "tile_size", "tile_overlap", "tile_scale"),
+)
 
 MetricName = Literal["exact", "anls", "vqa", "relaxed", "choice", "pope", "iou", "cider"]
 
@@ -97,6 +101,13 @@ def evaluate(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="What scores no higher is not found, for detectors.")
     ] = 0.0,
+    tiles: InTiles = False,
+    tile_size: TileSize = None,
+    tile_overlap: TileOverlap = None,
+    tile_scale: TileScale = None,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="So many of the best and of the worst are drawn beside their truth.")
+    ] = 0,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -112,7 +123,9 @@ def evaluate(
     asks = answers_questions(model, metric)
     _refuse_strange(context, model, _OF_IMAGES if asks else _OF_QUESTIONS)
     check_model(model, device)
+    how = tiles_of(tiles, size=tile_size, overlap=tile_overlap, scale=tile_scale)
     limits = image_limits(
+        for_tiles=tiles,
         max_pixels=max_pixels,
         max_side=max_side,
         max_aspect=max_aspect,
@@ -135,6 +148,8 @@ def evaluate(
             classes=classes,
             max_detections=max_detections,
             threshold=threshold,
+            tiles=how,
+            pictures=pictures,
             batch_size=batch_size or 1,
             limit=limit,
         )

@@ -18,6 +18,7 @@ from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds,
 from stepwell.commands.loading import Device, Dtype, Precision, Revision, check_model, quieten
 from stepwell.commands.pictures import STDIN, find_pictures
 from stepwell.commands.printing import print_json, show_progress
+from stepwell.commands.tile_options import InTiles, TileOverlap, TileScale, TileSize, tiles_of
 from stepwell.folders import SHIPPED_DETECTOR, one_line, write_whole
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from stepwell.images.limits import ImageLimits
     from stepwell.models.predictions import Prediction
-    from stepwell.views.tiling import Tiles
 
 __all__ = ["predict"]
 
@@ -58,18 +58,10 @@ def predict(
         int | None,
         typer.Option("--batch", "--batch-size", min=1, help="Together. [default: 1 on a CPU, 8 elsewhere]"),
     ] = None,
-    tiles: Annotated[
-        bool, typer.Option("--tiles", help="Cut pictures into overlapping tiles; up to 150 million pixels.")
-    ] = False,
-    tile_size: Annotated[
-        int | None, typer.Option(min=2, help="Side of a tile, as the model sees it. [default: the model's]")
-    ] = None,
-    tile_overlap: Annotated[
-        float | None, typer.Option(help="Share of a tile's side, 0 to 1. [default: 0.25]")
-    ] = None,
-    tile_scale: Annotated[
-        float | None, typer.Option(help="The model's pixels for one of the picture. [default: 1, native]")
-    ] = None,
+    tiles: InTiles = False,
+    tile_size: TileSize = None,
+    tile_overlap: TileOverlap = None,
+    tile_scale: TileScale = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a line of JSON a picture.")] = False,
     coco: Annotated[
@@ -93,14 +85,10 @@ def predict(
     model = model or SHIPPED_DETECTOR.name
     if as_json and jsonl:
         raise ValueError("--json and --jsonl exclude each other: a list, or a line a picture")
-    cut = {"size": tile_size, "overlap": tile_overlap, "scale": tile_scale}
-    cut = {name: value for name, value in cut.items() if value is not None}
-    if cut and not tiles:
-        raise ValueError(f"--tile-{next(iter(cut))} says how tiles are cut; add --tiles")
+    how = tiles_of(tiles, size=tile_size, overlap=tile_overlap, scale=tile_scale)
     if coco is not None and not coco.absolute().parent.is_dir():
         raise ValueError(f"cannot write {coco}: there is no folder {coco.parent}")
     names = find_pictures(pictures)
-    how = _tiles(cut) if tiles else None
     limits = image_limits(
         for_tiles=tiles,
         max_pixels=max_pixels,
@@ -130,12 +118,6 @@ def predict(
     if failed:
         print(f"stepwell: {failed} of {len(names)} pictures could not be read", file=sys.stderr)
         raise typer.Exit(UNREADABLE)
-
-
-def _tiles(cut: dict[str, Any]) -> Tiles:
-    from stepwell.views.tiling import Tiles
-
-    return Tiles(**cut)
 
 
 def _load(model: str, revision: str | None, device: str | None, dtype: Precision | None) -> Any:

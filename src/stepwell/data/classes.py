@@ -63,7 +63,7 @@ class ClassList:
         keys = stored @ [1 << 16, 1 << 8, 1] if is_coloured else stored
         flat = keys.reshape(-1)
         starts = np.flatnonzero(
-            np.diff(flat, prepend=~flat[:1])
+            np.diff(flat, prepend=flat[:1] - 1)
         )  # of runs of one value: far fewer than pixels
         values, places = np.unique(flat[starts], return_inverse=True)
         known = self.colours if is_coloured else self.numbers or range(len(self.names))

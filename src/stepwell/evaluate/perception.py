@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -28,6 +29,7 @@ from stepwell.evaluate.tasks import DetectionTask, PerceptionTask, task_of
 from stepwell.folders import one_line, write_whole
 from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.images.open import open_image
+from stepwell.views.tiling import Tiles
 
 __all__ = ["FOUND", "FoundFile", "evaluate_perception", "score_task"]
 
@@ -45,6 +47,7 @@ def evaluate_perception(
     classes: str | Path | None = None,
     max_detections: int | None = None,
     threshold: float = 0.0,
+    tiles: Tiles | None = None,
     batch_size: int = 1,
     limit: int | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
@@ -57,8 +60,9 @@ def evaluate_perception(
     A run that was stopped goes on where it was, also to a larger `limit`. data, images, split, classes: as
     `data_of` takes them (data/entries.py). processor: by default the model's own. max_detections: of an
     image, found and scored; None is the head's own number, 100 for most. threshold: what scores no higher is
-    not found. limit: images, from the first. limits: of image files. pictures: how many of
-    the best and of the worst are drawn beside their truth. name: of the model, in the report.
+    not found. tiles: how images are cut to be looked at; None: they are seen whole. limit: images, from the
+    first. limits: of image files. pictures: how many of the best and of the worst are drawn beside their
+    truth. name: of the model, in the report.
     Images that cannot be read are in `bad_images`, and in no score. Raises ValueError for data that do not
     suit the model or its classes, and for a folder that holds a run with other settings; ImportError for
     libraries that are missing.
@@ -72,6 +76,7 @@ def evaluate_perception(
         classes=None if classes is None else Path(classes),
         threshold=threshold,
         max_detections=max_detections,
+        tiles=tiles,
     )
     return score_task(
         task,
@@ -190,6 +195,8 @@ def _settings_of(task: PerceptionTask[Any]) -> dict[str, Any]:
     }
     if isinstance(task, DetectionTask):
         settings |= {"threshold": task.threshold, "max_detections": task.max_detections}
+    if task.tiles is not None:
+        settings["tiles"] = asdict(task.tiles)
     return settings
 
 

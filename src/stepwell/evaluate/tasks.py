@@ -28,6 +28,7 @@ from stepwell.evaluate.kinds import TASKS, Task
 from stepwell.evaluate.perception_data import ObjectSource, data_classes, open_data, true_objects
 from stepwell.evaluate.segmentation import SegmentationResult, SegmentationScores, confusion_of_pixels
 from stepwell.models.predictions import Classification, Detections, Prediction, Segmentation
+from stepwell.views.tiling import Tiles
 
 __all__ = [
     "ClassificationTask",
@@ -46,12 +47,14 @@ Result = Mapping[Kind, DetectionResult] | SegmentationResult | ClassificationRes
 
 
 class PerceptionTask(ABC, Generic[S]):
-    """A model on data. name: of the task; classes: those of model and data, matched."""
+    """A model on data. name: of the task; classes: those of model and data, matched. tiles: how images are
+    cut to be looked at; None: they are seen whole.
+    """
 
     name: Task
 
-    def __init__(self, network: Any, processor: Any, source: S) -> None:
-        self.network, self.processor, self.source = network, processor, source
+    def __init__(self, network: Any, processor: Any, source: S, *, tiles: Tiles | None = None) -> None:
+        self.network, self.processor, self.source, self.tiles = network, processor, source, tiles
         self.classes: ClassMatch = match_classes(network.class_names, data_classes(source))
 
     @abstractmethod
@@ -69,8 +72,8 @@ class PerceptionTask(ABC, Generic[S]):
             return self._predict(images)
 
     def _predict(self, images: list[Image.Image]) -> Sequence[Prediction]:
-        """Of images that go through the network together."""
-        predictions: Sequence[Prediction] = self.network.predict(images, batch=len(images))
+        """Of images that go through the network together, or each in as many tiles at a time."""
+        predictions: Sequence[Prediction] = self.network.predict(images, batch=len(images), tiles=self.tiles)
         return predictions
 
     @abstractmethod
@@ -104,10 +107,11 @@ class DetectionTask(PerceptionTask[ObjectSource]):
         processor: Any,
         source: ObjectSource,
         *,
+        tiles: Tiles | None = None,
         threshold: float = 0.0,
         max_detections: int | None = None,
     ) -> None:
-        super().__init__(network, processor, source)
+        super().__init__(network, processor, source, tiles=tiles)
         self.threshold = threshold
         self.max_detections = max_detections or _limit(network.head.config)
         self.masks: bool = getattr(network.config.head_settings, "masks", False) and source.has_masks
@@ -120,7 +124,11 @@ class DetectionTask(PerceptionTask[ObjectSource]):
     def _predict(self, images: list[Image.Image]) -> Sequence[Detections]:
         with _finding(self.network.head, self.max_detections):
             predictions: Sequence[Detections] = self.network.predict(
-                images, batch=len(images), threshold=self.threshold
+                images,
+                batch=len(images),
+                threshold=self.threshold,
+                max_detections=self.max_detections,
+                tiles=self.tiles,
             )
         return predictions
 
@@ -171,8 +179,10 @@ class DetectionTask(PerceptionTask[ObjectSource]):
 class SegmentationTask(PerceptionTask[LabelMaps]):
     name = "segmentation"
 
-    def __init__(self, network: Any, processor: Any, source: LabelMaps) -> None:
-        super().__init__(network, processor, source)
+    def __init__(
+        self, network: Any, processor: Any, source: LabelMaps, *, tiles: Tiles | None = None
+    ) -> None:
+        super().__init__(network, processor, source, tiles=tiles)
         names = self.classes.names
         self.shape = len(names), len(names) + bool(self.classes.others)
 
@@ -237,21 +247,31 @@ def task_of(
     classes: Path | None = None,
     threshold: float = 0.0,
     max_detections: int | None = None,
+    tiles: Tiles | None = None,
 ) -> PerceptionTask[Any]:
     """The task of a model, on data as `open_data` takes them. Raises ValueError for a model of another kind,
-    and as `open_data` and `match_classes`.
+    for tiles of a classifier, and as `open_data` and `match_classes`.
     """
     name = TASKS.get(network.config.model_type)
     if name is None:
         raise ValueError(f"a {network.config.model_type!r} model has no scores; choose from {sorted(TASKS)}")
     if max_detections is not None and (name != "detection" or max_detections < 1):
         raise ValueError(f"max_detections is of detectors and at least 1, got {max_detections} for {name}")
+    if tiles is not None and name == "classification":
+        raise ValueError("a classifier looks at whole images, and takes no tiles")
     source = open_data(name, data, images=images, split=split, classes=classes)
     if isinstance(source, LabelMaps):
-        return SegmentationTask(network, processor, source)
+        return SegmentationTask(network, processor, source, tiles=tiles)
     if isinstance(source, ImageFolder):
         return ClassificationTask(network, processor, source)
-    return DetectionTask(network, processor, source, threshold=threshold, max_detections=max_detections)
+    return DetectionTask(
+        network,
+        processor,
+        source,
+        tiles=tiles,
+        threshold=threshold,
+        max_detections=max_detections,
+    )
 
 
 def _limit(settings: Any) -> int:
