@@ -1,7 +1,8 @@
 """Trains the recipes of benchmarks/own_images on real images, and tells what each scored and cost.
 
-python benchmarks/own_images.py train deeppcb deeppcb_apart --seeds 0 1    one after the other
-python benchmarks/own_images.py table                                      of all runs that are done
+python benchmarks/own_images.py train deeppcb deeppcb_apart --seeds 0 1        one after the other
+python benchmarks/own_images.py table                                          of all runs that are done
+python benchmarks/own_images.py curves boxes_ap50 curves.png deeppcb deeppcb_apart    while they learned
 
 The recipes read data/, a folder or a link. A run lies in runs/own_images/RECIPE-SEED: what `stepwell train`
 leaves there, with log.txt and measured.json beside it. --threads 1 and two of these commands train two at a
@@ -28,6 +29,7 @@ from PIL import Image
 import stepwell
 from stepwell.flops.count import count_operations
 from stepwell.flops.text import aligned
+from stepwell.train.results import read_metrics
 
 RECIPES = Path(__file__).parent / "own_images"
 RUNS = Path("runs/own_images")
@@ -58,9 +60,16 @@ def main() -> int:
     train.add_argument("--seeds", type=int, nargs="+", default=[0])
     train.add_argument("--threads", type=int, help="by default as many as there are cores")
     commands.add_parser("table", help="Markdown, of all runs that are done")
+    curves = commands.add_parser("curves", help="draws a score of the validation data while recipes learned")
+    curves.add_argument("score", help="such as boxes_ap50, mean_iou or top1")
+    curves.add_argument("picture", type=Path)
+    curves.add_argument("recipes", nargs="+")
     given = parser.parse_args()
     if given.command == "table":
         print(table(sorted(runs(), key=lambda run: (run.recipe, run.seed))))
+        return 0
+    if given.command == "curves":
+        draw_curves(given.picture, given.score, given.recipes)
         return 0
     failed = [
         train_one(recipe, seed, given.threads or len(os.sched_getaffinity(0)))
@@ -106,7 +115,7 @@ def runs() -> Iterator[Run]:
     for path in RUNS.glob("*/measured.json"):
         recipe, _, seed = path.parent.name.rpartition("-")
         scored = json.loads((path.parent / "scores" / "scores.json").read_text())
-        of_kind = scored["scores"] if scored["task"] == "detect" else {"": scored["scores"]}
+        of_kind = scored["scores"] if scored["task"] == "detection" else {"": scored["scores"]}
         scores = {
             f"{kind} {name}".strip(): 100 * value
             for kind, values in of_kind.items()
@@ -149,6 +158,25 @@ def table(done: list[Run]) -> str:
     ]
     heads = ["recipe", "seed", "val, percent", "GFLOPs", "params M", "processor s", "s", "GiB"]
     return aligned(heads, rows)
+
+
+def draw_curves(picture: Path, score: str, recipes: list[str]) -> None:
+    """A line a run, a colour a recipe."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, recipe in enumerate(recipes):
+        folders = sorted(path.parent for path in RUNS.glob(f"{recipe}-[0-9]*/measured.json"))
+        for place, folder in enumerate(folders):
+            (metrics,) = folder.glob("*/metrics.csv")
+            steps, values = read_metrics(metrics)[f"eval_{score}"]
+            label = recipe if place == 0 else None
+            axes.plot(steps, [100 * value for value in values], f"C{number}.-", label=label)
+    axes.set(xlabel="step", ylabel=f"{score}, percent of val")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=110)
 
 
 if __name__ == "__main__":
