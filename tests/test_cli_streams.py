@@ -163,6 +163,12 @@ def test_closed_streams_take_and_give_nothing(
     assert capsys.readouterr() == ("", "stepwell: standard input: the file is empty\n")
 
 
+def test_a_closed_stream_takes_the_name_of_a_file_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    cli.main(["--version"])
+    print("bad\udcff.png", file=sys.stdout, flush=True)
+
+
 def test_an_error_about_a_full_disk_is_a_line_whatever_library_it_comes_from(
     parrot: Parrot, image: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from stepwell.evaluate import beside
@@ -13,6 +14,8 @@ from stepwell.evaluate.beside import draw_best_and_worst
 from stepwell.evaluate.detection import TrueObjects, f1_of_boxes
 from stepwell.evaluate.segmentation import SegmentationScores
 from stepwell.evaluate.tasks import ClassificationTask, DetectionTask, SegmentationTask
+from stepwell.images.limits import DEFAULT_LIMITS
+from stepwell.models.predictions import Detections
 
 
 def truth(*boxes, labels=None, crowd=None):
@@ -89,6 +92,20 @@ def test_a_detector_is_judged_by_the_boxes_that_it_draws(monkeypatch):
     assert detection([], [], [], truth(), monkeypatch) == 1
 
 
+def test_the_boxes_by_which_a_detector_is_judged_are_those_that_are_drawn(monkeypatch):
+    """A run keeps what scores far lower, for the curve of precision."""
+    found = Detections(
+        boxes=torch.tensor([A, B, C]).float(),
+        scores=torch.tensor([0.9, 0.5, 0.1]),
+        labels=torch.tensor([0, 1, 1]),
+        class_names=("ant", "bee"),
+        image_size=(100, 100),
+    )
+    monkeypatch.setattr(DetectionTask, "predicted", lambda self, images: [found for _ in images])
+    task = DetectionTask.__new__(DetectionTask)
+    assert task.shown(Image.new("RGB", (100, 100))).scores.tolist() == found.scores[:1].tolist()
+
+
 def test_a_segmenter_is_judged_by_the_mean_iou_of_an_image():
     task = SimpleNamespace(classes=SimpleNamespace(names=("a", "b"), others=()), shape=(2, 2))
     task.result = lambda found: SegmentationTask.result(task, found)
@@ -118,15 +135,17 @@ class Task:
     def quality(self, index, found):
         return found
 
-    def predicted(self, images):
+    def shown(self, image):
         def draw(image):
             self.drawn.append(image.getpixel((0, 0))[0] // 10)
             return image
 
-        return [SimpleNamespace(draw=draw) for _ in images]
+        return SimpleNamespace(draw=draw)
 
 
 class Source(list):
+    limits = DEFAULT_LIMITS
+
     def __init__(self, folder, count):
         super().__init__(range(count))
         for i in range(count):

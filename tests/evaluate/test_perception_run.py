@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -212,6 +213,29 @@ def test_images_are_looked_at_in_tiles(detector, segmenter, coco, maps, tmp_path
             assert records[0][0]["scores"] == pytest.approx(scores, abs=1e-5)
         with pytest.raises(ValueError, match="tiles was"):
             evaluate_perception(model, data, folder / "cut", tiles=stepwell.Tiles(size=16), **options)
+
+
+def test_data_open_images_as_large_as_the_run_lets_in(detector, segmenter, coco, yolo, maps, tmp_path):
+    """Their sizes and their maps too, and what is drawn of them."""
+    small = replace(stepwell.ImageLimits(), max_pixels=1000)
+    for name, model, data, options in (
+        ("coco", detector, coco, {}),
+        ("yolo", detector, yolo, {"split": "val"}),
+        ("maps", segmenter, maps, {"images": tmp_path / "pictures"}),
+    ):
+        bad = evaluate_perception(model, data, tmp_path / name, limits=small, **options).bad_images
+        assert bad
+        assert "max_pixels=3072" in bad[0].reason
+    wide = tmp_path / "pictures" / "0.png"
+    picture(wide, size=(10, 4000))
+    Image.new("L", (4000, 10), 5).save(tmp_path / "maps" / "0.png")
+    limits = replace(stepwell.ImageLimits(), max_aspect=400.0)
+    report = evaluate_perception(
+        segmenter, maps, tmp_path / "wide", images=tmp_path / "pictures", limits=limits, pictures=2,
+        tiles=stepwell.Tiles(size=64, scale=0.25),
+    )  # fmt: skip
+    assert not report.bad_images
+    assert (tmp_path / "wide" / "worst.png").is_file()
 
 
 def test_a_threshold_leaves_out_what_scores_no_higher(detector, coco, tmp_path, monkeypatch):

@@ -105,6 +105,42 @@ def assert_alike(found, expected):
         torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-2, rtol=1e-3)
 
 
+def convolutional(size):
+    """A branch of a tiny ConvNeXt, whose coarsest cell is 32 pixels of its view."""
+    arguments = {"dims": (64, 64, 64, 64), "depths": (1, 1, 1, 1), "layer_scale": None}
+    runs = ((0, 0), (1, 2), (3, 4), (5, 6))
+    return stepwell.BranchConfig(encoder="convnext_t", size=size, interactions=runs, arguments=arguments)
+
+
+def test_of_a_sliver_every_branch_sees_a_cell_and_nothing_is_refused():
+    """Of 32 pixels, which the processor pads to, the branch that looks at half of them would see none."""
+    pyramid = stepwell.DenseSettings(
+        branches=(convolutional(32), convolutional(64)),
+        interaction=INTERACTION,
+        merge_after=(0, 1, 2),
+        operations=(),
+    )
+    torch.manual_seed(0)
+    finder = stepwell.StepwellForObjectDetection(
+        stepwell.StepwellDetectorConfig(pyramid, HEADS["rcnn"], IMAGES, id2label=NAMES)
+    )
+    config = stepwell.StepwellSegmenterConfig(
+        pyramid,
+        UperNetConfig(channels=8, auxiliary_channels=4, pool_sizes=(1,)),
+        {"short_side": 16, "window": 0},
+        id2label=NAMES,
+    )
+    labeller = stepwell.StepwellForSemanticSegmentation(config)
+    assert finder.smallest == labeller.smallest == 64
+    given = pictures((2, 160), (160, 2), (1, 1), (64, 96))
+    for model, options in ((finder, {"threshold": 0.0}), (labeller, {})):
+        alone = [model.predict(picture, **options) for picture in given]
+        for found, expected in zip(model.predict(given, batch=4, **options), alone, strict=True):
+            assert_alike(found, expected)
+        tiled = model.predict(given[0], tiles=stepwell.Tiles(size=40), **options)
+        assert tiled.image_size == (2, 160)
+
+
 def test_one_in_one_out_and_a_batch_finds_what_each_picture_alone_does(kind, model):
     given = pictures((40, 60), (60, 40), (64, 64), (40, 60))
     together = model.predict(given, batch=3, **ANY[kind])

@@ -19,6 +19,7 @@ from stepwell.data.files import is_there, path_of, read_json
 from stepwell.data.masks import mask_box
 from stepwell.data.objects import AnnotatedImage, Annotation, StoredMask, words
 from stepwell.folders import one_line
+from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.images.open import stored_size
 from stepwell.structures import Box, Size
 
@@ -44,6 +45,9 @@ class CocoFile:
     reads them, is missing; at an index, for an image that is not there, or not of the size that the file
     says.
     """
+
+    limits: ImageLimits = DEFAULT_LIMITS
+    """Of image files."""
 
     def __init__(self, path: Path, *, images: Path | None = None) -> None:
         """images: the folder that file names start from; by default the first that holds any of them, of
@@ -85,7 +89,7 @@ class CocoFile:
 
     def __getitem__(self, index: int) -> AnnotatedImage:
         entry = self.entries[index]
-        stored, orientation = stored_size(entry.path)
+        stored, orientation = stored_size(entry.path, limits=self.limits)
         upright = (stored[1], stored[0]) if orientation >= 5 else stored
         annotations = tuple(entry.annotations)
         if entry.size == stored:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepwell.data.files import path_of, read_text
+from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 
 __all__ = ["ImageFolder", "Images", "LabelledImage", "image_files", "images_below"]
 
@@ -31,6 +32,9 @@ class ImageFolder:
     Images are told by the ends of their names, and hidden files and folders passed over. Raises ValueError
     for a folder without classes, for a class without a folder and for one without an image.
     """
+
+    limits: ImageLimits = DEFAULT_LIMITS
+    """Of image files."""
 
     def __init__(self, path: Path, *, classes: Sequence[str] | None = None) -> None:
         """classes: names of the folders, in the order of their numbers; by default all there are, in the

@@ -18,6 +18,7 @@ from stepwell.data.files import is_there, path_of, place_of, read_list
 from stepwell.data.image_folder import image_files
 from stepwell.folders import one_line
 from stepwell.images.label_map import open_label_map, turned
+from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.images.open import stored_size
 
 __all__ = ["IGNORED", "LabelMaps", "LabelledPixels", "ListedLabelMaps"]
@@ -43,6 +44,9 @@ class LabelMaps:
     for folders without a pair, and for more than 255 classes; at an index, for a map of another size than its
     image's, and for one that holds what is none of the classes.
     """
+
+    limits: ImageLimits = DEFAULT_LIMITS
+    """Of the files of images and of maps."""
 
     def __init__(
         self,
@@ -75,10 +79,10 @@ class LabelMaps:
     def __getitem__(self, index: int) -> LabelledPixels:
         image, path = self.entries[index]
         try:
-            labels = self.classes.labels(open_label_map(path), ignored=IGNORED)
+            labels = self.classes.labels(open_label_map(path, limits=self.limits), ignored=IGNORED)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        stored, orientation = stored_size(image)
+        stored, orientation = stored_size(image, limits=self.limits)
         upright = (stored[1], stored[0]) if orientation >= 5 else stored
         if labels.shape == stored:
             labels = turned(labels, orientation)

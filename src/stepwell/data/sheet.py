@@ -85,22 +85,23 @@ class SamplePainter:
     def __init__(self, source: LabelledSource) -> None:
         self.names = [short_name(name) for name in class_names(source.classes)]
         told = source.classes.colours if isinstance(source.classes, ClassList) else ()
+        self.limits = source.limits
         self.colours: list[Colour] = [*told] or class_colours(len(self.names))
 
     def __call__(self, sample: Any) -> _Drawn:
         if isinstance(sample, AnnotatedImage):
             things = sample.annotations
-            picture = self._objects(open_image(sample.path), things)
+            picture = self._objects(open_image(sample.path, limits=self.limits), things)
             named = {thing.label for thing in things if thing.label is not None}
             text = f"{sample.path.name}, {counted(len(things), 'object')}"
             return _Drawn(captioned(picture, text, sample.size), named)
         if isinstance(sample, LabelledPixels):
-            picture = self._map(open_image(sample.image), sample.labels)
+            picture = self._map(open_image(sample.image, limits=self.limits), sample.labels)
             height, width = sample.labels.shape
             named = set(np.flatnonzero(np.bincount(sample.labels.reshape(-1))).tolist()) - {IGNORED}
             return _Drawn(captioned(picture, sample.image.name, (height, width)), named)
         if isinstance(sample, LabelledImage):
-            image = open_image(sample.image)
+            image = open_image(sample.image, limits=self.limits)
             size = (image.height, image.width)
             return _Drawn(captioned(thumbnail(image), self.names[sample.label], size), set())
         raise TypeError(f"a {type(sample).__name__} is no sample of detectors, segmenters or classifiers")

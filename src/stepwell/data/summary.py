@@ -19,6 +19,7 @@ from stepwell.data.image_folder import LabelledImage
 from stepwell.data.label_maps import IGNORED, LabelledPixels
 from stepwell.data.objects import AnnotatedImage
 from stepwell.data.sample import BadSample, Source, read
+from stepwell.images.limits import ImageLimits
 from stepwell.images.open import image_size
 from stepwell.language.characters import well_formed
 from stepwell.structures import Size
@@ -34,6 +35,8 @@ class LabelledSource(Source, Protocol):
 
     classes: Any
     """Names in the order of labels, or a ClassList of them."""
+    limits: ImageLimits
+    """Of image files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from stepwell.data.image_folder import Images
 from stepwell.data.masks import mask_box
 from stepwell.data.objects import AnnotatedImage, Annotation, StoredMask
 from stepwell.folders import one_line
+from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.images.open import image_size
 from stepwell.structures import Box, Size
 
@@ -42,6 +43,9 @@ class YoloFiles:
     the image is cut at its edge. Raises ValueError, at once, for what is no such data set, and where no image
     has labels; at an index, for an image that cannot be read.
     """
+
+    limits: ImageLimits = DEFAULT_LIMITS
+    """Of image files."""
 
     def __init__(self, path: Path, *, split: str | None = None) -> None:
         """path: the YAML file or its folder, and the split, by default train, is one that it names; or a
@@ -79,7 +83,7 @@ class YoloFiles:
         return str(self.files[index])
 
     def __getitem__(self, index: int) -> AnnotatedImage:
-        size = image_size(self.files[index])
+        size = image_size(self.files[index], limits=self.limits)
         annotations = tuple(self._annotation(line, size) for line in self.entries[index])
         return AnnotatedImage(path=self.files[index], size=size, annotations=annotations, fields={})
 

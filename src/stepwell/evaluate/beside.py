@@ -38,10 +38,9 @@ def _sheet(task: PerceptionTask[Any], entries: Sequence[int], found: Mapping[int
     for pair in [entries[i : i + 2] for i in range(0, len(entries), 2)]:
         panels = []
         for entry in pair:
-            image = open_image(task.image(entry))
-            (prediction,) = task.predicted([image])
+            image = open_image(task.image(entry), limits=task.source.limits)
             text = f"found, {task.quality(entry, found[entry]):.2f}"
-            drawn = thumbnail(prediction.draw(image))
+            drawn = thumbnail(task.shown(image).draw(image))
             panels += [paint(task.source[entry]).panel, captioned(drawn, text, (image.height, image.width))]
         rows.append(side_by_side(panels))
     return stack(rows)

@@ -109,6 +109,7 @@ def score_task(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     model = task.network
+    task.source.limits = limits
     entries = range(len(task.source))[:limit]
     settings = _settings_of(task)
     with FoundFile(Path(output), settings) as file:

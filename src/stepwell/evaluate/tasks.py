@@ -71,6 +71,10 @@ class PerceptionTask(ABC, Generic[S]):
         with self.network.looking_through(self.processor):
             return self._predict(images)
 
+    def shown(self, image: Image.Image) -> Prediction:
+        """What is drawn of what the model predicts in an image."""
+        return self.predicted([image])[0]
+
     def _predict(self, images: list[Image.Image]) -> Sequence[Prediction]:
         """Of images that go through the network together, or each in as many tiles at a time."""
         predictions: Sequence[Prediction] = self.network.predict(images, batch=len(images), tiles=self.tiles)
@@ -131,6 +135,11 @@ class DetectionTask(PerceptionTask[ObjectSource]):
                 tiles=self.tiles,
             )
         return predictions
+
+    def shown(self, image: Image.Image) -> Detections:
+        """By the boxes that are drawn `quality` judges."""
+        found = cast(Detections, super().shown(image))
+        return found.select((found.scores > DRAWN).nonzero().flatten())
 
     def _record(self, index: int, found: Detections) -> dict[str, Any]:
         """Of classes that the data have."""

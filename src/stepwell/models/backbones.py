@@ -6,6 +6,7 @@ TimmBackbone, a Swin. Heads have to know how wide its maps are, and how many pix
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from stepwell.models.vision import fitted
 from stepwell.ops.double import AnyMap
 from stepwell.structures import IMAGENET_MEAN, IMAGENET_STD, Statistics
 
-__all__ = ["build_backbone", "feature_maps", "find_backbone", "outline", "statistics"]
+__all__ = ["build_backbone", "feature_maps", "find_backbone", "outline", "smallest_side", "statistics"]
 
 PROBED = 256
 """Side in pixels of the image that tells a foreign backbone's strides, where it names no size of its own."""
@@ -63,6 +64,15 @@ def outline(backbone: PreTrainedModel) -> tuple[list[int], list[float]]:
         height, width = (side, side) if isinstance(side, int) else side
         maps = network(torch.empty(1, 3, height, width)).feature_maps
     return [x.shape[1] for x in maps], [float(round(height / x.shape[2])) for x in maps]
+
+
+def smallest_side(backbone: PreTrainedModel) -> int:
+    """Of an image in pixels: every branch of a pyramid of ours sees at least a cell of it. 1 for others."""
+    if not isinstance(backbone, PyramidBackbone):
+        return 1
+    pyramid = backbone.pyramid
+    coarsest = [encoder.spec.strides[-1] for encoder in pyramid.encoder.encoders]
+    return max(math.ceil(stride / ratio) for stride, ratio in zip(coarsest, pyramid.ratios, strict=True))
 
 
 def feature_maps(backbone: PreTrainedModel, pixels: Tensor) -> tuple[AnyMap, ...]:

@@ -76,8 +76,11 @@ class StepwellForObjectDetection(BackboneWithHead[Detections]):
         ValueError for labels that do not fit.
         """
         divisor = self.config.image_settings.size_divisor
-        pixels = padded(pixel_values, divisor)
-        extents = _extents(valid_sizes(pixel_values, pixel_mask), divisor)
+        pixels = padded(pixel_values, divisor, self.smallest)
+        extents = [
+            Extent(size, padded_size(size, divisor, self.smallest))
+            for size in valid_sizes(pixel_values, pixel_mask)
+        ]
         outputs: dict[str, Any] = {}
         if labels is not None:
             size = (pixels.shape[-2], pixels.shape[-1])
@@ -147,10 +150,6 @@ class StepwellForInstanceSegmentation(StepwellForObjectDetection):
                 "load it by AutoModelForObjectDetection"
             )
         super().__init__(config)
-
-
-def _extents(sizes: Sequence[Size], divisor: int) -> list[Extent]:
-    return [Extent(size, padded_size(size, divisor)) for size in sizes]
 
 
 def _objects(

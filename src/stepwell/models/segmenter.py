@@ -112,7 +112,7 @@ class StepwellForSemanticSegmentation(BackboneWithHead[Segmentation]):
             is_class = (labels >= 0) & (labels < count) | (labels == ignored)
             if not bool(is_class.all()):
                 raise ValueError(f"labels are 0 to {count - 1} or {ignored}, got {int(labels[~is_class][0])}")
-        pixels = padded(pixels, self.divisor)  # a backbone would leave out what fills no cell
+        pixels = padded(pixels, self.divisor, self.smallest)  # a backbone would leave out what fills no cell
         beside, below = (pixels.shape[axis] - labels.shape[axis] for axis in (-1, -2))
         filled = F.pad(labels.long(), (0, beside, 0, below), value=ignored)
         maps = feature_maps(self.backbone, pixels)
@@ -144,7 +144,7 @@ class StepwellForSemanticSegmentation(BackboneWithHead[Segmentation]):
 
     def _whole(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        pixels = padded(images, self.divisor)
+        pixels = padded(images, self.divisor, self.smallest)
         maps = feature_maps(self.backbone, pixels)
         with self.own_precision():
             logits = self.head(maps)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stepwell.models.backbones import build_backbone, outline
+from stepwell.models.backbones import build_backbone, outline, smallest_side
 from stepwell.models.dense_config import StepwellDetectorConfig, StepwellSegmenterConfig
 from stepwell.models.dense_heads import SegmentationImages
 from stepwell.models.detection_processor import StepwellDetectionImageProcessor
@@ -23,6 +23,7 @@ from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT
 from stepwell.ops.precision import without_autocast
 from stepwell.structures import Size
+from stepwell.views.resize import padded_size
 
 __all__ = ["BackboneWithHead", "padded", "padded_image_processor", "valid_sizes"]
 
@@ -30,6 +31,7 @@ __all__ = ["BackboneWithHead", "padded", "padded_image_processor", "valid_sizes"
 class BackboneWithHead(SharedWeights, Predicts[Kind], PreTrainedModel):
     """Subclasses name their configuration, and say what happens to maps. The head stays in fp32 when a model
     is loaded in half precision, as the official code keeps it. divisor: pixels a cell of the coarsest map.
+    smallest: side in pixels of an image of which every branch sees a cell.
     """
 
     base_model_prefix = "backbone"
@@ -53,6 +55,7 @@ class BackboneWithHead(SharedWeights, Predicts[Kind], PreTrainedModel):
         self.backbone = build_backbone(config.backbone_config)
         dims, strides = outline(self.backbone)
         self.divisor = math.ceil(max(strides))
+        self.smallest = smallest_side(self.backbone)
         self.head = config.head_settings.build(dims, strides, config.num_labels)
         keep_built(self)
         self.post_init()
@@ -109,10 +112,11 @@ def padded_image_processor(
     )
 
 
-def padded(pixels: Tensor, divisor: int) -> Tensor:
-    """(B, C, H, W) -> the same with zeros at the right and the bottom, up to multiples of `divisor`."""
+def padded(pixels: Tensor, divisor: int, smallest: int = 1) -> Tensor:
+    """(B, C, H, W) -> the same with zeros at the right and the bottom, as large as `padded_size` says."""
     height, width = pixels.shape[-2:]
-    return F.pad(pixels, (0, -width % divisor, 0, -height % divisor))
+    size = padded_size((height, width), divisor, smallest)
+    return F.pad(pixels, (0, size[1] - width, 0, size[0] - height))
 
 
 def valid_sizes(pixels: Tensor, mask: Tensor | None) -> list[Size]:

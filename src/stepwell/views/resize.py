@@ -46,9 +46,9 @@ def size_of_short_side(size: Size, short: int) -> Size:
     return size_within(size, (long, short))
 
 
-def padded_size(size: Size, divisor: int) -> Size:
-    """Both sides up to a multiple of the divisor."""
-    height, width = (-(-side // divisor) * divisor for side in size)
+def padded_size(size: Size, divisor: int, smallest: int = 1) -> Size:
+    """Both sides up to a multiple of the divisor, of at least `smallest` pixels."""
+    height, width = (-(-max(side, smallest) // divisor) * divisor for side in size)
     return height, width
 
 
