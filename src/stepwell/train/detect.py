@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 
 from stepwell.data.entries import DetectData
 from stepwell.data.fields import Positive
-from stepwell.data.masks import Mask
+from stepwell.data.masks import Numbers
 from stepwell.data.mixture import Mixture
 from stepwell.data.objects import AnnotatedImage, Annotation
 from stepwell.data.sample import read
@@ -120,8 +120,8 @@ class DetectTask(PerceptionTask):
             ),
         }
         if self.has_masks:
-            masks = [_mask(thing) for thing, _ in things]
-            fields["masks"] = tv_tensors.Mask(pack_masks(masks, sample.size))
+            spans = [_spans(thing) for thing, _ in things]
+            fields["masks"] = tv_tensors.Mask(pack_masks(spans, sample.size))
         return fields
 
     def source(self, data: Any) -> Any:
@@ -200,10 +200,10 @@ def _teaches(thing: Annotation) -> bool:
     return not thing.is_crowd and thing.label is not None
 
 
-def _mask(thing: Annotation) -> Mask:
+def _spans(thing: Annotation) -> Numbers:
     if thing.mask is None:
         raise ValueError("an object of it has no mask; a head that learns none has model.head.masks: false")
-    return thing.mask.pixels()
+    return thing.mask.spans()
 
 
 class _Selected:
