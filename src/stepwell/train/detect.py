@@ -85,6 +85,15 @@ class DetectTask(PerceptionTask):
     model_class = StepwellForObjectDetection
     training = DetectorTraining
     published = "detection"
+    fewest = 1
+
+    def __init__(self, recipe: Any, stage: Any) -> None:
+        super().__init__(recipe, stage)
+        if stage.validation and stage.best_by.startswith("masks") and not self._masks_are_scored():
+            raise ValueError(
+                f"stages.{stage.name}.best_by: {stage.best_by} needs a head with masks, and validation data "
+                "in which every object has one"
+            )
 
     @classmethod
     def new_config(cls, settings: dict[str, Any], names: dict[str, Any]) -> StepwellDetectorConfig:
@@ -101,6 +110,10 @@ class DetectTask(PerceptionTask):
     def has_masks(self) -> bool:
         """Whether the head learns masks."""
         return bool(getattr(self.config.head_settings, "masks", False))
+
+    def _masks_are_scored(self) -> bool:
+        validation: Any = super().source(self.stage.validation[0])
+        return self.has_masks and bool(validation.source.has_masks)
 
     def augmentation(self) -> Any:
         images = self.config.image_settings
