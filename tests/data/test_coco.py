@@ -213,7 +213,7 @@ def test_a_box_stays_as_it_is_told_beside_a_mask(coco):
     assert cut.box == (0, 0, 30, 40)
 
 
-@pytest.mark.parametrize("segmentation", [None, [], {}])
+@pytest.mark.parametrize("segmentation", [None, [], {}, [[]]])
 def test_an_annotation_may_have_no_mask(coco, segmentation):
     source = coco(annotation(segmentation=segmentation))
     assert (source[0].annotations[0].mask, source.faults) == (None, [])

@@ -178,6 +178,23 @@ def test_what_has_no_partner_is_named_and_left_out(folders):
         LabelMaps(images, maps, classes=NAMES, image_ending="b")
 
 
+def test_of_files_of_one_name_the_first_is_taken_and_the_others_named(folders):
+    images, maps = folders(gray(NUMBERS))
+    gray(NUMBERS).save(images / "x/a.png")
+    source = LabelMaps(images, maps, classes=NAMES)
+    assert source.entries == [(images / "x/a.jpg", maps / "x/a.png")]
+    assert source.faults == [(str(images / "x/a.png"), "a.jpg has its name, by which images find their maps")]
+
+
+def test_an_image_is_not_its_own_map(folders):
+    maps = folders(gray(NUMBERS))[1]
+    with pytest.raises(ValueError, match=r"a\.png would be its own map: images and maps are in one folder"):
+        LabelMaps(maps, maps, classes=NAMES)
+    gray(NUMBERS).save(maps / "x/a_mask.png")
+    source = LabelMaps(maps, maps, classes=NAMES, label_ending="_mask")
+    assert source.entries == [(maps / "x/a.png", maps / "x/a_mask.png")]
+
+
 def test_more_classes_than_labels_are_refused(folders):
     with pytest.raises(ValueError, match="labels have room for 255 classes, got 256"):
         LabelMaps(*folders(gray(NUMBERS)), classes=ClassList(names=tuple(map(str, range(256))), ignore=()))

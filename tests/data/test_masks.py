@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as reference
 
-from stepwell.data.masks import LONGEST, compressed_mask, decode_mask, encode_mask, mask_area, mask_box
+from stepwell.data.masks import (
+    LONGEST,
+    compressed_mask,
+    decode_mask,
+    encode_mask,
+    mask_area,
+    mask_box,
+    mask_spans,
+)
 from stepwell.data.objects import StoredMask
 
 SIZE = (7, 9)
@@ -101,6 +109,27 @@ def test_a_mask_without_a_pixel_comes_back():
     assert not decode_mask(encode_mask(mask), SIZE).any()
 
 
+def drawn(spans, size):
+    column_by_column = np.zeros(size[0] * size[1], dtype=bool)
+    for start, end in spans.tolist():
+        column_by_column[start:end] = True
+    return column_by_column.reshape(size[::-1]).T
+
+
+@pytest.mark.parametrize("counts", [[63], [0, 63], [0, 5, 58], [7, 56], [7, 1, 55]])
+def test_spans_are_the_runs_of_the_object(counts):
+    mask = {"size": [*SIZE], "counts": counts}
+    assert np.array_equal(drawn(mask_spans(mask, SIZE), SIZE), decode_mask(mask, SIZE))
+
+
+@pytest.mark.parametrize("line", [[], [2, 3], [2, 3, 8, 6]])
+def test_parts_of_a_point_or_two_are_no_polygons(line):
+    assert mask_box([line, SQUARE], SIZE) == mask_box([SQUARE], SIZE)
+    assert np.array_equal(decode_mask([SQUARE, line], SIZE), decode_mask([SQUARE], SIZE))
+    with pytest.raises(ValueError, match="not x and y of three points or more"):
+        decode_mask([line], SIZE)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_any_form_is_compressed_without_its_pixels_as_they_would_be(seed):
     chance = np.random.default_rng(seed)
@@ -111,6 +140,7 @@ def test_any_form_is_compressed_without_its_pixels_as_they_would_be(seed):
     text = expected["counts"].decode()
     for told in (polygons, *({"size": [*size], "counts": x} for x in (runs(mask), text, text.encode()))):
         assert compressed_mask(told, size) == {"size": [*size], "counts": text}
+        assert np.array_equal(drawn(mask_spans(told, size), size), mask)
     assert mask_area(expected) == mask_area(encode_mask(mask)) == mask.sum()
 
 
@@ -122,6 +152,7 @@ def test_a_stored_mask_has_the_run_lengths_of_its_pixels(orientation):
     written = stored.run_lengths()
     assert written == encode_mask(stored.pixels())
     assert written["size"] == ([40, 31] if orientation == 6 else [31, 40])
+    assert np.array_equal(drawn(stored.spans(), stored.pixels().shape), stored.pixels())
 
 
 def test_compressed_run_lengths_are_handed_through(monkeypatch):
@@ -146,7 +177,7 @@ FULL = encode_mask(np.ones(SIZE, dtype=bool))["counts"]
         (7, "neither polygons nor run lengths"),
         ([], "neither polygons nor run lengths"),
         (SQUARE, "one flat list; a polygon is a list in a list"),
-        ([SQUARE, []], r"the polygon \[\], not x and y of three points"),
+        ([[]], r"the polygon \[\], not x and y of three points"),
         ([SQUARE[:4]], "not x and y of three points"),
         ([SQUARE[:7]], "not x and y of three points"),
         ([[*SQUARE, "1", "2"]], "not x and y of three points"),

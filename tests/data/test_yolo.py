@@ -75,6 +75,13 @@ def test_polygons_are_masks_with_the_box_around_them(folder):
     assert YoloFiles(folder({"a.png": BAR}))[0].annotations[0].mask is None
 
 
+@pytest.mark.parametrize("points", ["0.1 0.1 0.9 0.9", "0.1 0.1 2 0.9 0.9 0"])
+def test_of_poses_the_boxes_are_read(folder, points):
+    settings = f"{NAMES}train: images\nkpt_shape: [2, {len(points.split()) // 2}]\n"
+    source = YoloFiles(folder({"a.png": f"{BAR} {points}"}, settings))
+    assert (boxes(source), source[0].annotations[0].mask, source.faults) == ([[20, 30, 70, 40]], None, [])
+
+
 def test_what_reaches_past_the_image_is_cut_at_its_edge(folder):
     lines = "0 0 0.5 0.5 1.005\n0 -0.005 0 1.01 0 1 1 0 1"
     assert boxes(YoloFiles(folder({"a.png": lines}))) == [[0, 0, 30, 80], [0, 0, 120, 80]]
@@ -136,7 +143,8 @@ def test_a_label_file_that_is_no_text_is_named(folder):
 def test_a_label_file_of_no_image_is_named(folder):
     root = folder({"x/a.png": BAR})
     (root / "labels/x/gone.txt").write_text(BAR)
-    (root / "labels/classes.txt").write_text("cat\ndog\n")
+    for name in ("labels/classes.txt", "labels/x/classes.txt"):  # as labelImg leaves them
+        (root / name).write_text("cat\ndog\n")
     assert YoloFiles(root).faults == [(str(root / "labels/x/gone.txt"), "it is of no image")]
 
 

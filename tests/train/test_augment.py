@@ -10,6 +10,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from stepwell.data.masks import encode_mask, mask_spans
 from stepwell.train import augment
 from stepwell.train.augment import (
     ClassifyAugment,
@@ -44,12 +45,17 @@ def drawn(size=(64, 80), places=PLACES, scale=1):
         "image": tv_tensors.Image(image),
         "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
         "labels": torch.arange(len(places)) + 7,
-        "masks": tv_tensors.Mask(pack_masks(list(masks.bool().numpy()), (height, width))),
+        "masks": tv_tensors.Mask(
+            pack_masks(
+                [mask_spans(encode_mask(mask), (height, width)) for mask in masks.bool().numpy()],
+                (height, width),
+            )
+        ),
     }
 
 
 def masks_of(sample):
-    return unpack_masks(sample["masks"].as_subclass(torch.Tensor), len(sample["labels"]))
+    return unpack_masks(sample["masks"].as_subclass(torch.Tensor), range(len(sample["labels"])))
 
 
 def empty(size):

@@ -131,6 +131,16 @@ def test_a_run_leaves_a_model(finished):
     assert all(torch.equal(stage[f"model.{name}"], parameter) for name, parameter in ours.items())
 
 
+def test_a_finished_model_is_scored_on_a_gpu_where_there_is_one(finished, tmp_path, monkeypatch):
+    _, path, folder = finished
+    task, moved = task_of(path), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(task.model_class, "to", lambda model, device: moved.append(device) or model)
+    monkeypatch.setattr(perception, "score_task", lambda *_, **__: None)
+    task.report(folder / "model", tmp_path)
+    assert moved == ["cuda"]
+
+
 def test_a_finished_run_is_taken_up_as_it_is(finished, monkeypatch):
     _, path, folder = finished
     before = weights_of(folder / "model")
@@ -279,6 +289,52 @@ def test_a_stage_ends_when_its_patience_does(data, tmp_path, monkeypatch, patien
     assert len(metrics_of(folder)["loss"]) == validations
 
 
+@pytest.mark.parametrize(
+    ("values", "rates"), [([0.5, 0.4, 0.6, 0.6], [1, 1, 0.1, 0.1]), ([0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1])]
+)
+def test_the_rate_falls_where_the_score_rises_no_more(data, tmp_path, monkeypatch, values, rates):
+    scored(monkeypatch, values)
+    monkeypatch.setattr(perception.PerceptionTask, "report", lambda *_: None)
+    schedule = {"name": "reduce_lr_on_plateau", "warmup_steps": 0, "arguments": {"patience": 0}}
+    stage = {"validation": [data["classify"]], "validate_steps": 1, "schedule": schedule}
+    folder = trained(recipe_of("classify", tmp_path, data["classify"], stages=stage))
+    assert metrics_of(folder)["learning_rate"] == pytest.approx([1e-3 * rate for rate in rates])
+
+
+def test_trainer_finds_the_score_by_which_it_loads_the_best(data, tmp_path, monkeypatch):
+    scored(monkeypatch, [0.2, 0.9, 0.3, 0.4])
+    seen = snapshots(monkeypatch)
+    monkeypatch.setattr(perception.PerceptionTask, "report", lambda *_: None)
+    trainer = {"report_to": "none", "load_best_model_at_end": True}
+    stage = {"validation": [data["classify"]], "validate_steps": 1, "trainer": trainer}
+    path = recipe_of("classify", tmp_path, data["classify"], stages=stage, save_steps=1)
+    last = weights_of(trained(path) / "last")
+    assert all(torch.equal(last[name], seen[1][name]) for name in last)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "complaint"),
+    [
+        ({"name": "warmup_stable_decay"}, "of warmup_stable_decay: .*num_decay_steps"),
+        ({"name": "polynomial", "arguments": {"powr": 2}}, "of polynomial: .*powr"),
+    ],
+)
+def test_arguments_that_a_schedule_has_not_are_told_in_a_line(data, tmp_path, schedule, complaint):
+    path = recipe_of("classify", tmp_path, data["classify"], stages={"schedule": schedule})
+    with pytest.raises(ValueError, match=rf"^stages\.shapes\.schedule\.arguments, {complaint}") as told:
+        train(path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("has_head", "has_data"), [(False, True), (True, False)])
+def test_masks_that_nothing_scores_are_refused_before_a_step(data, tmp_path, has_head, has_data):
+    validation = data["detect"] if has_data else spoilt(tmp_path, unmasked=(2,))
+    stage = {"validation": [validation], "best_by": "masks_ap"}
+    path = recipe_of("detect", tmp_path, data["detect"], stages=stage, head=RCNN | {"masks": has_head})
+    with pytest.raises(ValueError, match=r"^stages\.shapes\.best_by: masks_ap needs a head with masks, and"):
+        task_of(path)
+
+
 def test_best_by_is_one_of_the_scores(data, tmp_path):
     stage = {"steps": 1, "validation": [data["classify"]], "best_by": "top5"}
     with pytest.raises(ValueError, match="best_by: there is no score 'top5'; there are top1, top2"):
@@ -382,6 +438,17 @@ def test_a_start_with_its_own_classes_is_taken_over_whole(detector, data, tmp_pa
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_start_with_its_own_classes_in_another_order_is_taken_over_whole(detector, tmp_path, capsys):
+    entry = coco_of(tmp_path, ("disc", "square"))
+    task = task_of(recipe_of("detect", tmp_path, entry, model={"start": str(detector)}))
+    model = task.build().model
+    assert "start anew" not in capsys.readouterr().out
+    assert model.class_names == ("square", "disc")
+    assert task.source(task.stage.data[0])[0][1] == [1, 0]
+    before = weights_of(detector)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_start_may_see_larger_images(detector, data, tmp_path):
     model = {"start": str(detector), "images": {"long_limit": 80}}
     task = task_of(recipe_of("detect", tmp_path, data["detect"], model=model))
@@ -451,11 +518,41 @@ def test_a_second_stage_goes_on_with_the_weights_of_the_first(data, tmp_path):
 
 
 def test_a_class_that_the_model_lacks_is_named(data, tmp_path):
-    model = {"backbone": BACKBONE | {"head": "merge"}, "classes": ["square"]}
+    model = {"backbone": BACKBONE | {"head": "merge"}, "classes": ["square", "cone"]}
     with pytest.raises(
-        ValueError, match=r"^the data have a class 'disc', which is none of the model's: square$"
+        ValueError, match=r"^the data have a class 'disc', which is none of the model's: square, cone$"
     ):
         train(recipe_of("classify", tmp_path, data["classify"], model=model))
+
+
+def test_classes_of_one_name_are_refused(tmp_path):
+    """One would be learned as the other."""
+    with pytest.raises(ValueError, match=r"^two classes are called 'thing', and classes are told by their"):
+        train(recipe_of("detect", tmp_path, coco_of(tmp_path, ("thing", "thing"))))
+    with pytest.raises(ValueError, match="two classes are called 'a'"):
+        places_of(("a",), ("a", "b", "a"))
+
+
+def test_data_without_classes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^the data name no classes"):
+        train(recipe_of("detect", tmp_path, coco_of(tmp_path, ())))
+
+
+def test_one_class_is_nothing_to_tell_apart_but_by_a_detector(data, tmp_path):
+    """Their loss would be 0 from the first step on."""
+    model = {"backbone": BACKBONE | {"head": "merge"}, "classes": ["square"]}
+    with pytest.raises(ValueError, match=r"^a model of the one class 'square' would have nothing to tell it"):
+        task_of(recipe_of("classify", tmp_path / "a", data["classify"], model=model))
+    with pytest.raises(ValueError, match=r"^a model of the one class 'ground'"):
+        task_of(recipe_of("segment", tmp_path / "b", data["segment"] | {"classes": ["ground"]}))
+    assert task_of(recipe_of("detect", tmp_path / "c", coco_of(tmp_path, ("shape",)))).classes == ("shape",)
+
+
+def test_data_are_read_anew_by_another_training(tmp_path):
+    names = []
+    for classes in (("a", "b"), ("c", "d")):
+        names.append(task_of(recipe_of("detect", tmp_path, coco_of(tmp_path, classes))).classes)
+    assert names == [("a", "b"), ("c", "d")]
 
 
 def test_classes_keep_the_order_of_the_model(data, tmp_path):

@@ -11,7 +11,7 @@ from timm.scheduler import CosineLRScheduler
 
 from stepwell.train.arguments import training_arguments
 from stepwell.train.recipe import load_recipe
-from stepwell.train.schedules import Run, build_schedule, checked_arguments
+from stepwell.train.schedules import Run, Steps, build_schedule, checked_arguments
 
 FULL = 2e-4
 
@@ -58,6 +58,14 @@ def test_steps_of_a_stage_that_counts_steps():
     run = run_of(30, in_epochs=False)
     told = rates("step", run, milestones=(10, 20), gamma=0.5, warmup_ratio=0.3)[:, 0] / FULL
     assert told[[0, 9, 10, 19, 20, 29]].tolist() == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.25])
+
+
+def test_milestones_may_come_in_any_order():
+    run = Run(steps=10, epoch_steps=1, warmup=0, in_epochs=False)
+    rates = [
+        [Steps(milestones=order).rate(step, 1.0, run) for step in range(10)] for order in ((3, 8), (8, 3))
+    ]
+    assert rates[0] == rates[1]
 
 
 def test_a_milestone_within_a_step_comes_behind_it():

@@ -138,6 +138,8 @@ class CocoFile:
         if category is not None and self.categories and label is None:
             raise ValueError(f"its category_id {category!r} is of no category")
         bbox, segmentation = fields.get("bbox"), fields.get("segmentation")
+        if segmentation == [[]]:  # as some write that there is none
+            segmentation = None
         mask = box = None
         if segmentation:
             box = _within(mask_box(segmentation, entry.size), entry.size, "its segmentation")

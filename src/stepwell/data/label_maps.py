@@ -40,9 +40,10 @@ class LabelledPixels:
 class LabelMaps:
     """A source of images and their maps, which are files of one name in two folders.
 
-    faults: images without a map and maps without an image, which are left out. Raises ValueError, at once,
-    for folders without a pair, and for more than 255 classes; at an index, for a map of another size than its
-    image's, and for one that holds what is none of the classes.
+    faults: images without a map, maps without an image, and files of one name, of which the first is taken;
+    they are left out. Raises ValueError, at once, for folders without a pair, for an image that would be its
+    own map, and for more than 255 classes; at an index, for a map of another size than its image's, and for
+    one that holds what is none of the classes.
     """
 
     limits: ImageLimits = DEFAULT_LIMITS
@@ -61,14 +62,32 @@ class LabelMaps:
         label_ending: what the names of one kind end in, such as "_leftImg8bit" and "_gtFine_labelIds".
         """
         self.classes = _class_list(classes)
-        of_images, of_labels = _by_name(images, image_ending), _by_name(labels, label_ending)
+        self.faults: list[tuple[str, str]] = []
+        of_images, of_labels = self._by_name(images, image_ending), self._by_name(labels, label_ending)
         self.entries = [(of_images[name], of_labels[name]) for name in of_images if name in of_labels]
-        self.faults = [
+        if itself := [image for image, label in self.entries if image == label]:
+            raise ValueError(
+                f"{itself[0]} would be its own map: images and maps are in one folder, so tell them by "
+                "image_ending or label_ending, or put them in two folders"
+            )
+        self.faults += [
             *((str(path), "it has no map") for name, path in of_images.items() if name not in of_labels),
             *((str(path), "it is of no image") for name, path in of_labels.items() if name not in of_images),
         ]
         if not self.entries:
             raise ValueError(f"no image in {images} has a map of its name in {labels}")
+
+    def _by_name(self, folder: Path, ending: str) -> Mapping[str, Path]:
+        """Image files by their names below a folder, without the ending."""
+        files: dict[str, Path] = {}
+        for path in image_files(folder):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if not name.endswith(ending):
+                continue
+            first = files.setdefault(name.removesuffix(ending), path)
+            if first != path:
+                self.faults.append((str(path), f"{first.name} has its name, by which images find their maps"))
+        return files
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -135,13 +154,3 @@ def _pair(entry: Any, folder: Path) -> tuple[Path, Path]:
     if lacking := [name for name in names if not is_there(folder, name)]:
         raise ValueError(f"there is no file {folder / lacking[0]}")
     return path_of(folder, names[0]), path_of(folder, names[1])
-
-
-def _by_name(folder: Path, ending: str) -> Mapping[str, Path]:
-    """Image files by their names below a folder, without the ending."""
-    files = {}
-    for path in image_files(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name.endswith(ending):
-            files[name.removesuffix(ending)] = path
-    return files

@@ -16,7 +16,16 @@ from stepwell.ops.run_lengths import compressed, mask_runs
 from stepwell.ops.sliding_windows import Window
 from stepwell.structures import Box, Size
 
-__all__ = ["Mask", "compressed_mask", "decode_mask", "encode_mask", "mask_area", "mask_box"]
+__all__ = [
+    "Mask",
+    "Numbers",
+    "compressed_mask",
+    "decode_mask",
+    "encode_mask",
+    "mask_area",
+    "mask_box",
+    "mask_spans",
+]
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 """(H, W), True on the object."""
@@ -60,6 +69,15 @@ def compressed_mask(segmentation: Any, size: Size) -> dict[str, Any]:
     else:
         counts = compressed(_runs(segmentation, size))
     return {"size": [*size], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def mask_spans(segmentation: Any, size: Size) -> Numbers:
+    """Polygons or run lengths -> (n, 2), where runs of the object start and end, counted down one column
+    after the other: the pixels of `decode_mask`, of which none is made. Raises as it does.
+    """
+    runs = segmentation if isinstance(segmentation, Mapping) else compressed_mask(segmentation, size)
+    ends = _runs(runs, size).cumsum()
+    return np.stack([ends[:-1:2], ends[1::2]], 1)
 
 
 def mask_area(mask: Mapping[str, Any]) -> int:
@@ -106,11 +124,17 @@ def _polygons(segmentation: Any) -> list[Numbers]:
         raise ValueError(f"its segmentation is {_short(segmentation)}, neither polygons nor run lengths")
     if not isinstance(segmentation[0], list):
         raise ValueError("its segmentation is one flat list; a polygon is a list in a list, [[x, y, ...]]")
-    polygons = [_polygon(points) for points in segmentation]
+    drawable = [points for points in segmentation if not _is_a_line(points)]
+    polygons = [_polygon(points) for points in drawable or segmentation]
     around = sum(np.abs(points - np.roll(points, 1, axis=0)).max(1).sum() for points in polygons)
     if around > LONGEST or max(np.abs(points).max() for points in polygons) > LONGEST:
         raise ValueError(f"its segmentation reaches over more than {LONGEST:,} pixels")
     return polygons
+
+
+def _is_a_line(points: Any) -> bool:
+    """Of one or two points, or none, as tracers of outlines leave them beside the polygons of an object."""
+    return isinstance(points, list) and len(points) in (0, 2, 4)
 
 
 def _polygon(points: Any) -> Numbers:

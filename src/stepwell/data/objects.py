@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.data.masks import Mask, compressed_mask, decode_mask, encode_mask
+from stepwell.data.masks import Mask, Numbers, compressed_mask, decode_mask, encode_mask, mask_spans
 from stepwell.images.label_map import turned
 from stepwell.structures import Box, Size
 
@@ -34,6 +34,16 @@ class StoredMask:
         """
         mask = decode_mask(self.segmentation, self.size)
         return mask if self.orientation == 1 else turned(mask.astype(np.int64), self.orientation) > 0
+
+    def spans(self) -> Numbers:
+        """(n, 2): of the same pixels, runs down the columns (`mask_spans`). Pixels are made only where they
+        must be turned. Raises ImportError as `pixels` does.
+        """
+        if self.orientation == 1:
+            return mask_spans(self.segmentation, self.size)
+        turned_pixels = self.pixels()
+        height, width = turned_pixels.shape
+        return mask_spans(encode_mask(turned_pixels), (height, width))
 
     def run_lengths(self) -> dict[str, Any]:
         """Of the same pixels: {"size": [H, W], "counts": text}, as COCO files hold them. Pixels are made only

@@ -1,8 +1,9 @@
 """YOLO data sets: a text file of boxes or polygons beside every image, and a YAML file with the classes.
 
 The format is Ultralytics': a line is a class number, then centre x, centre y, width and height, or the x and
-y of a polygon's points by turns, as fractions of the upright image. The labels of `images/a/b.jpg` are in
-`labels/a/b.txt`, those of an image that is in no folder `images` beside it.
+y of a polygon's points by turns, as fractions of the upright image. Of poses, whose YAML file has a
+`kpt_shape`, the boxes are read. The labels of `images/a/b.jpg` are in `labels/a/b.txt`, those of an image
+that is in no folder `images` beside it.
 """
 
 from __future__ import annotations
@@ -57,17 +58,22 @@ class YoloFiles:
         self.classes, self.category_ids = tuple(self.categories.values()), tuple(self.categories)
         self._labels = {number: label for label, number in enumerate(self.category_ids)}
         places = _places(path, settings, split)
+        self._is_pose = "kpt_shape" in settings
         self.files = [image for place in places for image in Images(place).files]
         self.faults: list[tuple[str, str]] = []
         texts = [_label_file(image) for image in self.files]
         if not any(is_there(text.parent, text.name) for text in texts):
             raise ValueError(f"no image of {path} has labels: there is no {texts[0]}, or any other")
         self.entries = [list(self._lines(text)) for text in texts]
-        known = {*texts, *(path / name for name in _LISTS)}
+        known = {*texts}
         for place in places:
             labels = _label_folder(place)
             if labels != place and place.is_dir():
-                strange = [text for text in sorted(labels.rglob("*.txt")) if text not in known]
+                strange = [
+                    text
+                    for text in sorted(labels.rglob("*.txt"))
+                    if text not in known and text.name != _LISTS[0]
+                ]
                 self.faults += [(str(text), "it is of no image") for text in strange]
 
     def __len__(self) -> int:
@@ -107,6 +113,8 @@ class YoloFiles:
             raise ValueError("it holds what is no number") from None
         if category not in self._labels:
             raise ValueError(f"its class is {words[0]}, which is of no name")
+        if self._is_pose:  # key points are behind the box
+            numbers = numbers[:4]
         if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
             raise ValueError(
                 f"behind its class are {len(numbers)} numbers, not the 4 of a box (centre x, centre y, "

@@ -36,9 +36,17 @@ def optimiser_class(optimiser: Optimiser) -> tuple[type[torch.optim.Optimizer], 
     return kind, {"lr": optimiser.lr, "betas": optimiser.betas}
 
 
+def _score(stage: Stage) -> str | None:
+    """By which weights are the best; None: by the smallest loss."""
+    score: str | None = getattr(stage, "best_by", None)
+    return score
+
+
 def _schedule_arguments(stage: Stage) -> dict[str, Any]:
     """Of TrainingArguments. Raises ValueError for arguments that a schedule of ours has not."""
     name, arguments = stage.schedule.name, stage.schedule.arguments
+    if name == "reduce_lr_on_plateau":
+        arguments = {"mode": "min" if _score(stage) is None else "max", **arguments}
     if name not in SCHEDULES:
         return {"lr_scheduler_type": name, "lr_scheduler_kwargs": arguments}
     try:
@@ -84,6 +92,9 @@ def training_arguments(
         defaults["report_to"] = "tensorboard"
     if recipe.workers:
         defaults["dataloader_prefetch_factor"] = 8
+    asks_trainer = stage.schedule.name == "reduce_lr_on_plateau" or "load_best_model_at_end" in stage.trainer
+    if asks_trainer and (score := _score(stage)) is not None:
+        fields |= {"metric_for_best_model": f"eval_{score}", "greater_is_better": True}
     if stage.validation:
         fields |= {"eval_strategy": "steps", "eval_steps": stage.validate_steps}
     if said := sorted(fields.keys() & stage.trainer.keys()):

@@ -311,21 +311,21 @@ class _RandAugment(v2.RandAugment):
         return image
 
 
-class _MasksOfPlanes(v2.Transform):
-    """The masks of a sample's objects, where there are any, out of their planes (train/mask_planes.py)."""
+class _ObjectsLeft(v2.Transform):
+    """Objects whose boxes have a pixel; their masks, where there are any, come out of their planes here
+    (train/mask_planes.py), and those of no other object.
+    """
 
     def forward(self, sample: Any) -> Any:
-        if "masks" not in sample:
-            return sample
-        masks = unpack_masks(sample["masks"].as_subclass(Tensor), len(sample["labels"]))
-        return {**sample, "masks": tv_tensors.Mask(masks)}
+        boxes, is_left = F.sanitize_bounding_boxes(sample["boxes"], min_size=1)
+        left = {**sample, "boxes": boxes, "labels": sample["labels"][is_left]}
+        if "masks" in sample:
+            numbers = is_left.nonzero().flatten().tolist()
+            left["masks"] = tv_tensors.Mask(unpack_masks(sample["masks"].as_subclass(Tensor), numbers))
+        return left
 
 
-_CLEAN: list[v2.Transform] = [
-    _MasksOfPlanes(),
-    v2.ClampBoundingBoxes(),
-    v2.SanitizeBoundingBoxes(min_size=1),
-]
+_CLEAN: list[v2.Transform] = [v2.ClampBoundingBoxes(), _ObjectsLeft()]
 """Boxes end at the image, and those without a pixel go, with their labels and masks."""
 
 

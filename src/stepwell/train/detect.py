@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 
 from stepwell.data.entries import DetectData
 from stepwell.data.fields import Positive
-from stepwell.data.masks import Mask
+from stepwell.data.masks import Numbers
 from stepwell.data.mixture import Mixture
 from stepwell.data.objects import AnnotatedImage, Annotation
 from stepwell.data.sample import read
@@ -85,6 +85,15 @@ class DetectTask(PerceptionTask):
     model_class = StepwellForObjectDetection
     training = DetectorTraining
     published = "detection"
+    fewest = 1
+
+    def __init__(self, recipe: Any, stage: Any) -> None:
+        super().__init__(recipe, stage)
+        if stage.validation and stage.best_by.startswith("masks") and not self._masks_are_scored():
+            raise ValueError(
+                f"stages.{stage.name}.best_by: {stage.best_by} needs a head with masks, and validation data "
+                "in which every object has one"
+            )
 
     @classmethod
     def new_config(cls, settings: dict[str, Any], names: dict[str, Any]) -> StepwellDetectorConfig:
@@ -101,6 +110,10 @@ class DetectTask(PerceptionTask):
     def has_masks(self) -> bool:
         """Whether the head learns masks."""
         return bool(getattr(self.config.head_settings, "masks", False))
+
+    def _masks_are_scored(self) -> bool:
+        validation: Any = super().source(self.stage.validation[0])
+        return self.has_masks and bool(validation.source.has_masks)
 
     def augmentation(self) -> Any:
         images = self.config.image_settings
@@ -120,8 +133,8 @@ class DetectTask(PerceptionTask):
             ),
         }
         if self.has_masks:
-            masks = [_mask(thing) for thing, _ in things]
-            fields["masks"] = tv_tensors.Mask(pack_masks(masks, sample.size))
+            spans = [_spans(thing) for thing, _ in things]
+            fields["masks"] = tv_tensors.Mask(pack_masks(spans, sample.size))
         return fields
 
     def source(self, data: Any) -> Any:
@@ -200,10 +213,10 @@ def _teaches(thing: Annotation) -> bool:
     return not thing.is_crowd and thing.label is not None
 
 
-def _mask(thing: Annotation) -> Mask:
+def _spans(thing: Annotation) -> Numbers:
     if thing.mask is None:
         raise ValueError("an object of it has no mask; a head that learns none has model.head.masks: false")
-    return thing.mask.pixels()
+    return thing.mask.spans()
 
 
 class _Selected:

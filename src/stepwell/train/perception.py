@@ -11,6 +11,7 @@ import copy
 import os
 import shutil
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,7 @@ from stepwell.data.mixture import Mixture
 from stepwell.data.sample import Source
 from stepwell.data.summary import summary
 from stepwell.evaluate.perception import score_task
+from stepwell.evaluate.perception_data import data_classes
 from stepwell.folders import ModelError, check_hub_name, download, find_folder, model_type
 from stepwell.images.open import ImageSource, open_image
 from stepwell.models.parts import load_parts
@@ -111,10 +113,19 @@ class PerceptionTask(ABC):
     published: ClassVar[str]
     """The task of the published models that may be trained."""
     scores: ClassVar[Sequence[str]] = ()
+    fewest: ClassVar[int] = 2
+    """Classes that there must be."""
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         self.settings, self.stage = recipe, stage
-        self.classes = recipe.model.classes or class_names(_opened(recipe.stages[0].data[0]).classes)
+        if stage is recipe.stages[0]:
+            _opened.cache_clear()  # files may be others than in an earlier training of this process
+        self.classes = recipe.model.classes or self._classes_of(recipe.stages[0].data[0])
+        if len(self.classes) < self.fewest:
+            raise ValueError(
+                f"a model of the one class {self.classes[0]!r} would have nothing to tell it from; name two "
+                "or more"
+            )
         self.config = self.config_of(recipe.model, self.classes)
         with torch.device("meta"):
             model = self.model_class(self.config)
@@ -125,6 +136,16 @@ class PerceptionTask(ABC):
         self.frozen: Sequence[str] = stage.freeze
         self.losses = self._weights()
         self.augment = self.augmentation()
+
+    def _classes_of(self, data: Any) -> tuple[str, ...]:
+        """Names of the first data's classes; in the order of the model that the training starts from where
+        that has the same, so that its layers that tell classes stay as they are.
+        """
+        names = tuple(data_classes(_opened(data)))
+        if self.settings.model.start is None:
+            return names
+        known = _known(self.model_class.config_class.from_pretrained(self._start(self.settings.model)))
+        return known if sorted(known) == sorted(names) else names
 
     @classmethod
     def configuration(cls, recipe: Any) -> Any:
@@ -197,7 +218,7 @@ class PerceptionTask(ABC):
     def _started(self, settings: PerceptionModel) -> Any:
         folder = self._start(settings)
         theirs = self.model_class.config_class.from_pretrained(folder)
-        known = tuple(theirs.id2label[i] for i in range(theirs.num_labels))
+        known = _known(theirs)
         model: Any = self.model_class.from_pretrained(
             folder, config=self.config, dtype=torch.float32, ignore_mismatched_sizes=True
         )
@@ -258,7 +279,9 @@ class PerceptionTask(ABC):
         """Scores of the model in a folder on the last stage's validation data, with figures of them."""
         if self.stage.validation:
             data = self.stage.validation[0]
-            task = self.examined(self.model_class.from_pretrained(model).eval(), _opened(data)).task
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            network = self.model_class.from_pretrained(model).to(device).eval()
+            task = self.examined(network, _opened(data)).task
             shutil.rmtree(folder / SCORES, ignore_errors=True)  # of an earlier training
             score_task(task, folder / SCORES, data=_place(data), pictures=PICTURES, name=str(model))
 
@@ -299,7 +322,12 @@ class _Labelled:
 
 
 def places_of(names: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """The place of every name among the classes. Raises ValueError for one that is not there."""
+    """The place of every name among the classes. Raises ValueError for one that is not there, and for one
+    that is there twice: of two classes of a name one would be learned as the other.
+    """
+    for given in (names, classes):
+        if twice := [name for name, count in Counter(given).items() if count > 1]:
+            raise ValueError(f"two classes are called {twice[0]!r}, and classes are told by their names")
     if unknown := [name for name in names if name not in classes]:
         raise ValueError(
             f"the data have a class {unknown[0]!r}, which is none of the model's: {', '.join(classes)}"
@@ -322,6 +350,11 @@ def normalised(image: Tensor, processor: Any) -> Tensor:
     """(3, H, W) uint8 -> float32, as an image processor has it."""
     values = F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True)
     return cast(Tensor, F.normalize(values, processor.image_mean, processor.image_std))
+
+
+def _known(config: Any) -> tuple[str, ...]:
+    """The names of a model's classes, in the order of its labels."""
+    return tuple(config.id2label[i] for i in range(config.num_labels))
 
 
 def _labels(classes: Sequence[str]) -> dict[str, Any]:

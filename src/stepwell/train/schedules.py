@@ -5,7 +5,6 @@ by step as their code sets them. Counts are of the optimiser's steps.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -32,7 +31,7 @@ class Steps:
 
     def rate(self, step: int, lr: float, run: Run) -> float:
         """At a step, of the full rate `lr`."""
-        passed = bisect_right([run.in_steps(place) for place in self.milestones], step)
+        passed = sum(run.in_steps(place) <= step for place in self.milestones)
         return lr * self.gamma**passed * _warmed(step, run.warmup, self.warmup_ratio)
 
 

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from stepwell.data.mixture import Drawn, InOrder, Mixture
+from stepwell.folders import one_line
 from stepwell.layers.synchronised import synchronised
 from stepwell.train.arguments import optimiser_class, training_arguments
 from stepwell.train.averaging import Averaging
@@ -161,7 +162,11 @@ class StageTrainer(Trainer):
         """The stage's schedule, one of ours or by its name in transformers."""
         schedule = self.stage.schedule
         if schedule.name not in SCHEDULES:
-            return super().create_scheduler(num_training_steps, optimizer)
+            try:
+                return super().create_scheduler(num_training_steps, optimizer)
+            except (TypeError, ValueError) as error:
+                where = f"stages.{self.stage.name}.schedule.arguments"
+                raise ValueError(f"{where}, of {schedule.name}: {one_line(error)}") from None
         if self.lr_scheduler is None:  # type: ignore[has-type]
             of_a_step = self.stage.batch * self.stage.accumulate * processes()
             run = Run(
