@@ -176,6 +176,17 @@ def test_drawings_have_names_of_their_own_and_no_draft_stays(
     assert (pixels[:, :80] != 255).any()
 
 
+def test_drawings_of_pictures_with_the_longest_names(
+    capsys: pytest.CaptureFixture[str], model: Finder
+) -> None:
+    name = "\N{CYRILLIC SMALL LETTER A}" * 125
+    for folder in ("x", "y"):
+        Path(folder).mkdir()
+        Image.new("RGB", (8, 8)).save(Path(folder, f"{name}.png"))
+    run(capsys, "x", "y", "--show", "drawn")
+    assert len([*Path("drawn").iterdir()]) == 2
+
+
 def test_a_picture_on_standard_input(
     capsys: pytest.CaptureFixture[str], model: Finder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

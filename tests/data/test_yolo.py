@@ -155,6 +155,11 @@ def test_a_split_of_a_folder_is_a_folder_in_it(folder):
         YoloFiles(root, split="test")
 
 
+def test_yes_and_no_are_names(folder):
+    root = folder({"a.png": BAR}, "train: images\nnames: [no, yes, on, 7, true]\n")
+    assert YoloFiles(root).classes == ("no", "yes", "on", "7", "true")
+
+
 @pytest.mark.parametrize(
     "settings",
     [

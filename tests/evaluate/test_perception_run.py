@@ -238,6 +238,19 @@ def test_data_open_images_as_large_as_the_run_lets_in(detector, segmenter, coco,
     assert (tmp_path / "wide" / "worst.png").is_file()
 
 
+def test_larger_images_are_let_in_where_they_are_cut_into_tiles(segmenter, maps, tmp_path):
+    """As `predict` lets them in."""
+    picture(tmp_path / "pictures" / "0.png", size=(120, 20_000))
+    Image.new("L", (20_000, 120), 5).save(tmp_path / "maps" / "0.png")
+    options = {"images": tmp_path / "pictures", "limit": 1}
+    whole = evaluate_perception(segmenter, maps, tmp_path / "whole", **options)
+    assert "max_side" in whole.bad_images[0].reason
+    cut = evaluate_perception(
+        segmenter, maps, tmp_path / "cut", tiles=stepwell.Tiles(size=64, scale=0.1), **options
+    )
+    assert not cut.bad_images
+
+
 def test_a_threshold_leaves_out_what_scores_no_higher(detector, coco, tmp_path, monkeypatch):
     model = knows(monkeypatch, detector, lambda **inputs: exact(0))
     report = evaluate_perception(model, coco, tmp_path / "out", threshold=0.95)

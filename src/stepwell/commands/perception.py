@@ -51,7 +51,6 @@ def score_perception(
     quieten()
     from stepwell.evaluate.perception import evaluate_perception
     from stepwell.evaluate.perception_report import perception_as_table
-    from stepwell.images.limits import DEFAULT_LIMITS
     from stepwell.models.ask import Assistant
     from stepwell.weights.load import load
 
@@ -67,7 +66,7 @@ def score_perception(
         network,
         data,
         folder,
-        limits=limits or DEFAULT_LIMITS,
+        limits=limits,
         name=model,
         progress=show_progress,
         **options,

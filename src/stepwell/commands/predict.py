@@ -31,6 +31,8 @@ __all__ = ["predict"]
 
 UNREADABLE = 1
 """Exit code where a picture could not be read."""
+LONGEST_STEM = 200
+"""Bytes of a picture's name in that of its drawing: a name has 255 at most, and this is not all of it."""
 
 
 def predict(
@@ -247,7 +249,7 @@ class _Drawings:
         save_whole(found.draw(image), self.folder / f"{self._free('stdin' if name == STDIN else name)}.png")
 
     def _free(self, name: str) -> str:
-        stem, number = Path(name).stem, 1
+        stem, number = Path(name).stem.encode()[:LONGEST_STEM].decode(errors="ignore"), 1
         free = stem
         while free.lower() in self.taken:  # some disks take a.png and A.png for one
             number += 1

@@ -167,9 +167,18 @@ def _settings(path: Path) -> Mapping[str, Any]:
     raise ValueError(f"{path} names no classes: put a name a line into {path / _LISTS[0]}")
 
 
+class _Words(yaml.SafeLoader):
+    """YAML in which yes, no, on and off are words, as in names of classes, and not truth."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in resolvers if not tag.endswith(":bool")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
-        settings = yaml.safe_load(read_text(path))
+        settings = yaml.load(read_text(path), _Words)
     except _WRONG_YAML as error:
         raise ValueError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(settings, Mapping):

@@ -27,7 +27,7 @@ from stepwell.evaluate.rows import BadRow
 from stepwell.evaluate.run import Progress
 from stepwell.evaluate.tasks import DetectionTask, PerceptionTask, task_of
 from stepwell.folders import one_line, write_whole
-from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
+from stepwell.images.limits import DEFAULT_LIMITS, TILED_LIMITS, ImageLimits
 from stepwell.images.open import open_image
 from stepwell.views.tiling import Tiles
 
@@ -50,7 +50,7 @@ def evaluate_perception(
     tiles: Tiles | None = None,
     batch_size: int = 1,
     limit: int | None = None,
-    limits: ImageLimits = DEFAULT_LIMITS,
+    limits: ImageLimits | None = None,
     pictures: int = 0,
     name: str | None = None,
     progress: Progress | None = None,
@@ -61,8 +61,8 @@ def evaluate_perception(
     `data_of` takes them (data/entries.py). processor: by default the model's own. max_detections: of an
     image, found and scored; None is the head's own number, 100 for most. threshold: what scores no higher is
     not found. tiles: how images are cut to be looked at; None: they are seen whole. limit: images, from the
-    first. limits: of image files. pictures: how many of the best and of the worst are drawn beside their
-    truth. name: of the model, in the report.
+    first. limits: of image files, by default those of `predict`. pictures: how many of the best and of the
+    worst are drawn beside their truth. name: of the model, in the report.
     Images that cannot be read are in `bad_images`, and in no score. Raises ValueError for data that do not
     suit the model or its classes, and for a folder that holds a run with other settings; ImportError for
     libraries that are missing.
@@ -100,7 +100,7 @@ def score_task(
     split: str | None = None,
     batch_size: int = 1,
     limit: int | None = None,
-    limits: ImageLimits = DEFAULT_LIMITS,
+    limits: ImageLimits | None = None,
     pictures: int = 0,
     name: str | None = None,
     progress: Progress | None = None,
@@ -109,6 +109,7 @@ def score_task(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     model = task.network
+    limits = limits or (DEFAULT_LIMITS if task.tiles is None else TILED_LIMITS)
     task.source.limits = limits
     entries = range(len(task.source))[:limit]
     settings = _settings_of(task)
