@@ -84,16 +84,20 @@ def test_half_precision_maps_are_read_in_single():
     torch.testing.assert_close(pooled, pool_regions(x.float(), box, image, 3, stride=4).bfloat16())
 
 
-def test_without_torchvision_it_is_said_what_to_install(monkeypatch):
+@pytest.mark.parametrize("error", [ImportError, RuntimeError])
+def test_where_torchvision_is_another_releases_it_is_said_which_is_needed(monkeypatch, error):
+    """As torch has it, RuntimeError: operator torchvision::nms does not exist."""
     real = builtins.__import__
 
     def without(name, *rest):
         if name == "torchvision":
-            raise ImportError(name)
+            raise error(name)
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r'pip install "stepwell\[detect\]"'):
+    with pytest.raises(
+        ImportError, match=f"need the torchvision of torch {torch.__version__}".replace("+", r"\+")
+    ):
         suppress(boxes(2), torch.rand(2), torch.zeros(2).long(), 0.5)
 
 

@@ -21,10 +21,13 @@ MOST_TOGETHER = 1000  # boxes: above, groups are looked at one after the other, 
 
 
 def _torchvision_ops() -> ModuleType:
+    """Imported where they are needed: it takes its time, and fails beside a torch of another release."""
     try:
         import torchvision
-    except ImportError as error:
-        raise ImportError('two-stage detectors need torchvision: pip install "stepwell[detect]"') from error
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(
+            f"two-stage detectors need the torchvision of torch {torch.__version__}: {error}"
+        ) from error
     ops: ModuleType = torchvision.ops
     return ops
 
