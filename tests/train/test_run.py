@@ -519,7 +519,10 @@ def test_the_shipped_model_can_be_named_as_a_start():
 @pytest.mark.parametrize(
     ("start", "complaint"),
     [
-        ("reader_tinny", "unknown model reader_tinny: no such folder, not the shipped reader_tiny, and hub"),
+        (
+            "reader_tinny",
+            "unknown model reader_tinny: no such folder, not the shipped reader_tiny or boards_tiny, and hub",
+        ),
         ("./nowhere", "unknown model ./nowhere"),
     ],
 )
