@@ -5,7 +5,8 @@ python benchmarks/own_images.py table                                          o
 python benchmarks/own_images.py curves boxes_ap50 curves.png deeppcb deeppcb_apart    while they learned
 
 The recipes read data/, a folder or a link. A run lies in runs/own_images/RECIPE-SEED: what `stepwell train`
-leaves there, with log.txt and measured.json beside it. --threads 1 and two of these commands train two at a
+leaves there, with log.txt and measured.json beside it, which of a run that was taken up again counts the last
+part alone. --threads 1 and two of these commands train two at a
 time.
 """
 
@@ -27,16 +28,16 @@ from measure import machine
 from PIL import Image
 
 import stepwell
+from stepwell.evaluate.report import as_markdown
 from stepwell.flops.count import count_operations
-from stepwell.flops.text import aligned
 from stepwell.train.results import read_metrics
 
 RECIPES = Path(__file__).parent / "own_images"
 RUNS = Path("runs/own_images")
 SCORES = {
     "detection": ("ap50", "ap"),
-    "segment": ("mean_iou", "pixel_accuracy"),
-    "classify": ("top1", "top_k"),
+    "segmentation": ("mean_iou", "pixel_accuracy"),
+    "classification": ("top1", "top_k"),
 }
 """Of each task, the score that a run is told by first."""
 
@@ -157,7 +158,7 @@ def table(done: list[Run]) -> str:
         for run in done
     ]
     heads = ["recipe", "seed", "val, percent", "GFLOPs", "params M", "processor s", "s", "GiB"]
-    return aligned(heads, rows)
+    return "\n".join(as_markdown(heads, rows))
 
 
 def draw_curves(picture: Path, score: str, recipes: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,16 @@ def test_drawings_of_pictures_with_the_longest_names(
         Image.new("RGB", (8, 8)).save(Path(folder, f"{name}.png"))
     run(capsys, "x", "y", "--show", "drawn")
     assert len([*Path("drawn").iterdir()]) == 2
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are text there")
+def test_a_drawing_of_a_picture_whose_name_is_no_text(
+    capsys: pytest.CaptureFixture[str], model: Finder
+) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    Path("c.png").rename(f"{name}.png")
+    run(capsys, f"{name}.png", "--show", "drawn")
+    assert [path.name for path in Path("drawn").iterdir()] == [f"{name}.png"]
 
 
 def test_a_picture_on_standard_input(

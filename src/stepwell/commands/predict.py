@@ -6,6 +6,7 @@ Nothing imported above imports torch: what needs no model is answered before it 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -249,7 +250,10 @@ class _Drawings:
         save_whole(found.draw(image), self.folder / f"{self._free('stdin' if name == STDIN else name)}.png")
 
     def _free(self, name: str) -> str:
-        stem, number = Path(name).stem.encode()[:LONGEST_STEM].decode(errors="ignore"), 1
+        stem, number = Path(name).stem, 1
+        stored = os.fsencode(stem)
+        if len(stored) > LONGEST_STEM:
+            stem = stored[:LONGEST_STEM].decode(errors="ignore")
         free = stem
         while free.lower() in self.taken:  # some disks take a.png and A.png for one
             number += 1

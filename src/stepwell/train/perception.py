@@ -290,7 +290,7 @@ class PerceptionTask(ABC):
         tensors = {name.removeprefix(_MODEL): tensor for name, tensor in load_file(weights).items()}
         model.load_state_dict(tensors)
         model.to(getattr(torch, self.settings.save_dtype)).save_pretrained(folder)
-        # Stored small, computed in full: CPUs without instructions for half precision take ten times as long.
+        # Stored small, computed in full: CPUs without instructions for half precision are far slower in it.
         model.config.dtype = torch.float32
         model.config.save_pretrained(folder)
 
