@@ -6,8 +6,7 @@ python benchmarks/own_images.py curves boxes_ap50 curves.png deeppcb deeppcb_apa
 
 The recipes read data/, a folder or a link. A run lies in runs/own_images/RECIPE-SEED: what `stepwell train`
 leaves there, with log.txt and measured.json beside it, which of a run that was taken up again counts the last
-part alone. --threads 1 and two of these commands train two at a
-time.
+part alone. --together 2 --threads 1 trains two at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,13 +44,11 @@ SCORES = {
 
 
 class Run(NamedTuple):
-    """Scores in percent, by name; gflops: 1e9 operations of one square image, its head with it."""
+    """Scores in percent, by name; measured: what `train_one` wrote."""
 
     recipe: str
     seed: int
     scores: dict[str, float]
-    gflops: float
-    params: int
     measured: dict[str, Any]
 
 
@@ -59,7 +58,9 @@ def main() -> int:
     train = commands.add_parser("train", help="recipes of benchmarks/own_images, one after the other")
     train.add_argument("recipes", nargs="+", choices=sorted(path.stem for path in RECIPES.glob("*.yaml")))
     train.add_argument("--seeds", type=int, nargs="+", default=[0])
-    train.add_argument("--threads", type=int, help="by default as many as there are cores")
+    train.add_argument("--together", type=int, default=1, help="runs at a time, by default 1")
+    train.add_argument("--threads", type=int, help="of each run, by default as many as there are cores")
+    train.add_argument("--workers", type=int, default=0, help="of each run, to load its images, by default 0")
     commands.add_parser("table", help="Markdown, of all runs that are done")
     curves = commands.add_parser("curves", help="draws a score of the validation data while recipes learned")
     curves.add_argument("score", help="such as boxes_ap50, mean_iou or top1")
@@ -72,15 +73,17 @@ def main() -> int:
     if given.command == "curves":
         draw_curves(given.picture, given.score, given.recipes)
         return 0
-    failed = [
-        train_one(recipe, seed, given.threads or len(os.sched_getaffinity(0)))
-        for recipe in given.recipes
-        for seed in given.seeds
-    ]
+    threads = given.threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(given.together) as pool:
+        runs_to_come = [
+            pool.submit(train_one, recipe, seed, threads, given.workers)
+            for recipe, seed in product(given.recipes, given.seeds)
+        ]
+        failed = [run.result() for run in runs_to_come]
     return int(any(failed))
 
 
-def train_one(recipe: str, seed: int, threads: int) -> bool:
+def train_one(recipe: str, seed: int, threads: int, workers: int) -> bool:
     """Whether it failed. One that is done is left as it is."""
     name = f"{recipe}-{seed}"
     folder = RUNS / name
@@ -88,7 +91,7 @@ def train_one(recipe: str, seed: int, threads: int) -> bool:
         print(f"{name} is done")
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"output": RUNS, "name": name, "seed": seed}
+    settings = {"output": RUNS, "name": name, "seed": seed, "workers": workers}
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "stepwell", "train", str(RECIPES / f"{recipe}.yaml"), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -96,19 +99,24 @@ def train_one(recipe: str, seed: int, threads: int) -> bool:
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
+    seconds = round(time.monotonic() - started)
     if status:
         print(f"{name} failed: {folder / 'log.txt'}", file=sys.stderr)
         return True
+    model: Any = stepwell.load(folder / "model", device="cpu")
     measured = {
-        "seconds": round(time.monotonic() - started),
+        "gflops": gflops(model),
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": seconds,
         "processor_seconds": round(usage.ru_utime + usage.ru_stime),
         "peak_mib": usage.ru_maxrss // 1024,
         "threads": threads,
         "machine": machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "date": date.today().isoformat(),
     }
     (folder / "measured.json").write_text(json.dumps(measured, indent=2))
-    print(f"{name}: {measured['seconds']} s")
+    print(f"{name}: {seconds} s")
     return False
 
 
@@ -123,19 +131,12 @@ def runs() -> Iterator[Run]:
             for name in SCORES[scored["task"]]
             if (value := values[name]) is not None
         }
-        model: Any = stepwell.load(path.parent / "model")
-        yield Run(
-            recipe,
-            int(seed),
-            scores,
-            gflops(model),
-            sum(parameter.numel() for parameter in model.parameters()),
-            json.loads(path.read_text()),
-        )
+        yield Run(recipe, int(seed), scores, json.loads(path.read_text()))
 
 
+@torch.no_grad()
 def gflops(model: Any) -> float:
-    """Of one gray square as large as the model's images are."""
+    """1e9 operations of one gray square as large as the model's images are, its head with them."""
     settings = model.config.image_settings if hasattr(model.config, "image_settings") else None
     side = getattr(settings, "long_limit", None) or getattr(settings, "window", None)
     side = side or model.config.settings.image_side
@@ -149,15 +150,16 @@ def table(done: list[Run]) -> str:
             run.recipe,
             str(run.seed),
             ", ".join(f"{name} {value:.1f}" for name, value in run.scores.items()),
-            f"{run.gflops:.2f}",
-            f"{run.params / 1e6:.2f}",
+            f"{run.measured['gflops']:.2f}",
+            f"{run.measured['params'] / 1e6:.2f}",
             f"{run.measured['processor_seconds']}",
             f"{run.measured['seconds']}",
             f"{run.measured['peak_mib'] / 1024:.2f}",
+            run.measured["gpu"] or "CPU",
         ]
         for run in done
     ]
-    heads = ["recipe", "seed", "val, percent", "GFLOPs", "params M", "processor s", "s", "GiB"]
+    heads = ["recipe", "seed", "val, percent", "GFLOPs", "params M", "processor s", "s", "GiB", "on"]
     return "\n".join(as_markdown(heads, rows))
 
 
@@ -181,5 +183,4 @@ def draw_curves(picture: Path, score: str, recipes: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     sys.exit(main())

@@ -15,13 +15,13 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
+from stepwell import __version__
 from stepwell.commands.ask import ask
 from stepwell.commands.convert import convert
 from stepwell.commands.costs import flops, plan
@@ -152,7 +152,7 @@ def _reason(error: Exception) -> str:
 
 def _show_version(is_asked: bool) -> None:
     if is_asked:
-        print(f"stepwell {version('stepwell')}")
+        print(f"stepwell {__version__}")
         raise typer.Exit
 
 

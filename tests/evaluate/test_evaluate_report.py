@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
+from stepwell import __version__
 from stepwell.evaluate.answers import Answer
 from stepwell.evaluate.curve import draw_sweep
-from stepwell.evaluate.report import build_report, report_as_json, report_as_table
+from stepwell.evaluate.report import build_report, report_as_json, report_as_table, versions_here
 from stepwell.evaluate.rows import BadRow, Row
 from stepwell.evaluate.scoring import RESAMPLES
 from stepwell.evaluate.sweep import Point, sweep_as_table
@@ -151,3 +153,15 @@ def test_a_sweep_tells_bad_rows_and_the_mean_of_visual_tokens(points):
         ["-", "-", "-", "-"],
         ["17.5", "1.00", "12.80", "32.00"],
     ]
+
+
+def test_versions_are_told_where_the_source_runs_without_being_installed(monkeypatch):
+    def installed(name):
+        if name == "stepwell":
+            raise PackageNotFoundError(name)
+        return distribution(name).version
+
+    monkeypatch.setattr("stepwell.evaluate.report.version", installed)
+    told = versions_here()
+    assert told["stepwell"] == __version__
+    assert told["torch"] == distribution("torch").version

@@ -62,9 +62,8 @@ class ClassList:
         is_coloured = stored.ndim == 3
         keys = stored @ [1 << 16, 1 << 8, 1] if is_coloured else stored
         flat = keys.reshape(-1)
-        starts = np.flatnonzero(
-            np.diff(flat, prepend=flat[:1] - 1)
-        )  # of runs of one value: far fewer than pixels
+        # Runs of one value, of which there are far fewer than pixels.
+        starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
         values, places = np.unique(flat[starts], return_inverse=True)
         known = self.colours if is_coloured else self.numbers or range(len(self.names))
         label_of: dict[Any, int] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any, NamedTuple
 
+from stepwell import __version__
 from stepwell.evaluate.answers import Answer
 from stepwell.evaluate.rows import BadRow, Row
 from stepwell.evaluate.scoring import METRICS, RESAMPLES, Scores, counts_of, scores_of
@@ -34,7 +35,7 @@ __all__ = [
     "write_report",
 ]
 
-_PACKAGES = ("stepwell", "torch", "transformers", "pillow")
+_PACKAGES = ("torch", "transformers", "pillow")
 
 
 class Middle(NamedTuple):
@@ -106,7 +107,8 @@ def build_report(
 
 def versions_here() -> dict[str, str]:
     """Of Python, of this package and of those that its numbers come from."""
-    return {"python": python_version()} | {name: version(name) for name in _PACKAGES}
+    own = {"python": python_version(), "stepwell": __version__}  # told also where it is not installed
+    return own | {name: version(name) for name in _PACKAGES}
 
 
 def middle_of(values: Iterable[float]) -> Middle | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -70,10 +71,9 @@ class SegmentTask(PerceptionTask):
         return self.stage.augment.build(self.crop, images.short_side)
 
     def sample(self, sample: LabelledPixels, classes: Sequence[int]) -> dict[str, Any]:
-        table = torch.full((256,), IGNORED, dtype=torch.uint8)
-        table[: len(classes)] = torch.tensor(classes, dtype=torch.uint8)
-        labels = table[torch.from_numpy(sample.labels)]
-        return {"image": opened(sample.image), "labels": tv_tensors.Mask(labels)}
+        table = np.full(256, IGNORED, np.uint8)
+        table[: len(classes)] = classes
+        return {"image": opened(sample.image), "labels": tv_tensors.Mask(table[sample.labels])}
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
         """Padded to the crop at least: zeros beside images, ignored labels beside maps."""
