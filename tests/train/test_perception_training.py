@@ -335,10 +335,18 @@ def test_masks_that_nothing_scores_are_refused_before_a_step(data, tmp_path, has
         task_of(path)
 
 
-def test_best_by_is_one_of_the_scores(data, tmp_path):
-    stage = {"steps": 1, "validation": [data["classify"]], "best_by": "top5"}
-    with pytest.raises(ValueError, match="best_by: there is no score 'top5'; there are top1, top2"):
-        train(recipe_of("classify", tmp_path, data["classify"], stages=stage))
+def test_the_best_five_of_two_classes_are_refused_before_a_step(data, tmp_path):
+    stage = {"validation": [data["classify"]], "best_by": "top5"}
+    path = recipe_of("classify", tmp_path, data["classify"], stages=stage)
+    with pytest.raises(ValueError, match=r"^stages\.shapes\.best_by: top5 needs five classes or more, here"):
+        task_of(path)
+
+
+def test_a_binary_loss_smooths_no_labels_and_says_so(data, tmp_path):
+    stage = {"loss": "binary", "label_smoothing": 0.1}
+    path = recipe_of("classify", tmp_path, data["classify"], stages=stage)
+    with pytest.raises(ValueError, match="label_smoothing is of the loss cross_entropy; with loss: binary"):
+        task_of(path)
 
 
 # What learns, and where it starts

@@ -6,11 +6,11 @@ DeiT, arXiv 2012.12877, and DeiT III, arXiv 2204.07118, as PIIP (arXiv 2501.0778
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -56,6 +56,12 @@ class ClassifyStage(PerceptionStage):
     repeats: Annotated[int, Field(gt=0)] = 1
     best_by: Literal["top1", "top5"] = "top1"
 
+    @model_validator(mode="after")
+    def _smooths_what_is_learnt(self) -> Self:
+        if self.loss == "binary" and self.label_smoothing:
+            raise ValueError("label_smoothing is of the loss cross_entropy; with loss: binary set it to 0")
+        return self
+
 
 class ClassifyRecipe(PerceptionRecipe):
     task: Literal["classify"] = "classify"
@@ -81,6 +87,13 @@ class ClassifyTask(PerceptionTask):
     model_class = PyramidForImageClassification
     training = ClassifierTraining
     published = "classification"
+
+    def __init__(self, recipe: Any, stage: Any) -> None:
+        super().__init__(recipe, stage)
+        if stage.validation and stage.best_by == "top5" and len(self.classes) < 5:
+            raise ValueError(
+                f"stages.{stage.name}.best_by: top5 needs five classes or more, here are {len(self.classes)}"
+            )
 
     @classmethod
     def new_config(cls, settings: dict[str, Any], names: dict[str, Any]) -> PyramidClassifierConfig:
