@@ -128,6 +128,46 @@ def test_objects_are_drawn_where_they_are_and_the_picture_is_left_alone():
     assert changed[80:100, 100:140].any()  # the caption
 
 
+def drawn(*boxes, size=(600, 400)):
+    """What changes on white, of objects of one class, the best first."""
+    found = stepwell.Detections(
+        boxes=torch.tensor(boxes),
+        scores=torch.linspace(0.9, 0.5, len(boxes)),
+        labels=torch.zeros(len(boxes), dtype=torch.int64),
+        class_names=("cat",),
+        image_size=size[::-1],
+    )
+    return (np.array(found.draw(Image.new("RGB", size, "white"))) != 255).any(2)
+
+
+def test_a_caption_goes_below_where_it_would_hide_another_object():
+    box, small = [100.0, 100.0, 200.0, 200.0], [105.0, 84.0, 125.0, 96.0]
+    assert not drawn(box)[202:, :].any()
+    changed = drawn(box, small)
+    assert changed[203:215, 100:150].any()
+    assert not changed[87:93, 108:122].any()
+
+
+def test_a_caption_that_has_no_place_is_left_out():
+    """The better of two boxes at one place has its own, in its top left corner."""
+    box = [100.0, 0.0, 200.0, 400.0]
+    alone, both = drawn(box), drawn(box, [102.0, 0.0, 198.0, 400.0])
+    assert alone[3:15, 110:140].any()
+    assert not both[20:390, 110:190].any()
+    assert (both == alone)[3:15, 106:190].all()
+
+
+def test_a_caption_at_the_upper_border_stands_in_its_own_box():
+    changed = drawn([100.0, 0.0, 140.0, 30.0])
+    assert changed[4:14, 105:135].any()
+    assert not changed[30:].any()
+
+
+def test_a_caption_at_the_right_border_is_whole():
+    changed = drawn([590.0, 100.0, 598.0, 200.0])
+    assert changed[85:98, 560:590].any(0).all()
+
+
 def test_maps_and_classes_are_drawn():
     image = Image.new("RGB", (60, 40), "white")
     pixels = np.array(segmentation().draw(image))

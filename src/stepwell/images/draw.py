@@ -35,6 +35,7 @@ Colour = tuple[int, int, int]
 STRENGTH = 128  # of 256, of a colour over a picture
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ROWS = 256  # of a picture that are tinted at a time
+HIDDEN = 0.25  # of a box, at most, by the caption of another
 GOLDEN = 0.6180339887498949  # of a turn around the circle of hues, from one class to the next
 
 
@@ -71,12 +72,39 @@ def _mixed(pixels: Pixels, colour: np.ndarray[Any, np.dtype[np.uint16]]) -> Pixe
 def draw_boxes(
     image: Image.Image, boxes: Sequence[Box], captions: Sequence[str], colours: Sequence[Colour]
 ) -> None:
-    """Draws on the image, the last box on top; each caption above its box, or inside of it at the border."""
+    """Draws on the image, the last box on top; each caption above its box, at the border inside of it, or
+    below. One that would hide another caption, or much of another box, is left out: the last boxes have
+    theirs first.
+    """
     draw, font, width = ImageDraw.Draw(image), _font(image), max(2, max(image.size) // 600)
-    for box, caption, colour in zip(boxes, captions, colours, strict=True):
-        left, top, right, bottom = box
+    for (left, top, right, bottom), colour in zip(boxes, colours, strict=True):
         draw.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), outline=colour, width=width)
-        _write(draw, (left, top - _height(font) if top >= _height(font) else top), caption, colour, font)
+    edges = np.array(boxes, float).reshape(-1, 4)
+    written = np.zeros((0, 4))
+    for i in reversed(range(len(boxes))):
+        others = np.delete(edges, i, 0)
+        length = font.getlength(captions[i]) + 4
+        x = max(0.0, min(boxes[i][0], image.width - length))
+        for y in _lines_of(boxes[i], image.height, _height(font)):
+            plate = (x, y, x + length, y + _height(font))
+            if not (_covered(plate, written) > 0).any() and not (_covered(plate, others) > HIDDEN).any():
+                _write(draw, (x, y), captions[i], colours[i], font)
+                written = np.vstack([written, plate])
+                break
+
+
+def _lines_of(box: Box, bottom: int, height: int) -> list[float]:
+    """Upper edges of a caption of a box, the best first."""
+    _, top, _, low = box
+    above = top - height if top >= height else top
+    return [above, low] if low + height <= bottom else [above]
+
+
+def _covered(plate: Box, boxes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The share of each box (n, 4) that lies under a plate."""
+    low, high = np.maximum(boxes[:, :2], plate[:2]), np.minimum(boxes[:, 2:], plate[2:])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return (high - low).clip(min=0).prod(1) / np.maximum(areas, 1e-9)
 
 
 def draw_lines(image: Image.Image, lines: Sequence[str], colours: Sequence[Colour]) -> None:
