@@ -104,7 +104,8 @@ def _covered(plate: Box, boxes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The share of each box (n, 4) that lies under a plate."""
     low, high = np.maximum(boxes[:, :2], plate[:2]), np.minimum(boxes[:, 2:], plate[2:])
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return (high - low).clip(min=0).prod(1) / np.maximum(areas, 1e-9)
+    shares: np.ndarray[Any, Any] = (high - low).clip(min=0).prod(1) / np.maximum(areas, 1e-9)
+    return shares
 
 
 def draw_lines(image: Image.Image, lines: Sequence[str], colours: Sequence[Colour]) -> None:
