@@ -55,7 +55,7 @@ def drawn(size=(64, 80), places=PLACES, scale=1):
 
 
 def masks_of(sample):
-    return unpack_masks(sample["masks"].as_subclass(torch.Tensor), range(len(sample["labels"])))
+    return unpack_masks(sample["masks"].as_subclass(torch.Tensor), len(sample["labels"]))
 
 
 def empty(size):
@@ -86,7 +86,7 @@ def coloured(image, colour):
 
 def belongs_together(sample, slack=1):
     """Boxes, masks and labels are of the blocks that the image shows, wherever they came to lie."""
-    for box, mask, label in zip(sample["boxes"], sample["masks"], sample["labels"], strict=True):
+    for box, mask, label in zip(sample["boxes"], masks_of(sample), sample["labels"], strict=True):
         shown = coloured(sample["image"], (RED, BLUE)[int(label) - 7])
         assert np.allclose(box, extent(mask), atol=slack)
         assert np.allclose(box, extent(shown), atol=slack)
@@ -212,7 +212,7 @@ def test_flips_are_exact(settings):
     after = settings.build((80, 64))(before)
     axis = -1 if settings.flip else -2
     assert torch.equal(after["image"], before["image"].flip(axis))
-    assert torch.equal(after["masks"], masks_of(before).flip(axis))
+    assert torch.equal(masks_of(after), masks_of(before).flip(axis))
     expected = [[40, 20, 70, 36], [18, 8, 30, 60]] if settings.flip else [[10, 28, 40, 44], [50, 4, 62, 56]]
     assert after["boxes"].tolist() == expected
     assert after["labels"].tolist() == [7, 8]
@@ -260,19 +260,21 @@ def test_images_are_resized_without_antialiasing_and_masks_by_their_nearest_pixe
     after = FixedAugment(flip=0).build((80, 64))(before)
     expected = torch.nn.functional.interpolate(before["image"][None].float(), (64, 80), mode="bilinear")[0]
     assert (after["image"].float() - expected).abs().max() <= 1
-    assert torch.equal(after["masks"].as_subclass(torch.Tensor), masks_of(before)[:, ::4, ::4])
+    assert torch.equal(masks_of(after), masks_of(before)[:, ::4, ::4])
 
 
-def test_a_crop_clips_boxes_and_drops_those_that_it_leaves_out(monkeypatch):
-    """A part of 30 x 32 from (25, 16) on: of the first block a corner, of the second nothing."""
-    monkeypatch.setattr(
-        augment, "_place", lambda size, part: {"top": 16, "left": 25, "height": 30, "width": 24}
-    )
+@pytest.mark.parametrize(
+    ("top", "left", "box", "label"), [(16, 25, [0, 4, 15, 20], 7), (10, 45, [5, 0, 17, 30], 8)]
+)
+def test_a_crop_clips_boxes_and_drops_those_that_it_leaves_out(monkeypatch, top, left, box, label):
+    """A part of 30 x 24 with some of one block, and nothing of the other."""
+    place = {"top": top, "left": left, "height": 30, "width": 24}
+    monkeypatch.setattr(augment, "_place", lambda size, part: place)
     after = JitterAugment(scale=(1.0, 1.0), crop=30, **QUIET).build((80, 64))(drawn())
-    assert after["boxes"].tolist() == [[0, 4, 15, 20]]
-    assert after["labels"].tolist() == [7]
-    assert after["masks"].shape == (1, 30, 24)
-    assert extent(after["masks"][0]) == [0, 4, 15, 20]
+    assert after["boxes"].tolist() == [box]
+    assert after["labels"].tolist() == [label]
+    assert masks_of(after).shape == (1, 30, 24)
+    assert extent(masks_of(after)[0]) == box
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from stepwell.data.masks import encode_mask, mask_spans
-from stepwell.train.mask_planes import pack_masks, unpack_masks
+from stepwell.train.mask_planes import pack_masks, select_masks, unpack_masks
 
 SIZE = (9, 13)
 
@@ -27,14 +27,21 @@ def test_masks_come_back_from_planes(count):
     planes = packed(masks)
     assert planes.shape == (-(-count // 8), *SIZE)
     assert planes.dtype == torch.uint8
-    back = unpack_masks(planes, range(count))
+    back = unpack_masks(planes, count)
     assert back.shape == (count, *SIZE)
     assert back.tolist() == [mask.astype(int).tolist() for mask in masks]
-    assert unpack_masks(planes, range(count)[::-3]).tolist() == back.tolist()[::-3]
+
+
+@pytest.mark.parametrize("numbers", [[], [8], [39, 0, 7, 8], list(range(40))[::-3], list(range(40))])
+def test_some_masks_are_taken_in_the_order_wanted(numbers):
+    planes = packed(random_masks(40))
+    chosen = select_masks(planes, numbers)
+    assert chosen.shape == (-(-len(numbers) // 8), *SIZE)
+    assert torch.equal(unpack_masks(chosen, len(numbers)), unpack_masks(planes, 40)[numbers])
 
 
 def test_planes_are_resized_as_masks_are():
     masks = random_masks(11)
     resized = F.interpolate(packed(masks)[None], size=(14, 8))[0]
     expected = F.interpolate(torch.from_numpy(np.stack(masks)).to(torch.uint8)[None], size=(14, 8))[0]
-    assert torch.equal(unpack_masks(resized, range(11)), expected)
+    assert torch.equal(unpack_masks(resized, 11), expected)

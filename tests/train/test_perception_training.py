@@ -21,6 +21,7 @@ from stepwell.evaluate import perception_report
 from stepwell.train import perception, results
 from stepwell.train.detect import _kind, alike_order
 from stepwell.train.groups import part_of
+from stepwell.train.mask_planes import unpack_masks
 from stepwell.train.perception import normalised, opened, places_of
 from stepwell.train.recipe import load_recipe
 from stepwell.train.run import mixture, train
@@ -703,7 +704,8 @@ def test_a_batch_of_a_detector(data, tmp_path):
         )
         torch.testing.assert_close(labels["boxes"], expected)
         assert labels["class_labels"].tolist() == [thing.label for thing in things]
-        assert labels["masks"].shape == (len(things), height, width)
+        masks = unpack_masks(labels["masks"], len(things))
+        assert torch.equal(masks, torch.stack([torch.from_numpy(thing.mask.pixels()) for thing in things]))
     assert task.counts(batch) == dict.fromkeys(LOSSES["detect"], 2)
 
 

@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from stepwell.structures import Size
-from stepwell.train.mask_planes import unpack_masks
+from stepwell.train.mask_planes import select_masks
 from stepwell.views.resize import size_within
 
 __all__ = [
@@ -312,16 +312,14 @@ class _RandAugment(v2.RandAugment):
 
 
 class _ObjectsLeft(v2.Transform):
-    """Objects whose boxes have a pixel; their masks, where there are any, come out of their planes here
-    (train/mask_planes.py), and those of no other object.
-    """
+    """Objects whose boxes have a pixel, with their masks (train/mask_planes.py), where there are any."""
 
     def forward(self, sample: Any) -> Any:
         boxes, is_left = F.sanitize_bounding_boxes(sample["boxes"], min_size=1)
         left = {**sample, "boxes": boxes, "labels": sample["labels"][is_left]}
-        if "masks" in sample:
+        if "masks" in sample and not is_left.all():
             numbers = is_left.nonzero().flatten().tolist()
-            left["masks"] = tv_tensors.Mask(unpack_masks(sample["masks"].as_subclass(Tensor), numbers))
+            left["masks"] = tv_tensors.Mask(select_masks(sample["masks"].as_subclass(Tensor), numbers))
         return left
 
 

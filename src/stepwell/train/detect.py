@@ -29,7 +29,7 @@ from stepwell.models.vision import validated
 from stepwell.structures import Size
 from stepwell.train.augment import DetectAugment, JitterAugment
 from stepwell.train.examination import Examination
-from stepwell.train.mask_planes import pack_masks
+from stepwell.train.mask_planes import pack_masks, unpack_masks
 from stepwell.train.perception import PerceptionRecipe, PerceptionStage, PerceptionTask, Training, opened
 from stepwell.views.resize import pad_batch
 
@@ -73,8 +73,10 @@ class DetectorTraining(Training):
     """Losses of all layers and stages of a head are added up by what they are of."""
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
+        """`labels`: masks of objects, where there are any, in planes (train/mask_planes.py)."""
         losses: dict[str, Tensor] = {}
-        for name, loss in self.model(**batch).losses.items():
+        labels = [_with_masks(of_image) for of_image in batch["labels"]]
+        for name, loss in self.model(**batch | {"labels": labels}).losses.items():
             kind = _kind(name)
             losses[kind] = losses[kind] + loss if kind in losses else loss
         return losses
@@ -238,7 +240,9 @@ class _Selected:
 
 
 def _as_transformers_has_them(sample: dict[str, Any], size: Size) -> dict[str, Tensor]:
-    """Labels of an image (H, W): class_labels (n,), boxes (n, 4) as centre and size in parts of it, masks."""
+    """Labels of an image (H, W): class_labels (n,), boxes (n, 4) as centre and size in parts of it, masks,
+    which are in planes still.
+    """
     boxes = sample["boxes"].as_subclass(Tensor)
     corners, far = boxes[:, :2], boxes[:, 2:]
     height, width = size
@@ -247,3 +251,9 @@ def _as_transformers_has_them(sample: dict[str, Any], size: Size) -> dict[str, T
     if "masks" in sample:
         labels["masks"] = sample["masks"].as_subclass(Tensor)
     return labels
+
+
+def _with_masks(labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    if "masks" not in labels:
+        return labels
+    return labels | {"masks": unpack_masks(labels["masks"], len(labels["class_labels"]))}

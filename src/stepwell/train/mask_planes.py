@@ -1,5 +1,6 @@
-"""Masks of an image's objects while it is resized, cut and flipped: eight to a byte, so that hundreds of them
-cost little more than one. What moves pixels without mixing them takes planes for masks.
+"""Masks of an image's objects on their way from a file to the model: eight to a byte, so that hundreds cost
+little more than one to be resized, cut, flipped, kept and sent. What moves pixels without mixing them takes
+planes for masks.
 
 Letters: n objects, (H, W) the size of the image.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 from stepwell.data.masks import Numbers
 from stepwell.structures import Size
 
-__all__ = ["pack_masks", "unpack_masks"]
+__all__ = ["pack_masks", "select_masks", "unpack_masks"]
 
 _BITS = 8
 
@@ -33,9 +34,16 @@ def pack_masks(spans: Sequence[Numbers], size: Size) -> Tensor:
     return torch.from_numpy(columns.reshape(-1, width, height)).mT.contiguous()
 
 
-def unpack_masks(planes: Tensor, numbers: Sequence[int]) -> Tensor:
-    """(n / 8 rounded up, H, W) uint8 -> those of these numbers (len(numbers), H, W), 1 on the object."""
-    masks = planes.new_empty(len(numbers), *planes.shape[1:])
-    for mask, number in zip(masks, numbers, strict=True):
-        torch.bitwise_right_shift(planes[number // _BITS], number % _BITS, out=mask).bitwise_and_(1)
-    return masks
+def select_masks(planes: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Planes of the masks of these numbers, in their order."""
+    chosen = planes.new_zeros(-(-len(numbers) // _BITS), *planes.shape[1:])
+    for place, number in enumerate(numbers):
+        bit = planes[number // _BITS].bitwise_right_shift(number % _BITS).bitwise_and_(1)
+        chosen[place // _BITS] |= bit.bitwise_left_shift_(place % _BITS)
+    return chosen
+
+
+def unpack_masks(planes: Tensor, count: int) -> Tensor:
+    """(n / 8 rounded up, H, W) uint8 -> the first `count` masks (count, H, W), 1 on the object."""
+    bits = torch.arange(_BITS, dtype=torch.uint8, device=planes.device)[:, None, None]
+    return planes[:, None].bitwise_right_shift(bits).bitwise_and_(1).flatten(0, 1)[:count]
