@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stepwell.models.watch import register_when_needed
+from stepwell.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from stepwell.data.coco import CocoFile as CocoFile
@@ -67,8 +68,6 @@ if TYPE_CHECKING:
     from stepwell.ops.choose import prefer as prefer
     from stepwell.views.tiling import Tiles as Tiles
     from stepwell.weights.load import load as load
-
-__version__ = "0.1.0"
 
 _ROOMS = {
     "AnyResConfig": "models.anyres",

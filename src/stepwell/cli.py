@@ -21,7 +21,6 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from stepwell import __version__
 from stepwell.commands.ask import ask
 from stepwell.commands.convert import convert
 from stepwell.commands.costs import flops, plan
@@ -30,6 +29,7 @@ from stepwell.commands.evaluate import evaluate
 from stepwell.commands.names import list_names
 from stepwell.commands.predict import predict
 from stepwell.commands.train import train
+from stepwell.version import __version__
 
 __all__ = ["app", "main", "run"]
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from platform import python_version
 from typing import Any, NamedTuple
 
-from stepwell import __version__
 from stepwell.evaluate.answers import Answer
 from stepwell.evaluate.rows import BadRow, Row
 from stepwell.evaluate.scoring import METRICS, RESAMPLES, Scores, counts_of, scores_of
 from stepwell.flops.text import aligned
 from stepwell.folders import write_whole
 from stepwell.structures import Size
+from stepwell.version import __version__
 
 __all__ = [
     "Middle",
