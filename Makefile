@@ -9,6 +9,8 @@ TWO    := -n 2 --dist loadfile
 # Nothing below fetches anything but packages: the model travels with the repository.
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
+# Python keeps what it has compiled: without, each process that a test starts takes some ten seconds longer to import.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check fix bench test-oldest clean
