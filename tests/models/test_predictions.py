@@ -88,6 +88,17 @@ def test_a_segmentation_as_json_and_as_coco():
     assert (record["bbox"], record["area"]) == ([30, 5, 20, 10], 200)
 
 
+def test_the_area_of_a_class_is_counted_and_not_made_of_its_rounded_share():
+    labels = torch.zeros(1500, 2000, dtype=torch.uint8)
+    labels[0, :1235] = 1
+    assert stepwell.Segmentation(labels=labels, class_names=("land", "road")).to_coco(1)[1]["area"] == 1235
+
+
+def test_classes_of_one_name_have_a_line_each():
+    found = stepwell.Segmentation(labels=segmentation().labels, class_names=("sky", "sea", "sky"))
+    assert [line.split() for line in found.lines()] == [["sky", "91.7%"], ["sky", "8.3%"]]
+
+
 def test_a_classification_as_json_and_as_coco():
     assert classification().to_dict()["classes"][0] == {"class_id": 2, "class": "c", "score": 0.75}
     assert classification().to_coco(3)[1] == {

@@ -166,9 +166,9 @@ class Segmentation:
 
     def lines(self) -> list[str]:
         """Of each class that is there its name and share, in columns."""
-        shares = {self.class_names[label]: share for label, share in self.shares().items()}
-        width = max(map(len, shares))
-        return [f"{name:{width}}{share:7.1%}" for name, share in shares.items()]
+        named = [(self.class_names[label], share) for label, share in self.shares().items()]
+        width = max(len(name) for name, _ in named)
+        return [f"{name:{width}}{share:7.1%}" for name, share in named]
 
     def shares(self) -> dict[int, float]:
         """Of the picture's pixels, by class, the largest first; classes that are not there left out."""
@@ -208,10 +208,10 @@ class Segmentation:
         """A record for each class that is there: its mask, and the box around it."""
         records = []
         for entry in self.to_dict()["classes"]:
-            left, top, right, bottom = _box_around(self.labels == entry["class_id"])
+            mask = self.labels == entry["class_id"]
+            left, top, right, bottom = _box_around(mask)
             record = _record(image_id, entry["class_id"], bbox=[left, top, right - left, bottom - top])
-            area = round(entry["share"] * self.labels.numel())
-            records.append(record | {"area": area, "segmentation": entry["mask"]})
+            records.append(record | {"area": int(mask.sum()), "segmentation": entry["mask"]})
         return records
 
     def to_supervision(self) -> Any:
