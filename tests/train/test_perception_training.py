@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -336,10 +337,20 @@ def test_masks_that_nothing_scores_are_refused_before_a_step(data, tmp_path, has
         task_of(path)
 
 
-def test_the_best_five_of_two_classes_are_refused_before_a_step(data, tmp_path):
-    stage = {"validation": [data["classify"]], "best_by": "top5"}
-    path = recipe_of("classify", tmp_path, data["classify"], stages=stage)
-    with pytest.raises(ValueError, match=r"^stages\.shapes\.best_by: top5 needs five classes or more, here"):
+@pytest.mark.parametrize(("count", "enough"), [(4, False), (5, True)])
+def test_the_best_five_ask_for_five_classes(data, tmp_path, count, enough):
+    for number in range(count):
+        folder = tmp_path / "photos" / f"class_{number}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(folder / "a.png")
+    photos = {"kind": "image_folder", "path": str(tmp_path / "photos")}
+    stage = {"validation": [photos], "best_by": "top5"}
+    path = recipe_of("classify", tmp_path, photos, stages=stage)
+    with (
+        nullcontext()
+        if enough
+        else pytest.raises(ValueError, match=rf"^stages\.shapes\.best_by: top5 .*more, here are {count}$")
+    ):
         task_of(path)
 
 
