@@ -145,7 +145,7 @@ def test_one_list_of_json_and_what_cannot_be_read_is_told_while_the_rest_goes_on
     assert lines[0].startswith("stepwell: cut.png: damaged or unsupported PNG")
     assert lines[1] == "stepwell: gone.png: no such file"
     assert "network" in lines[3]
-    assert lines[4] == "stepwell: 4 of 6 pictures could not be read"
+    assert lines[4] == "stepwell: 4 of 6 pictures could not be looked at"
 
 
 def test_a_coco_file_that_this_library_and_coco_read(
@@ -230,24 +230,80 @@ def test_tiles_let_larger_pictures_in(capsys: pytest.CaptureFixture[str], model:
         (["-", "-", "--model", "model"], "more than once"),
         (["c.png", "--model", "model", "--json", "--jsonl"], "exclude each other"),
         (["c.png", "--model", "model", "--tile-scale", "2"], "add --tiles"),
-        (["c.png", "--model", "model", "--tiles", "--tile-overlap", "1"], "between 0 and 1"),
+        (["c.png", "--model", "model", "--tiles", "--tile-overlap", "1"], "above 0 and up to 0.9"),
         (["c.png", "--model", "model", "--coco", "nowhere/found.json"], "there is no folder nowhere"),
         (["c.png", "--model", "model", "--threshold", "2"], "--threshold"),
         (["c.png", "--model", "model", "--device", "toaster"], "unknown device toaster"),
         (["c.png", "--model", "nonsense"], "unknown model nonsense"),
         (["c.png", "--model", "model", "--show", "c.png"], "--show"),
+        (["c.png", "--model", "model", "--show", "."], "c.png is one of the pictures"),
+        (["./c.png", "--model", "model", "--coco", "c.png"], "c.png is one of the pictures"),
+        (["folder", "c.png", "--model", "model", "--show", "link"], "link/b.png is one of the pictures"),
     ],
 )
 def test_refusals_are_one_line(
     capsys: pytest.CaptureFixture[str], model: Finder, arguments: list[str], reason: str
 ) -> None:
     Path("empty").mkdir()
+    Path("link").symlink_to("folder")
+    before = {path: path.read_bytes() for path in Path().rglob("*.png")}
     assert cli.main(["predict", *arguments]) == 2
+    assert {path: path.read_bytes() for path in Path().rglob("*.png")} == before
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("stepwell: ")
     assert err.count("\n") == 1
     assert reason in err
+
+
+def test_drawings_may_lie_beside_pictures_that_they_leave_alone(
+    capsys: pytest.CaptureFixture[str], model: Finder
+) -> None:
+    run(capsys, "folder/a.JPG", "--show", "folder")
+    assert Path("folder/a.png").is_file()
+
+
+def test_what_holds_no_picture_is_told_beside_one_that_does(
+    capsys: pytest.CaptureFixture[str], model: Finder
+) -> None:
+    Path("empty").mkdir()
+    out, err = run(capsys, "c.png", "empty", "em*y", code=1)
+    assert out.startswith("c.png  1 dog")
+    lines = [
+        "empty: a folder without pictures",
+        "em*y: no such file",
+        "2 of 3 pictures could not be looked at",
+    ]
+    assert err.splitlines() == [f"stepwell: {line}" for line in lines]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried ...")])
+def test_a_picture_for_which_memory_is_short_fails_alone(
+    capsys: pytest.CaptureFixture[str], model: Finder, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    find = model._predict_batch
+
+    def short(images: Any, choice: Choice) -> list[stepwell.Detections]:
+        if sum(image.width for image in images) > 130:
+            raise error
+        return find(images, choice)
+
+    monkeypatch.setattr(model, "_predict_batch", short)
+    out, err = run(capsys, "c.png", "folder", "--json", "--coco", "found.json", "--batch", "2", code=1)
+    assert ["objects" in record for record in json.loads(out)] == [False, True, True, True]
+    assert len(json.loads(Path("found.json").read_text())["images"]) == 3
+    assert err.splitlines()[0] == "stepwell: c.png: not enough memory to look at it"
+
+
+def test_another_error_than_of_memory_is_no_fault_of_a_picture(
+    capsys: pytest.CaptureFixture[str], model: Finder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(images: Any, choice: Choice) -> list[stepwell.Detections]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(model, "_predict_batch", fail)
+    assert cli.main(["predict", "c.png", "--model", "model"]) == 1
+    assert "a fault of stepwell" in capsys.readouterr().err
 
 
 def test_a_model_that_answers_questions_predicts_nothing(

@@ -26,6 +26,7 @@ from stepwell.commands.convert import convert
 from stepwell.commands.costs import flops, plan
 from stepwell.commands.data import data
 from stepwell.commands.evaluate import evaluate
+from stepwell.commands.memory import is_about_memory
 from stepwell.commands.names import list_names
 from stepwell.commands.predict import predict
 from stepwell.commands.train import train
@@ -106,20 +107,13 @@ def _is_refusal(error: Exception) -> bool:
     """What the machine or the user's files refuse, or what our code refuses in so many words: everything else
     is a mistake in it.
     """
-    if isinstance(error, OSError | ImportError | UnicodeError) or _is_about_memory(error):
+    if isinstance(error, OSError | ImportError | UnicodeError) or is_about_memory(error):
         return True
     if _is_about_space(error):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     ours = Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
     return ours and isinstance(error, ValueError | RuntimeError)
-
-
-def _is_about_memory(error: Exception) -> bool:
-    words = str(error)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words)
-    )
 
 
 def _is_about_space(error: Exception) -> bool:
@@ -143,7 +137,7 @@ def _reason(error: Exception) -> str:
         return f"no such file: {error.filename}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}"
-    if _is_about_memory(error):
+    if is_about_memory(error):
         return "not enough memory"
     if _is_about_space(error):
         return "no space left on device"

@@ -37,6 +37,14 @@ def test_a_confusion_matrix_is_readable(tmp_path, drawn, count, names, cells):
     assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
 
 
+@pytest.mark.parametrize("name", ["$\\frac$", "$a_b$", "cost $", "a_b^c"])
+def test_names_are_no_formulas(tmp_path, drawn, name):
+    draw_confusion(tmp_path / "confusion.png", np.eye(2, dtype=int), [name, "b"], [name, "b"])
+    draw_precision(tmp_path / "precision.png", {"boxes": {name: [1.0, 0.5]}})
+    told = [*drawn[0].axes[0].get_yticklabels(), *drawn[1].axes[0].get_legend().get_texts()]
+    assert [text.get_text().replace(r"\$", "$") for text in told] == [name, "b", name]
+
+
 def test_a_class_without_anything_and_a_column_of_others_are_drawn(tmp_path, drawn):
     draw_confusion(tmp_path / "c.png", np.array([[1, 0, 3], [0, 0, 0]]), ["a", "b"], ["a", "b", "other"])
     assert drawn[0].axes[0].images[0].get_array().tolist() == [[0.25, 0, 0.75], [0, 0, 0]]

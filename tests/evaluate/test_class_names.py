@@ -33,5 +33,16 @@ def test_a_name_that_stands_twice_is_refused(of_model, of_data, who):
         match_classes(of_model, of_data)
 
 
+def test_classes_of_which_the_data_have_nothing_may_be_any():
+    match = match_classes(["cat", "dog"], ["animals", "dog", "cat", "dog"], used={2, 3})
+    assert match.places == (2, 3)
+    assert (match.names, match.unknown) == (("animals", "dog", "cat", "dog"), ("animals",))
+    assert match_classes(["cat", "dog"], ["dog", "cat"], used={1}).places == (1, 0)
+    with pytest.raises(ValueError, match="does not know 'animals'"):
+        match_classes(["cat", "dog"], ["animals", "dog"], used={0})
+    with pytest.raises(ValueError, match="the data names the class 'dog' twice"):
+        match_classes(["cat", "dog"], ["dog", "dog"], used={0, 1})
+
+
 def test_doubles_that_the_data_lack_do_no_harm():
     assert match_classes(["crane", "crane", "fox"], ["fox"]).others == ("crane", "crane")

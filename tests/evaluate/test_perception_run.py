@@ -504,6 +504,82 @@ def test_other_weights_and_classes_are_refused(classifier, folders, tmp_path):
         classifier.config.id2label = kept
 
 
+def test_a_run_does_not_go_on_with_other_files(detector, segmenter, coco, maps, tmp_path):
+    options = {"images": tmp_path, "limit": 1}
+    evaluate_perception(detector, coco, tmp_path / "boxes", **options)
+    evaluate_perception(detector, coco, tmp_path / "boxes", **options)
+    picture(tmp_path / "blank" / "images" / "0.png", value=255)
+    with pytest.raises(ValueError, match="data was"):
+        evaluate_perception(detector, coco, tmp_path / "boxes", images=tmp_path / "blank", limit=1)
+    picture(tmp_path / "images" / "0.png", value=7)
+    with pytest.raises(ValueError, match="data was"):
+        evaluate_perception(detector, coco, tmp_path / "boxes", **options)
+    evaluate_perception(segmenter, maps, tmp_path / "maps_out", images=tmp_path / "pictures", limit=1)
+    Image.fromarray(np.full((48, 64), 5, np.uint8)).save(maps / "0.png")
+    with pytest.raises(ValueError, match="data was"):
+        evaluate_perception(segmenter, maps, tmp_path / "maps_out", images=tmp_path / "pictures", limit=1)
+
+
+def test_a_run_does_not_go_on_with_other_statistics_of_the_model(segmenter, maps, tmp_path):
+    options = {"images": tmp_path / "pictures", "limit": 1}
+    evaluate_perception(segmenter, maps, tmp_path / "out", **options)
+    mean = next(buffer for name, buffer in segmenter.named_buffers() if name.endswith("running_mean"))
+    mean += 0.25
+    try:
+        with pytest.raises(ValueError, match="weights was"):
+            evaluate_perception(segmenter, maps, tmp_path / "out", **options)
+    finally:
+        mean -= 0.25
+
+
+def test_a_run_goes_on_with_a_model_that_was_moved(classifier, folders, tmp_path):
+    classifier.save_pretrained(tmp_path / "here")
+    for place in ("here", "there"):
+        if place == "there":
+            (tmp_path / "here").rename(tmp_path / "there")
+        model = type(classifier).from_pretrained(tmp_path / place)
+        evaluate_perception(model, folders, tmp_path / "out", limit=1)
+
+
+def test_categories_of_no_object_need_not_be_the_models(detector, coco, tmp_path):
+    content = json.loads(coco.read_text())
+    content["categories"] += [{"id": 0, "name": "animals"}, {"id": 9, "name": "ant"}]
+    coco.write_text(json.dumps(content))
+    report = evaluate_perception(detector, coco, tmp_path / "out", images=tmp_path, limit=1)
+    assert "The model does not know these, of which the data have nothing: animals" in report.remarks
+    content["annotations"][0]["category_id"] = 0
+    coco.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="the model does not know 'animals'"):
+        evaluate_perception(detector, coco, tmp_path / "again", images=tmp_path, limit=1)
+
+
+def test_a_yolo_data_set_is_scored_on_its_validation_part(detector, yolo, tmp_path):
+    picture(tmp_path / "images" / "train" / "9.png")
+    yolo.write_text(f"{yolo.read_text()}train: images/train\n")
+    (tmp_path / "labels" / "train").mkdir()
+    (tmp_path / "labels" / "train" / "9.txt").write_text("1 0.5 0.5 0.5 0.5")
+    assert evaluate_perception(detector, yolo, tmp_path / "out").images == 3
+    assert "data.yaml, split val, 3 images" in (tmp_path / "out" / "report.md").read_text()
+    assert evaluate_perception(detector, yolo, tmp_path / "train", split="train").images == 1
+    yolo.write_text("names: [ant, cat]\ntrain: images/train\n")
+    assert evaluate_perception(detector, yolo, tmp_path / "only").images == 1
+    assert "data.yaml, split train, 1 images" in (tmp_path / "only" / "report.md").read_text()
+
+
+def test_images_whose_size_the_file_does_not_tell_may_be_as_large_as_the_run_lets_in(
+    detector, coco, tmp_path
+):
+    content = json.loads(coco.read_text())
+    for image in content["images"]:
+        del image["width"], image["height"]
+    coco.write_text(json.dumps(content))
+    Image.new("1", (6500, 6500)).save(tmp_path / "images" / "0.png")
+    options = {"images": tmp_path, "limit": 1, "tiles": stepwell.Tiles(size=64, scale=0.01)}
+    report = evaluate_perception(detector, coco, tmp_path / "out", **options)
+    assert (report.faults, report.bad_images) == ([], [])
+    assert report.result["boxes"].classes["ant"].objects == 1
+
+
 def test_images_that_cannot_be_read_are_told_and_in_no_score(detector, coco, tmp_path):
     (tmp_path / "images" / "1.png").write_bytes(b"no image")
     report = evaluate_perception(detector, coco, tmp_path / "out", batch_size=3)
@@ -520,6 +596,7 @@ def test_images_that_cannot_be_read_are_told_and_in_no_score(detector, coco, tmp
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"max_detections": 3}, "max_detections is of detectors"),
+        ({"threshold": 0.0}, "a threshold is of detectors, got 0.0 for classification"),
         ({"tiles": stepwell.Tiles()}, "a classifier looks at whole images"),
         (
             {"images": "x", "classes": "x.json"},

@@ -62,6 +62,15 @@ def test_nothing_but_ignored_pixels_has_no_score():
     assert (result.mean_iou, result.mean_accuracy, result.pixel_accuracy) == (None, None, None)
 
 
+def test_resamples_in_which_nothing_counts_are_left_out_of_the_interval():
+    scores = SegmentationScores(CLASSES)
+    for _ in range(3):
+        scores.add(torch.full((2, 2), 255), FOUND[:2, :2])
+    assert scores.result().interval is None
+    scores.add(FOUND, FOUND)
+    assert scores.result().interval == (1.0, 1.0)
+
+
 def test_labels_in_bytes_do_not_overflow():
     labels = torch.arange(150, dtype=torch.uint8).view(10, 15)
     matrix = confusion_of_pixels(labels, labels, (150, 150))

@@ -112,6 +112,38 @@ def convolutional(size):
     return stepwell.BranchConfig(encoder="convnext_t", size=size, interactions=runs, arguments=arguments)
 
 
+@pytest.mark.parametrize("tiles", [None, stepwell.Tiles(size=64)])
+def test_more_objects_than_the_head_is_made_for_may_be_asked_for(tiles):
+    finder = detector()
+    few = RcnnConfig(
+        **{**vars(finder.head.config), "selection": replace(finder.head.config.selection, num=3)}
+    )
+    (image,) = pictures((64, 90))
+    every = finder.predict(image, threshold=0, tiles=tiles)
+    finder.head.config = few
+    assert len(every) > (10 if tiles is None else 20)
+    assert len(finder.predict(image, threshold=0)) == 3
+    assert_alike(finder.predict(image, threshold=0, max_detections=100, tiles=tiles), every)
+    assert len(finder.predict(image, threshold=0, max_detections=2, tiles=tiles)) == 2
+    assert finder.head.config is few
+
+
+def test_what_is_predicted_may_be_changed_in_place_and_learnt_from(kind, model):
+    (image,) = pictures((64, 64))
+    for part in vars(model.predict(image, **ANY[kind])).values():
+        assert not (isinstance(part, torch.Tensor) and (part.is_inference() or part.requires_grad))
+
+
+@pytest.mark.parametrize("kind", ["dino", "segmenter", "classifier"])
+def test_outputs_that_are_no_numbers_are_refused(kind):
+    broken = MODELS[kind]()
+    with torch.no_grad():
+        for parameter in broken.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the model's outputs are no numbers"):
+        broken.predict(pictures((64, 64))[0])
+
+
 def test_of_a_sliver_every_branch_sees_a_cell_and_nothing_is_refused():
     """Of 32 pixels, which the processor pads to, the branch that looks at half of them would see none."""
     pyramid = stepwell.DenseSettings(
@@ -321,8 +353,10 @@ def test_a_processor_that_cannot_be_used_is_refused_in_one_line(tmp_path):
         (segmenter, {"max_detections": 3}, "no max_detections"),
         (classifier, {"tiles": stepwell.Tiles()}, "takes no tiles"),
         (detector, {"threshold": 1.5}, "score of 0 to 1"),
-        (detector, {"max_detections": 0}, "at least 1"),
-        (detector, {"batch": 0}, "at least 1"),
+        (detector, {"max_detections": 0}, "from 1 on"),
+        (detector, {"batch": 0}, "from 1 on"),
+        (detector, {"batch": 1.5}, "whole number"),
+        (detector, {"max_detections": 2.5}, "whole number"),
         (detector, {"tiles": True}, "stepwell.Tiles"),
     ],
 )

@@ -77,6 +77,17 @@ def test_detections_as_json_and_as_coco():
     assert second["class"] == "cat"
 
 
+def test_objects_are_selected_by_number_or_by_whether_they_are_wanted():
+    found = detections()
+    for wanted in (torch.tensor([1]), found.scores < 0.5):
+        one = found.select(wanted)
+        assert (one.names(), one.masks.area(0)) == (["cat"], 5)
+    assert found.select(found.scores > 0).masks.area(0) == found.masks.area(0)
+    assert len(found.select(found.scores > 2)) == 0
+    with pytest.raises(ValueError, match=r"of 2 objects as many are wanted or not, got \(3,\)"):
+        found.select(torch.ones(3, dtype=torch.bool))
+
+
 def test_a_segmentation_as_json_and_as_coco():
     found = segmentation()
     assert found.shares() == {0: pytest.approx(1 - 200 / 2400), 2: pytest.approx(200 / 2400)}

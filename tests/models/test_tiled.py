@@ -147,11 +147,18 @@ def test_what_is_seen_whole_is_taken_from_there_though_a_cut_part_scores_more():
     assert found.scores.tolist() == pytest.approx([0.6])
 
 
-def test_an_object_that_both_have_seen_whole_is_the_better_one():
-    found = join_across_seams(
-        [boxes_of(((80, 10, 92, 30), 0.7)), boxes_of(((81, 11, 92, 31), 0.8))], LEFT_AND_RIGHT, (100, 175)
-    )
-    assert found.boxes.tolist() == [[81, 11, 92, 31]]
+def test_an_object_that_both_have_seen_whole_is_where_it_is_farthest_from_a_seam_with_the_better_score():
+    left, right = boxes_of(((80, 10, 92, 30), 0.7)), boxes_of(((81, 11, 92, 31), 0.8))
+    for found in ([left, right], [right, left]):  # 8 pixels from the seam, and 6
+        joined = join_across_seams([found[0], found[1]], LEFT_AND_RIGHT, (100, 175))
+        assert joined.boxes.tolist() == [found[0].boxes[0].tolist()]
+        assert joined.scores.tolist() == pytest.approx([0.8])
+
+
+def test_a_cut_part_that_ends_short_of_the_seam_is_not_taken_for_the_whole():
+    cut, whole = boxes_of(((78, 10, 97, 40), 0.95)), boxes_of(((80, 10, 110, 40), 0.9))
+    found = join_across_seams([cut, whole], LEFT_AND_RIGHT, (100, 175))
+    assert found.boxes.tolist() == [[80, 10, 110, 40]]
 
 
 def test_objects_that_one_tile_tells_apart_stay_apart():

@@ -65,8 +65,8 @@ def test_windows_that_share_an_edge_still_do_at_another_size():
     [
         ({"size": 1}, "size"),
         ({"size": 0.5}, "size"),
-        ({"overlap": 0.0}, "between 0 and 1"),
-        ({"overlap": 1.0}, "between 0 and 1"),
+        ({"overlap": 0.0}, "above 0 and up to 0.9"),
+        ({"overlap": 0.91}, "above 0 and up to 0.9"),
         ({"scale": 0.0}, "scaled by more than 0"),
         ({"scale": 17.0}, "at most 16"),
         ({"scale": float("nan")}, "scaled by"),

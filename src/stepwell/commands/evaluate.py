@@ -99,8 +99,8 @@ def evaluate(
         int | None, typer.Option(min=1, help="Of an image, for detectors. [default: the model's own number]")
     ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="What scores no higher is not found, for detectors.")
-    ] = 0.0,
+        float | None, typer.Option(min=0, max=1, help="What scores no higher is not found, for detectors.")
+    ] = None,
     tiles: InTiles = False,
     tile_size: TileSize = None,
     tile_overlap: TileOverlap = None,

@@ -31,22 +31,22 @@ def find_pictures(names: Sequence[str]) -> list[str]:
         for picture in _behind(name):
             found.setdefault(picture if picture == STDIN else str(Path(picture).absolute()), picture)
     pictures = list(found.values())
-    if not any(picture == STDIN or Path(picture).exists() for picture in pictures):
-        what = f"no such file: {pictures[0]}" if pictures else f"no pictures in {', '.join(names)}"
-        raise ValueError(what)
+    if not any(picture == STDIN or _is_file(Path(picture)) for picture in pictures):
+        lacking = [picture for picture in pictures if not Path(picture).is_dir()]
+        raise ValueError(f"no such file: {lacking[0]}" if lacking else f"no pictures in {', '.join(names)}")
     return pictures
 
 
 def _behind(name: str) -> Iterator[str]:
     path = Path(name)
+    found: list[str] = []
     if path.is_dir():
-        yield from map(str, images_below(path))
-    elif name == STDIN or path.exists() or not glob.has_magic(name):
-        yield name
-    else:
-        matches = sorted(glob.glob(name, recursive=True))
-        if not matches:
-            yield name
-        for match in matches:
-            if not Path(match).is_dir():
-                yield match
+        found = [str(picture) for picture in images_below(path)]
+    elif name != STDIN and not path.exists() and glob.has_magic(name):
+        found = [match for match in sorted(glob.glob(name, recursive=True)) if not Path(match).is_dir()]
+    yield from found or [name]
+
+
+def _is_file(path: Path) -> bool:
+    """Of any kind, such as a pipe."""
+    return path.exists() and not path.is_dir()

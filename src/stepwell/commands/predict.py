@@ -17,6 +17,7 @@ import typer
 
 from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import Device, Dtype, Precision, Revision, check_model, quieten
+from stepwell.commands.memory import is_about_memory
 from stepwell.commands.pictures import STDIN, find_pictures
 from stepwell.commands.printing import print_json, show_progress
 from stepwell.commands.tile_options import InTiles, TileOverlap, TileScale, TileSize, tiles_of
@@ -55,7 +56,11 @@ def predict(
         float | None, typer.Option(min=0, max=1, help="Of scores. [default: 0.5 for objects]")
     ] = None,
     max_detections: Annotated[
-        int | None, typer.Option(min=1, help="The best so many a picture. [default: all; 5 classes]")
+        int | None,
+        typer.Option(
+            min=1,
+            help="The best so many a picture. [default: the model's own number, 100 for most; 5 classes]",
+        ),
     ] = None,
     batch: Annotated[
         int | None,
@@ -100,6 +105,8 @@ def predict(
         max_bytes=max_bytes,
         max_seconds=max_seconds,
     )
+    drawings = {} if show is None else _drawings(show, names)
+    _check_targets(names, [*drawings.values(), *([coco] if coco else [])])
     if show is not None:
         show.mkdir(parents=True, exist_ok=True)
     network = _load(model, revision, device, dtype)
@@ -109,7 +116,7 @@ def predict(
         if coco is not None:
             writers.append(outputs.enter_context(_Coco(coco, network.class_names)))
         if show is not None:
-            writers.append(_Drawings(show))
+            writers.append(_Drawings(drawings))
         failed = 0
         for count, (name, image, found) in enumerate(_predicted(network, names, limits, options), start=1):
             if isinstance(found, str):
@@ -119,7 +126,7 @@ def predict(
                 writer.add(name, image, found)
             show_progress(count, len(names))
     if failed:
-        print(f"stepwell: {failed} of {len(names)} pictures could not be read", file=sys.stderr)
+        print(f"stepwell: {failed} of {len(names)} pictures could not be looked at", file=sys.stderr)
         raise typer.Exit(UNREADABLE)
 
 
@@ -160,10 +167,22 @@ def _predicted(
             except FileNotFoundError:
                 faults[name] = "no such file"
             except (OSError, ValueError) as error:
-                faults[name] = one_line(error)
-        predictions = iter(network.predict(list(images.values()), **options))
+                faults[name] = "a folder without pictures" if Path(name).is_dir() else one_line(error)
+        found = {**faults, **_found(network, images, options)}
         for name in names[first : first + step]:
-            yield name, images.get(name), faults[name] if name in faults else next(predictions)
+            yield name, images.get(name), found[name]
+
+
+def _found(network: Any, images: dict[str, Image], options: dict[str, Any]) -> dict[str, Prediction | str]:
+    """Of each picture by its name; where memory is short of all together, of one after the other."""
+    try:
+        return dict(zip(images, network.predict(list(images.values()), **options), strict=True))
+    except Exception as error:
+        if not is_about_memory(error):
+            raise
+    if len(images) == 1:
+        return dict.fromkeys(images, "not enough memory to look at it")
+    return {name: _found(network, {name: image}, options)[name] for name, image in images.items()}
 
 
 def _said(name: str) -> str:
@@ -236,27 +255,50 @@ class _Coco:
 
 
 class _Drawings:
-    """A PNG a picture, named after it; of two pictures of one name, the second is numbered."""
+    """A PNG a picture. paths: by the pictures' names."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.taken: set[str] = set()
+    def __init__(self, paths: dict[str, Path]) -> None:
+        self.paths = paths
 
     def add(self, name: str, image: Image | None, found: Prediction | str) -> None:
         if image is None or isinstance(found, str):
             return
         from stepwell.images.draw import save_whole
 
-        save_whole(found.draw(image), self.folder / f"{self._free('stdin' if name == STDIN else name)}.png")
+        save_whole(found.draw(image), self.paths[name])
 
-    def _free(self, name: str) -> str:
-        stem, number = Path(name).stem, 1
+
+def _drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Where each picture is drawn, named after it; of two pictures of one name, the second is numbered."""
+    paths: dict[str, Path] = {}
+    taken: set[str] = set()
+    for name in names:
+        stem, number = "stdin" if name == STDIN else Path(name).stem, 1
         stored = os.fsencode(stem)
         if len(stored) > LONGEST_STEM:
             stem = stored[:LONGEST_STEM].decode(errors="ignore")
         free = stem
-        while free.lower() in self.taken:  # some disks take a.png and A.png for one
+        while free.lower() in taken:  # some disks take a.png and A.png for one
             number += 1
             free = f"{stem}-{number}"
-        self.taken.add(free.lower())
-        return free
+        taken.add(free.lower())
+        paths[name] = folder / f"{free}.png"
+    return paths
+
+
+def _check_targets(names: Sequence[str], targets: Sequence[Path]) -> None:
+    """Raises ValueError for a file to be written that is one of the pictures, by whatever name."""
+    pictures = {_on_disk(Path(name)) for name in names if name != STDIN} - {None}
+    for target in targets:
+        if _on_disk(target) in pictures:
+            raise ValueError(
+                f"{target} is one of the pictures, and would be written over; name another place"
+            )
+
+
+def _on_disk(path: Path) -> tuple[int, int] | None:
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino

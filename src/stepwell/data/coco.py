@@ -19,7 +19,7 @@ from stepwell.data.files import is_there, path_of, read_json
 from stepwell.data.masks import mask_box
 from stepwell.data.objects import AnnotatedImage, Annotation, StoredMask, words
 from stepwell.folders import one_line
-from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
+from stepwell.images.limits import DEFAULT_LIMITS, NO_LIMITS, ImageLimits
 from stepwell.images.open import stored_size
 from stepwell.structures import Box, Size
 
@@ -215,7 +215,7 @@ def _size(entry: Mapping[str, Any], path: Path) -> Size:
     """(height, width) as the file says, or as the image has it."""
     height, width = entry.get("height"), entry.get("width")
     if height is None or width is None:
-        return stored_size(path)[0]
+        return stored_size(path, limits=NO_LIMITS)[0]  # its pixels are held to those of the source
     if not (_is_number(height) and _is_number(width) and height >= 1 and width >= 1):
         raise ValueError(f"its width and height are {width!r} and {height!r}")
     return int(height), int(width)

@@ -23,7 +23,7 @@ from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.images.open import image_size
 from stepwell.structures import Box, Size
 
-__all__ = ["YoloFiles"]
+__all__ = ["YoloFiles", "named_splits"]
 
 _SLACK = 0.01  # by which rounding may carry a fraction past the image
 _LISTS = ("classes.txt", "labels/classes.txt")
@@ -58,6 +58,7 @@ class YoloFiles:
         self.classes, self.category_ids = tuple(self.categories.values()), tuple(self.categories)
         self._labels = {number: label for label, number in enumerate(self.category_ids)}
         places = _places(path, settings, split)
+        self.split = split or ("train" if settings.get("train") else None)
         self._is_pose = "kpt_shape" in settings
         self.files = [image for place in places for image in Images(place).files]
         self.faults: list[tuple[str, str]] = []
@@ -206,13 +207,20 @@ def _places(path: Path, settings: Mapping[str, Any], split: str | None) -> list[
         return [place]
     told = [told] if isinstance(told, str) else told
     if not isinstance(told, list) or not told or not all(isinstance(place, str) for place in told):
-        splits = [name for name in ("train", "val", "test") if settings.get(name)]
-        raise ValueError(
-            f"{path} has no split {split or 'train'}; it names images of {', '.join(splits) or 'none'}"
-        )
+        named = ", ".join(_named(settings)) or "none"
+        raise ValueError(f"{path} has no split {split or 'train'}; it names images of {named}")
     folder = path if path.is_dir() else path.parent
     roots = (path_of(folder, str(settings.get("path") or "")), folder)
     return [_place(name, roots, path) for name in told]
+
+
+def named_splits(path: Path) -> list[str]:
+    """Those of train, val and test that a data set's YAML file names. Raises ValueError as YoloFiles does."""
+    return _named(_settings(path))
+
+
+def _named(settings: Mapping[str, Any]) -> list[str]:
+    return [name for name in ("train", "val", "test") if settings.get(name)]
 
 
 def _place(name: str, roots: Sequence[Path], path: Path) -> Path:

@@ -33,7 +33,7 @@ __all__ = [
 ANSWERS = "answers.jsonl"
 SETTINGS = "settings.json"
 
-_SAMPLED = 64  # numbers of every parameter
+_SAMPLED = 64  # numbers of every tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,20 +130,20 @@ def digest_of_file(path: Path) -> str:
 
 
 def digest_of_weights(assistant: Assistant) -> str:
-    """Alike for the same weights, whatever engine holds them: some numbers of every parameter tell it."""
+    """Alike for the same weights, whatever engine holds them: some numbers of every tensor tell it."""
     return digest_of_networks(assistant.engine.networks)
 
 
 def digest_of_networks(networks: Iterable[nn.Module]) -> str:
-    """Of all their parameters, whichever network holds which."""
-    digests = {_digest(parameter) for network in networks for parameter in network.parameters()}
+    """Of all that they are saved with, parameters and statistics, whichever network holds which."""
+    digests = {_digest(tensor) for network in networks for tensor in network.state_dict().values()}
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
 
 
-def _digest(parameter: Tensor) -> str:
-    """A parameter that lies elsewhere, such as on a disk, is told by its shape."""
+def _digest(tensor: Tensor) -> str:
+    """One that lies elsewhere, such as on a disk, is told by its shape."""
     numbers: list[float] = []
-    if not parameter.is_meta:
-        flat = parameter.detach().flatten()
+    if not tensor.is_meta:
+        flat = tensor.detach().flatten()
         numbers = flat[:: max(1, len(flat) // _SAMPLED)].float().tolist()
-    return hashlib.sha256(repr((tuple(parameter.shape), numbers)).encode()).hexdigest()
+    return hashlib.sha256(repr((tuple(tensor.shape), numbers)).encode()).hexdigest()

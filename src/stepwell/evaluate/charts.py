@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.evaluate.drawing import check_drawing, write_figure
+from stepwell.evaluate.drawing import check_drawing, plain, write_figure
 
 __all__ = ["draw_confusion", "draw_precision"]
 
@@ -27,7 +27,7 @@ def draw_precision(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (kind, of_kind) in zip(panels, curves.items(), strict=True):
         for name, precision in of_kind.items():
-            axes.plot(np.linspace(0, 1, len(precision)), precision, label=name)
+            axes.plot(np.linspace(0, 1, len(precision)), precision, label=plain(name))
         axes.set(title=kind, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
         if of_kind:
@@ -66,4 +66,4 @@ def draw_confusion(
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:22]}..."
+    return plain(name if len(name) <= 24 else f"{name[:22]}...")

@@ -8,7 +8,7 @@ from typing import Any
 
 from stepwell.folders import whole_file
 
-__all__ = ["can_draw", "check_drawing", "write_figure"]
+__all__ = ["can_draw", "check_drawing", "plain", "write_figure"]
 
 
 def can_draw() -> bool:
@@ -20,6 +20,11 @@ def check_drawing(what: str) -> None:
     """Raises ImportError, one line, where `what` cannot be drawn."""
     if not can_draw():
         raise ImportError(f"drawing {what} needs matplotlib: pip install 'stepwell[eval]'")
+
+
+def plain(name: str) -> str:
+    """For matplotlib, which takes what stands between two dollars for a formula."""
+    return name.replace("$", r"\$")
 
 
 def write_figure(path: Path, figure: Any) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from PIL.Image import Image
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from stepwell.evaluate.answers import digest_of_networks, open_run
 from stepwell.evaluate.beside import draw_best_and_worst
@@ -46,7 +46,7 @@ def evaluate_perception(
     split: str | None = None,
     classes: str | Path | None = None,
     max_detections: int | None = None,
-    threshold: float = 0.0,
+    threshold: float | None = None,
     tiles: Tiles | None = None,
     batch_size: int = 1,
     limit: int | None = None,
@@ -60,9 +60,9 @@ def evaluate_perception(
     A run that was stopped goes on where it was, also to a larger `limit`. data, images, split, classes: as
     `data_of` takes them (data/entries.py). processor: by default the model's own. max_detections: of an
     image, found and scored; None is the head's own number, 100 for most. threshold: what scores no higher is
-    not found. tiles: how images are cut to be looked at; None: they are seen whole. limit: images, from the
-    first. limits: of image files, by default those of `predict`. pictures: how many of the best and of the
-    worst are drawn beside their truth. name: of the model, in the report.
+    not found; None: all that the head finds. tiles: how images are cut to be looked at; None: they are seen
+    whole. limit: images, from the first. limits: of image files, by default those of `predict`. pictures: how
+    many of the best and of the worst are drawn beside their truth. name: of the model, in the report.
     Images that cannot be read are in `bad_images`, and in no score. Raises ValueError for data that do not
     suit the model or its classes, and for a folder that holds a run with other settings; ImportError for
     libraries that are missing.
@@ -132,7 +132,7 @@ def score_task(
                 "commit": getattr(model.config, "_commit_hash", None),
             },
             "data": str(data),
-            "split": split,
+            "split": split or getattr(task.source, "split", None),
             "limit": limit,
             "batch_size": batch_size,
             "settings": settings,
@@ -190,7 +190,7 @@ def _settings_of(task: PerceptionTask[Any]) -> dict[str, Any]:
         "task": task.name,
         "data": digest_of(task.source),
         "weights": digest_of_networks([task.network]),
-        "config": _digest(task.network.config.to_json_string(use_diff=False)),
+        "config": _digest(_without_place(task.network.config)),
         "processor": _digest(task.processor.to_json_string()),
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": parameter.device.type,
@@ -200,6 +200,13 @@ def _settings_of(task: PerceptionTask[Any]) -> dict[str, Any]:
     if task.tiles is not None:
         settings["tiles"] = asdict(task.tiles)
     return settings
+
+
+def _without_place(config: PreTrainedConfig) -> str:
+    """A model that has been moved is the same."""
+    fields = json.loads(config.to_json_string(use_diff=False))
+    fields.pop("_name_or_path", None)
+    return json.dumps(fields)
 
 
 def _digest(text: str) -> str:

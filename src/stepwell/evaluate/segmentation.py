@@ -76,7 +76,9 @@ class SegmentationScores:
         ious, accuracies = _ious(totals), _ratio(right, had)
         interval = None
         if len(self._totals) > 1:
-            interval = percentile_interval(_mean_of_told(_ious(resampled(np.stack(self._totals)))))
+            means = _mean_of_told(_ious(resampled(np.stack(self._totals))))
+            told = means[~np.isnan(means)]  # a resample may hold only images in which nothing counts
+            interval = percentile_interval(told) if len(told) else None
         mean_iou, mean_accuracy = _mean_of_told(ious), _mean_of_told(accuracies)
         return SegmentationResult(
             images=len(self._totals),

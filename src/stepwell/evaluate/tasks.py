@@ -7,9 +7,7 @@ data. Letters: K classes of the data, (H, W) an image.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -25,7 +23,7 @@ from stepwell.evaluate.class_names import ClassMatch, match_classes
 from stepwell.evaluate.classification import TOP, ClassificationResult, ClassificationScores
 from stepwell.evaluate.detection import DetectionResult, DetectionScores, Kind, ScoredObjects, f1_of_boxes
 from stepwell.evaluate.kinds import TASKS, Task
-from stepwell.evaluate.perception_data import ObjectSource, data_classes, open_data, true_objects
+from stepwell.evaluate.perception_data import ObjectSource, data_classes, open_data, true_objects, used_labels
 from stepwell.evaluate.segmentation import SegmentationResult, SegmentationScores, confusion_of_pixels
 from stepwell.models.predictions import Classification, Detections, Prediction, Segmentation
 from stepwell.views.tiling import Tiles
@@ -55,7 +53,9 @@ class PerceptionTask(ABC, Generic[S]):
 
     def __init__(self, network: Any, processor: Any, source: S, *, tiles: Tiles | None = None) -> None:
         self.network, self.processor, self.source, self.tiles = network, processor, source, tiles
-        self.classes: ClassMatch = match_classes(network.class_names, data_classes(source))
+        self.classes: ClassMatch = match_classes(
+            network.class_names, data_classes(source), used=used_labels(source)
+        )
 
     @abstractmethod
     def image(self, index: int) -> Path:
@@ -94,10 +94,17 @@ class PerceptionTask(ABC, Generic[S]):
 
     def remarks(self) -> list[str]:
         """What a reader of the scores should know."""
-        if not self.classes.others:
-            return []
-        others = ", ".join(self.classes.others[:5]) + (", ..." if len(self.classes.others) > 5 else "")
-        return [f"The model knows {len(self.classes.others)} classes that the data lack: {others}"]
+        return [
+            f"{text}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            for text, names in (
+                (
+                    f"The model knows {len(self.classes.others)} classes that the data lack",
+                    self.classes.others,
+                ),
+                ("The model does not know these, of which the data have nothing", self.classes.unknown),
+            )
+            if names
+        ]
 
 
 class DetectionTask(PerceptionTask[ObjectSource]):
@@ -117,7 +124,7 @@ class DetectionTask(PerceptionTask[ObjectSource]):
     ) -> None:
         super().__init__(network, processor, source, tiles=tiles)
         self.threshold = threshold
-        self.max_detections = max_detections or _limit(network.head.config)
+        self.max_detections = max_detections or network.head.max_detections
         self.masks: bool = getattr(network.config.head_settings, "masks", False) and source.has_masks
 
     def image(self, index: int) -> Path:
@@ -126,20 +133,19 @@ class DetectionTask(PerceptionTask[ObjectSource]):
         return image.path
 
     def _predict(self, images: list[Image.Image]) -> Sequence[Detections]:
-        with _finding(self.network.head, self.max_detections):
-            predictions: Sequence[Detections] = self.network.predict(
-                images,
-                batch=len(images),
-                threshold=self.threshold,
-                max_detections=self.max_detections,
-                tiles=self.tiles,
-            )
+        predictions: Sequence[Detections] = self.network.predict(
+            images,
+            batch=len(images),
+            threshold=self.threshold,
+            max_detections=self.max_detections,
+            tiles=self.tiles,
+        )
         return predictions
 
     def shown(self, image: Image.Image) -> Detections:
         """By the boxes that are drawn `quality` judges."""
         found = cast(Detections, super().shown(image))
-        return found.select((found.scores > DRAWN).nonzero().flatten())
+        return found.select(found.scores > DRAWN)
 
     def _record(self, index: int, found: Detections) -> dict[str, Any]:
         """Of classes that the data have."""
@@ -254,18 +260,20 @@ def task_of(
     images: Path | None = None,
     split: str | None = None,
     classes: Path | None = None,
-    threshold: float = 0.0,
+    threshold: float | None = None,
     max_detections: int | None = None,
     tiles: Tiles | None = None,
 ) -> PerceptionTask[Any]:
     """The task of a model, on data as `open_data` takes them. Raises ValueError for a model of another kind,
-    for tiles of a classifier, and as `open_data` and `match_classes`.
+    for what its kind does not have, such as tiles of a classifier, and as `open_data` and `match_classes`.
     """
     name = TASKS.get(network.config.model_type)
     if name is None:
         raise ValueError(f"a {network.config.model_type!r} model has no scores; choose from {sorted(TASKS)}")
     if max_detections is not None and (name != "detection" or max_detections < 1):
         raise ValueError(f"max_detections is of detectors and at least 1, got {max_detections} for {name}")
+    if threshold is not None and name != "detection":
+        raise ValueError(f"a threshold is of detectors, got {threshold} for {name}")
     if tiles is not None and name == "classification":
         raise ValueError("a classifier looks at whole images, and takes no tiles")
     source = open_data(name, data, images=images, split=split, classes=classes)
@@ -278,25 +286,6 @@ def task_of(
         processor,
         source,
         tiles=tiles,
-        threshold=threshold,
+        threshold=threshold or 0.0,
         max_detections=max_detections,
     )
-
-
-def _limit(settings: Any) -> int:
-    """How many detections a head finds in an image at most."""
-    return cast(int, settings.selection.num if hasattr(settings, "selection") else settings.max_detections)
-
-
-@contextmanager
-def _finding(head: Any, count: int) -> Iterator[None]:
-    """The head finds up to `count` objects an image meanwhile."""
-    settings = head.config
-    if hasattr(settings, "selection"):
-        head.config = replace(settings, selection=replace(settings.selection, num=count))
-    else:
-        head.config = replace(settings, max_detections=count)
-    try:
-        yield
-    finally:
-        head.config = settings

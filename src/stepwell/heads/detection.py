@@ -6,7 +6,10 @@ Letters: B batch, C width of a map, (h, w) its grid, n objects of an image.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,8 +24,30 @@ class DetectionHead(nn.Module, ABC):
 
     Layers run in the precision of their parameters; boxes, scores and losses in single precision at least.
     Models go through `forward`, so that what is hooked to a module, such as weights that are fetched from a
-    disk, is there.
+    disk, is there. config: the settings that it was built from.
     """
+
+    config: Any
+
+    @property
+    def max_detections(self) -> int:
+        """That are found in an image."""
+        config = self.config
+        count: int = config.selection.num if hasattr(config, "selection") else config.max_detections
+        return count
+
+    @contextmanager
+    def finding(self, count: int) -> Iterator[None]:
+        """Meanwhile `count` objects are found in an image at most."""
+        kept = self.config
+        if hasattr(kept, "selection"):
+            self.config = replace(kept, selection=replace(kept.selection, num=count))
+        else:
+            self.config = replace(kept, max_detections=count)
+        try:
+            yield
+        finally:
+            self.config = kept
 
     def forward(
         self,

@@ -139,7 +139,7 @@ class Assistant:
 
     features = encode
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference tensors could not be learnt from
     def encode_many(
         self,
         images: Iterable[Seen],

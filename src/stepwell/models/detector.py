@@ -99,7 +99,7 @@ class StepwellForObjectDetection(BackboneWithHead[Detections]):
 
     def _predict_tiled(self, image: Image, tiles: Tiles, choice: Choice, batch: int) -> Detections:
         processor = self.image_processor()
-        of_tile = replace(choice, most=None)
+        of_tile = replace(choice, most=max(choice.most or 0, self.head.max_detections))
 
         def run(crops: list[Image], sizes: list[Size]) -> list[Detections]:
             return self._detections(processor.batch_of(crops, sizes), crops, of_tile)
@@ -112,7 +112,9 @@ class StepwellForObjectDetection(BackboneWithHead[Detections]):
         """inputs: of the images, as the processor makes them."""
         threshold = 0.5 if choice.threshold is None else choice.threshold
         sizes = [(image.height, image.width) for image in images]
-        above = detections_above(self._run(inputs), threshold, sizes, choice.most)
+        with self.head.finding(choice.most or self.head.max_detections):
+            outputs = self._run(inputs)
+        above = detections_above(outputs, threshold, sizes, choice.most)
         return [self._of_image(found, size) for found, size in zip(above, sizes, strict=True)]
 
     def _of_image(self, found: FoundObjects, size: Size) -> Detections:

@@ -40,8 +40,8 @@ class Choice:
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"a threshold is a score of 0 to 1, got {self.threshold}")
-        if self.most is not None and self.most < 1:
-            raise ValueError(f"max_detections is at least 1, got {self.most}")
+        if self.most is not None and not _is_count(self.most):
+            raise ValueError(f"max_detections is a whole number from 1 on, got {self.most!r}")
 
 
 class Predicts(Generic[Kind]):
@@ -87,25 +87,26 @@ class Predicts(Generic[Kind]):
         """A picture -> its prediction; a list or a tuple of pictures -> a list of theirs, in order.
 
         threshold: of scores, by default 0.5 for objects and none for classes of a picture. max_detections:
-        the best so many, by default all, and 5 classes of a picture. batch: pictures, or tiles, that go
-        through the network together, by default 1 on a CPU and 8 elsewhere; so many pictures are open at a
-        time. tiles: cuts each picture into tiles, and puts what is found together. limits: of image files,
-        by default those of `stepwell.ImageLimits`, and 150 million pixels for tiles.
+        the best so many, by default the model's own number, 100 for most detectors, of a picture or of a
+        tile, and 5 classes of a picture. batch: pictures, or tiles, that go through the network together, by
+        default 1 on a CPU and 8 elsewhere; so many pictures are open at a time. tiles: cuts each picture into
+        tiles, and puts what is found together. limits: of image files, by default those of
+        `stepwell.ImageLimits`, and 150 million pixels for tiles.
 
         Raises ValueError for what a kind of model does not have (thresholds of segmenters, tiles of
         classifiers), and as `open_image` does.
         """
         if tiles is not None and not isinstance(tiles, Tiles):
             raise ValueError(f"tiles are stepwell.Tiles(), with a size, an overlap or a scale, got {tiles!r}")
-        if batch is not None and batch < 1:
-            raise ValueError(f"a batch is at least 1, got {batch}")
+        if batch is not None and not _is_count(batch):
+            raise ValueError(f"a batch is a whole number from 1 on, got {batch!r}")
         choice = Choice(threshold=threshold, most=max_detections)
         self._check_choice(choice, tiles)
         together = batch or batch_size_on(device_of(self))
         limits = limits or (DEFAULT_LIMITS if tiles is None else TILED_LIMITS)
         is_list = isinstance(images, list | tuple)
         predictions: list[Kind] = []
-        with _evaluating(self), torch.inference_mode():
+        with _evaluating(self), torch.no_grad():  # inference tensors could not be changed in place
             given, step = images if is_list else [images], together if tiles is None else 1
             for first in range(0, len(given), step):
                 opened = [open_image(image, limits=limits) for image in given[first : first + step]]
@@ -142,9 +143,21 @@ class Predicts(Generic[Kind]):
         raise NotImplementedError
 
     def _run(self, inputs: Any) -> Any:
-        """The model's output for what its processor has made."""
-        device = device_of(self)
-        return self(**{name: value.to(device) for name, value in inputs.items()})  # type: ignore[operator]
+        """The output for what the processor has made. Raises ValueError for one that is no number."""
+        model: Any = self
+        device = device_of(model)
+        outputs = model(**{name: value.to(device) for name, value in inputs.items()})
+        told = outputs.logits if hasattr(outputs, "logits") else outputs.scores
+        if not bool(told.isfinite().all()):
+            raise ValueError(
+                "the model's outputs are no numbers: its weights are damaged, or too large for its "
+                "precision; another --dtype may help"
+            )
+        return outputs
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 def batch_size_on(device: torch.device) -> int:

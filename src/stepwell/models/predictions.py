@@ -69,7 +69,13 @@ class Detections:
         return [self.class_names[label] for label in self.labels.tolist()]
 
     def select(self, places: Tensor) -> Detections:
-        """Some of the objects: their numbers (m,), in the order wanted."""
+        """Some of the objects: their numbers (m,), in the order wanted, or bool (n,) for those wanted."""
+        if places.dtype == torch.bool:
+            if places.shape != self.scores.shape:
+                raise ValueError(
+                    f"of {len(self)} objects as many are wanted or not, got {tuple(places.shape)}"
+                )
+            places = places.nonzero().flatten()
         return Detections(
             boxes=self.boxes[places],
             scores=self.scores[places],

@@ -2,8 +2,9 @@
 
 Two tiles look at the same pixels where they overlap, and there they should have found the same. So two finds
 are one object where what lies of them in the overlap agrees, in masks where there are any, else in boxes. A
-find is *cut* where it touches an edge of its tile that lies inside the picture. An object that a tile has
-seen whole is taken from there; one that was cut everywhere is put together from its parts.
+find is *cut* where it touches a seam: an edge of its tile that lies inside the picture. An object that tiles
+have seen whole is taken from that in which it lies farthest from a seam; one that was cut everywhere is put
+together from its parts.
 Letters: n finds of all tiles, a and b tiles.
 """
 
@@ -35,9 +36,10 @@ def join_across_seams(found: Sequence[Detections], tiles: Sequence[Window], size
     """found: of each tile, boxes and masks in pixels of the picture, which is of `size`. Best first."""
     joined = _concatenated(found)
     tile_of = [tile for tile, one in enumerate(found) for _ in range(len(one))]
-    is_cut = [
-        cut for one, tile in zip(found, tiles, strict=True) for cut in _touch_seam(one.boxes, tile, size)
+    room = [
+        space for one, tile in zip(found, tiles, strict=True) for space in _to_seams(one.boxes, tile, size)
     ]
+    is_cut = [space <= 1 for space in room]
     groups = [_Group([i], {tile}) for i, tile in enumerate(tile_of)]
     for pair in sorted(_pairs(joined, tile_of, is_cut, tiles), key=lambda pair: -pair.agreement):
         one, other = groups[pair.first], groups[pair.second]
@@ -46,7 +48,7 @@ def join_across_seams(found: Sequence[Detections], tiles: Sequence[Window], size
             for i in other.members:
                 groups[i] = one
     kept = list({id(group): group for group in groups}.values())
-    objects = [_object(joined, group.members, is_cut) for group in kept]
+    objects = [_object(joined, group.members, room) for group in kept]
     parts = _parts_of_others(joined, objects, kept, tile_of, is_cut)
     return _in_order(joined, [one for i, one in enumerate(objects) if i not in parts])
 
@@ -92,20 +94,20 @@ def _joined_masks(masks: Sequence[CroppedMasks]) -> CroppedMasks:
     return replace(masks[0], crops=crops, windows=tuple(window for one in masks for window in one.windows))
 
 
-def _touch_seam(boxes: Tensor, tile: Window, size: Size) -> list[bool]:
-    """Of each box (n, 4): whether it ends at an edge of its tile that is not the picture's."""
-    margin = [max(1.0, TOUCHES * side) for side in (tile.right - tile.left, tile.bottom - tile.top)]
+def _to_seams(boxes: Tensor, tile: Window, size: Size) -> list[float]:
+    """Of each box (n, 4), how far it ends from the nearest seam: up to 1 is at it, infinite without one."""
+    across, down = (max(1.0, TOUCHES * side) for side in (tile.right - tile.left, tile.bottom - tile.top))
     left, top, right, bottom = boxes.unbind(1)
-    touches = torch.zeros(len(boxes), dtype=torch.bool)
+    distances = [torch.full_like(left, torch.inf)]
     if tile.left > 0:
-        touches |= left <= tile.left + margin[0]
+        distances.append((left - tile.left) / across)
     if tile.top > 0:
-        touches |= top <= tile.top + margin[1]
+        distances.append((top - tile.top) / down)
     if tile.right < size[1]:
-        touches |= right >= tile.right - margin[0]
+        distances.append((tile.right - right) / across)
     if tile.bottom < size[0]:
-        touches |= bottom >= tile.bottom - margin[1]
-    return touches.tolist()
+        distances.append((tile.bottom - bottom) / down)
+    return torch.stack(distances).amin(0).tolist()
 
 
 def _pairs(
@@ -162,14 +164,16 @@ def _mask_areas(masks: CroppedMasks, i: int, j: int, overlap: Window) -> tuple[f
     return float(np.count_nonzero(both)), float(np.count_nonzero(first)), float(np.count_nonzero(second))
 
 
-def _object(found: Detections, members: Sequence[int], is_cut: Sequence[bool]) -> _Object:
-    """From where it is whole, the best of these; else what its parts cover together."""
-    whole = [i for i in members if not is_cut[i]]
-    parts = [max(whole, key=lambda i: float(found.scores[i]))] if whole else list(members)
+def _object(found: Detections, members: Sequence[int], room: Sequence[float]) -> _Object:
+    """From where it is whole, the farthest from a seam; else what its parts cover together. A model may end a
+    box short of the seam that cuts it, and be surer of that than of the whole.
+    """
+    whole = [i for i in members if room[i] > 1]
+    parts = [max(whole, key=lambda i: (room[i], float(found.scores[i])))] if whole else list(members)
     boxes = found.boxes[parts]
     box = torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
     mask = None if found.masks is None else union(found.masks, parts)
-    return _Object(box, float(found.scores[parts].max()), int(found.labels[members[0]]), mask)
+    return _Object(box, float(found.scores[whole or parts].max()), int(found.labels[members[0]]), mask)
 
 
 def _parts_of_others(

@@ -14,6 +14,9 @@ from stepwell.structures import Size
 
 __all__ = ["Tile", "Tiles", "scaled_window"]
 
+MOST_OVERLAP = 0.9
+"""With which a place is looked at a hundred times already."""
+
 
 class Tile(NamedTuple):
     """A part of a picture, and what the model sees of it."""
@@ -38,8 +41,10 @@ class Tiles:
     def __post_init__(self) -> None:
         if self.size is not None and (not isinstance(self.size, int) or self.size < 2):
             raise ValueError(f"a tile's size is a whole number of pixels from 2 on, got {self.size!r}")
-        if not 0 < self.overlap < 1:
-            raise ValueError(f"tiles overlap by a share of their side between 0 and 1, got {self.overlap}")
+        if not 0 < self.overlap <= MOST_OVERLAP:
+            raise ValueError(
+                f"tiles overlap by a share of their side above 0 and up to {MOST_OVERLAP}, got {self.overlap}"
+            )
         if not 0 < self.scale <= 16:
             raise ValueError(f"a picture is scaled by more than 0 and at most 16, got {self.scale}")
 
