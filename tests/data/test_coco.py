@@ -111,7 +111,11 @@ NAN = float("nan")
         ({"bbox": [-9, 2, 9, 4]}, "lies outside of 120 x 80 pixels"),
         ({"image_id": 2}, "its image_id 2 is of no image"),
         ({"image_id": None}, "its image_id None is of no image"),
-        ({"image_id": [1]}, "unhashable"),
+        ({"image_id": [1]}, "its image_id [1] is of no image"),
+        ({"area": "big"}, "its area is 'big'"),
+        ({"area": {}}, "its area is {}"),
+        ({"area": -1}, "its area is -1"),
+        ({"iscrowd": "yes"}, "its iscrowd is 'yes', not 0 or 1"),
         ({"category_id": 8}, "its category_id 8 is of no category"),
     ],
 )
@@ -301,6 +305,45 @@ def test_the_folder_of_images_is_found_where_people_have_it(tmp_path, file, imag
     assert [entry.path for entry in source.entries] == [tmp_path / image]
     assert source[0].size == (4, 5)
     assert len(source.faults) == 4
+
+
+def test_the_folder_of_images_is_that_which_holds_most(tmp_path):
+    for place in ("annotations/1.png", "images/train/1.png", "images/train/2.png", "images/1.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 4)).save(tmp_path / place)
+    images = [{"id": i, "file_name": f"{i}.png", "width": 5, "height": 4} for i in (1, 2)]
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps({"images": images}))
+    assert CocoFile(tmp_path / "annotations" / "train.json").images == tmp_path / "images" / "train"
+    with pytest.raises(FileNotFoundError, match="gone"):
+        CocoFile(tmp_path / "annotations" / "train.json", images=tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("told", "is_crowd"), [("0", False), ("1", True), (True, True), (None, False), (0.0, False)]
+)
+def test_crowds_may_be_told_as_text(coco, told, is_crowd):
+    source = coco(annotation(iscrowd=told), categories=[{"id": 7, "name": "bar"}])
+    assert source.faults == []
+    assert source.entries[0].annotations[0].is_crowd is is_crowd
+
+
+@pytest.mark.parametrize("is_upright", [False, True])
+def test_images_on_their_head_are_told_as_those_on_their_side(tmp_path, is_upright):
+    """A picture turned by half is as large either way, so that only others tell what boxes are of."""
+    entries = []
+    for number, (orientation, size) in enumerate([(3, (40, 30)), (6, (40, 30)), (8, (20, 20))]):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        Image.new("RGB", size).save(tmp_path / f"{number}.jpg", exif=exif)
+        width, height = size if not is_upright or orientation == 3 else size[::-1]
+        entries.append({"id": number, "file_name": f"{number}.jpg", "width": width, "height": height})
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 10, 5]} for i in range(3)]
+    file = {"images": entries, "annotations": boxes, "categories": [{"id": 1, "name": "bar"}]}
+    (tmp_path / "a.json").write_text(json.dumps(file))
+    source = CocoFile(tmp_path / "a.json")
+    found = [source[i].annotations[0].box for i in range(3)]
+    turned = [(30.0, 25.0, 40.0, 30.0), (25.0, 0.0, 30.0, 10.0), (0.0, 10.0, 5.0, 20.0)]
+    assert found == ([(0.0, 0.0, 10.0, 5.0)] * 3 if is_upright else turned)
 
 
 def test_images_that_are_nowhere_are_refused_with_what_to_say(tmp_path):

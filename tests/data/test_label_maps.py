@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,12 +24,12 @@ NUMBERS = np.random.default_rng(0).integers(0, 3, size=(6, 10))
 def folders(tmp_path):
     """folders(map, name=..., orientation=...) -> where an image of 10 x 6 pixels and its map lie."""
 
-    def made(labels, name="a.png", orientation=1, image=(10, 6)):
+    def made(labels, name="a.png", orientation=1, image=(10, 6), image_name="a.jpg"):
         for folder in ("images/x", "labels/x"):
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         exif = Image.Exif()
         exif[0x112] = orientation
-        Image.new("RGB", image).save(tmp_path / "images/x/a.jpg", exif=exif)
+        Image.new("RGB", image).save(tmp_path / "images/x" / image_name, exif=exif)
         labels.save(tmp_path / "labels/x" / name)
         return tmp_path / "images", tmp_path / "labels"
 
@@ -104,6 +105,15 @@ def test_a_map_is_turned_with_its_image(folders, orientation):
 def test_a_map_drawn_on_the_upright_image_stays(folders):
     images, maps = folders(gray(NUMBERS), orientation=6, image=(6, 10))
     assert np.array_equal(LabelMaps(images, maps, classes=NAMES)[0].labels, NUMBERS)
+
+
+def test_of_an_image_on_its_head_the_map_is_as_those_of_images_on_their_side(folders):
+    folders(gray(NUMBERS), name="head.png", orientation=3, image_name="head.jpg")
+    images, maps = folders(gray(NUMBERS.T), name="side.png", orientation=6, image_name="side.jpg")
+    source = LabelMaps(images, maps, classes=NAMES)
+    assert np.array_equal(source[0].labels, NUMBERS)
+    gray(NUMBERS).save(maps / "x/side.png")
+    assert np.array_equal(LabelMaps(images, maps, classes=NAMES)[0].labels, NUMBERS[::-1, ::-1])
 
 
 @pytest.mark.parametrize(
@@ -252,6 +262,7 @@ def test_an_empty_list_is_refused(tmp_path):
 LISTED = ClassList(names=NAMES)
 NUMBERED = ClassList(names=NAMES, numbers=(0, 1, 2))
 COLOURED = ClassList(names=NAMES, colours=COLOURS)
+BOTH = ClassList(names=NAMES, numbers=(1, 2, 3), colours=COLOURS)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +287,17 @@ COLOURED = ClassList(names=NAMES, colours=COLOURS)
         ("a.txt", "# R G B\n60 16 152\tbuilding\n132 41 246 land\n110 193 228 road", COLOURED),
         ("a.txt", "60 16 152 7\n1 2 3 8", ClassList(names=("7", "8"), colours=((60, 16, 152), (1, 2, 3)))),
         ("a.csv", "name,r,g,b\nbuilding, 60, 16, 152\nland,132,41,246\nroad,110,193,228\n", COLOURED),
+        ("a.csv", "id,name,r,g,b\n1,building,60,16,152\n2,land,132,41,246\n3,road,110,193,228\n", BOTH),
+        (
+            "a.csv",
+            '"R";"G";"B";"Class"\n60;16;152;building\n132;41;246;land\n110;193;228;road',
+            COLOURED,
+        ),
+        ("a.csv", "index,label\n1,building\n2,land\n3,road", replace(BOTH, colours=())),
+        ("a.csv", 'name,id\n"a, b",0\nc,1', ClassList(names=("a, b", "c"), numbers=(0, 1))),
+        ("a.txt", "1 60 16 152 building\n2 132 41 246 land\n3 110 193 228 road", BOTH),
+        ("a.txt", "1 building 60 16 152\n2 land 132 41 246\n3 road 110 193 228", BOTH),
+        ("a.json", {"building": 1, "land": 2, "road": 3}, replace(BOTH, colours=())),
     ],
 )
 def test_lists_of_classes_as_people_keep_them(tmp_path, name, content, classes):
@@ -299,6 +321,13 @@ def test_lists_of_classes_as_people_keep_them(tmp_path, name, content, classes):
         ("a.json", '[{"id": 1}]', "name"),
         ("a.json", '[{"id": 1e400, "name": "a"}]', "infinity"),
         ("a.json", "3", "int"),
+        ("a.json", '[["a", 0]]', "is no name, and no object with one"),
+        (
+            "a.json",
+            '[{"name": "a", "color": [1, 2, 3, 255]}]',
+            "the colour of 'a' is .*, not red",
+        ),
+        ("a.csv", "id,name,r,g,b\n1,a,2", "the line '1,a,2' has fewer columns than the header"),
         ("a.json", "{", "not JSON"),
     ],
 )

@@ -13,6 +13,7 @@ from stepwell.data.coco import CocoFile
 from stepwell.data.image_folder import ImageFolder
 from stepwell.data.label_maps import LabelMaps
 from stepwell.data.summary import ClassCount, Sizes, short_name, summary
+from stepwell.images.limits import DEFAULT_LIMITS
 from stepwell.images.open import open_image
 
 SQUARE = [[1, 1, 5, 1, 5, 5, 1, 5]]
@@ -116,6 +117,8 @@ def test_pixels_are_counted_by_class(maps, tmp_path):
         "tree              0   0.0 %",
         "roof              1  37.5 %",
         "(ignored)            37.5 %",
+        "no pixel is tree, and some are ignored: where the maps store a class as 255, list the classes by "
+        "number, with another ignore_index",
         "              smallest  median  largest",
         "picture size     2 x 1   3 x 2    3 x 2",
         "left out: 1",
@@ -187,6 +190,7 @@ def test_names_of_strangers_stay_on_their_line():
 def test_samples_of_another_kind_are_no_perception_data():
     class Others:
         classes = ()
+        limits = DEFAULT_LIMITS
 
         def __len__(self):
             return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,10 @@ from torch import nn
 
 from stepwell.train import perception
 from stepwell.train.averaging import Averaging
-from stepwell.train.recipe import Average
-from stepwell.train.run import train
+from stepwell.train.recipe import Average, load_recipe
+from stepwell.train.run import mixture, train
+from stepwell.train.stage_trainer import StageTrainer
+from stepwell.train.tasks import find_task
 
 
 class Stage:
@@ -181,6 +184,23 @@ def test_what_is_used_is_what_is_scored(runs, data):
         kept = weights_of(stage / "finished")
         last = seen[max(seen)]
         assert all(torch.equal(last[name], kept[name]) for name in last)
+
+
+def test_losses_are_those_of_the_weights_that_are_kept(tmp_path):
+    """Of a model that is judged by its losses: an average that has hardly moved is as bad as the start."""
+    data = {"kind": "drawn", "sides": [128, 128], "text": [12, 16]}
+    changes = {"average": {"decay": 0.999, "ramp": False}, "validation": [{**data, "count": 2}]}
+    overrides = [f"stages.look.{name}={json.dumps(value)}" for name, value in changes.items()]
+    settings = load_recipe("reader_smoke", [f"output={tmp_path}", "bf16=false", *overrides])
+    task = find_task(settings.task)(settings, settings.stages[0])
+    trainer = StageTrainer(task.build(), task, settings, mixture(task, seed=0), tmp_path / "stage", seed=0)
+    trainer.train()
+    told = trainer.evaluate()["eval_loss"]
+    averaging, trainer.averaging = trainer.averaging, None
+    last = trainer.evaluate()["eval_loss"]
+    trainer.model.load_state_dict(averaging.model.state_dict())
+    assert told == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
+    assert told != pytest.approx(last, rel=1e-3)
 
 
 def test_a_training_that_was_stopped_has_the_same_average(runs, data, tmp_path):

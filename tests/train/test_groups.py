@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stepwell.train.groups import freeze_all_but, parameter_groups, part_of
+from stepwell.train.groups import freeze_all_but, frozen_norms, parameter_groups, part_of
 from stepwell.train.recipe import load_recipe
 from stepwell.train.tasks import find_task
 
@@ -90,6 +90,16 @@ def test_only_matrices_and_kernels_decay(model, parts):
                 assert id(parameter) not in decayed
             elif isinstance(module, nn.Linear | nn.Conv2d) and parameter.requires_grad:
                 assert id(parameter) in decayed
+
+
+def test_batch_norms_are_frozen_with_their_weights():
+    module = nn.ModuleDict(
+        {"body": nn.BatchNorm2d(2), "head": nn.BatchNorm2d(2), "bare": nn.BatchNorm2d(2, affine=False)}
+    )
+    freeze_all_but(module, ["body", "head"], {}, ["body"])
+    assert frozen_norms(module) == [module["body"]]
+    with pytest.raises(ValueError, match="nothing learns: body, head of head are frozen"):
+        freeze_all_but(module, ["head"], {}, ["body", "head"])
 
 
 def test_frozen_parameters_stay_as_they_are(model, parts):

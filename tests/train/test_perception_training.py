@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from shapes import write_coco
 from tiny import BACKBONE, DINO, IMAGES, RCNN, killed_after, metrics_of, recipe_of, weights_of, write_data
 from torchvision.transforms import v2
+from transformers import set_seed
 
 import stepwell
 from stepwell.evaluate import perception_report
@@ -23,7 +26,7 @@ from stepwell.train import perception, results
 from stepwell.train.detect import _kind, alike_order
 from stepwell.train.groups import part_of
 from stepwell.train.mask_planes import unpack_masks
-from stepwell.train.perception import normalised, opened, places_of
+from stepwell.train.perception import normalised, places_of
 from stepwell.train.recipe import load_recipe
 from stepwell.train.run import mixture, train
 from stepwell.train.stage_trainer import StageTrainer
@@ -141,6 +144,38 @@ def test_a_finished_model_is_scored_on_a_gpu_where_there_is_one(finished, tmp_pa
     monkeypatch.setattr(perception, "score_task", lambda *_, **__: None)
     task.report(folder / "model", tmp_path)
     assert moved == ["cuda"]
+
+
+def test_a_run_does_not_go_on_with_other_classes(data, tmp_path):
+    folder = Path(shutil.copytree(data["classify"]["path"], tmp_path / "photos"))
+    path = recipe_of("classify", tmp_path, {"kind": "image_folder", "path": str(folder)}, save_steps=2)
+    killed_after(3, path)
+    (folder / "disc").rename(folder / "zdisc")
+    with pytest.raises(
+        ValueError, match=r"1_shapes was trained with classes\.0 'disc', which is 'square' now"
+    ):
+        train(path)
+    (folder / "zdisc").rename(folder / "disc")
+    picture = next((folder / "disc").iterdir())
+    picture.rename(tmp_path / picture.name)
+    with pytest.raises(ValueError, match=r"1_shapes was trained with samples\.0 8, which is 7 now"):
+        train(path)
+    (tmp_path / picture.name).rename(picture)
+    train(path)
+
+
+def test_images_may_be_as_large_as_the_recipe_lets_in(tmp_path):
+    """In data, in what is told of them, in scores while it learns and in those at the end."""
+    for name in ("disc", "square"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (900, 4)).save(tmp_path / "photos" / name / "long.png")
+    photos = {"kind": "image_folder", "path": str(tmp_path / "photos")}
+    path = recipe_of("classify", tmp_path, photos, stages={"steps": 1, "validation": [photos]})
+    with pytest.raises(ValueError, match=r"too large; .*image_limits in a recipe"):
+        train(path, ["name=small"])
+    folder = train(path, ["image_limits.max_aspect=225"])
+    assert not (folder.parent / "1_shapes/bad_samples.csv").exists()
+    assert json.loads((folder.parent / "scores/scores.json").read_text())["bad_images"] == []
 
 
 def test_a_finished_run_is_taken_up_as_it_is(finished, monkeypatch):
@@ -396,6 +431,41 @@ def test_parts_may_be_frozen(data, tmp_path):
     }
 
 
+def test_norms_of_frozen_parts_keep_their_statistics(data, tmp_path):
+    finished = {}
+    for name, freeze in (("all", []), ("some", ["head"])):
+        stage = {"steps": 2, "freeze": freeze}
+        folder = trained(recipe_of("segment", tmp_path / name, data["segment"], stages=stage))
+        finished[name] = weights_of(folder / "finished")
+    means = [key for key in finished["all"] if key.endswith("running_mean")]
+    assert means
+    for key in means:
+        assert not finished["some"][key].any(), key
+        assert finished["all"][key].any(), key
+
+
+def test_another_backbone_than_a_pyramid_is_a_part(data, tmp_path):
+    backbone = {
+        "model_type": "resnet",
+        "hidden_sizes": [8, 8, 8, 8],
+        "depths": [1, 1, 1, 1],
+        "embedding_size": 8,
+    }
+    backbone |= {"layer_type": "basic", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    model = {"backbone": backbone, "head": RCNN, "images": IMAGES["detect"]}
+    stage = {"steps": 1, "freeze": ["backbone"], "optimiser": {"lr": 1.0e-2}}
+    path = recipe_of("detect", tmp_path, data["detect"], model=model, stages=stage)
+    folder = trained(path)
+    task = task_of(path)
+    assert task.learning == ["backbone", "head"]
+    torch.manual_seed(0)
+    kept, fresh = weights_of(folder / "finished"), None
+    set_seed(load_recipe(path).seed)
+    fresh = task.build().state_dict()
+    moved = {name.split(".")[1] for name in kept if not torch.equal(kept[name], fresh[name])}
+    assert moved == {"head"}
+
+
 def test_a_part_that_is_nowhere_cannot_be_frozen(data, tmp_path):
     with pytest.raises(ValueError, match="no part of the model is called 'neck'"):
         train(recipe_of("classify", tmp_path, data["classify"], stages={"freeze": ["neck"]}))
@@ -633,6 +703,22 @@ def test_bad_images_of_the_validation_data_are_told_and_not_scored(data, tmp_pat
     assert len(metrics_of(folder)["eval_boxes_ap"]) == 1
     (row,) = json.loads((folder.parent / "scores/scores.json").read_text())["bad_images"]
     assert "0_1.png" in row["reason"]
+
+
+@pytest.mark.parametrize("empty_images", [True, False])
+def test_data_without_an_object_are_refused_with_the_reason(tmp_path, empty_images):
+    path = write_coco(tmp_path, images=2)
+    file = json.loads(path.read_text())
+    for each in file["annotations"]:
+        each["image_id"] = str(each["image_id"])
+    path.write_text(json.dumps(file))
+    data = {"kind": "coco", "annotations": str(path)}
+    refusal = rf"{path.name} has nothing to be learnt from; left out are .* the first is .*'0' is of no image"
+    with pytest.raises(ValueError, match=refusal):
+        train(recipe_of("detect", tmp_path, data, stages={"empty_images": empty_images}))
+    path.write_text(json.dumps({**file, "annotations": []}))
+    with pytest.raises(ValueError, match="nothing to be learnt from: no image has an object"):
+        train(recipe_of("detect", tmp_path, data, stages={"empty_images": empty_images}))
 
 
 def test_images_without_objects_may_be_left_out(tmp_path):
@@ -962,7 +1048,8 @@ def test_images_are_upright_and_normalised(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     image.save(tmp_path / "turned.png", exif=exif)
-    pixels = opened(tmp_path / "turned.png")
+    task = task_of(recipe_of("classify", tmp_path, write_data(tmp_path / "shapes", "classify")))
+    pixels = task.opened(tmp_path / "turned.png")
     assert pixels.shape == (3, 4, 2)
     processor = SimpleNamespace(image_mean=[0.5, 0.2, 0.1], image_std=[0.5, 0.1, 0.2])
     values = normalised(pixels, processor)

@@ -107,22 +107,25 @@ def test_a_stage_trains_its_parts_only(finished):
     assert changed == {"vision", "projector", "language", "line_head"}
 
 
-def test_finished_stages_are_taken_up_again(finished):
+def test_finished_stages_are_taken_up_again(finished, capsys, monkeypatch):
     runs, folder = finished
+    monkeypatch.setenv("WORLD_SIZE", "2")  # which matters to stages that go on alone
     before = load_file(folder / "model.safetensors")
     steps = (runs / "reader_smoke/2_answer/finished/model.safetensors").stat().st_mtime_ns
     train("reader_smoke", [f"output={runs}", "bf16=false"])
     after = load_file(folder / "model.safetensors")
     assert (runs / "reader_smoke/2_answer/finished/model.safetensors").stat().st_mtime_ns == steps
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "stage answer was finished before, and is taken as it is: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("stages.look.steps=3", "1_look was trained with stages.0.steps 2, and the recipe says 3"),
+        ("stages.look.steps=3", "1_look was trained with stages.0.steps 2, which is 3 now"),
         ("stages.answer.optimiser.lr=0.5", "2_answer was trained with stages.1.optimiser.lr 0.001"),
-        ("stages.answer.optimiser.part_lrs.projector=0.5", "part_lrs.projector None, .* says 0.5"),
+        ("stages.answer.optimiser.part_lrs.projector=0.5", "part_lrs.projector None, which is 0.5 now"),
+        ("stages.look.data.0.count=99", "1_look was trained with stages.0.data.0.count 100000"),
         ("model.text.hidden_size=64", "1_look was trained with model.text.hidden_size 32"),
         ("model.vision.min_cells=1", "1_look was trained with model.vision.min_cells 2"),
         ("seed=1", "1_look was trained with seed 42"),
@@ -170,10 +173,11 @@ def test_a_stage_that_stopped_does_not_go_on_by_another_recipe(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         train("reader_smoke", settings)
     assert not (tmp_path / "reader_smoke/1_look/finished").exists()
-    with pytest.raises(
-        ValueError, match=r"1_look was trained with stages\.0\.batch 2, and the recipe says 3"
-    ):
+    with pytest.raises(ValueError, match=r"1_look was trained with stages\.0\.batch 2, which is 3 now"):
         train("reader_smoke", [*settings, "stages.look.batch=3"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"1_look was trained with processes 1, which is 2 now"):
+        train("reader_smoke", settings)
 
 
 def test_stages_behind_one_that_is_trained_anew_are_trained_anew(finished, tmp_path):

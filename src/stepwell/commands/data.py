@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from stepwell.commands.data_options import ClassesFile, Split
+from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.printing import print_json, show_progress
 
 __all__ = ["data"]
@@ -43,6 +44,11 @@ def data(
     samples: Annotated[int, typer.Option(min=1, help="Of the drawing.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    max_pixels: MaxPixels = None,
+    max_side: MaxSide = None,
+    max_aspect: MaxAspect = None,
+    max_bytes: MaxBytes = None,
+    max_seconds: MaxSeconds = None,
 ) -> None:
     """Look through a data set before a training: pictures, classes, sizes, and what is left out."""
     if show is not None:
@@ -54,6 +60,13 @@ def data(
     from stepwell.data.summary import summary
 
     opened = data_of(source, images=images, split=split, classes=classes).open()
+    opened.limits = image_limits(
+        max_pixels=max_pixels,
+        max_side=max_side,
+        max_aspect=max_aspect,
+        max_bytes=max_bytes,
+        max_seconds=max_seconds,
+    )
     report = summary(opened, progress=show_progress)
     if as_json:
         print_json(report.fields(), indent=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,17 @@ Labels = np.ndarray[Any, np.dtype[np.int64]]
 _SEPARATOR = r"[\s,;]+"
 _COLOUR = _SEPARATOR.join(rf"(?P<{name}>\d+)" for name in ("red", "green", "blue"))
 _LINES = (
+    re.compile(rf"(?P<id>\d+){_SEPARATOR}{_COLOUR}{_SEPARATOR}(?P<name>.+)"),
     re.compile(rf"{_COLOUR}{_SEPARATOR}(?P<name>.+)"),
+    re.compile(rf"(?P<id>\d+){_SEPARATOR}(?P<name>\D.*?){_SEPARATOR}{_COLOUR}"),
     re.compile(rf"(?P<name>.+?){_SEPARATOR}{_COLOUR}"),
 )
+_COLUMNS = {
+    "name": ("name", "class", "class_name", "label"),
+    "id": ("id", "number", "index", "class_id", "label_id"),
+    **{name: (name, name[0]) for name in ("red", "green", "blue")},
+}
+"""What a header may call them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +93,9 @@ def class_names(classes: ClassList | Sequence[str]) -> tuple[str, ...]:
 
 def read_classes(path: Path) -> ClassList:
     """JSON: names in a list, {number: name}, or objects with `name` and maybe `id` and `color`, in a list or
-    under `classes`, with an `ignore_index` beside them. Text and CSV: a line a class, with or without three
-    numbers that are its colour, in front of the name or behind it; a header is passed over.
+    under `classes`, with an `ignore_index` beside them; or {name: number}. Text and CSV: a line a class, with
+    or without three numbers that are its colour, in front of the name or behind it, and with those maybe its
+    own number in front; or what a header says, such as id,name,r,g,b.
 
     Raises ValueError naming the file.
     """
@@ -99,8 +109,9 @@ def _from_json(content: Any) -> ClassList:
     fields = content if isinstance(content, Mapping) else {}
     entries = fields.get("classes", content)
     if isinstance(entries, Mapping):
-        entries = [{"id": int(number), "name": name} for number, name in entries.items()]
-    entries = [entry if isinstance(entry, Mapping) else {"name": entry} for entry in entries]
+        by_number = {number: name for name, number in entries.items() if isinstance(number, int)} or entries
+        entries = [{"id": int(number), "name": name} for number, name in by_number.items()]
+    entries = [_entry(entry) for entry in entries]
     ignore: list[Any] = [fields.get("ignore_index", 255)]
     kept = [(number, entry) for number, entry in _numbered(entries) if number != ignore[0]]
     ignore += [
@@ -114,20 +125,50 @@ def _from_json(content: Any) -> ClassList:
     )
 
 
+def _entry(entry: Any) -> Mapping[str, Any]:
+    if not isinstance(entry, str | int | float | Mapping):
+        raise ValueError(f"{entry!r} is no name, and no object with one")
+    return entry if isinstance(entry, Mapping) else {"name": entry}
+
+
 def _numbered(entries: list[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     return ((int(entry.get("id", place)), entry) for place, entry in enumerate(entries))
 
 
 def _colour(entry: Mapping[str, Any]) -> Colour:
-    red, green, blue = map(int, entry["color"])
-    return red, green, blue
+    colour = [int(part) for part in entry["color"]]
+    if len(colour) != 3:
+        raise ValueError(f"the colour of {entry['name']!r} is {entry['color']}, not red, green and blue")
+    return colour[0], colour[1], colour[2]
 
 
 def _from_lines(text: str) -> ClassList:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    matches = [next(filter(None, (form.fullmatch(line) for form in _LINES)), None) for line in lines]
-    if any(matches[1:]) and matches[0] is None and len(re.split(_SEPARATOR, lines[0])) > 3:  # name,r,g,b
-        lines, matches = lines[1:], matches[1:]
-    names = [line if match is None else match["name"] for line, match in zip(lines, matches, strict=True)]
-    colours = [(int(m["red"]), int(m["green"]), int(m["blue"])) for m in matches if m is not None]
-    return ClassList(names=tuple(names), colours=tuple(colours))
+    rows = _by_header(lines) or [_row(line) for line in lines]
+    coloured = [row for row in rows if row.get("red") is not None]
+    numbers = [int(row["id"]) for row in rows if row.get("id") is not None]
+    return ClassList(
+        names=tuple(row["name"] for row in rows),
+        numbers=tuple(numbers),
+        colours=tuple((int(row["red"]), int(row["green"]), int(row["blue"])) for row in coloured),
+    )
+
+
+def _row(line: str) -> dict[str, Any]:
+    match = next(filter(None, (form.fullmatch(line) for form in _LINES)), None)
+    return {"name": line} if match is None else match.groupdict()
+
+
+def _by_header(lines: Sequence[str]) -> list[dict[str, Any]] | None:
+    """The lines below the first by its columns; None where it is no header."""
+    if not lines:
+        return None
+    separator = next((each for each in ",;\t" if each in lines[0]), " ")
+    header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    told = [word.strip().lower() for word in header]
+    places = {key: told.index(word) for key, words in _COLUMNS.items() for word in words if word in told}
+    if "name" not in places or len(told) < 2 or not rows:
+        return None
+    if short := [row for row in rows if len(row) <= max(places.values())]:
+        raise ValueError(f"the line {separator.join(short[0])!r} has fewer columns than the header")
+    return [{key: row[place].strip() for key, place in places.items()} for row in rows]

@@ -2,15 +2,17 @@
 
 Lin et al., arXiv 1405.0312: `images`, `annotations` and `categories`, lists of objects with an `id`. Boxes
 are [left, top, width, height] in the pixels that an image file stores; `open_image` turns an image by its
-Exif orientation, and here its boxes and masks are turned with it.
+Exif orientation, and here its boxes and masks are turned with it. Where the size of an image that lies on its
+side is told upright, boxes are taken to be upright, in its whole file.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ from stepwell.images.limits import DEFAULT_LIMITS, NO_LIMITS, ImageLimits
 from stepwell.images.open import stored_size
 from stepwell.structures import Box, Size
 
-__all__ = ["CocoFile", "turned_box"]
+__all__ = ["CocoFile", "is_ambiguous", "turned_box"]
 
 _TRIED = 100  # image names, with which the folder that they start from is looked for
 
@@ -50,13 +52,15 @@ class CocoFile:
     """Of image files."""
 
     def __init__(self, path: Path, *, images: Path | None = None) -> None:
-        """images: the folder that file names start from; by default the first that holds any of them, of
+        """images: the folder that file names start from; by default that which holds most of the first, of
         those where people keep their images: around the file, and in `images` and folders of the file's name.
         """
         self.path = path
         file = read_json(path)
         if not isinstance(file, Mapping) or not isinstance(file.get("images"), list):
             raise ValueError(f"{path} is no COCO file: it has no list of images")
+        if images is not None and not images.is_dir():
+            raise FileNotFoundError(2, "no such folder", str(images))
         self.images = _folder(path, file["images"]) if images is None else images
         self.faults: list[tuple[str, str]] = []
         self.categories = self._categories(file)
@@ -83,6 +87,11 @@ class CocoFile:
         masks = [each.mask is not None for entry in self.entries for each in entry.annotations]
         return bool(masks) and all(masks)
 
+    @property
+    def num_objects(self) -> int:
+        """Crowds too."""
+        return sum(len(entry.annotations) for entry in self.entries)
+
     def where(self, index: int) -> str:
         entry = self.entries[index]
         return f"{self.path}, image {entry.path.name} (id {_short(_id(entry.fields))})"
@@ -92,13 +101,23 @@ class CocoFile:
         stored, orientation = stored_size(entry.path, limits=self.limits)
         upright = (stored[1], stored[0]) if orientation >= 5 else stored
         annotations = tuple(entry.annotations)
-        if entry.size == stored:
+        if entry.size == stored and not (is_ambiguous(stored, orientation) and self._is_upright):
             annotations = tuple(_turned(each, stored, orientation) for each in annotations)
         elif entry.size != upright:  # where people measured what they saw
             raise ValueError(
                 f"the file says {words(entry.size)} pixels, and {entry.path} has {words(stored)}"
             )
         return AnnotatedImage(path=entry.path, size=upright, annotations=annotations, fields=entry.fields)
+
+    @cached_property
+    def _is_upright(self) -> bool:
+        """Whether the file tells what is seen, not what is stored: by its images that tell these apart."""
+        for entry in self.entries:
+            with suppress(ValueError, OSError):
+                stored, orientation = stored_size(entry.path, limits=NO_LIMITS)
+                if orientation != 1 and not is_ambiguous(stored, orientation):
+                    return entry.size != stored
+        return False
 
     def _categories(self, file: Mapping[str, Any]) -> dict[Any, str]:
         categories: dict[Any, str] = {}
@@ -130,9 +149,10 @@ class CocoFile:
             self.faults.append((f"{self.path}, {what}", one_line(error)))
 
     def _add(self, fields: Mapping[str, Any]) -> None:
-        entry = self._by_id.get(fields.get("image_id"))
+        of_image = fields.get("image_id")
+        entry = None if isinstance(of_image, list | Mapping) else self._by_id.get(of_image)
         if entry is None:
-            raise ValueError(f"its image_id {fields.get('image_id')!r} is of no image")
+            raise ValueError(f"its image_id {of_image!r} is of no image")
         category = fields.get("category_id")
         label = None if category is None else self._labels.get(category)
         if category is not None and self.categories and label is None:
@@ -146,15 +166,23 @@ class CocoFile:
             mask = StoredMask(segmentation=segmentation, size=entry.size)
         if bbox or box is None:
             box = _within(_corners(bbox), entry.size, f"its bbox {bbox}")
+        area = fields.get("area")
+        if area is not None and not (_is_number(area) and area >= 0):
+            raise ValueError(f"its area is {area!r}")
         annotation = Annotation(
             box=box,
             category=category,
             label=label,
-            is_crowd=bool(fields.get("iscrowd")),
+            is_crowd=_is_crowd(fields.get("iscrowd")),
             mask=mask,
             fields=fields,
         )
         entry.annotations.append(annotation)
+
+
+def is_ambiguous(stored: Size, orientation: int) -> bool:
+    """Whether an image is turned, and as large as it is stored."""
+    return orientation != 1 and (orientation < 5 or stored[0] == stored[1])
 
 
 def turned_box(box: Box, stored: Size, orientation: int) -> Box:
@@ -185,9 +213,11 @@ def _folder(path: Path, entries: Iterable[Any]) -> Path:
     folders += [above / name for name in names]
     told = [entry.get("file_name") for entry in islice(entries, _TRIED) if isinstance(entry, Mapping)]
     files = [name for name in told if isinstance(name, str) and name]
-    for folder in folders:
-        if not files or any(is_there(folder, name) for name in files):
-            return folder
+    if not files:
+        return here
+    held = [sum(is_there(folder, name) for name in files) for folder in folders]
+    if any(held):
+        return folders[held.index(max(held))]
     raise ValueError(
         f"no image of {path} is in {here} or {above}, or their folders images, {path.stem} and "
         f"images/{path.stem}, such as {files[0]}; name the folder that file names start from as images"
@@ -239,6 +269,13 @@ def _within(box: Box, size: Size, what: str) -> Box:
     if cut[0] >= cut[2] or cut[1] >= cut[3]:
         raise ValueError(f"{what} lies outside of {words(size)} pixels")
     return cut
+
+
+def _is_crowd(value: Any) -> bool:
+    """0 or 1, which some write as text."""
+    if value in (None, 0, 1, "0", "1"):
+        return value in (1, "1")
+    raise ValueError(f"its iscrowd is {value!r}, not 0 or 1")
 
 
 def _is_number(value: Any) -> bool:

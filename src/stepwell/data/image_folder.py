@@ -100,7 +100,9 @@ class Images:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """`images_below` a folder. Raises ValueError for none."""
+    """`images_below` a folder. Raises ValueError for none, FileNotFoundError where there is no folder."""
+    if not folder.is_dir():
+        raise FileNotFoundError(2, "no such folder", str(folder))
     images = images_below(folder)
     if not images:
         raise ValueError(f"{folder} holds no image")

@@ -7,13 +7,16 @@ behind a palette, or of colours that a list of classes tells.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stepwell.data.classes import ClassList, read_classes
+from stepwell.data.coco import is_ambiguous
 from stepwell.data.files import is_there, path_of, place_of, read_list
 from stepwell.data.image_folder import image_files
 from stepwell.folders import one_line
@@ -103,12 +106,22 @@ class LabelMaps:
             raise ValueError(f"{path}: {error}") from None
         stored, orientation = stored_size(image, limits=self.limits)
         upright = (stored[1], stored[0]) if orientation >= 5 else stored
-        if labels.shape == stored:
+        if labels.shape == stored and not (is_ambiguous(stored, orientation) and self._is_upright):
             labels = turned(labels, orientation)
         elif labels.shape != upright:
             height, width = labels.shape
             raise ValueError(f"{path} has {width} x {height} pixels, its image {stored[1]} x {stored[0]}")
         return LabelledPixels(image=image, labels=labels)
+
+    @cached_property
+    def _is_upright(self) -> bool:
+        """Whether maps are of what is seen, and not of what is stored: by pairs that tell these apart."""
+        for image, path in self.entries:
+            with suppress(ValueError, OSError):
+                stored, orientation = stored_size(image, limits=self.limits)
+                if orientation != 1 and not is_ambiguous(stored, orientation):
+                    return stored_size(path, limits=self.limits)[0] != stored
+        return False
 
 
 class ListedLabelMaps(LabelMaps):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -85,6 +86,12 @@ class Summary:
         parts = [self._heading(), *_table(self._class_rows())]
         if len(self.classes) > _LISTED:
             parts.append(f"and {len(self.classes) - _LISTED} more classes")
+        lacking = [short_name(entry.name) for entry in self.classes if not entry.pixels]
+        if self.kind == "pixels" and lacking and self.ignored:
+            parts.append(
+                f"no pixel is {lacking[0]}, and some are ignored: where the maps store a class as 255, list "
+                "the classes by number, with another ignore_index"
+            )
         sizes = {"picture size": self.picture_sizes, "object size": self.object_sizes}
         told = [(name, *map(_words, found)) for name, found in sizes.items() if found is not None]
         parts += _table([("", *Sizes._fields), *told]) if told else []
@@ -133,7 +140,7 @@ def summary(source: LabelledSource, *, progress: Callable[[int, int], None] | No
     faults = list(getattr(source, "faults", ()))
     looks: list[_Look] = []
     for index in range(len(source)):
-        look = read([source], 0, index, _look)
+        look = read([source], 0, index, partial(_look, limits=source.limits))
         if isinstance(look, BadSample):
             faults.append((look.where, look.reason))
         else:
@@ -181,7 +188,7 @@ def counted(count: int, one: str, more: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else more or f'{one}s'}"
 
 
-def _look(sample: Any) -> _Look:
+def _look(sample: Any, *, limits: ImageLimits) -> _Look:
     if isinstance(sample, AnnotatedImage):
         things = [thing for thing in sample.annotations if not thing.is_crowd]
         return _Look(
@@ -198,7 +205,7 @@ def _look(sample: Any) -> _Look:
         pixels = Counter({label: int(counts[label]) for label in np.flatnonzero(counts).tolist()})
         return _Look(kind="pixels", size=(height, width), pixels=pixels)
     if isinstance(sample, LabelledImage):
-        return _Look(kind="images", size=image_size(sample.image), labels=[sample.label])
+        return _Look(kind="images", size=image_size(sample.image, limits=limits), labels=[sample.label])
     raise TypeError(f"a {type(sample).__name__} is no sample of detectors, segmenters or classifiers")
 
 

@@ -81,6 +81,10 @@ class YoloFiles:
         return len(self.entries)
 
     @property
+    def num_objects(self) -> int:
+        return sum(map(len, self.entries))
+
+    @property
     def has_masks(self) -> bool:
         """Whether every object has one, and there is an object. Looks at no image."""
         polygons = [bool(line.points) for lines in self.entries for line in lines]
@@ -156,6 +160,8 @@ def _settings(path: Path) -> Mapping[str, Any]:
     """Of the YAML file, or of the one in a folder; or only `names`, of a list of classes."""
     if path.is_file():
         return _read_yaml(path)
+    if not path.is_dir():
+        raise FileNotFoundError(2, "no such file or folder", str(path))
     found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
     if len(found) > 1:
         raise ValueError(f"{path} holds several YAML files; name one of them, such as {found[0]}")

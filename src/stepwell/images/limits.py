@@ -53,7 +53,8 @@ class ImageLimits:
         limits = ", ".join(f"{name}={value}" for name, value in needed.items())
         options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in needed.items())
         return ImageError(
-            f"{reason}; limits=ImageLimits({limits}) allows more, and so does {options} on the command line"
+            f"{reason}; limits=ImageLimits({limits}) allows more, and so does {options} on the command line, "
+            f"or image_limits in a recipe"
         )
 
 

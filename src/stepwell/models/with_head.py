@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,15 +40,6 @@ class BackboneWithHead(SharedWeights, Predicts[Kind], PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = NEVER_CUT
     _keep_in_fp32_modules_strict = ["head"]
-    parts: ClassVar[dict[str, str]] = {
-        **{
-            part: f"backbone.{prefix}"
-            for part, prefix in PyramidPreTrainedModel.parts.items()
-            if part != "head"
-        },
-        "head": "head",
-    }
-    """Names of parts -> prefixes of parameters; those of vision where the backbone is a pyramid of ours."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -59,6 +50,16 @@ class BackboneWithHead(SharedWeights, Predicts[Kind], PreTrainedModel):
         self.head = config.head_settings.build(dims, strides, config.num_labels)
         keep_built(self)
         self.post_init()
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Names of parts -> prefixes of parameters: those of vision of a pyramid of ours, or the backbone."""
+        named = {"backbone": "backbone"}
+        if isinstance(self.backbone, PyramidPreTrainedModel):
+            named = {
+                part: f"backbone.{prefix}" for part, prefix in self.backbone.parts.items() if part != "head"
+            }
+        return {**named, "head": "head"}
 
     def initialize_weights(self) -> None:
         start_missing(self.head)

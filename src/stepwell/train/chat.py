@@ -180,7 +180,12 @@ class ChatTask(JudgedByLosses):
             self.processor.tokenizer,
             template=stage.template or self.processor.template,
         )
-        self.collator = Collator(stage_processor, max_length=stage.max_length, turns=stage.turns)
+        self.collator = Collator(
+            stage_processor,
+            max_length=stage.max_length,
+            turns=stage.turns,
+            limits=recipe.image_limits.build(),
+        )
 
     @classmethod
     def configuration(cls, recipe: Any) -> StepwellConfig:

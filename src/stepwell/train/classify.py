@@ -29,7 +29,6 @@ from stepwell.train.perception import (
     PerceptionTask,
     Training,
     normalised,
-    opened,
 )
 
 __all__ = ["ClassifierTraining", "ClassifyRecipe", "ClassifyStage", "ClassifyTask"]
@@ -116,7 +115,7 @@ class ClassifyTask(PerceptionTask):
         return self.stage.augment.build(self.config.settings.image_side)
 
     def sample(self, sample: LabelledImage, classes: Sequence[int]) -> dict[str, Any]:
-        return {"image": opened(sample.image), "label": classes[sample.label]}
+        return {"image": self.opened(sample.image), "label": classes[sample.label]}
 
     def prepare(self, sample: Any) -> dict[str, Any]:
         """Its `label`, its `images`, each by other chances, and a seed for what its batch does by chance."""

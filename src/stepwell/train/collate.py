@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stepwell.data.sample import Sample
-from stepwell.images.limits import ImageError
+from stepwell.images.limits import DEFAULT_LIMITS, ImageError, ImageLimits
 from stepwell.images.open import ImageSource
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE, Message
@@ -57,11 +57,16 @@ class Collator:
     """
 
     def __init__(
-        self, processor: StepwellProcessor, *, max_length: int, turns: TurnOrder = "together"
+        self,
+        processor: StepwellProcessor,
+        *,
+        max_length: int,
+        turns: TurnOrder = "together",
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         if processor.template is None:
             raise ValueError("training needs to know what is an answer; give the recipe's model a template")
-        self.processor, self.max_length, self.turns = processor, max_length, turns
+        self.processor, self.max_length, self.turns, self.limits = processor, max_length, turns, limits
 
     def prepare(self, sample: Sample) -> Example:
         """Raises ValueError for an image that cannot be read, a conversation that the template refuses, one
@@ -98,7 +103,7 @@ class Collator:
 
     def _opened(self, source: ImageSource) -> Image:
         try:
-            image: Image = self.processor.image_processor.fetch_images(source)
+            image: Image = self.processor.image_processor.fetch_images(source, limits=self.limits)
         except (ImageError, TypeError) as error:
             if isinstance(source, str | os.PathLike):
                 raise ValueError(f"{os.fspath(source)[:200]}: {error}") from None

@@ -30,7 +30,7 @@ from stepwell.structures import Size
 from stepwell.train.augment import DetectAugment, JitterAugment
 from stepwell.train.examination import Examination
 from stepwell.train.mask_planes import pack_masks, unpack_masks
-from stepwell.train.perception import PerceptionRecipe, PerceptionStage, PerceptionTask, Training, opened
+from stepwell.train.perception import PerceptionRecipe, PerceptionStage, PerceptionTask, Training
 from stepwell.views.resize import pad_batch
 
 __all__ = [
@@ -128,7 +128,7 @@ class DetectTask(PerceptionTask):
         things = [(thing, thing.label) for thing in sample.annotations if _teaches(thing)]
         boxes = torch.tensor([thing.box for thing, _ in things], dtype=torch.float32).reshape(-1, 4)
         fields: dict[str, Any] = {
-            "image": opened(sample.path),
+            "image": self.opened(sample.path),
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=sample.size),
             "labels": torch.tensor(
                 [classes[label] for _, label in things if label is not None], dtype=torch.int64
@@ -141,9 +141,12 @@ class DetectTask(PerceptionTask):
 
     def source(self, data: Any) -> Any:
         source: Any = super().source(data)
-        if self.stage.empty_images:
-            return source
-        return _Selected(source, [i for i in range(len(source)) if read([source], 0, i, _can_teach)])
+        selected: Sequence[int] = range(len(source))
+        if not self.stage.empty_images:
+            selected = [i for i in selected if read([source], 0, i, _can_teach)]
+        if not source.source.num_objects or not selected:
+            raise ValueError(f"{_named(data)} has nothing to be learnt from{_first(source.faults)}")
+        return source if self.stage.empty_images else _Selected(source, selected)
 
     def order(self, samples: Mixture, *, batches: int, seed: int) -> list[int] | None:
         """Batches of wide or of high images, in the order in which they are full."""
@@ -173,6 +176,18 @@ class DetectTask(PerceptionTask):
     def examined(self, model: Any, source: Any) -> Examination:
         task = DetectionTask(model, self.processor, source, max_detections=self.stage.max_detections)
         return Examination(task, self.stage.best_by)
+
+
+def _named(data: Any) -> Any:
+    return data.annotations if data.kind == "coco" else data.path
+
+
+def _first(faults: Sequence[tuple[str, str]]) -> str:
+    """What was left out of a source, in the middle of a sentence."""
+    if not faults:
+        return ": no image has an object"
+    where, reason = faults[0]
+    return f"; left out are {len(faults)}, of which the first is {where}: {reason}"
 
 
 def alike_order(is_wide: Sequence[bool], batch: int) -> list[int]:

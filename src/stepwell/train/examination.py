@@ -32,7 +32,7 @@ class Examination:
         bad: list[BadSample] = []
         for place in places:
             try:
-                opened[place] = open_image(self.task.image(place))
+                opened[place] = open_image(self.task.image(place), limits=self.task.source.limits)
             except (ValueError, OSError) as error:
                 bad.append(BadSample(0, place, self.task.source.where(place), one_line(error)))
         found = self.task.found([*opened], [*opened.values()]) if opened else []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stepwell.flops.outlines import outlines
 from stepwell.fuse.upsample import InversePyramid
@@ -21,7 +22,7 @@ from stepwell.models.vision import VisionSystem
 if TYPE_CHECKING:
     from stepwell.train.layer_decay import LayerDecay
 
-__all__ = ["Decayed", "freeze_all_but", "idle_parameters", "parameter_groups", "part_of"]
+__all__ = ["Decayed", "freeze_all_but", "frozen_norms", "idle_parameters", "parameter_groups", "part_of"]
 
 Decayed = Literal["matrices", "tables", "all"]
 """What weight decay is of: matrices and tables of more than one dimension; those and single numbers, but no
@@ -43,7 +44,7 @@ def freeze_all_but(
     module: nn.Module, learning: Sequence[str], parts: Mapping[str, str], frozen: Sequence[str] = ()
 ) -> None:
     """Parameters of the parts in `learning` learn, but for those of `frozen` parts and those that no image
-    reaches; all others do not. Raises ValueError for a part that has none.
+    reaches; all others do not. Raises ValueError for a part that has none, and where nothing learns.
     """
     named, idle = dict(module.named_parameters()), idle_parameters(module)
     names = {name: part_of(name, parts) for name in named}
@@ -54,6 +55,14 @@ def freeze_all_but(
         learns = any(_within(names[name], part) for part in learning)
         learns = learns and not any(_within(names[name], part) for part in frozen)
         parameter.requires_grad_(learns and parameter not in idle)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ValueError(f"nothing learns: {', '.join(frozen)} of {', '.join(learning)} are frozen")
+
+
+def frozen_norms(module: nn.Module) -> list[nn.Module]:
+    """Batch norms whose weights do not learn. In training mode they would still follow the batches."""
+    norms = (child for child in module.modules() if isinstance(child, _BatchNorm) and child.affine)
+    return [norm for norm in norms if not any(each.requires_grad for each in norm.parameters())]
 
 
 def idle_parameters(module: nn.Module) -> set[nn.Parameter]:

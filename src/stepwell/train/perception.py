@@ -47,7 +47,6 @@ __all__ = [
     "PerceptionTask",
     "Training",
     "normalised",
-    "opened",
     "places_of",
 ]
 
@@ -118,6 +117,7 @@ class PerceptionTask(ABC):
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         self.settings, self.stage = recipe, stage
+        self.limits = recipe.image_limits.build()
         if stage is recipe.stages[0]:
             _opened.cache_clear()  # files may be others than in an earlier training of this process
         self.classes = recipe.model.classes or self._classes_of(recipe.stages[0].data[0])
@@ -141,7 +141,7 @@ class PerceptionTask(ABC):
         """Names of the first data's classes; in the order of the model that the training starts from where
         that has the same, so that its layers that tell classes stay as they are.
         """
-        names = tuple(data_classes(_opened(data)))
+        names = tuple(data_classes(self._source(data)))
         if self.settings.model.start is None:
             return names
         known = _known(self.model_class.config_class.from_pretrained(self._start(self.settings.model)))
@@ -244,20 +244,33 @@ class PerceptionTask(ABC):
             shapes.append({name: tensor.shape for name, tensor in tensors.items()})
         return [name for name, shape in shapes[0].items() if shape != shapes[1][name]]
 
+    def record(self) -> Mapping[str, Any]:
+        return {"classes": list(self.classes)}
+
     def introduction(self) -> str:
         """What the stage's data hold."""
         texts = []
         for role in ("data", "validation"):
             for data in getattr(self.stage, role):
-                texts.append(f"{role} of stage {self.stage.name}: {summary(_opened(data)).text()}")
+                texts.append(f"{role} of stage {self.stage.name}: {summary(self._source(data)).text()}")
         return "\n".join(texts)
 
     def parts(self, module: nn.Module) -> Mapping[str, str]:
         return self._parts
 
     def source(self, data: Any) -> Source:
-        source = _opened(data)
+        source = self._source(data)
         return _Labelled(source, places_of(class_names(source.classes), self.classes))
+
+    def _source(self, data: Any) -> Any:
+        source = _opened(data)
+        source.limits = self.limits
+        return source
+
+    def opened(self, image: ImageSource) -> tv_tensors.Image:
+        """Upright, (3, H, W) uint8."""
+        pixels = np.array(open_image(image, limits=self.limits))
+        return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
     def order(self, samples: Mixture, *, batches: int, seed: int) -> Sequence[int] | None:
         return None
@@ -273,7 +286,7 @@ class PerceptionTask(ABC):
         if not self.stage.validation:
             return None
         assert isinstance(module, Training)
-        return self.examined(module.model, _opened(self.stage.validation[0]))
+        return self.examined(module.model, self._source(self.stage.validation[0]))
 
     def report(self, model: Path, folder: Path) -> None:
         """Scores of the model in a folder on the last stage's validation data, with figures of them."""
@@ -281,9 +294,16 @@ class PerceptionTask(ABC):
             data = self.stage.validation[0]
             device = "cuda" if torch.cuda.is_available() else "cpu"
             network = self.model_class.from_pretrained(model).to(device).eval()
-            task = self.examined(network, _opened(data)).task
+            task = self.examined(network, self._source(data)).task
             shutil.rmtree(folder / SCORES, ignore_errors=True)  # of an earlier training
-            score_task(task, folder / SCORES, data=_place(data), pictures=PICTURES, name=str(model))
+            score_task(
+                task,
+                folder / SCORES,
+                data=_place(data),
+                limits=self.limits,
+                pictures=PICTURES,
+                name=str(model),
+            )
 
     def save(self, weights: Path, folder: Path) -> None:
         model = self.model_class(self.config)
@@ -339,11 +359,6 @@ def places_of(names: Sequence[str], classes: Sequence[str]) -> list[int]:
 def _opened(data: Any) -> Any:
     """The source of an entry of the data: the files of large data sets are read once."""
     return data.open()
-
-
-def opened(source: ImageSource) -> tv_tensors.Image:
-    """An upright image, (3, H, W) uint8."""
-    return tv_tensors.Image(torch.from_numpy(np.array(open_image(source))).permute(2, 0, 1))
 
 
 def normalised(image: Tensor, processor: Any) -> Tensor:

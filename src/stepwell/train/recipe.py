@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from stepwell.data.fields import Positive, Rate, Share, Strict
 from stepwell.folders import one_line
+from stepwell.images.limits import ImageLimits
 from stepwell.models.vision import first_complaint
 from stepwell.train.groups import Decayed
 from stepwell.train.layer_decay import LayerDecay
@@ -30,6 +31,7 @@ from stepwell.train.tasks import find_task
 __all__ = [
     "Average",
     "FileName",
+    "Limits",
     "Optimiser",
     "Positive",
     "Rate",
@@ -125,6 +127,20 @@ class Stage(Strict):
         return self
 
 
+class Limits(Strict):
+    """Of the files of images, as `stepwell.ImageLimits` has them; None: as there."""
+
+    max_bytes: Rate | None = None
+    max_pixels: Rate | None = None
+    max_side: Rate | None = None
+    max_aspect: Rate | None = None
+    max_seconds: Rate | None = None
+
+    def build(self) -> ImageLimits:
+        """Raises ValueError as ImageLimits does."""
+        return ImageLimits(**self.model_dump(exclude_none=True))
+
+
 class Recipe(Strict):
     task: str
     name: FileName
@@ -138,6 +154,7 @@ class Recipe(Strict):
     workers: Annotated[int, Field(ge=0)] = 1
     bad_samples: Literal["skip", "refuse"] = "skip"  # what becomes of one that cannot be read or learned from
     bad_samples_limit: Annotated[float, Field(ge=0, le=100)] | None = None  # percent of a source; None: any
+    image_limits: Limits = Limits()
     resume: bool = True  # finished stages and the last checkpoint of an unfinished one are taken up again
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float16"
 
@@ -145,6 +162,7 @@ class Recipe(Strict):
     def _limit_has_its_rule(self) -> Self:
         if self.bad_samples == "refuse" and self.bad_samples_limit is not None:
             raise ValueError("bad_samples_limit is of bad_samples: skip; refuse takes none at all")
+        self.image_limits.build()
         return self
 
 

@@ -34,6 +34,7 @@ _logger = logging.getLogger(__name__)
 RECIPE = "recipe.yaml"
 """In a run's folder: what was trained, its bases and overrides in it."""
 _RECORD = "recipe.json"
+_PROCESSES = "processes"
 _WITHOUT_EFFECT = {"name", "output", "save_steps", "log_steps", "workers", "resume", "save_dtype"}
 _WITHOUT_EFFECT |= {"bad_samples", "bad_samples_limit"}
 _TRAINER_WITHOUT_EFFECT = ("dataloader_", "disable_tqdm", "log", "report_to", "run_name", "save_")
@@ -54,15 +55,16 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     folder = settings.output / settings.name
     stages = [folder / f"{i + 1}_{stage.name}" for i, stage in enumerate(settings.stages)]
     resume = settings.resume
-    for i, stage_folder in enumerate(stages):
+    records = [_what_matters(settings, i, task, sources[i]) for i, task in enumerate(tasks)]
+    for stage_folder, record in zip(stages, records, strict=True):
         if resume:
-            _refuse_another_recipe(stage_folder, _what_matters(settings, i))
+            _refuse_another(stage_folder, record)
     _begin(settings, tasks, folder)
     weights: Path | None = None
     for i, (task, source, stage_folder) in enumerate(zip(tasks, sources, stages, strict=True)):
         finished = stage_folder / "finished"
         if resume and finished.is_dir():
-            _logger.info("stage %s is finished already", task.stage.name)
+            _tell(f"stage {task.stage.name} was finished before, and is taken as it is: {finished}")
         else:
             trainer = StageTrainer(
                 _built(task, settings, weights), task, settings, source, stage_folder, seed=settings.seed + i
@@ -72,7 +74,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
             if trainer.is_world_process_zero():
                 if last is None:
                     shutil.rmtree(stage_folder, ignore_errors=True)
-                _write(stage_folder / _RECORD, _what_matters(settings, i))
+                _write(stage_folder / _RECORD, records[i])
             _train(trainer, checkpoint=last)
             trainer.finish(finished)
             trainer.accelerator.wait_for_everyone()
@@ -80,7 +82,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
         weights = finished / "model.safetensors"
     assert weights is not None  # a recipe has a stage
     set_seed(settings.seed)
-    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one writes
+    if _is_first():
         part = folder / "model.part"
         shutil.rmtree(part, ignore_errors=True)
         tasks[-1].save(weights, part)
@@ -91,16 +93,26 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     return folder / "model"
 
 
+def _is_first() -> bool:
+    """Of the processes that torchrun starts, the one that writes and tells."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell(text: str) -> None:
+    if _is_first():
+        print(text, flush=True)
+
+
 def _begin(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     """The first process leaves the recipe in the run's folder, and tells what the data hold."""
-    if os.environ.get("RANK", "0") != "0":
+    if not _is_first():
         return
     folder.mkdir(parents=True, exist_ok=True)
     fields = recipe.model_dump(mode="json", exclude_unset=True)
     write_whole(folder / RECIPE, yaml.safe_dump({"task": recipe.task, **fields}, sort_keys=False))
     for task in tasks:
         if text := task.introduction():
-            print(text, flush=True)
+            _tell(text)
 
 
 def _train(trainer: Trainer, *, checkpoint: str | None) -> None:
@@ -144,27 +156,33 @@ def _last_checkpoint(stage_folder: Path) -> str | None:
     return None
 
 
-def _what_matters(recipe: Recipe, stage: int) -> Any:
-    """The fields that the weights of a stage depend on, all of them, as JSON."""
+def _what_matters(recipe: Recipe, stage: int, task: Task, source: Mixture) -> Any:
+    """All that the weights of a stage depend on, as JSON: fields of the recipe, the data, the processes."""
     fields = recipe.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
     fields["stages"] = fields["stages"][: stage + 1]
     for each in fields["stages"]:
         for name in [name for name in each["trainer"] if name.startswith(_TRAINER_WITHOUT_EFFECT)]:
             del each["trainer"][name]
-    return fields
+    fields["samples"] = [len(each) for each in source.sources]
+    return {**fields, **task.record(), _PROCESSES: processes()}
 
 
-def _refuse_another_recipe(folder: Path, recipe: Any) -> None:
-    """Raises ValueError naming the first field in which a stage's folder was trained otherwise."""
+def _refuse_another(folder: Path, now: Any) -> None:
+    """Raises ValueError naming the first thing by which a stage's folder was trained otherwise. Of a stage
+    that is finished, it does not matter how many processes there are now.
+    """
     record = folder / _RECORD
     if not record.is_file():  # nothing is there, or a run of 0.1
         return
-    theirs, ours = (dict(_leaves(fields)) for fields in (json.loads(record.read_text("utf-8")), recipe))
+    before = json.loads(record.read_text("utf-8"))
+    if (folder / "finished").is_dir():
+        before[_PROCESSES] = now[_PROCESSES]
+    theirs, ours = dict(_leaves(before)), dict(_leaves(now))
     for field in theirs | ours:
-        if (before := theirs.get(field)) != (now := ours.get(field)):
+        if theirs.get(field) != ours.get(field):
             raise ValueError(
-                f"{folder} was trained with {field} {before!r}, and the recipe says {now!r}; choose another "
-                "output or name, delete that folder, or start anew with resume=false"
+                f"{folder} was trained with {field} {theirs.get(field)!r}, which is {ours.get(field)!r} now; "
+                "choose another output or name, delete that folder, or start anew with resume=false"
             )
 
 

@@ -23,7 +23,7 @@ from stepwell.models.segmenter import StepwellForSemanticSegmentation
 from stepwell.train.augment import SegmentCropAugment
 from stepwell.train.detect import pyramid_or_json
 from stepwell.train.examination import Examination
-from stepwell.train.perception import PerceptionRecipe, PerceptionStage, PerceptionTask, Training, opened
+from stepwell.train.perception import PerceptionRecipe, PerceptionStage, PerceptionTask, Training
 
 __all__ = ["SegmentRecipe", "SegmentStage", "SegmentTask", "SegmenterTraining"]
 
@@ -73,7 +73,7 @@ class SegmentTask(PerceptionTask):
     def sample(self, sample: LabelledPixels, classes: Sequence[int]) -> dict[str, Any]:
         table = np.full(256, IGNORED, np.uint8)
         table[: len(classes)] = classes
-        return {"image": opened(sample.image), "labels": tv_tensors.Mask(table[sample.labels])}
+        return {"image": self.opened(sample.image), "labels": tv_tensors.Mask(table[sample.labels])}
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
         """Padded to the crop at least: zeros beside images, ignored labels beside maps."""

@@ -24,7 +24,7 @@ from stepwell.train.arguments import optimiser_class, training_arguments
 from stepwell.train.averaging import Averaging
 from stepwell.train.bad_samples import BadSamples
 from stepwell.train.examination import Examination
-from stepwell.train.groups import freeze_all_but, parameter_groups
+from stepwell.train.groups import freeze_all_but, frozen_norms, parameter_groups
 from stepwell.train.metrics import MetricsFile
 from stepwell.train.recipe import Optimiser, Recipe
 from stepwell.train.results import Results
@@ -34,7 +34,7 @@ from stepwell.train.tasks import Task
 __all__ = ["WHOLE", "StageTrainer", "processes", "progress_bars", "put"]
 
 BAD = "bad_samples"  # of a batch
-BEST = "best"  # of a stage: the weights with the lowest loss on its validation data so far
+BEST = "best"  # of a stage: the weights that were best on its validation data so far
 WHOLE = "whole"  # an empty file, the last that a checkpoint gets
 
 
@@ -110,6 +110,7 @@ class StageTrainer(Trainer):
     ) -> None:
         self.parts = task.parts(module)
         freeze_all_but(module, task.learning, self.parts, task.frozen)
+        self._still = frozen_norms(module)
         if processes() > 1:
             synchronised(module)
         self.averaging = None if task.stage.average is None else Averaging(module, task.stage.average)
@@ -214,6 +215,8 @@ class StageTrainer(Trainer):
         num_items_in_batch: dict[str, Tensor] | None = None,
     ) -> Any:
         """The weighted sum of the stage's losses: as the part of a step that `num_items_in_batch` counts."""
+        for norm in self._still:
+            norm.eval()
         losses, counts = model(**inputs), self.task.counts(inputs)
         total = 0.0
         for name, loss in losses.items():
@@ -302,7 +305,9 @@ class StageTrainer(Trainer):
         batches = [places[i : i + self.stage.batch] for i in places[:: self.stage.batch]][rank::processes]
         names = [*self.task.losses, *self.task.scores]
         totals = torch.zeros(len(names), 2, dtype=torch.float64, device=self.args.device)
-        model = self.model.eval()
+        model = self._judged
+        was_training = model.training
+        model.eval()
         for batch in batches:
             drawn = [self.eval_dataset[i] for i in batch]
             bad = [bad._replace(source=bad.source + behind) for sample in drawn for bad in sample.bad]
@@ -316,7 +321,7 @@ class StageTrainer(Trainer):
                 means = model(**inputs)
             for total, name in zip(totals, names, strict=True):
                 total += torch.stack([means[name] * counts[name], torch.as_tensor(counts[name]).to(total)])
-        model.train()
+        model.train(was_training)
         totals = self.accelerator.reduce(totals)
         if not totals[:, 1].any():
             raise ValueError(f"stages.{self.stage.name}.validation has no sample that can be used")

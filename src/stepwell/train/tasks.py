@@ -66,6 +66,12 @@ class Task(Protocol):
         """
         ...
 
+    def record(self) -> Mapping[str, Any]:
+        """What of the stage's data its weights hang on, beside the recipe and how many samples there are: as
+        JSON.
+        """
+        ...
+
     def introduction(self) -> str:
         """What a reader of the log should know of the stage before it begins; "" for nothing."""
         ...
@@ -119,6 +125,9 @@ class JudgedByLosses:
     """What a task is that judges a model by its losses, and has nothing to tell of it."""
 
     frozen: Sequence[str] = ()
+
+    def record(self) -> Mapping[str, Any]:
+        return {}
 
     def introduction(self) -> str:
         return ""

@@ -208,7 +208,9 @@ class UpsamplerTask(JudgedByLosses):
     def prepare(self, sample: Any) -> Tensor:
         """A file -> (3, size, size), normalised."""
         side = self.settings.model.size
-        image = resize_short_side_and_crop(open_image(sample), side, self.resample)
+        image = resize_short_side_and_crop(
+            open_image(sample, limits=self.settings.image_limits.build()), side, self.resample
+        )
         return to_tensor(image, (side, side), self.mean, self.std)
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
