@@ -215,6 +215,28 @@ def test_images_are_looked_at_in_tiles(detector, segmenter, coco, maps, tmp_path
             evaluate_perception(model, data, folder / "cut", tiles=stepwell.Tiles(size=16), **options)
 
 
+def test_tiles_go_through_the_network_together(detector, coco, tmp_path, monkeypatch):
+    """Those of one image, since large ones are not kept open beside each other."""
+    looked, predict = [], type(detector).predict
+
+    def counted(self, images, **options):
+        looked.append((len(images), options["batch"]))
+        return predict(self, images, **options)
+
+    monkeypatch.setattr(type(detector), "predict", counted)
+    tiles = stepwell.Tiles(size=32, overlap=0.5)
+    evaluate_perception(detector, coco, tmp_path / "several", tiles=tiles, batch_size=4, limit=2)
+    assert looked == [(1, 4), (1, 4)]
+    evaluate_perception(detector, coco, tmp_path / "alone", tiles=tiles, limit=2)
+    assert looked[2:] == [(1, 1), (1, 1)]
+    lines = [(tmp_path / name / "found.jsonl").read_text().splitlines() for name in ("several", "alone")]
+    for one, other in zip(*lines, strict=True):
+        scores = [json.loads(line)["found"]["scores"] for line in (one, other)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    evaluate_perception(detector, coco, tmp_path / "whole", batch_size=2, limit=2)
+    assert looked[4:] == [(2, 2)]
+
+
 def test_data_open_images_as_large_as_the_run_lets_in(detector, segmenter, coco, yolo, maps, tmp_path):
     """Their sizes and their maps too, and what is drawn of them."""
     small = replace(stepwell.ImageLimits(), max_pixels=1000)

@@ -84,7 +84,7 @@ def evaluate(
             "--batch-size",
             "--batch",
             min=1,
-            help="Asked together. [default: 8 questions, 1 image to look at]",
+            help="Together. [default: 8 questions; 1 image or tile on a CPU, 8 elsewhere]",
         ),
     ] = None,
     limit: Annotated[
@@ -150,7 +150,7 @@ def evaluate(
             threshold=threshold,
             tiles=how,
             pictures=pictures,
-            batch_size=batch_size or 1,
+            batch_size=batch_size,
             limit=limit,
         )
         return

@@ -46,10 +46,11 @@ Result = Mapping[Kind, DetectionResult] | SegmentationResult | ClassificationRes
 
 class PerceptionTask(ABC, Generic[S]):
     """A model on data. name: of the task; classes: those of model and data, matched. tiles: how images are
-    cut to be looked at; None: they are seen whole.
+    cut to be looked at, `tiles_together` of one through the network; None: they are seen whole.
     """
 
     name: Task
+    tiles_together: int = 1
 
     def __init__(self, network: Any, processor: Any, source: S, *, tiles: Tiles | None = None) -> None:
         self.network, self.processor, self.source, self.tiles = network, processor, source, tiles
@@ -76,9 +77,14 @@ class PerceptionTask(ABC, Generic[S]):
         return self.predicted([image])[0]
 
     def _predict(self, images: list[Image.Image]) -> Sequence[Prediction]:
-        """Of images that go through the network together, or each in as many tiles at a time."""
-        predictions: Sequence[Prediction] = self.network.predict(images, batch=len(images), tiles=self.tiles)
+        """Of images that go through the network together, or in tiles."""
+        predictions: Sequence[Prediction] = self.network.predict(
+            images, batch=self._together(images), tiles=self.tiles
+        )
         return predictions
+
+    def _together(self, images: list[Image.Image]) -> int:
+        return len(images) if self.tiles is None else self.tiles_together
 
     @abstractmethod
     def _record(self, index: int, found: Any) -> Any:
@@ -135,7 +141,7 @@ class DetectionTask(PerceptionTask[ObjectSource]):
     def _predict(self, images: list[Image.Image]) -> Sequence[Detections]:
         predictions: Sequence[Detections] = self.network.predict(
             images,
-            batch=len(images),
+            batch=self._together(images),
             threshold=self.threshold,
             max_detections=self.max_detections,
             tiles=self.tiles,
