@@ -595,9 +595,9 @@ def test_images_whose_size_the_file_does_not_tell_may_be_as_large_as_the_run_let
     for image in content["images"]:
         del image["width"], image["height"]
     coco.write_text(json.dumps(content))
-    Image.new("1", (6500, 6500)).save(tmp_path / "images" / "0.png")
-    options = {"images": tmp_path, "limit": 1, "tiles": stepwell.Tiles(size=64, scale=0.01)}
-    report = evaluate_perception(detector, coco, tmp_path / "out", **options)
+    picture(tmp_path / "images" / "0.png", size=(40, 9000))
+    limits = replace(stepwell.ImageLimits(), max_aspect=225.0)
+    report = evaluate_perception(detector, coco, tmp_path / "out", images=tmp_path, limit=1, limits=limits)
     assert (report.faults, report.bad_images) == ([], [])
     assert report.result["boxes"].classes["ant"].objects == 1
 
