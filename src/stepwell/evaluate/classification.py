@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from stepwell.evaluate.scoring import percentile_interval, resampled
+from stepwell.models.predictions import TOP
 
-__all__ = ["TOP", "ClassAccuracy", "ClassificationResult", "ClassificationScores"]
+__all__ = ["ClassAccuracy", "ClassificationResult", "ClassificationScores"]
 
-TOP = 5
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 

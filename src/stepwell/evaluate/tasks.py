@@ -20,12 +20,12 @@ from stepwell.data.label_maps import IGNORED, LabelMaps
 from stepwell.data.objects import AnnotatedImage
 from stepwell.data.summary import LabelledSource
 from stepwell.evaluate.class_names import ClassMatch, match_classes
-from stepwell.evaluate.classification import TOP, ClassificationResult, ClassificationScores
+from stepwell.evaluate.classification import ClassificationResult, ClassificationScores
 from stepwell.evaluate.detection import DetectionResult, DetectionScores, Kind, ScoredObjects, f1_of_boxes
 from stepwell.evaluate.kinds import TASKS, Task
 from stepwell.evaluate.perception_data import ObjectSource, data_classes, open_data, true_objects, used_labels
 from stepwell.evaluate.segmentation import SegmentationResult, SegmentationScores, confusion_of_pixels
-from stepwell.models.predictions import Classification, Detections, Prediction, Segmentation
+from stepwell.models.predictions import TOP, Classification, Detections, Prediction, Segmentation
 from stepwell.views.tiling import Tiles
 
 __all__ = [

@@ -27,7 +27,7 @@ from stepwell.layers.linear import is_plain
 from stepwell.models.config import refuse_unknown
 from stepwell.models.dense import ClassifierSettings, DenseSettings, PyramidFeatures
 from stepwell.models.predicting import Choice, Predicts, best_first
-from stepwell.models.predictions import Classification
+from stepwell.models.predictions import TOP, Classification
 from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT, fitted, settings_json, validated
@@ -42,10 +42,6 @@ __all__ = [
     "has_another_processor",
     "image_processor",
 ]
-
-
-TOP = 5
-"""Classes of a picture that are named where nobody says how many."""
 
 
 class PyramidBackboneConfig(BackboneConfigMixin, PreTrainedConfig):

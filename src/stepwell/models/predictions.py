@@ -22,7 +22,11 @@ from stepwell.models.masks import CroppedMasks
 from stepwell.ops.run_lengths import compressed, label_runs
 from stepwell.structures import Size
 
-__all__ = ["Classification", "Detections", "Prediction", "Segmentation", "label_dtype"]
+__all__ = ["TOP", "Classification", "Detections", "Prediction", "Segmentation", "label_dtype"]
+
+
+TOP = 5
+"""Classes of a picture that are named, and scored, where nobody says how many."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

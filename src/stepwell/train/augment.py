@@ -18,6 +18,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from stepwell.data.fields import Share
+from stepwell.data.label_maps import IGNORED
 from stepwell.structures import Size
 from stepwell.train.mask_planes import select_masks
 from stepwell.views.resize import size_within
@@ -31,13 +33,10 @@ __all__ = [
     "JitterAugment",
     "MultiScaleAugment",
     "PhotometricDistortion",
-    "SegmentAugment",
     "SegmentCropAugment",
 ]
 
-IGNORED = 255  # the label of a pixel that belongs to no class
 CROP_TRIES = 10
-Share = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(gt=0)]
 Limits = tuple[int, int]
 """Of the long side of an image, and of its short side."""
@@ -189,7 +188,6 @@ class DeiT3Augment:
 
 
 DetectAugment = Annotated[FixedAugment | MultiScaleAugment | JitterAugment, Field(discriminator="kind")]
-SegmentAugment = SegmentCropAugment
 ClassifyAugment = Annotated[DeiTAugment | DeiT3Augment, Field(discriminator="kind")]
 
 
