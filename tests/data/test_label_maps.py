@@ -295,6 +295,8 @@ BOTH = ClassList(names=NAMES, numbers=(1, 2, 3), colours=COLOURS)
         ),
         ("a.csv", "index,label\n1,building\n2,land\n3,road", replace(BOTH, colours=())),
         ("a.csv", 'name,id\n"a, b",0\nc,1', ClassList(names=("a, b", "c"), numbers=(0, 1))),
+        ("a.txt", "name plate\nroad sign\n", ClassList(names=("name plate", "road sign"))),
+        ("a.txt", "id name r g b\r\n1 building 60 16 152\r\n2 land 132 41 246\r\n3 road 110 193 228", BOTH),
         ("a.txt", "1 60 16 152 building\n2 132 41 246 land\n3 110 193 228 road", BOTH),
         ("a.txt", "1 building 60 16 152\n2 land 132 41 246\n3 road 110 193 228", BOTH),
         ("a.json", {"building": 1, "land": 2, "road": 3}, replace(BOTH, colours=())),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 from stepwell.reader.drawn import draw_page
 from stepwell.reader.text_lines import TextLines
+from stepwell.train.recipe import load_recipe
+from stepwell.train.tasks import find_task
 
 
 @pytest.fixture
@@ -45,6 +48,19 @@ def test_white_margins_are_cut_and_all_text_is_kept(scans):
     assert max(sample.image.size) <= 1024
     left, right = min(line.box[0] for line in sample.lines), max(line.box[2] for line in sample.lines)
     assert right - left > 0.7 * sample.image.width
+
+
+def test_pages_are_opened_within_the_limits_of_the_recipe(scans):
+    folder, _ = scans
+    places = {"path": str(folder / "lines.json"), "images": str(folder)}
+    data = json.dumps([{"kind": "text_lines", **places}])
+    for pixels, complaint in ((2_000_000, "max_pixels=2880000"), (2_880_000, None)):
+        recipe = load_recipe(
+            "reader_smoke", [f"image_limits.max_pixels={pixels}", f"stages.look.data={data}"]
+        )
+        pages = find_task("reader")(recipe, recipe.stages[0]).source(recipe.stages[0].data[0])
+        with pytest.raises(ValueError, match=complaint) if complaint else nullcontext():
+            pages[0]
 
 
 def test_boxes_follow_the_window(scans):

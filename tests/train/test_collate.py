@@ -221,6 +221,15 @@ def test_an_image_that_cannot_be_read_is_named(processor, tmp_path, name):
         Collator(processor, max_length=4096).prepare(Sample(images=(tmp_path / name,), messages=FIRST))
 
 
+def test_images_are_opened_within_the_limits(processor, tmp_path):
+    Image.new("RGB", (900, 4)).save(tmp_path / "long.png")
+    long = Sample(images=(tmp_path / "long.png",), messages=FIRST)
+    with pytest.raises(ValueError, match="max_aspect=225"):
+        Collator(processor, max_length=4096).prepare(long)
+    recipe = load_recipe("reader_smoke", ["image_limits.max_aspect=225"])
+    find_task(recipe.task)(recipe, recipe.stages[1]).collator.prepare(long)
+
+
 def test_a_conversation_that_teaches_nothing_is_refused(processor, monkeypatch):
     monkeypatch.setattr("stepwell.language.prompt._answers", lambda *_: [])
     mute = copy.copy(processor)

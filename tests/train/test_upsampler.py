@@ -285,6 +285,13 @@ def test_stopping_gradients_needs_losses_at_all_levels(settings):
         load_recipe("uhd_v2_upsampler", [*settings, *overrides])
 
 
+def test_images_are_opened_within_the_limits_of_the_recipe(settings, tmp_path):
+    Image.new("RGB", (900, 4)).save(tmp_path / "long.png")
+    with pytest.raises(ValueError, match="max_aspect=225"):
+        trainer_of(settings).task.prepare(tmp_path / "long.png")
+    trainer_of(settings, "image_limits.max_aspect=225").task.prepare(tmp_path / "long.png")
+
+
 def test_an_image_that_cannot_be_read_is_left_out(settings, pictures, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     listed = tmp_path / "list.txt"

@@ -167,7 +167,8 @@ def _by_header(lines: Sequence[str]) -> list[dict[str, Any]] | None:
     header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     told = [word.strip().lower() for word in header]
     places = {key: told.index(word) for key, words in _COLUMNS.items() for word in words if word in told}
-    if "name" not in places or len(told) < 2 or not rows:
+    is_header = "name" in places and len(told) > 1 and len(rows) > 0
+    if not is_header or (separator == " " and len(places) < len(told)):  # a name of several words
         return None
     if short := [row for row in rows if len(row) <= max(places.values())]:
         raise ValueError(f"the line {separator.join(short[0])!r} has fewer columns than the header")

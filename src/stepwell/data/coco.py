@@ -22,10 +22,10 @@ from stepwell.data.masks import mask_box
 from stepwell.data.objects import AnnotatedImage, Annotation, StoredMask, words
 from stepwell.folders import one_line
 from stepwell.images.limits import DEFAULT_LIMITS, NO_LIMITS, ImageLimits
-from stepwell.images.open import stored_size
+from stepwell.images.open import is_ambiguous, stored_size
 from stepwell.structures import Box, Size
 
-__all__ = ["CocoFile", "is_ambiguous", "turned_box"]
+__all__ = ["CocoFile", "turned_box"]
 
 _TRIED = 100  # image names, with which the folder that they start from is looked for
 
@@ -178,11 +178,6 @@ class CocoFile:
             fields=fields,
         )
         entry.annotations.append(annotation)
-
-
-def is_ambiguous(stored: Size, orientation: int) -> bool:
-    """Whether an image is turned, and as large as it is stored."""
-    return orientation != 1 and (orientation < 5 or stored[0] == stored[1])
 
 
 def turned_box(box: Box, stored: Size, orientation: int) -> Box:

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from stepwell.data.classes import ClassList, read_classes
-from stepwell.data.coco import is_ambiguous
 from stepwell.data.files import is_there, path_of, place_of, read_list
 from stepwell.data.image_folder import image_files
 from stepwell.folders import one_line
 from stepwell.images.label_map import open_label_map, turned
 from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
-from stepwell.images.open import stored_size
+from stepwell.images.open import is_ambiguous, stored_size
 
 __all__ = ["IGNORED", "LabelMaps", "LabelledPixels", "ListedLabelMaps"]
 

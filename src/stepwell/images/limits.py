@@ -54,7 +54,7 @@ class ImageLimits:
         options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in needed.items())
         return ImageError(
             f"{reason}; limits=ImageLimits({limits}) allows more, and so does {options} on the command line, "
-            f"or image_limits in a recipe"
+            "or image_limits in a recipe"
         )
 
 

@@ -34,7 +34,15 @@ from stepwell.images.limits import DEFAULT_LIMITS, NO_LIMITS, ImageError, ImageL
 from stepwell.images.metadata import bare_heif, bare_png, bare_tiff
 from stepwell.structures import Size
 
-__all__ = ["ImageSource", "image_size", "open_image", "opened", "stored_size", "upright_rgb"]
+__all__ = [
+    "ImageSource",
+    "image_size",
+    "is_ambiguous",
+    "open_image",
+    "opened",
+    "stored_size",
+    "upright_rgb",
+]
 
 _Bytes = bytes | bytearray | memoryview
 _File = str | os.PathLike[str] | _Bytes | IO[bytes]
@@ -91,6 +99,11 @@ def stored_size(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) ->
         orientation = _orientation(image)
         turns_itself = isinstance(image, TiffImageFile) and orientation >= 5
         return (image.width, image.height) if turns_itself else (image.height, image.width), orientation
+
+
+def is_ambiguous(stored: Size, orientation: int) -> bool:
+    """Whether an image that is turned, as `stored_size` tells, is as large as it is stored."""
+    return orientation != 1 and (orientation < 5 or stored[0] == stored[1])
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -222,7 +222,8 @@ class ReaderTask(ChatTask):
         if isinstance(data, DrawnData):
             return DrawnPages(**data.model_dump(exclude={"kind", "weight"}))
         if isinstance(data, TextLineData):
-            return TextLines(**data.model_dump(exclude={"kind", "weight"}))
+            limits = self.settings.image_limits.build()
+            return TextLines(**data.model_dump(exclude={"kind", "weight"}), limits=limits)
         return super().source(data)
 
     def prepare(self, sample: Any) -> ReaderExample:

@@ -18,6 +18,7 @@ from stepwell.data.coco import CocoFile
 from stepwell.data.files import read_list
 from stepwell.data.objects import Annotation
 from stepwell.folders import one_line
+from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.images.open import open_image
 from stepwell.reader.page import Line, PageSample
 from stepwell.reader.questions import turns_about
@@ -43,12 +44,14 @@ class TextLines:
         whole: float = 0.5,
         text: tuple[float, float] = (13.0, 26.0),
         seed: int = 0,
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         """images: the folder that the file names start from; whole: share of windows that show all of a
         page's text; text: range of the median line height in the other windows, in pixels; long_side: of a
         window, at most.
         """
         self.file = CocoFile(path, images=images)
+        self.file.limits = limits
         self.faults = [*self.file.faults]
         self.pages: list[int] = []  # numbers of images that have text
         for number, entry in enumerate(self.file.entries):
@@ -77,7 +80,7 @@ class TextLines:
         entry = self.file[self.pages[index % len(self.pages)]]
         texts = [_text(annotation) for annotation in entry.annotations]
         boxes = [annotation.box for annotation, text in zip(entry.annotations, texts, strict=True) if text]
-        page, shift, scale = _page(entry.path, _union(boxes))
+        page, shift, scale = _page(entry.path, _union(boxes), self.file.limits)
         boxes = [_moved(box, shift, (scale, scale)) for box in boxes]
         window = self._window(boxes, page.size, chance)
         stretch = chance.uniform(0.9, 1.1), chance.uniform(0.9, 1.1)
@@ -127,9 +130,9 @@ class TextLines:
 
 
 @lru_cache(maxsize=512)
-def _page(path: Path, text: Box) -> tuple[Image.Image, tuple[float, float], float]:
+def _page(path: Path, text: Box, limits: ImageLimits) -> tuple[Image.Image, tuple[float, float], float]:
     """-> a page in grey, cut around its text; the cut's (left, top) in the file's pixels; the scale kept."""
-    image = open_image(path).convert("L")
+    image = open_image(path, limits=limits).convert("L")
     margin = 0.08 * max(text[2] - text[0], text[3] - text[1])
     left, top = max(0, int(text[0] - margin)), max(0, int(text[1] - margin))
     right, bottom = min(image.width, int(text[2] + margin)), min(image.height, int(text[3] + margin))

@@ -110,7 +110,7 @@ class StageTrainer(Trainer):
     ) -> None:
         self.parts = task.parts(module)
         freeze_all_but(module, task.learning, self.parts, task.frozen)
-        self._still = frozen_norms(module)
+        self._frozen_norms = frozen_norms(module)
         if processes() > 1:
             synchronised(module)
         self.averaging = None if task.stage.average is None else Averaging(module, task.stage.average)
@@ -215,7 +215,7 @@ class StageTrainer(Trainer):
         num_items_in_batch: dict[str, Tensor] | None = None,
     ) -> Any:
         """The weighted sum of the stage's losses: as the part of a step that `num_items_in_batch` counts."""
-        for norm in self._still:
+        for norm in self._frozen_norms:
             norm.eval()
         losses, counts = model(**inputs), self.task.counts(inputs)
         total = 0.0

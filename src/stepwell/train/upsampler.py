@@ -153,6 +153,7 @@ class UpsamplerTask(JudgedByLosses):
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         self.settings, self.stage = recipe, stage
+        self.limits = recipe.image_limits.build()
         self.losses: Mapping[str, float] = stage.losses
         model = recipe.model
         if "entropy" in stage.losses and model.downsampler.kind != "kernel":
@@ -208,9 +209,7 @@ class UpsamplerTask(JudgedByLosses):
     def prepare(self, sample: Any) -> Tensor:
         """A file -> (3, size, size), normalised."""
         side = self.settings.model.size
-        image = resize_short_side_and_crop(
-            open_image(sample, limits=self.settings.image_limits.build()), side, self.resample
-        )
+        image = resize_short_side_and_crop(open_image(sample, limits=self.limits), side, self.resample)
         return to_tensor(image, (side, side), self.mean, self.std)
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
