@@ -134,11 +134,23 @@ def test_what_is_predicted_may_be_changed_in_place_and_learnt_from(kind, model):
         assert not (isinstance(part, torch.Tensor) and (part.is_inference() or part.requires_grad))
 
 
-@pytest.mark.parametrize("kind", ["dino", "segmenter", "classifier"])
-def test_outputs_that_are_no_numbers_are_refused(kind):
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("dino", ""),
+        ("segmenter", ""),
+        ("classifier", ""),
+        ("rcnn", "backbone"),
+        ("rcnn", "head.rpn.deltas"),
+        ("rcnn", "head.rpn.objectness"),
+        ("rcnn", "head.box"),
+        ("rcnn", "head.mask"),
+    ],
+)
+def test_outputs_that_are_no_numbers_are_refused(kind, part):
     broken = MODELS[kind]()
     with torch.no_grad():
-        for parameter in broken.parameters():
+        for parameter in broken.get_submodule(part).parameters():
             parameter.fill_(torch.nan)
     with pytest.raises(ValueError, match="the model's outputs are no numbers"):
         broken.predict(pictures((64, 64))[0])

@@ -119,6 +119,16 @@ def test_finished_stages_are_taken_up_again(finished, capsys, monkeypatch):
     assert "stage answer was finished before, and is taken as it is: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("fast", "bf16", "told"), [(False, True, 1), (False, False, 0), (True, True, 0)])
+def test_a_processor_that_is_slow_in_bf16_is_told_of(tmp_path, capsys, monkeypatch, fast, bf16, told):
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: fast)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(StageTrainer, "training_step", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train("reader_smoke", [f"output={tmp_path}", f"bf16={bf16}"])
+    assert capsys.readouterr().out.count("many times faster with bf16=false") == told
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [

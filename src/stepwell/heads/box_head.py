@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stepwell.heads.box_coder import BoxCoder
 from stepwell.heads.box_loss import BoxLoss
 from stepwell.layers.linear import Linear
+from stepwell.ops.finite import check_finite
 from stepwell.ops.precision import at_least_single
 from stepwell.ops.regions import suppress
 from stepwell.structures import Size
@@ -134,7 +135,10 @@ class BoxHead(nn.Module):
     def select(
         self, logits: Tensor, deltas: Tensor, boxes: Tensor, size: Size, selection: Selection
     ) -> ScoredBoxes:
-        """What is found in one image of size (H, W). boxes (R, 4): those of the regions."""
+        """What is found in one image of size (H, W). boxes (R, 4): those of the regions. Raises ValueError
+        for logits and deltas that are no numbers.
+        """
+        check_finite(logits, deltas)
         scores = logits.softmax(1)[:, :-1]
         regions, labels = (scores > selection.above).nonzero(as_tuple=True)
         moves = self.of_class(deltas[regions], labels)

@@ -206,9 +206,7 @@ class Cascade(TwoStage):
         the mean of all stages' logits, masks by the mean of their probabilities.
         """
         self.check(maps, extents)
-        levels = self.neck(maps)
-        proposals = self.propose(levels, extents, self.config.rpn.testing)
-        return self.detect_in(levels, [image.boxes for image in proposals], extents)
+        return self.detect_in(*self.look(maps, extents), extents)
 
     def detect_in(
         self, maps: Sequence[Tensor], proposals: list[Tensor], extents: Sequence[Extent]

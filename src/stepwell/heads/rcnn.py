@@ -80,9 +80,8 @@ class Rcnn(TwoStage):
     def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[FoundObjects]:
         """What is in each image, best first, clipped to its valid part."""
         self.check(maps, extents)
-        levels = self.neck(maps)
-        proposals = self.propose(levels, extents, self.config.rpn.testing)
-        output = self.read(self.box, levels, [image.boxes for image in proposals])
+        levels, proposals = self.look(maps, extents)
+        output = self.read(self.box, levels, proposals)
         found = [
             self.box.select(*image, extent.valid, self.config.selection)
             for image, extent in zip(output.images(), extents, strict=True)

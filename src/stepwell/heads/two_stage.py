@@ -21,8 +21,9 @@ from stepwell.heads.box_head import BoxHead, ScoredBoxes, Selection
 from stepwell.heads.detection import DetectionHead
 from stepwell.heads.fpn import FeaturePyramid, pyramid_strides
 from stepwell.heads.mask_head import MaskHead, MaskHeadConfig, mask_loss, mask_targets
-from stepwell.heads.rpn import ProposalConfig, Proposals, Rpn, RpnConfig
+from stepwell.heads.rpn import Rpn, RpnConfig
 from stepwell.ops.double import AnyMap
+from stepwell.ops.finite import check_finite
 from stepwell.ops.regions import pool_region_levels
 from stepwell.structures import Extent, FoundObjects, Objects
 
@@ -157,12 +158,15 @@ class TwoStage(DetectionHead):
         self.neck = FeaturePyramid(dims, config.dim, num_extra=config.num_extra)
         self.rpn = Rpn(config.dim, pyramid_strides(strides, config.num_extra), config.rpn)
 
-    def propose(
-        self, maps: Sequence[Tensor], extents: Sequence[Extent], config: ProposalConfig
-    ) -> list[Proposals]:
-        """maps: of the pyramid."""
-        logits, deltas = self.rpn(maps)
-        return self.rpn.propose(logits, deltas, extents, config)
+    def look(
+        self, maps: Sequence[AnyMap], extents: Sequence[Extent]
+    ) -> tuple[Sequence[Tensor], list[Tensor]]:
+        """The pyramid of a backbone's maps, and the boxes (r, 4) of each image in which objects may be."""
+        levels = self.neck(maps)
+        logits, deltas = self.rpn(levels)
+        check_finite(*logits, *deltas)
+        proposals = self.rpn.propose(logits, deltas, extents, self.settings.rpn.testing)
+        return levels, [image.boxes for image in proposals]
 
     def pool(self, maps: Sequence[Tensor], boxes: Sequence[Tensor], side: int) -> Tensor:
         """maps (B, C, h, w) of the pyramid, boxes (r, 4) of each image -> (R, C, s, s), image after image."""
@@ -218,6 +222,7 @@ class TwoStage(DetectionHead):
         regions = self.pool(maps, [image.boxes for image in found], self.settings.regions.mask_side)
         labels = torch.cat([image.labels for image in found])
         masks = torch.stack([head(regions, labels).sigmoid() for head in heads]).mean(0)
+        check_finite(masks)
         parts = masks.split([len(image.boxes) for image in found])
         return [FoundObjects(*image, part) for image, part in zip(found, parts, strict=True)]
 

@@ -19,6 +19,7 @@ from stepwell.images.limits import DEFAULT_LIMITS, TILED_LIMITS, ImageLimits
 from stepwell.images.open import ImageSource, open_image
 from stepwell.models.engine import device_of
 from stepwell.models.predictions import Prediction
+from stepwell.ops.finite import check_finite
 from stepwell.views.tiling import Tiles
 
 __all__ = ["Choice", "Kind", "Predicts", "batch_size_on", "best_first"]
@@ -147,12 +148,7 @@ class Predicts(Generic[Kind]):
         model: Any = self
         device = device_of(model)
         outputs = model(**{name: value.to(device) for name, value in inputs.items()})
-        told = outputs.logits if hasattr(outputs, "logits") else outputs.scores
-        if not bool(told.isfinite().all()):
-            raise ValueError(
-                "the model's outputs are no numbers: its weights are damaged, or too large for its "
-                "precision; another --dtype may help"
-            )
+        check_finite(outputs.logits if hasattr(outputs, "logits") else outputs.scores)
         return outputs
 
 

@@ -57,6 +57,13 @@ def _schedule_arguments(stage: Stage) -> dict[str, Any]:
     return {"lr_scheduler_type": "constant"}
 
 
+def _steps_between_validations(stage: Stage, steps: int) -> int:
+    """steps: of the whole stage."""
+    if stage.validate_steps is not None:
+        return stage.validate_steps
+    return 500 if stage.epochs is None else max(round(steps / stage.epochs), 100)
+
+
 def training_arguments(
     recipe: Recipe, stage: Stage, folder: Path, *, steps: int, seed: int
 ) -> TrainingArguments:
@@ -96,7 +103,7 @@ def training_arguments(
     if asks_trainer and (score := _score(stage)) is not None:
         fields |= {"metric_for_best_model": f"eval_{score}", "greater_is_better": True}
     if stage.validation:
-        fields |= {"eval_strategy": "steps", "eval_steps": stage.validate_steps}
+        fields |= {"eval_strategy": "steps", "eval_steps": _steps_between_validations(stage, steps)}
     if said := sorted(fields.keys() & stage.trainer.keys()):
         raise ValueError(f"stages.{stage.name}.trainer.{said[0]} is set by another field of the recipe")
     try:

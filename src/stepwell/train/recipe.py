@@ -90,8 +90,9 @@ class Stage(Strict):
     """A stretch of training with one set of data, learning parts, losses and rates.
 
     steps or epochs: how long; an epoch is as many samples as the sources hold together. validation: sources
-    like those of `data`, all of whose samples are looked at every `validate_steps` and at the end. keep: the
-    weights that the stage ends with, by default the best on the validation data where there is any.
+    like those of `data`, all of whose samples are looked at every `validate_steps` and at the end; None:
+    after every epoch (or 100 steps, if those are more) where the stage counts epochs, else every 500 steps.
+    keep: the weights that the stage ends with, by default the best on the validation data where there is any.
     vision: changes to the model's geometry in this stage, such as {sizes: [160, 320]} or {max_slices: 1}.
     patience: validations in a row that may be no better than the best before the stage ends; None: any.
     average: of the weights over the steps (train/averaging.py).
@@ -109,7 +110,7 @@ class Stage(Strict):
     losses: Mapping[Any, Rate]
     data: Any
     validation: Any = ()
-    validate_steps: Positive = 500
+    validate_steps: Positive | None = None
     keep: Literal["best", "last"] | None = None
     patience: Positive | None = None
     average: Average | None = None

@@ -110,9 +110,15 @@ def _begin(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     fields = recipe.model_dump(mode="json", exclude_unset=True)
     write_whole(folder / RECIPE, yaml.safe_dump({"task": recipe.task, **fields}, sort_keys=False))
+    if recipe.bf16 and not torch.cuda.is_available() and not _computes_bf16():
+        _tell("bf16: this processor has no instructions for it and is many times faster with bf16=false")
     for task in tasks:
         if text := task.introduction():
             _tell(text)
+
+
+def _computes_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _train(trainer: Trainer, *, checkpoint: str | None) -> None:

@@ -262,7 +262,7 @@ class StageTrainer(Trainer):
 
     def _stop_early(self) -> None:
         """Ends the stage where it has become no better for as many validations as it has patience."""
-        waited = (self.state.global_step - (self.state.best_global_step or 0)) / self.stage.validate_steps
+        waited = (self.state.global_step - (self.state.best_global_step or 0)) / self.args.eval_steps
         if self.stage.patience is not None and waited >= self.stage.patience:
             self.control.should_training_stop = True
 
