@@ -44,7 +44,7 @@ class FakeAssistant(stepwell.Assistant):
         self.settings = settings
         self.engine = SimpleNamespace(geometry=GEOMETRY)  # type: ignore[assignment]
 
-    def layout(self, image: Any) -> TokenLayout:
+    def layout(self, image: Any, *, region: Any = None) -> TokenLayout:
         return GEOMETRY.layout((image.height, image.width))
 
     def ask(
@@ -52,10 +52,12 @@ class FakeAssistant(stepwell.Assistant):
         image: Any,
         question: str,
         *,
+        region: Any = None,
         max_new_tokens: int,
         stream: Callable[[str], None] | None = None,
     ) -> str:
         self.images, self.question, self.max_new_tokens = image, question, max_new_tokens
+        self.region = region
         for piece in ("27", ".30") if stream else ():
             stream(piece)
         return "27.30"
@@ -130,6 +132,49 @@ def test_json_holds_answer_seconds_tokens_and_views(
     assert report["views"] == 2 * [
         {"image": image_path, "name": "only", "size": [32, 64], "grid": [2, 4], "box": [0, 0, 64, 32]}
     ]
+
+
+def test_a_region_is_told_in_fractions_and_asked_in_pixels(
+    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], image_path: str
+) -> None:
+    assert cli.main(["ask", image_path, "How much?", "--region", "0.25, 0.5,0.75,1", "--json"]) == 0
+    assert loaded[0].region == (16, 16, 48, 32)
+    assert json.loads(capsys.readouterr().out)["region"] == [16, 16, 48, 32]
+    assert cli.main(["ask", image_path, "How much?", "--json"]) == 0
+    assert loaded[1].region is None
+    assert "region" not in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("region", "complaint"),
+    [
+        ("0.1,0.2,0.3", "a region is (left, top, right, bottom), got (0.1, 0.2, 0.3)"),
+        ("a,b,c,d", "--region is LEFT,TOP,RIGHT,BOTTOM, such as 0.1,0.4,0.6,0.45; got 'a,b,c,d'"),
+        ("0.5,0.2,0.3,0.4", "left < right and top < bottom"),
+        ("10,20,30,40", "in fractions of the image's sides, from 0 to 1"),
+    ],
+)
+def test_a_wrong_region_is_refused_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+    loaded: list[FakeAssistant],
+    image_path: str,
+    region: str,
+    complaint: str,
+) -> None:
+    assert complaint in refusal(capsys, "ask", image_path, "What?", "--region", region)
+    assert not loaded
+
+
+def test_a_region_is_of_one_image(
+    capsys: pytest.CaptureFixture[str], loaded: list[FakeAssistant], image_path: str, tmp_path: Path
+) -> None:
+    asked = ["ask", image_path, image_path, "What?", "--region", "0,0,1,1"]
+    assert "--region is of one image" in refusal(capsys, *asked)
+    (tmp_path / "a.jsonl").write_text("{}")
+    assert "--jsonl FILE names" in refusal(
+        capsys, "ask", "--jsonl", str(tmp_path / "a.jsonl"), "--region", "0,0,1,1"
+    )
+    assert not loaded
 
 
 def test_show_writes_the_image_of_the_views_and_leaves_no_draft(

@@ -24,6 +24,7 @@ __all__ = [
     "HALF_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "NO_REGION",
     "Box",
     "EncoderSpec",
     "Extent",
@@ -31,6 +32,7 @@ __all__ = [
     "FoundObjects",
     "Geometry",
     "Objects",
+    "Region",
     "Size",
     "Statistics",
     "TokenLayout",
@@ -44,6 +46,11 @@ Size = tuple[int, int]
 """(height, width)."""
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in source pixels."""
+
+Region = tuple[int, int, int, int]
+"""A box in whole source pixels."""
+NO_REGION: Region = (0, 0, 0, 0)
+"""In tensors, of an image that is looked at as a whole."""
 
 Statistics = tuple[float, float, float]
 """Of red, green and blue, for pixels in [0, 1]."""
@@ -146,6 +153,16 @@ class TokenLayout:
     runs: tuple[TokenRun, ...]
     tiles: Size = (0, 0)  # rows and columns of the views that tile the image, which come first
     token_grid: Size = (0, 0)  # rows and columns of visual tokens of every view, where all have as many
+    region: Region | None = None  # that is looked at closely, where there is one
+    cut: Region | None = None  # what the finest views show then: the region and what lies around it
+
+    @property
+    def fine_size(self) -> Size:
+        """Of what the finest views show, in source pixels."""
+        if self.cut is None:
+            return self.image_size
+        left, top, right, bottom = self.cut
+        return bottom - top, right - left
 
     @property
     def num_visual(self) -> int:
@@ -224,6 +241,16 @@ class Geometry(ABC):
     @abstractmethod
     def layout(self, size: Size) -> TokenLayout:
         """size = (H, W) of the upright source image. Raises ValueError where the system cannot take it."""
+
+    def close_up(self, size: Size, region: Region) -> TokenLayout:
+        """As `layout`, with a cut around a region of the image in the finest views; the others show all of
+        it. Raises ValueError where the system has no others.
+        """
+        raise ValueError("this vision system has one view, which always shows the whole image: no region")
+
+    def layout_of(self, size: Size, region: Region | None) -> TokenLayout:
+        """`layout`, or `close_up` where a region is given."""
+        return self.layout(size) if region is None else self.close_up(size, region)
 
     @abstractmethod
     def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:

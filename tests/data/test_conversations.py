@@ -319,3 +319,41 @@ def test_a_prompt_stands_once_behind_every_question(tmp_path):
     assert contents[2] == f"How old?\n{short}"
     assert contents[1] == [{"type": "text", "text": "A cat"}]
     assert text.messages[0]["content"] == [{"type": "text", "text": f"Who?\n{short}"}]
+
+
+BOX = [0.1, 0.2, 0.3, 0.4]
+
+
+def content(*regions):
+    images = [{"type": "image", "path": f"{i}.jpg", "region": region} for i, region in enumerate(regions)]
+    return [
+        {"role": "user", "content": [*images, {"type": "text", "text": "?"}]},
+        {"role": "assistant", "content": "!"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "regions"),
+    [
+        ({"image": "a.jpg", "region": BOX}, (tuple(BOX),)),
+        ({"image": "a.jpg", "region": [BOX]}, (tuple(BOX),)),
+        ({"image": "a.jpg", "region": None}, ()),
+        ({"image": "a.jpg"}, ()),
+        ({"image": ["a.jpg", "b.jpg"], "region": [None, BOX]}, (None, tuple(BOX))),
+        ({"messages": content(BOX)}, (BOX,)),
+        ({"messages": content(None, BOX)}, (None, BOX)),
+        ({"messages": content(None)}, ()),
+    ],
+)
+def test_regions_stand_beside_their_images(entry, regions):
+    count = len(entry["image"]) if isinstance(entry.get("image"), list) else 1
+    turns = [turn("human", "<image>" * count + "?"), turn("gpt", "!")]
+    entry = entry if "messages" in entry else {**entry, "conversations": turns}
+    assert Conversations([entry])[0].regions == regions
+
+
+@pytest.mark.parametrize("region", [[BOX, BOX], "0.1,0.2,0.3,0.4", [0.1, 0.2], [0.3, 0.2, 0.1, 0.4]])
+def test_what_is_no_region_beside_an_image_is_refused(region):
+    turns = [turn("human", "<image>?"), turn("gpt", "!")]
+    with pytest.raises(ValueError, match="region"):
+        Conversations([{"image": "a.jpg", "region": region, "conversations": turns}])[0]

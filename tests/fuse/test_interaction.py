@@ -211,6 +211,86 @@ def test_reference_points_are_columns_and_rows_of_the_other_grid():
     assert y.tolist() == [1.0] * 4 + [4.0] * 4
 
 
+CUTS = torch.tensor([[0.25, 0.1, 0.5, 0.9], [-0.2, 0.0, 1.1, 0.3]], dtype=torch.float64)
+
+
+def test_reference_points_in_a_box_of_the_other_grid():
+    size, other = (3, 4), (6, 8)
+    x, y = reference_points(size, other, CUTS, device=torch.device("cpu"), dtype=torch.float64)
+    assert x.shape == y.shape == (2, 12)
+    assert x[0, :4].tolist() == pytest.approx([8 * (0.25 + 0.25 * (i + 0.5) / 4) - 0.5 for i in range(4)])
+    assert y[1, ::4].tolist() == pytest.approx([6 * 0.3 * (i + 0.5) / 3 - 0.5 for i in range(3)])
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    same = reference_points(size, other, whole, device=torch.device("cpu"))
+    for found, expected in zip(same, reference_points(size, other, device=torch.device("cpu")), strict=True):
+        torch.testing.assert_close(found[0], expected)
+
+
+@pytest.mark.parametrize("target", [0, 1, 2])
+def test_branches_meet_at_the_same_place_of_the_image(monkeypatch, target):
+    """All branches but the last see the whole, the last one the cut: where a query looks is where it lies."""
+    seen = {}
+    sizes = [(4, 6), (6, 9), (5, 7)]
+
+    def read(self, query, values, sizes, centre, unit=None):
+        seen["centre"] = [axis.flatten(1) if axis.shape[0] == 2 else axis.flatten()[None] for axis in centre]
+        return torch.zeros_like(query)
+
+    monkeypatch.setattr("stepwell.layers.deformable.DeformableAttention.read", read)
+    interaction = Interaction(DIMS, SMALL).double()
+    states = [
+        TokenMap(torch.randn(2, h * w, dim).double(), (h, w)) for (h, w), dim in zip(sizes, DIMS, strict=True)
+    ]
+    boxes = [torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2).double()] * 2 + [CUTS]
+
+    def place(axis, cells, box, first, last):
+        """Cells of a grid that fills a box -> fractions of the whole."""
+        return box[:, first, None] + (axis + 0.5) / cells * (box[:, last] - box[:, first])[:, None]
+
+    messages = [m for unit in interaction.units for m in unit.messages if m.target == target]
+    assert messages
+    for message in messages:
+        message(states, CUTS)
+        x, y = seen["centre"]
+        (height, width), box = sizes[message.source], boxes[message.source]
+        own = torch.meshgrid(
+            torch.arange(sizes[target][0]).double(), torch.arange(sizes[target][1]).double(), indexing="ij"
+        )
+        for axis, cells, index, first, last, side in ((x, width, 1, 0, 2, 1), (y, height, 0, 1, 3, 0)):
+            expected = place(own[index].flatten()[None], sizes[target][side], boxes[target], first, last)
+            torch.testing.assert_close(place(axis, cells, box, first, last), expected.expand(2, -1))
+
+
+@pytest.mark.parametrize("attention", ["deformable", "regular"])
+def test_a_cut_that_is_all_changes_nothing(attention):
+    interaction = open_gates(Interaction(DIMS, replace(SMALL, attention=attention))).eval()
+    states = make_states()
+    whole = interaction(states, torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2))
+    for found, expected in zip(whole, interaction(states), strict=True):
+        torch.testing.assert_close(found.tokens, expected.tokens, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["fast", "reference"])
+def test_cuts_of_a_batch_are_looked_at_each_by_itself(implementation):
+    interaction = open_gates(Interaction(DIMS, SMALL)).double().eval()
+    states = [state._replace(tokens=state.tokens.double()) for state in make_states()]
+    with prefer(implementation), torch.no_grad():
+        together = interaction(states, CUTS)
+        for i in range(2):
+            alone = interaction(
+                [
+                    state._replace(
+                        tokens=state.tokens[i : i + 1],
+                        class_token=None if state.class_token is None else state.class_token[i : i + 1],
+                    )
+                    for state in states
+                ],
+                CUTS[i : i + 1],
+            )
+            for found, expected in zip(together, alone, strict=True):
+                torch.testing.assert_close(found.tokens[i], expected.tokens[0])
+
+
 def test_regular_attention_is_torchs_multi_head_attention():
     ours = RegularCrossAttention(12, 8, num_heads=3)
     theirs = nn.MultiheadAttention(12, 3, kdim=8, vdim=8, batch_first=True)

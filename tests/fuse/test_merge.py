@@ -20,6 +20,7 @@ from stepwell.fuse.merge import (
     stage_stacks,
 )
 from stepwell.layers.position import fraction_position_embedding
+from stepwell.ops.resize import cut_from_map
 
 DIMS, SIZES = (8, 4, 4), ((2, 3), (3, 5), (4, 6))
 
@@ -109,6 +110,22 @@ def test_the_embedding_of_a_place_is_added_to_its_token_by_the_weight_given():
     added = placed(maps).tokens - plain(maps).tokens
     expected = 0.5 * fraction_position_embedding(8, (3, 5))
     torch.testing.assert_close(added, expected.expand_as(added), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("grid", [None, (3, 2)])
+def test_tokens_of_a_cut_hold_what_the_other_branches_saw_there(grid):
+    config = ProjectorConfig(hidden_dim=8, num_groups=4, grid=grid, place=0.5)
+    merge, maps = TokenMerge(DIMS, 8, config), make_maps()
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(maps[0]), -1)
+    torch.testing.assert_close(merge(maps, whole).tokens, merge(maps).tokens, rtol=1e-4, atol=1e-5)
+    boxes = torch.rand(len(maps[0]), 4) * 0.4 + torch.tensor([0.0, 0.1, 0.5, 0.5])
+    size = grid or (maps[-1].shape[-2], maps[-1].shape[-1])
+    cut = [*(cut_from_map(x, size, boxes) for x in maps[:-1]), resize_map(maps[-1], size)]
+    bare = TokenMerge(DIMS, 8, replace(config, place=0.0))
+    bare.load_state_dict(merge.state_dict())
+    added = merge(maps, boxes).tokens - bare(cut).tokens
+    expected = 0.5 * fraction_position_embedding(8, size, boxes)
+    torch.testing.assert_close(added, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_what_does_not_fit_is_refused_with_numbers():

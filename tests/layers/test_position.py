@@ -108,6 +108,15 @@ def test_a_fraction_position_embedding_is_of_the_columns_then_the_rows_centres()
         fraction_position_embedding(10, (2, 2))
 
 
+def test_a_fraction_position_embedding_in_boxes_is_of_places_in_the_whole() -> None:
+    whole = fraction_position_embedding(12, (4, 6)).view(4, 6, 12)
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [1 / 3, 0.25, 2 / 3, 0.75]])
+    found = fraction_position_embedding(12, (4, 6), boxes)
+    torch.testing.assert_close(found[0], whole.flatten(0, 1))
+    inner = fraction_position_embedding(12, (2, 2), boxes[1:]).view(2, 2, 12)
+    torch.testing.assert_close(inner, whole[1:3, 2:4])
+
+
 @pytest.mark.parametrize(("rows", "cols"), [(3, 4), (5, 2)])
 def test_a_relative_position_bias_depends_on_the_offset_alone(rows: int, cols: int) -> None:
     offsets, cells = (2 * rows - 1) * (2 * cols - 1), rows * cols

@@ -326,7 +326,7 @@ def test_one_image_of_a_pair_needs_no_list(assistant, draw, tmp_path):
         (lambda a, x: a.ask_many({"image": x, "question": "?"}), "pairs, .* got dict"),
         (lambda a, x: a.ask_many(["ab"]), "pairs, .*; entry 0 is str"),
         (lambda a, x: a.ask_many([(x, "?"), {"image": x, "question": "?"}]), "pairs, .*; entry 1 is dict"),
-        (lambda a, x: a.ask_many([(x, x, "?")]), "pairs, .*; entry 0 is tuple of 3"),
+        (lambda a, x: a.ask_many([(x, "?", None, 1)]), "pairs, .*; entry 0 is tuple of 4"),
         (lambda a, x: a.ask_many((x, "What?")), "pairs, .*; entry 0 is Image"),
         (lambda a, x: a.ask_many([(x, ["What?"])]), "a question is a text, got list of 1"),
         (lambda a, x: a.ask_many([(5, "What?")]), "an image is a path, .* got int"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -238,3 +239,18 @@ def test_a_conversation_that_teaches_nothing_is_refused(processor, monkeypatch):
     collator.processor = mute  # a collator takes none of a template that is not ours
     with pytest.raises(ValueError, match="no token of this conversation is supervised"):
         collator.prepare(Sample(messages=SECOND))
+
+
+def test_a_region_is_learnt_from_as_it_is_asked_about(processor):
+    """And beside samples that have none."""
+    collator = Collator(processor, max_length=4096)
+    of_region = dataclasses.replace(sample(FIRST), regions=((0.1, 0.2, 0.5, 0.3),))
+    batch = batch_of(collator, sample(FIRST), of_region)
+    assert batch["image_regions"].tolist() == [[0, 0, 0, 0], [20, 20, 100, 30]]
+    image = of_region.images[0]
+    asked = processor.image_processor([image, image], regions=[None, (20, 20, 100, 30)])
+    assert torch.equal(batch["pixel_values"], asked["pixel_values"])
+    alone = batch_of(collator, of_region)
+    assert alone["image_regions"].tolist() == [[20, 20, 100, 30]]
+    assert alone["input_ids"].shape[1] < batch_of(collator, sample(FIRST))["input_ids"].shape[1]
+    assert "image_regions" not in batch_of(collator, sample(FIRST), sample(FIRST))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from stepwell.images.limits import ImageLimits
     from stepwell.models.ask import Assistant
+    from stepwell.structures import Region
 
 __all__ = ["ask"]
 
@@ -48,6 +49,13 @@ def ask(
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="A model folder or a hub name. [default: the shipped model]"),
+    ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEFT,TOP,RIGHT,BOTTOM",
+            help="Look closely at a part of the image, told in fractions: 0.1,0.4,0.6,0.45.",
+        ),
     ] = None,
     revision: Revision = None,
     device: Device = None,
@@ -77,7 +85,7 @@ def ask(
         max_seconds=max_seconds,
     )
     if jsonl is not None:
-        if question is not None or stream or as_json or show is not None:
+        if question is not None or stream or as_json or show is not None or region is not None:
             raise ValueError("--jsonl FILE names the images and questions itself, and prints lines of JSON")
         load = partial(load_assistant, model, revision, device, dtype, limits)
         _ask_lines(jsonl, load, max_new_tokens)
@@ -89,7 +97,11 @@ def ask(
     if stream and as_json:
         raise ValueError("--stream and --json exclude each other: JSON is printed whole")
     question = well_formed(question)
+    if region is not None and len(images) > 1:
+        raise ValueError("--region is of one image; lines of --jsonl may have a region for each of theirs")
+    fractions = None if region is None else _fractions(region)
     opened = _open_images(images, question, limits)
+    pixels = None if fractions is None else _in_pixels(fractions, opened[0])
     if show is not None:
         from stepwell.images.draw import check_target
 
@@ -98,21 +110,37 @@ def ask(
     if show is not None:
         from stepwell.views.sheet import write_views
 
-        write_views(show, opened, assistant.engine.geometry)
+        write_views(show, opened, assistant.engine.geometry, [pixels] * len(opened))
     started = time.perf_counter()
     answer = assistant.ask(
         opened,
         question,
+        region=pixels,
         max_new_tokens=max_new_tokens,
         stream=partial(print, end="", flush=True) if stream else None,
     )
     seconds = time.perf_counter() - started
     if as_json:
-        layouts = [assistant.layout(image) for image in opened]
-        about = {"model": model or SHIPPED.name, "commit": assistant.commit, "question": question}
+        layouts = [assistant.layout(image, region=pixels) for image in opened]
+        about: dict[str, Any] = {"model": model or SHIPPED.name, "commit": assistant.commit}
+        about |= {"question": question} | ({} if pixels is None else {"region": pixels})
         print_json({"answer": answer, **about, **_report(seconds, images, layouts)})
     else:
         print("" if stream else answer)
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(edge) for edge in text.split(",")]
+    except ValueError:
+        form = "--region is LEFT,TOP,RIGHT,BOTTOM, such as 0.1,0.4,0.6,0.45"
+        raise ValueError(f"{form}; got {text!r}") from None
+
+
+def _in_pixels(fractions: list[float], image: Image) -> Region:
+    from stepwell.views.region import region_of_fractions
+
+    return region_of_fractions(fractions, (image.height, image.width))
 
 
 def _ask_lines(file: Path, load: Callable[[], Assistant], max_new_tokens: int) -> None:

@@ -3,7 +3,9 @@
 LLaVA-1.5 (arXiv 2310.03744): a JSON list of entries with `image`, a path (or none), and `conversations`,
 turns that are "from" a "human" or "gpt" with a "value" each. Others write a JSON value a line, `images`,
 `messages` of "role" and "content", contents in parts that name their images, and several images. A single
-placeholder is moved to the front of its turn, as the official code does.
+placeholder is moved to the front of its turn, as the official code does. "region", [left, top, right, bottom]
+in fractions of the image, is what is looked at closely; beside several images there is a list of one, or
+null, each.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from stepwell.data.sample import Sample
 from stepwell.language.characters import well_formed
 from stepwell.language.conversation import from_llava
 from stepwell.language.messages import IMAGE, Message, image_in
+from stepwell.views.region import regions_beside
 
 __all__ = ["Conversations"]
 
@@ -63,14 +66,15 @@ class Conversations:
             turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
         if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
             raise ValueError(f"it has no turns under {' or '.join(_TURNS)}")
-        images = _images(entry, turns)
+        images, regions = _images(entry, turns)
         messages = from_llava(turns, has_image=bool(images), rule="llava_next")
         _check(messages, len(images))
         if len(images) == 1:
             messages = from_llava(turns, has_image=True, rule="llava")
         if self.prompt is not None:
             messages = [_prompted(message, self.prompt) for message in messages]
-        return Sample(images=tuple(map(self._found, images)), messages=tuple(messages))
+        found = tuple(map(self._found, images))
+        return Sample(images=found, messages=tuple(messages), regions=tuple(regions) if any(regions) else ())
 
     def _found(self, image: Any) -> Any:
         """A path starts from the folder of images; an address is left to whoever opens it."""
@@ -95,16 +99,24 @@ def _field(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((entry[name] for name in names if not _is_none(entry.get(name))), None)
 
 
-def _images(entry: Mapping[str, Any], turns: Sequence[Any]) -> list[Any]:
-    """Of an entry, in the order of their placeholders: beside the turns, or in parts of their contents."""
+def _images(entry: Mapping[str, Any], turns: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Of an entry, in the order of their placeholders: beside the turns, or in parts of their contents; and
+    the region of each, or None.
+    """
     beside = _field(entry, _IMAGES)
     images = list(beside) if isinstance(beside, list | tuple) else [] if _is_none(beside) else [beside]
     if any(map(_is_none, images)):
         raise ValueError(f"one of its {len(images)} images has no name")
-    within = [image for turn in turns for part in _parts(turn) if (image := image_in(part)) is not None]
+    within = [
+        (image, part.get("region"))
+        for turn in turns
+        for part in _parts(turn)
+        if (image := image_in(part)) is not None
+    ]
     if images and within:
         raise ValueError("images stand in its turns and beside them; give them once")
-    return images or within
+    regions = [region for _, region in within] if within else regions_beside(entry.get("region"), len(images))
+    return images or [image for image, _ in within], regions
 
 
 def _is_none(value: Any) -> bool:

@@ -32,6 +32,7 @@ class Sample:
 
     messages: tuple[Message, ...]
     images: tuple[ImageSource, ...] = ()
+    regions: tuple[Any, ...] = ()  # of each image what is looked at closely, in fractions, or None
     resize: Callable[[Size], Size] | None = None  # the size an image is brought to before it is looked at
 
     @property

@@ -30,6 +30,7 @@ from stepwell.layers.linear import Linear
 from stepwell.ops.parts import in_parts
 from stepwell.ops.precision import at_least_single
 from stepwell.ops.rearrange import map_to_tokens, tokens_to_map
+from stepwell.ops.resize import cell_centres
 from stepwell.structures import Size, TokenMap
 
 __all__ = [
@@ -98,11 +99,13 @@ class Interaction(nn.Module):
             if isinstance(module, DeformableCrossAttention):
                 module.reset_parameters()
 
-    def forward(self, states: Sequence[TokenMap]) -> list[TokenMap]:
-        """One state per branch -> one state per branch."""
+    def forward(self, states: Sequence[TokenMap], cut: Tensor | None = None) -> list[TokenMap]:
+        """One state per branch -> one state per branch. cut (B, 4): where the last branch looks in what the
+        others see, a box in fractions of that; None: they see the same.
+        """
         updated = list(states)
         for unit in self.units:
-            updated = unit(updated)
+            updated = unit(updated, cut)
         return updated
 
 
@@ -116,11 +119,11 @@ class InteractionUnit(nn.Module):
         self.targets = [target for _, target in directions]
         self.messages = nn.ModuleList(Message(direction, dims, config) for direction in directions)
 
-    def forward(self, states: Sequence[TokenMap]) -> list[TokenMap]:
-        """One state per branch -> one state per branch."""
+    def forward(self, states: Sequence[TokenMap], cut: Tensor | None = None) -> list[TokenMap]:
+        """As `Interaction`'s."""
         updated = list(states)
         for target, message in zip(self.targets, self.messages, strict=True):
-            updated[target] = message(states)
+            updated[target] = message(states, cut)
         return updated
 
 
@@ -134,11 +137,14 @@ class Message(nn.Module):
         self.project = Linear(source_dim, dim) if config.project else nn.Identity()
         self.injector = Injector(dim, dim if config.project else source_dim, config)
 
-    def forward(self, states: Sequence[TokenMap]) -> TokenMap:
-        """The states of all branches -> the target's new state."""
+    def forward(self, states: Sequence[TokenMap], cut: Tensor | None = None) -> TokenMap:
+        """The states of all branches -> the target's new state. cut: as `Interaction`'s."""
         source, target = states[self.source], states[self.target]
         values = in_parts(lambda tokens: self.injector.values_of(self.project(tokens)), source.tokens)
-        return target._replace(tokens=self.injector(target.tokens, target.size, values, source.size))
+        seen = None
+        if cut is not None and len(states) - 1 in (self.source, self.target):
+            seen = cut if self.target == len(states) - 1 else _from_within(cut)
+        return target._replace(tokens=self.injector(target.tokens, target.size, values, source.size, seen))
 
     def extra_repr(self) -> str:
         return f"{self.source} -> {self.target}"
@@ -185,9 +191,13 @@ class Injector(nn.Module):
         values: Tensor = self.attn.values_of(self.feature_norm(features))
         return values
 
-    def forward(self, x: Tensor, size: Size, values: Tensor, feature_size: Size) -> Tensor:
-        """x (B, N, d) on grid `size`, values of features on grid `feature_size` -> (B, N, d)."""
-        x = x + self.gate * self.attn(self.query_norm(x), size, values, feature_size)
+    def forward(
+        self, x: Tensor, size: Size, values: Tensor, feature_size: Size, box: Tensor | None = None
+    ) -> Tensor:
+        """x (B, N, d) on grid `size`, values of features on grid `feature_size` -> (B, N, d). box: as of
+        `reference_points`.
+        """
+        x = x + self.gate * self.attn(self.query_norm(x), size, values, feature_size, box)
         if self.ffn is not None:
             x = x + self.drop_path(self.ffn_gate * self.ffn(self.ffn_norm(x), size))
         return x
@@ -210,24 +220,52 @@ class DeformableCrossAttention(DeformableAttention):
             )
         super().__init__(dim, feature_dim, inner, num_heads=num_heads, num_points=num_points)
 
-    def forward(self, query: Tensor, size: Size, values: Tensor, feature_size: Size) -> Tensor:
-        """query (B, N, d) on grid `size`, values of features on grid `feature_size` -> (B, N, d)."""
+    def forward(
+        self, query: Tensor, size: Size, values: Tensor, feature_size: Size, box: Tensor | None = None
+    ) -> Tensor:
+        """query (B, N, d) on grid `size`, values of features on grid `feature_size` -> (B, N, d). box: as of
+        `reference_points`.
+        """
         exact = at_least_single(query.dtype)
-        x, y = reference_points(size, feature_size, device=query.device, dtype=exact)
-        per_query = (-1, 1, 1, 1)
+        x, y = reference_points(size, feature_size, box, device=query.device, dtype=exact)
+        per_query = (*x.shape, 1, 1, 1)
         return self.read(query, values, [feature_size], (x.view(per_query), y.view(per_query)))
 
 
 def reference_points(
-    size: Size, other: Size, *, device: torch.device, dtype: torch.dtype = torch.float32
+    size: Size,
+    other: Size,
+    box: Tensor | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Where the cell centres of a grid `size` lie on the grid `other`: columns and rows, (H*W,) each, counted
-    in cells of `other` from the centre of its first."""
+    in cells of `other` from the centre of its first.
+
+    box (B, 4): the first grid lies there in the other, or reaches beyond it, in fractions of its sides; then
+    (B, H*W) each. None: both show the same.
+    """
+    if box is not None:
+        left, top, right, bottom = box.to(dtype).unbind(1)
+        x, y = (
+            cell_centres(n, first, last) * m - 0.5
+            for n, m, first, last in zip(size[::-1], other[::-1], (left, top), (right, bottom), strict=True)
+        )
+        shape = (-1, *size)
+        return x[:, None].expand(shape).flatten(1), y[:, :, None].expand(shape).flatten(1)
     y, x = (
         (torch.arange(n, device=device, dtype=dtype) + 0.5) / n * m - 0.5
         for n, m in zip(size, other, strict=True)
     )
     return x.expand(size).flatten(), y[:, None].expand(size).flatten()
+
+
+def _from_within(box: Tensor) -> Tensor:
+    """Where a box (B, 4) of a frame lies in it -> where the frame lies in the box, both in fractions."""
+    left, top, right, bottom = box.unbind(1)
+    width, height = right - left, bottom - top
+    return torch.stack([-left / width, -top / height, (1 - left) / width, (1 - top) / height], 1)
 
 
 class RegularCrossAttention(nn.Module):
@@ -247,8 +285,10 @@ class RegularCrossAttention(nn.Module):
         """features (B, M, d_f) -> keys and values, (B, M, 2 d)."""
         return torch.cat([self.key(features), self.value(features)], -1)
 
-    def forward(self, query: Tensor, size: Size, values: Tensor, feature_size: Size) -> Tensor:
-        """query (B, N, d), keys and values of features -> (B, N, d); the grids are not looked at."""
+    def forward(
+        self, query: Tensor, size: Size, values: Tensor, feature_size: Size, box: Tensor | None = None
+    ) -> Tensor:
+        """query (B, N, d), keys and values of features -> (B, N, d); nobody asks where they lie."""
         q, k, v = (
             tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for tokens in (self.query(query), *values.chunk(2, dim=-1))

@@ -8,7 +8,7 @@ Letters: B batch, C width of a branch, (h, w) its grid, (H, W) the common grid, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Annotated, Literal
 
@@ -21,7 +21,7 @@ from stepwell.layers.conv import Conv2d
 from stepwell.layers.linear import Linear
 from stepwell.layers.position import fraction_position_embedding
 from stepwell.ops.rearrange import map_to_tokens
-from stepwell.ops.resize import resize_map
+from stepwell.ops.resize import cut_from_map, resize_map
 from stepwell.structures import Size, TokenMap
 
 __all__ = [
@@ -157,17 +157,27 @@ class TokenMerge(nn.Module):
             for dim in dims
         )
 
-    def forward(self, maps: Sequence[Tensor]) -> TokenMap:
-        """maps: (B, C, h, w) of every branch -> tokens (B, H*W, E) on their grid."""
+    def forward(self, maps: Sequence[Tensor], cut: Tensor | None = None) -> TokenMap:
+        """maps: (B, C, h, w) of every branch -> tokens (B, H*W, E) on their grid.
+
+        cut (B, 4): where the last branch looks in what the others see, a box in fractions of that. Tokens are
+        of the cut then, their places those in the whole.
+        """
         size = self.config.grid or (maps[-1].shape[-2], maps[-1].shape[-1])
         tokens = reduce(
             torch.add,
-            (stack(map_to_tokens(resize_map(x, size))) for stack, x in zip(self.stacks, maps, strict=True)),
+            (stack(map_to_tokens(x)) for stack, x in zip(self.stacks, _on(size, maps, cut), strict=True)),
         )
         if self.config.place:
-            positions = fraction_position_embedding(tokens.shape[-1], size, device=tokens.device)
+            positions = fraction_position_embedding(tokens.shape[-1], size, cut, device=tokens.device)
             tokens = tokens + self.config.place * positions.to(tokens.dtype)
         return TokenMap(tokens, size)
+
+
+def _on(size: Size, maps: Sequence[Tensor], cut: Tensor | None) -> Iterator[Tensor]:
+    """The maps at that size; of all but the last, what lies in the cut."""
+    for i, x in enumerate(maps, 1):
+        yield resize_map(x, size) if cut is None or i == len(maps) else cut_from_map(x, size, cut)
 
 
 class _TokenGroupNorm(nn.GroupNorm):

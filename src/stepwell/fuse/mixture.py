@@ -14,15 +14,20 @@ from stepwell.layers.depthwise import DepthwiseConv
 from stepwell.layers.linear import Linear
 from stepwell.ops.precision import at_least_single
 from stepwell.ops.rearrange import map_to_tokens, tokens_to_map
+from stepwell.ops.resize import put_on_map
 from stepwell.structures import Size
 
 __all__ = ["MixtureAdapter", "MixtureMerge", "to_grid"]
 
 
-def to_grid(x: Tensor, size: Size) -> Tensor:
+def to_grid(x: Tensor, size: Size, cut: Tensor | None = None) -> Tensor:
     """(B, C, h, w) -> (B, C, H, W): bilinear with aligned corners where a side grows, else means of the cells
     that fall together; both are rounded once.
+
+    cut (B, 4): x shows a box, in fractions of what the grid shows, and beside it there is zero.
     """
+    if cut is not None:
+        return put_on_map(x, size, cut)
     if x.shape[-2:] == size:
         return x
     if x.shape[-2] < size[0] or x.shape[-1] < size[1]:
@@ -53,11 +58,11 @@ class MixtureAdapter(nn.Module):
                 else:
                     nn.init.zeros_(parameter)
 
-    def forward(self, tokens: Tensor, size: Size, slow: Tensor) -> Tensor:
-        """tokens (B, N, d) on the grid `size`, slow (B, c, h, w) -> (B, N, d)."""
+    def forward(self, tokens: Tensor, size: Size, slow: Tensor, cut: Tensor | None = None) -> Tensor:
+        """tokens (B, N, d) on the grid `size`, slow (B, c, h, w) -> (B, N, d). cut: as of `to_grid`."""
         convolution, activation, linear = self.local
         tokens = tokens + linear(activation(map_to_tokens(convolution(tokens_to_map(tokens, size)))))
-        seen = map_to_tokens(to_grid(self.slow(slow.movedim(1, -1)).movedim(-1, 1), size))
+        seen = map_to_tokens(to_grid(self.slow(slow.movedim(1, -1)).movedim(-1, 1), size, cut))
         gate = self.gate(torch.cat([tokens.mean(1), seen.mean(1)], 1)).tanh()
         out: Tensor = tokens + gate[:, None] * seen
         return out
@@ -71,7 +76,7 @@ class MixtureMerge(nn.Module):
         self.fast = Linear(dim, dim)
         self.slow = Linear(slow_dim, dim)
 
-    def forward(self, tokens: Tensor, size: Size, slow: Tensor) -> Tensor:
-        """tokens (B, N, d) on the grid `size`, slow (B, c, h, w) -> (B, N, d)."""
-        merged: Tensor = self.fast(tokens) + self.slow(map_to_tokens(to_grid(slow, size)))
+    def forward(self, tokens: Tensor, size: Size, slow: Tensor, cut: Tensor | None = None) -> Tensor:
+        """tokens (B, N, d) on the grid `size`, slow (B, c, h, w) -> (B, N, d). cut: as of `to_grid`."""
+        merged: Tensor = self.fast(tokens) + self.slow(map_to_tokens(to_grid(slow, size, cut)))
         return merged

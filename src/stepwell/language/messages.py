@@ -1,7 +1,8 @@
 """Messages as transformers has them: their texts and their images.
 
 {"role": "user", "content": text or [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}.
-Messages come from whoever asks, often as JSON, so that no text in them names a file to open.
+Messages come from whoever asks, often as JSON, so that no text in them names a file to open. Beside an image
+may stand a "region" of it, [left, top, right, bottom] in fractions of its sides, that is looked at closely.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["IMAGE", "Message", "image_in", "images_of", "with_texts"]
+__all__ = ["IMAGE", "Message", "image_in", "images_of", "regions_of", "with_texts"]
 
 IMAGE = "<image>"
 """The placeholder of one image."""
@@ -47,6 +48,13 @@ def images_of(messages: Sequence[Message]) -> list[Any]:
     for image in images:
         _refuse_names(image)
     return images
+
+
+def regions_of(messages: Sequence[Message]) -> list[Any]:
+    """Of each image that `images_of` finds, in its order, what stands beside it as its region, or None."""
+    contents = (message.get("content") for message in messages)
+    parts = (part for content in contents if isinstance(content, (list, tuple)) for part in content)
+    return [part.get("region") for part in parts if image_in(part) is not None]
 
 
 def _is_part(part: object) -> bool:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepwell.ops.precision import at_least_single
+from stepwell.ops.resize import cell_centres
 from stepwell.structures import Size
 
 __all__ = [
@@ -104,13 +105,22 @@ def fraction_embedding(
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def fraction_position_embedding(dim: int, size: Size, *, device: torch.device | str | None = None) -> Tensor:
+def fraction_position_embedding(
+    dim: int, size: Size, boxes: Tensor | None = None, *, device: torch.device | str | None = None
+) -> Tensor:
     """(H*W, dim) in fp32: fraction embeddings of a cell's column and of its row, half of the channels each.
 
     Unlike `sincos_position_embedding` it divides each side by itself, as boxes written as fractions do.
+    boxes (B, 4): the cells lie there in the image, in fractions of it; then (B, H*W, dim).
     """
     if dim % 4:
         raise ValueError(f"an embedding of columns and rows needs a width divisible by 4, got {dim}")
+    if boxes is not None:
+        left, top, right, bottom = boxes.float().unbind(1)
+        cols, rows = cell_centres(size[1], left, right), cell_centres(size[0], top, bottom)
+        cols, rows = (fraction_embedding(x.flatten(), dim // 2).unflatten(0, x.shape) for x in (cols, rows))
+        shape = (-1, *size, -1)
+        return torch.cat([cols[:, None].expand(shape), rows[:, :, None].expand(shape)], -1).flatten(1, 2)
     rows, cols = (fraction_embedding((torch.arange(n, device=device) + 0.5) / n, dim // 2) for n in size)
     return torch.cat([cols.expand(*size, -1), rows[:, None].expand(*size, -1)], dim=2).flatten(0, 1)
 

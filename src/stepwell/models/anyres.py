@@ -8,6 +8,7 @@ tokens of a view, N of an image, D the language model's width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -24,6 +25,7 @@ from stepwell.models.vision import STRICT
 from stepwell.ops.ragged import by_shape
 from stepwell.structures import FeatureMap, Size, TokenLayout, VisionFeatures
 from stepwell.views.anyres import AnyResGeometry, Floor, TileMerging, tile_grids
+from stepwell.views.region import RegionConfig
 
 __all__ = ["LLAVA_GRIDS", "AnyResConfig", "AnyResVision"]
 
@@ -48,7 +50,7 @@ class AnyResConfig(PlainConfig):
     grids the first is taken. mean, std: None is the encoder's own.
     """
 
-    adjustable: ClassVar = PlainConfig.adjustable | {"floor", "grids", "max_tiles"}
+    adjustable: ClassVar = PlainConfig.adjustable | {"floor", "grids", "max_tiles", "region"}
     parts: ClassVar = {"vision.branches": "branches", "vision.merge": "merge", "projector": "projector"}
 
     kind: Literal["anyres"] = "anyres"  # type: ignore[assignment]
@@ -57,6 +59,7 @@ class AnyResConfig(PlainConfig):
     merge: TileMerging = "spatial_unpad"
     max_tiles: Positive | None = None
     floor: Floor = "exact"
+    region: RegionConfig = field(default_factory=RegionConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,6 +76,7 @@ class AnyResConfig(PlainConfig):
             merge=self.merge,
             max_tiles=self.max_tiles,
             floor=self.floor,
+            region=self.region,
             mean=self.mean or spec.mean,
             std=self.std or spec.std,
         )
@@ -112,7 +116,7 @@ class AnyResVision(PlainVision):
     def _arranged(self, views: Sequence[Tensor], layout: TokenLayout) -> Tensor:
         """The tokens (n, D) of the tiles and the overview -> (N, D), those of the overview first."""
         *tiles, overview = views
-        plan = self.geometry.plan(layout.image_size)
+        plan = self.geometry.plan(layout.fine_size)
         if plan is None:
             return self.merge.alone(overview)
         if self.geometry.merge == "flat":

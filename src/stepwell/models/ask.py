@@ -6,30 +6,25 @@ The same `ask` serves Python, the command line, evaluation and servers. Greedy d
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from itertools import count, islice
-from os import PathLike
 from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
 
-from stepwell.images.arrays import SupportsArray
 from stepwell.images.limits import ImageLimits
-from stepwell.images.open import ImageSource, image_size, open_image
-from stepwell.language.characters import well_formed
+from stepwell.images.open import image_size, open_image
 from stepwell.language.labels import label_tokens, tokens_of_image
 from stepwell.language.prompt import render
 from stepwell.models.engine import Engine, Prompts, TransformersEngine
+from stepwell.models.looks import Asked, Look, Question, Seen, asked, check_image, is_image
 from stepwell.structures import TokenLayout, VisionFeatures
+from stepwell.views.region import region_edges, region_in_pixels
 
-__all__ = ["Assistant", "Question"]
+__all__ = ["Assistant"]
 
-Seen = ImageSource | VisionFeatures
-"""An image, or what `encode` made of it."""
-Question = tuple[Seen | Sequence[Seen], str]
-"""An image, or several, and what is asked about them."""
 Stream = Callable[[str], None]
 Progress = Callable[[int], None]
 Item = TypeVar("Item")
@@ -79,22 +74,26 @@ class Assistant:
         image: Seen | Sequence[Seen],
         question: str | Sequence[str],
         *,
+        region: Any = None,
         max_new_tokens: int = 128,
         stream: Stream | None = None,
         limits: ImageLimits | None = None,
     ) -> Any:
         """The answer to a question about an image, or about several; to a list of questions, their answers.
 
-        The images are encoded once, however many questions there are. `stream` is called with the text of one
-        answer as it comes. An answer ends after `max_new_tokens`, or where the language model's positions
-        end. Raises ValueError for an empty question, for images that cannot be read or are none, and for a
-        prompt that leaves no position for an answer. What is half a character in a question becomes U+FFFD.
+        region: that is looked at closely, (left, top, right, bottom) in pixels of the upright image; of
+        several images a list of one for each, or None. The images are encoded once, however many questions
+        there are. `stream` is called with the text of one answer as it comes. An answer ends after
+        `max_new_tokens`, or where the language model's positions end. Raises ValueError for an empty
+        question, for images that cannot be read or are none, for a region outside its image or of a system of
+        one view, and for a prompt that leaves no position for an answer. What is half a character in a
+        question becomes U+FFFD.
         """
         if not isinstance(question, str | list | tuple):
             raise ValueError(f"a question is a text, or a list of texts, got {type(question).__name__}")
         questions = [question] if isinstance(question, str) else question
         answers = self.ask_many(
-            [(image, text) for text in questions],
+            [(image, text, region) for text in questions],
             max_new_tokens=max_new_tokens,
             stream=stream,
             limits=limits,
@@ -111,35 +110,43 @@ class Assistant:
         progress: Progress | None = None,
         limits: ImageLimits | None = None,
     ) -> list[str]:
-        """Answers to (image or images, question) pairs, each as it would be alone.
+        """Answers to (image or images, question) pairs, each as it would be alone; a third entry is the
+        region, as `ask` has it.
 
         `batch_size` questions are answered together: of the next eight batches' worth, those whose images
         are alike in layout, and those about the same image, which is then encoded once. `stream` takes one
         pair; `progress` is called with the number of answers there are.
         """
-        pairs = _pairs(questions)
+        pairs = asked(questions)
         if stream is not None and len(pairs) != 1:
             raise ValueError(f"only one question can be streamed at a time, got {len(pairs)}")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         within = self._within(limits)
         return within._in_alike_batches(
-            [([within._held(image) for image in images], text) for images, text in pairs],
+            [([within._held(look) for look in looks], text) for looks, text in pairs],
             lambda pair: pair[0],
             lambda batch: within._answers(batch, max_new_tokens, stream),
             batch_size,
             progress,
         )
 
-    def encode(self, image: Seen, *, limits: ImageLimits | None = None) -> VisionFeatures:
-        """Feature maps and visual tokens of one image, from one pass; `ask` takes them in its place."""
+    @torch.no_grad()  # inference tensors could not be learnt from
+    def encode(
+        self, image: Seen, *, region: Sequence[float] | None = None, limits: ImageLimits | None = None
+    ) -> VisionFeatures:
+        """Feature maps and visual tokens of one image, from one pass; `ask` takes them in its place. region:
+        as of `ask`.
+        """
         if isinstance(image, list | tuple) and not isinstance(image, VisionFeatures):
             raise ValueError("features and encode take one image; encode_many takes a list of them")
-        return self.encode_many([image], limits=limits)[0]
+        within = self._within(limits)
+        edges = None if region is None else region_edges(region)
+        return within._encode([within._held(Look(image, edges))])[0]
 
     features = encode
 
-    @torch.no_grad()  # inference tensors could not be learnt from
+    @torch.no_grad()
     def encode_many(
         self,
         images: Iterable[Seen],
@@ -152,33 +159,44 @@ class Assistant:
 
         Eight batches' worth are taken from `images` before, and those alike in layout brought together.
         """
-        if not isinstance(images, Iterable) or isinstance(images, dict) or _is_image(images):
+        if not isinstance(images, Iterable) or isinstance(images, dict) or is_image(images):
             raise ValueError(
                 f"encode_many takes a list of images, got {type(images).__name__}; encode takes one"
             )
         within = self._within(limits)
         return within._in_alike_batches(
-            map(within._held, images), lambda image: [image], within._encode, batch_size, progress
+            (within._held(Look(image, None)) for image in images),
+            lambda look: [look],
+            within._encode,
+            batch_size,
+            progress,
         )
 
-    def _encode(self, images: Sequence[Seen]) -> list[VisionFeatures]:
-        opened = [self._opened(image) for image in images]
-        new = [image for image in opened if isinstance(image, Image)]
-        layouts = [self.layout(image) for image in new]
-        inputs = [
-            tensor
-            for image, layout in zip(new, layouts, strict=True)
-            for tensor in self.engine.geometry.inputs(image, layout)
+    def _encode(self, looks: Sequence[Look]) -> list[VisionFeatures]:
+        opened = [self._opened(look.image) for look in looks]
+        layouts = [self.layout(image, region=look.region) for image, look in zip(opened, looks, strict=True)]
+        new = [
+            (image, layout) for image, layout in zip(opened, layouts, strict=True) if isinstance(image, Image)
         ]
-        encoded = iter(self.engine.encode(inputs, layouts) if new else [])
+        inputs = [tensor for image, layout in new for tensor in self.engine.geometry.inputs(image, layout)]
+        encoded = iter(self.engine.encode(inputs, [layout for _, layout in new]) if new else [])
         return [next(encoded) if isinstance(image, Image) else image for image in opened]
 
-    def layout(self, image: Seen, *, limits: ImageLimits | None = None) -> TokenLayout:
-        """The views and visual tokens that an image will cost, from its size alone: no pixel is decoded."""
+    def layout(
+        self, image: Seen, *, region: Sequence[float] | None = None, limits: ImageLimits | None = None
+    ) -> TokenLayout:
+        """The views and visual tokens that an image will cost, from its size alone: no pixel is decoded.
+        region: as of `ask`.
+        """
         if isinstance(image, VisionFeatures):
+            if region is not None:
+                raise ValueError("what encode made of an image has its region: give it to encode")
             return image.layout
-        _check_image(image)
-        return self.engine.geometry.layout(image_size(image, limits=self._within(limits)._limits))
+        check_image(image)
+        size = image_size(image, limits=self._within(limits)._limits)
+        return self.engine.geometry.layout_of(
+            size, None if region is None else region_in_pixels(region, size)
+        )
 
     @property
     def _limits(self) -> ImageLimits:
@@ -192,10 +210,10 @@ class Assistant:
         within.limits = limits
         return within
 
-    def _held(self, image: Seen) -> Seen:
-        """An image that can be looked at twice."""
-        _check_image(image)
-        return self._opened(image) if hasattr(image, "read") else image
+    def _held(self, look: Look) -> Look:
+        """Of an image that can be looked at twice."""
+        check_image(look.image)
+        return look._replace(image=self._opened(look.image)) if hasattr(look.image, "read") else look
 
     def _opened(self, image: Seen) -> Image | VisionFeatures:
         if isinstance(image, VisionFeatures):
@@ -205,7 +223,7 @@ class Assistant:
     def _in_alike_batches(
         self,
         items: Iterable[Item],
-        images_of: Callable[[Item], Sequence[Seen]],
+        looks_of: Callable[[Item], Sequence[Look]],
         run: Callable[[list[Item]], list[Result]],
         batch_size: int,
         progress: Progress | None,
@@ -219,7 +237,10 @@ class Assistant:
             if len(window) > batch_size:
                 first: dict[Any, int] = defaultdict(count().__next__)  # which came first: sizes, images
                 keys = [
-                    [(first[self.layout(image).inputs], first[_key(image)]) for image in images_of(item)]
+                    [
+                        (first[self.layout(look.image, region=look.region).inputs], first[look.key])
+                        for look in looks_of(item)
+                    ]
                     for item in window
                 ]
                 order = sorted(order, key=keys.__getitem__)
@@ -232,11 +253,13 @@ class Assistant:
         return results
 
     @torch.inference_mode()
-    def _answers(self, questions: Sequence[_Pair], max_new_tokens: int, stream: Stream | None) -> list[str]:
+    def _answers(self, questions: Sequence[Asked], max_new_tokens: int, stream: Stream | None) -> list[str]:
         engine = self.engine
-        opened = {_key(image): self._opened(image) for images, _ in questions for image in images}
-        layouts = {key: self.layout(image) for key, image in opened.items()}
-        keys = [[_key(image) for image in images] for images, _ in questions]
+        opened = {
+            look.key: Look(self._opened(look.image), look.region) for looks, _ in questions for look in looks
+        }
+        layouts = {key: self.layout(image, region=region) for key, (image, region) in opened.items()}
+        keys = [[look.key for look in looks] for looks, _ in questions]
         rows = [
             self._prompt(text, [layouts[key] for key in row])
             for row, (_, text) in zip(keys, questions, strict=True)
@@ -280,55 +303,6 @@ class Assistant:
         prompt = render(messages, engine.chat_template, engine.tokenizer, add_generation_prompt=True)
         images = [tokens_of_image(layout, engine.tokenizer, engine.image_token_id) for layout in layouts]
         return label_tokens(prompt, engine.tokenizer, images).input_ids
-
-
-_Pair = tuple[Sequence[Seen], str]
-
-
-def _pairs(questions: Iterable[Question]) -> list[_Pair]:
-    """Raises ValueError naming the first that is no image, or list of images, with a question."""
-    form = 'ask_many takes (image or images, question) pairs, such as [("a.jpg", "What?")]'
-    if isinstance(questions, str | bytes | dict) or not isinstance(questions, Iterable):
-        raise ValueError(f"{form}, got {type(questions).__name__}")
-    pairs: list[_Pair] = []
-    for i, pair in enumerate(questions):
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ValueError(f"{form}; entry {i} is {_kind_of(pair)}")
-        given, question = pair
-        if not isinstance(question, str):
-            raise ValueError(f"a question is a text, got {_kind_of(question)}; {form}")
-        images: Sequence[Any] = [given] if _is_image(given) or not isinstance(given, list | tuple) else given
-        if not question.strip():
-            raise ValueError("the question is empty")
-        if not images:
-            raise ValueError("a question needs at least one image")
-        for image in images:
-            _check_image(image)
-        pairs.append((images, well_formed(question)))
-    return pairs
-
-
-def _is_image(value: Any) -> bool:
-    """Of a kind that `open_image` opens, or encoded."""
-    kinds = (VisionFeatures, Image, str, PathLike, bytes, bytearray, memoryview, SupportsArray, Mapping)
-    return isinstance(value, kinds) or hasattr(value, "read")
-
-
-def _check_image(image: Any) -> None:
-    if not _is_image(image):
-        raise ValueError(
-            "an image is a path, bytes, a binary file, a data: URL, a PIL image, an array or a tensor, "
-            f"or what encode made of one; got {_kind_of(image)}"
-        )
-
-
-def _kind_of(value: Any) -> str:
-    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, list | tuple) else "")
-
-
-def _key(image: Seen) -> Any:
-    """Alike for the same image given twice: a path by its name, what is opened by itself."""
-    return str(image) if hasattr(image, "__fspath__") or isinstance(image, str) else id(image)
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,7 +1,8 @@
 """Many questions from a file of JSON lines: `stepwell ask --jsonl FILE`.
 
 A line is {"image": "a.jpg" or ["a.jpg", "b.jpg"], "question": "What?" or ["What?", "Who?"]}; image names are
-relative to the file's folder. What else a line holds is handed on.
+relative to the file's folder. "region" is what is looked at closely, [left, top, right, bottom] in fractions
+of the image, or a list of one, or null, for each image. What else a line holds is handed on.
 """
 
 from __future__ import annotations
@@ -14,17 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from stepwell.folders import is_url, one_line
-from stepwell.models.ask import Assistant, Question
+from stepwell.models.ask import Assistant
+from stepwell.models.looks import Question
+from stepwell.views.region import region_of_fractions, regions_beside
 
 __all__ = ["QuestionLine", "answer_lines", "read_question_lines"]
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionLine:
-    """One line: its fields, and the (images, question) pairs that they mean."""
+    """One line: its fields, and the (images, question) pairs that they mean. regions: in fractions, one an
+    image or None.
+    """
 
     fields: dict[str, Any]
-    questions: list[Question]
+    questions: list[tuple[Sequence[Path | str], str]]
+    regions: Sequence[Any] = ()
+
+    def asked_of(self, assistant: Assistant) -> list[Question]:
+        """The questions, regions in pixels. Raises ValueError and OSError as opening images does."""
+        if not any(self.regions):
+            return list(self.questions)
+        return [
+            (images, text, [_in_pixels(assistant, *pair) for pair in zip(images, self.regions, strict=True)])
+            for images, text in self.questions
+        ]
 
 
 def read_question_lines(path: str | Path) -> list[QuestionLine]:
@@ -54,7 +69,7 @@ def answer_lines(
     iterator = iter(lines)
     while batch := list(islice(iterator, batch_size)):
         try:
-            questions = [question for line in batch for question in line.questions]
+            questions = [question for line in batch for question in line.asked_of(assistant)]
             answers = iter(
                 assistant.ask_many(questions, max_new_tokens=max_new_tokens, batch_size=batch_size)
             )
@@ -75,7 +90,15 @@ def _read(line: str, folder: Path, place: str) -> QuestionLine:
         raise ValueError(f"{place} is a {type(fields).__name__}; write {_FORM}")
     images, questions = (_texts(fields.get(name), name, place) for name in ("image", "question"))
     paths = [image if is_url(image) else folder / image for image in images]  # open_image says what is wrong
-    return QuestionLine(fields, [(paths, question) for question in questions])
+    try:
+        regions = regions_beside(fields.get("region"), len(images))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return QuestionLine(fields, [(paths, question) for question in questions], regions)
+
+
+def _in_pixels(assistant: Assistant, image: Any, region: Any) -> Any:
+    return None if region is None else region_of_fractions(region, assistant.layout(image).image_size)
 
 
 def _texts(value: Any, name: str, place: str) -> list[str]:
@@ -91,6 +114,7 @@ def _with_answers(line: QuestionLine, answers: list[str]) -> dict[str, Any]:
 
 def _alone(assistant: Assistant, line: QuestionLine, max_new_tokens: int) -> dict[str, Any]:
     try:
-        return _with_answers(line, assistant.ask_many(line.questions, max_new_tokens=max_new_tokens))
+        questions = line.asked_of(assistant)
+        return _with_answers(line, assistant.ask_many(questions, max_new_tokens=max_new_tokens))
     except (ValueError, OSError) as error:
         return {**line.fields, "error": one_line(error)}

@@ -26,7 +26,7 @@ from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT, fitted
 from stepwell.ops.pack import unpack
-from stepwell.structures import TokenLayout, VisionFeatures
+from stepwell.structures import NO_REGION, TokenLayout, VisionFeatures
 
 __all__ = [
     "StepwellForConditionalGeneration",
@@ -96,23 +96,32 @@ class StepwellModel(StepwellPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def layouts(self, image_sizes: Tensor) -> list[TokenLayout]:
-        """image_sizes (images, 2): height and width of the upright sources."""
+    def layouts(self, image_sizes: Tensor, image_regions: Tensor | None = None) -> list[TokenLayout]:
+        """image_sizes (images, 2): height and width of the upright sources. image_regions (images, 4): what
+        is looked at closely, in pixels, zeros for nothing.
+        """
+        sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
+        regions = [NO_REGION] * len(sizes) if image_regions is None else map(tuple, image_regions.tolist())
         return [
-            self.vision.geometry.layout((int(height), int(width))) for height, width in image_sizes.tolist()
+            self.vision.geometry.layout_of(size, None if region == NO_REGION else region)
+            for size, region in zip(sizes, regions, strict=True)
         ]
 
-    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor) -> list[VisionFeatures]:
+    def encode_images(
+        self, pixel_values: Tensor, image_sizes: Tensor, image_regions: Tensor | None = None
+    ) -> list[VisionFeatures]:
         """Visual tokens and feature maps of each image. Arguments as for `get_image_features`."""
-        return self.vision.encode(*self._unpacked(pixel_values, image_sizes))
+        return self.vision.encode(*self._unpacked(pixel_values, image_sizes, image_regions))
 
-    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
+    def get_image_features(
+        self, pixel_values: Tensor, image_sizes: Tensor, image_regions: Tensor | None = None
+    ) -> list[Tensor]:
         """Visual tokens of each image: a list of (N, D), N as `layout(size).num_visual` says.
 
-        pixel_values (P, 3): the inputs of all images in order, a row a pixel. image_sizes (images, 2): height
-        and width of the upright sources. Raises ValueError where the pixels are not as many as the sizes say.
+        pixel_values (P, 3): the inputs of all images in order, a row a pixel. image_sizes, image_regions: as
+        of `layouts`. Raises ValueError where the pixels are not as many as the sizes say.
         """
-        visual_tokens: list[Tensor] = self.vision(*self._unpacked(pixel_values, image_sizes))
+        visual_tokens: list[Tensor] = self.vision(*self._unpacked(pixel_values, image_sizes, image_regions))
         return visual_tokens
 
     def embed(self, input_ids: Tensor, visual_tokens: Tensor | None, *, is_checked: bool = True) -> Tensor:
@@ -135,13 +144,15 @@ class StepwellModel(StepwellPreTrainedModel):
         dtype: torch.dtype = next(self.language_model.parameters()).dtype
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
-    def _unpacked(self, pixel_values: Tensor, image_sizes: Tensor) -> tuple[list[Tensor], list[TokenLayout]]:
+    def _unpacked(
+        self, pixel_values: Tensor, image_sizes: Tensor, image_regions: Tensor | None
+    ) -> tuple[list[Tensor], list[TokenLayout]]:
         if getattr(self, "_is_replica", False):
             raise ValueError(
                 "nn.DataParallel cuts pixel_values, whose rows are pixels and not samples, into equal parts; "
                 "start one process a GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one GPU"
             )
-        layouts = self.layouts(image_sizes)
+        layouts = self.layouts(image_sizes, image_regions)
         pixel_values = fitted(pixel_values, self.vision)
         return unpack(pixel_values, [size for layout in layouts for size in layout.inputs]), layouts
 
@@ -151,6 +162,7 @@ class StepwellModel(StepwellPreTrainedModel):
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
+        image_regions: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -174,7 +186,7 @@ class StepwellModel(StepwellPreTrainedModel):
                     raise ValueError(
                         "pixel_values come with image_sizes; pass on all that the processor returns"
                     )
-                features = self.get_image_features(pixel_values, image_sizes)
+                features = self.get_image_features(pixel_values, image_sizes, image_regions)
                 image_features = torch.cat(features) if features else None
             is_checked = image_features is not None or _may_hold_placeholders(input_ids, cache)
             inputs_embeds = self.embed(input_ids, image_features, is_checked=is_checked)
@@ -249,8 +261,10 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixinW
         language = {"language": "model.language_model", "language.lm_head": "lm_head"}
         return {"vision": "model.vision", **vision, **language}
 
-    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> list[Tensor]:
-        return self.model.get_image_features(pixel_values, image_sizes)
+    def get_image_features(
+        self, pixel_values: Tensor, image_sizes: Tensor, image_regions: Tensor | None = None
+    ) -> list[Tensor]:
+        return self.model.get_image_features(pixel_values, image_sizes, image_regions)
 
     @can_return_tuple
     def forward(
@@ -258,6 +272,7 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixinW
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
+        image_regions: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -279,6 +294,7 @@ class StepwellForConditionalGeneration(StepwellPreTrainedModel, GenerationMixinW
             input_ids=input_ids,
             pixel_values=pixel_values,
             image_sizes=image_sizes,
+            image_regions=image_regions,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,

@@ -46,6 +46,7 @@ class GenerationMixinWithImages(GenerationMixin):
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
+        image_regions: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
@@ -60,6 +61,7 @@ class GenerationMixinWithImages(GenerationMixin):
         is_whole = ids is not None and ids.shape[1] == input_ids.shape[1]  # of it nothing is cached
         if is_first_iteration or is_whole:
             inputs |= {"pixel_values": pixel_values, "image_sizes": image_sizes}
+            inputs["image_regions"] = image_regions
         return inputs
 
     def _expand_inputs_for_generation(
@@ -73,21 +75,24 @@ class GenerationMixinWithImages(GenerationMixin):
         order."""
         pixel_values = model_kwargs.pop("pixel_values", None)
         image_sizes = model_kwargs.pop("image_sizes", None)
+        image_regions = model_kwargs.pop("image_regions", None)
         if expand_size > 1 and input_ids is not None and image_sizes is not None and len(image_sizes):
-            layouts = self.model.layouts(image_sizes)
+            layouts = self.model.layouts(image_sizes, image_regions)
             counts = self._images_per_row(input_ids, layouts)
             pixels = iter(pixel_values.split([layout.num_pixels for layout in layouts]))
             rows = [torch.cat([next(pixels) for _ in range(count)]) for count in counts if count]
             pixel_values = torch.cat([row for row in rows for _ in range(expand_size)])
-            sizes = image_sizes.split(counts)
-            image_sizes = torch.cat([row for row in sizes for _ in range(expand_size)])
+            image_sizes = _repeated(image_sizes, counts, expand_size)
+            if image_regions is not None:
+                image_regions = _repeated(image_regions, counts, expand_size)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
             input_ids=input_ids,
             **model_kwargs,
         )
-        return input_ids, {**model_kwargs, "pixel_values": pixel_values, "image_sizes": image_sizes}
+        images = {"pixel_values": pixel_values, "image_sizes": image_sizes, "image_regions": image_regions}
+        return input_ids, {**model_kwargs, **images}
 
     def _images_per_row(self, input_ids: Tensor, layouts: list[TokenLayout]) -> list[int]:
         """How many of the images in order belong to each row, by the placeholders that it holds."""
@@ -117,6 +122,11 @@ class GenerationMixinWithImages(GenerationMixin):
         if isinstance(generator, PromptLookupCandidateGenerator):  # it asks which ids are suppressed
             generator.vocab_size = max(generator.vocab_size, self.config.image_token_id + 1)
         return generator
+
+
+def _repeated(values: Tensor, counts: list[int], times: int) -> Tensor:
+    """Rows of values, of which each row of text has so many: those of a row again and again, in its order."""
+    return torch.cat([row for row in values.split(counts) for _ in range(times)])
 
 
 def _fitted(processor: LogitsProcessor, image_token_id: int, padding: Tensor | None) -> LogitsProcessor:

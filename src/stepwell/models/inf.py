@@ -28,6 +28,7 @@ from stepwell.ops.parts import in_parts
 from stepwell.structures import FeatureMap, TokenLayout, VisionFeatures
 from stepwell.views.crops import CropGeometry, LowView
 from stepwell.views.preprocess import Square
+from stepwell.views.region import RegionConfig
 
 __all__ = ["InfConfig", "InfVision"]
 
@@ -51,7 +52,7 @@ class InfConfig(PlainConfig):
     """
 
     adjustable: ClassVar = PlainConfig.adjustable | {
-        *("every_crop", "low_view", "max_crops", "resolutions", "small_input"),
+        *("every_crop", "low_view", "max_crops", "region", "resolutions", "small_input"),
     }
     parts: ClassVar = {
         "vision.branches": "branches",
@@ -68,6 +69,7 @@ class InfConfig(PlainConfig):
     enhancement: EnhancementConfig | None = field(default_factory=EnhancementConfig)
     small_input: bool = False
     every_crop: bool = False
+    region: RegionConfig = field(default_factory=RegionConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +132,7 @@ class InfConfig(PlainConfig):
             low=low,
             enlarged=self.small_input,
             every_cell=needed.reduce == "none",
+            region=self.region,
             mean=self.mean or spec.mean,
             std=self.std or spec.std,
         )
@@ -208,7 +211,7 @@ class InfVision(VisionSystem):
 
     def _fused(self, maps: Tensor, layout: TokenLayout) -> Tensor:
         """Cells of an image's views (views, h, w, C) -> (h, w, C), or every cell of the grid."""
-        grid = self.geometry.grid_of(layout.image_size)
+        grid = self.geometry.grid_of(layout.fine_size)
         if grid == (1, 1):
             if self.enhancement is None or not torch.is_grad_enabled():
                 return maps[0]

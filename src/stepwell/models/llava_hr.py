@@ -22,9 +22,10 @@ from stepwell.encoders.vit import VisionTransformer
 from stepwell.fuse.mixture import MixtureAdapter, MixtureMerge
 from stepwell.language.projector import build_projector
 from stepwell.models.vision import STRICT, VisionConfig, VisionSystem
-from stepwell.ops.ragged import by_shape
-from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
-from stepwell.views.pyramid import Framing, PyramidGeometry, image_pyramid
+from stepwell.ops.ragged import by_shapes
+from stepwell.structures import EncoderSpec, Statistics, TokenLayout, VisionFeatures
+from stepwell.views.pyramid import Framing, PyramidGeometry
+from stepwell.views.region import RegionConfig
 
 __all__ = ["LlavaHrConfig", "LlavaHrVision"]
 
@@ -44,7 +45,7 @@ class LlavaHrConfig(VisionConfig):
     None is the fast encoder's own.
     """
 
-    adjustable: ClassVar = frozenset({"fast_least", "framing", "min_cells", "mean", "std"})
+    adjustable: ClassVar = frozenset({"fast_least", "framing", "min_cells", "mean", "std", "region"})
     parts: ClassVar = {
         "vision.branches": "branches",
         "vision.adapters": "adapters",
@@ -63,6 +64,7 @@ class LlavaHrConfig(VisionConfig):
     min_cells: Annotated[int, Field(gt=0)] = 1  # framing "aspect": cells of the short side in both views
     mean: Statistics | None = None
     std: Statistics | None = None
+    region: RegionConfig = field(default_factory=RegionConfig)
     fast_arguments: dict[str, Any] = field(default_factory=dict)  # of the encoders, where the catalogue's
     slow_arguments: dict[str, Any] = field(default_factory=dict)  # differ
 
@@ -106,6 +108,7 @@ class LlavaHrConfig(VisionConfig):
             min_cells=max(self.min_cells, fast.window, slow.window),
             grid_view=0,
             align_corners=True,
+            region=self.region,
         )
 
     def build(self, out_dim: int) -> LlavaHrVision:
@@ -145,8 +148,7 @@ class LlavaHrVision(VisionSystem):
         self.adapters = nn.ModuleList(adapters)
         self.merge = merge
         self.projector = projector
-        self.geometry = geometry
-        self.ratios = geometry.ratios
+        self.geometry: PyramidGeometry = geometry
         self.gradient_checkpointing = False  # of adapters; transformers looks for it here and in encoders
 
     @property
@@ -154,18 +156,18 @@ class LlavaHrVision(VisionSystem):
         return cast("list[Encoder]", list(self.branches))
 
     def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
-        strides = [
-            encoder.spec.stride / ratio for encoder, ratio in zip(self.encoders, self.ratios, strict=True)
-        ]
+        given = self.geometry.by_image(inputs, layouts)
         return [
-            VisionFeatures(tokens, tuple(map(FeatureMap, maps, layout.views, strides)), layout)
-            for (tokens, *maps), layout in zip(by_shape(self._encode, inputs), layouts, strict=True)
+            VisionFeatures(tokens, self.geometry.feature_maps(maps, layout), layout)
+            for (tokens, *maps), layout in zip(by_shapes(self._encode, given), layouts, strict=True)
         ]
 
-    def _encode(self, image: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> tokens (B, N, D), the maps (B, C, h, w) of the fast encoder and of the slow one."""
+    def _encode(self, image: Tensor, fine: Tensor | None = None, cut: Tensor | None = None) -> list[Tensor]:
+        """(B, 3, H, W) -> tokens (B, N, D), the maps (B, C, h, w) of the fast encoder and of the slow one. Of
+        a close-up also the view of the cut, and where that lies (B, 4).
+        """
         fast, slow = self.encoders
-        small, large = image_pyramid(image, self.ratios, align_corners=True)
+        small, large = self.geometry.pyramid(image, fine)
         seen = slow.to_map(slow.run(slow.stem(large), 0, slow.spec.depth - 1))
         state, step = fast.stem(small), fast.spec.depth // (len(self.adapters) + 1)
         checkpointing = self.gradient_checkpointing and self.training
@@ -173,8 +175,8 @@ class LlavaHrVision(VisionSystem):
             state = fast.run(state, i * step, (i + 1) * step - 1)
             if i < len(self.adapters):
                 tokens = run_layers(
-                    self.adapters, state.tokens, i, i, state.size, seen, checkpointing=checkpointing
+                    self.adapters, state.tokens, i, i, state.size, seen, cut, checkpointing=checkpointing
                 )
                 state = state._replace(tokens=tokens)
-        tokens = self.projector(self.merge(state.tokens, state.size, seen))
+        tokens = self.projector(self.merge(state.tokens, state.size, seen, cut))
         return [tokens, fast.to_map(state), seen]

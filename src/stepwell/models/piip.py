@@ -20,9 +20,10 @@ from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import ProjectorConfig, TokenMerge
 from stepwell.models.pyramid import Branches, PyramidEncoder, build_pyramid
 from stepwell.models.vision import STRICT, Deviations, VisionConfig, VisionSystem
-from stepwell.ops.ragged import by_shape
-from stepwell.structures import FeatureMap, Statistics, TokenLayout, VisionFeatures
-from stepwell.views.pyramid import Framing, PyramidGeometry, image_pyramid
+from stepwell.ops.ragged import by_shapes
+from stepwell.structures import Statistics, TokenLayout, VisionFeatures
+from stepwell.views.pyramid import Framing, PyramidGeometry
+from stepwell.views.region import RegionConfig
 
 __all__ = ["PiipConfig", "PiipVision"]
 
@@ -35,7 +36,7 @@ class PiipConfig(VisionConfig):
     mean, std: None is those that branch 1 was pretrained with.
     """
 
-    adjustable: ClassVar = frozenset({"framing", "min_cells", "mean", "std"})
+    adjustable: ClassVar = frozenset({"framing", "min_cells", "mean", "std", "region"})
     parts: ClassVar = {
         "vision.branches": "encoder.branches",
         "vision.interactions": "encoder.interactions",
@@ -50,6 +51,7 @@ class PiipConfig(VisionConfig):
     min_cells: Annotated[int, Field(gt=0)] = 1  # framing "aspect": cells of the short side on every branch
     mean: Statistics | None = None
     std: Deviations | None = None
+    region: RegionConfig = field(default_factory=RegionConfig)
 
     @property
     def largest(self) -> int:
@@ -66,6 +68,7 @@ class PiipConfig(VisionConfig):
             std=self.std or specs[0].std,
             min_cells=max(self.min_cells, *(spec.window for spec in specs)),
             grid=self.projector.grid,
+            region=self.region,
         )
 
     def build(self, out_dim: int) -> PiipVision:
@@ -95,24 +98,24 @@ class PiipVision(VisionSystem):
         super().__init__()
         self.encoder = encoder
         self.projector = projector
-        self.geometry = geometry
-        self.ratios = geometry.ratios
+        self.geometry: PyramidGeometry = geometry
 
     @property
     def encoders(self) -> list[Encoder]:
         return self.encoder.encoders
 
     def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
-        strides = [
-            encoder.spec.stride / ratio for encoder, ratio in zip(self.encoders, self.ratios, strict=True)
-        ]
+        given = self.geometry.by_image(inputs, layouts)
         return [
-            VisionFeatures(tokens, tuple(map(FeatureMap, maps, layout.views, strides)), layout)
-            for (tokens, *maps), layout in zip(by_shape(self._encode, inputs), layouts, strict=True)
+            VisionFeatures(tokens, self.geometry.feature_maps(maps, layout), layout)
+            for (tokens, *maps), layout in zip(by_shapes(self._encode, given), layouts, strict=True)
         ]
 
-    def _encode(self, image: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> tokens (B, N, D) and the map (B, C, h, w) of every branch."""
-        (states,) = self.encoder(image_pyramid(image, self.ratios))
+    def _encode(self, image: Tensor, fine: Tensor | None = None, cut: Tensor | None = None) -> list[Tensor]:
+        """(B, 3, H, W) -> tokens (B, N, D) and the map (B, C, h, w) of every branch. Of a close-up also the
+        view of the cut, and where that lies (B, 4).
+        """
+        views = self.geometry.pyramid(image, fine)
+        (states,) = self.encoder(views, cut=cut)
         maps = self.encoder.maps(states)
-        return [self.projector(maps).tokens, *maps]
+        return [self.projector(maps, cut).tokens, *maps]

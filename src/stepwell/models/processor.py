@@ -7,6 +7,7 @@ Letters: B conversations or texts, L tokens of the longest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from PIL.Image import Image
@@ -16,7 +17,7 @@ from transformers.utils.chat_template_utils import _get_template_variables
 
 from stepwell.images.limits import ImageLimits
 from stepwell.language.labels import LabelledTokens, label_tokens, tokens_of_image
-from stepwell.language.messages import IMAGE, Message, images_of
+from stepwell.language.messages import IMAGE, Message, images_of, regions_of
 from stepwell.language.prompt import Prompt, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template, template_of
 from stepwell.models.batch import TextOptions, token_batch
@@ -24,6 +25,7 @@ from stepwell.models.config import LOADING, refuse_other_settings
 from stepwell.models.image_opening import flat
 from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.structures import Geometry, TokenLayout
+from stepwell.views.region import region_of_fractions
 
 __all__ = ["StepwellProcessor"]
 
@@ -132,15 +134,15 @@ class StepwellProcessor(ProcessorMixin):
     def label(
         self,
         messages: Sequence[Message],
-        images: Sequence[Image],
+        images: Sequence[Image] = (),
         *,
         add_generation_prompt: bool = False,
         image_tokens: Sequence[Sequence[int]] | None = None,
     ) -> LabelledTokens:
         """One conversation and its opened images, in order -> token ids with labels.
 
-        image_tokens: ids that stand for each image, where they are not those of its layout. Raises ValueError
-        as `render` and `label_tokens` do.
+        image_tokens: ids that stand for each image, in place of the images. Raises ValueError as `render` and
+        `label_tokens` do.
         """
         prompt = render(
             messages,
@@ -202,6 +204,7 @@ class StepwellProcessor(ProcessorMixin):
             for messages in conversations
         ]
         images = [images_of(messages) for messages in conversations]
+        shown = [regions_of(messages) for messages in conversations]
         given = sorted(name for name, value in options.items() if value is not None)
         if (beside := options.pop("images", None)) and any(images):
             raise ValueError("images stand in the messages and beside them; give them once")
@@ -209,6 +212,12 @@ class StepwellProcessor(ProcessorMixin):
             if beside or options.pop("limits", None) or TextOptions.read(options) != TextOptions():
                 raise ValueError(f"tokenize=False gives text alone; leave out {', '.join(given)}")
             return prompts if is_batch else prompts[0]
+        if any(region is not None for regions in shown for region in regions):
+            images = self.image_processor.fetch_images(images, limits=options.pop("limits", None))
+            options["regions"] = [
+                None if region is None else region_of_fractions(region, (image.height, image.width))
+                for image, region in zip(flat(images), chain(*shown), strict=True)
+            ]
         batch = self(text=prompts, images=beside or images, **options)
         return batch if return_dict else batch["input_ids"]
 
@@ -217,11 +226,13 @@ class StepwellProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         *,
+        regions: Sequence[Sequence[float] | None] | None = None,
         limits: ImageLimits | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """text: one string or several; images: all their images in order, flat or nested by string; limits:
-        of image files, by default the image processor's.
+        """text: one string or several; images: all their images in order, flat or nested by string; regions:
+        what is looked at closely, one an image or None, (left, top, right, bottom) in pixels of the upright
+        image; limits: of image files, by default the image processor's.
 
         Prompts of `apply_chat_template` keep what people wrote as text; in other strings special tokens are
         meant. Returns input_ids and attention_mask (B, L), padded where `padding` says so, and the image
@@ -232,7 +243,7 @@ class StepwellProcessor(ProcessorMixin):
         opened = (
             [] if images is None else list(flat(self.image_processor.fetch_images(images, limits=limits)))
         )
-        layouts = self.image_processor.layouts(opened)
+        layouts = self.image_processor.layouts(opened, regions)
         prompts = [
             text
             if isinstance(text, Prompt)

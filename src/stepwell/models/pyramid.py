@@ -123,9 +123,12 @@ class PyramidEncoder(nn.Module):
         encoders = cast("list[Encoder]", list(self.branches))
         return encoders if len(encoders) > 1 else encoders * len(self.ranges)
 
-    def forward(self, views: Sequence[Tensor], after: Sequence[int] = ()) -> list[list[TokenMap]]:
+    def forward(
+        self, views: Sequence[Tensor], after: Sequence[int] = (), cut: Tensor | None = None
+    ) -> list[list[TokenMap]]:
         """views: one (B, 3, h, w) per branch -> the states of all branches after each interaction in `after`,
-        in rising order, and last of all the final states.
+        in rising order, and last of all the final states. cut (B, 4): where the last view lies in the others,
+        a box in fractions of these; None: all show the same.
         """
         encoders = self.encoders
         states = [encoder.stem(view) for encoder, view in zip(encoders, views, strict=True)]
@@ -135,7 +138,7 @@ class PyramidEncoder(nn.Module):
                 encoder.run(state, *layers[i])
                 for encoder, state, layers in zip(encoders, states, self.ranges, strict=True)
             ]
-            states = self._interact(interaction, states)
+            states = self._interact(interaction, states, cut)
             if i in after:
                 returned.append(states)
         final = [
@@ -148,12 +151,13 @@ class PyramidEncoder(nn.Module):
         """States of all branches -> one (B, C, h, w) each."""
         return [encoder.to_map(state) for encoder, state in zip(self.encoders, states, strict=True)]
 
-    def _interact(self, interaction: nn.Module, states: list[TokenMap]) -> list[TokenMap]:
+    def _interact(self, interaction: nn.Module, states: list[TokenMap], cut: Tensor | None) -> list[TokenMap]:
+        given = (states,) if cut is None else (states, cut)  # modules of others may know of no cut
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             return cast(
-                "list[TokenMap]", checkpoint(interaction, states, use_reentrant=False, context_fn=same_path)
+                "list[TokenMap]", checkpoint(interaction, *given, use_reentrant=False, context_fn=same_path)
             )
-        return cast("list[TokenMap]", interaction(states))
+        return cast("list[TokenMap]", interaction(*given))
 
 
 def build_pyramid(

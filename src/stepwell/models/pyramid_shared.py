@@ -22,6 +22,7 @@ from stepwell.models.pyramid import BranchConfig, build_pyramid
 from stepwell.models.vision import STRICT, VisionConfig
 from stepwell.structures import EncoderSpec, Statistics
 from stepwell.views.pyramid import Framing, PyramidGeometry
+from stepwell.views.region import RegionConfig
 
 __all__ = ["PyramidSharedConfig", "Sides"]
 
@@ -43,7 +44,7 @@ class PyramidSharedConfig(VisionConfig):
     The projector has a stack for every view, since maps of other scales are other features.
     """
 
-    adjustable: ClassVar = frozenset({"framing", "min_cells", "mean", "std"})
+    adjustable: ClassVar = frozenset({"framing", "min_cells", "mean", "std", "region"})
     parts: ClassVar = {"vision.branches": "encoder.branches", "projector": "projector"}
 
     kind: Literal["pyramid_shared"] = "pyramid_shared"
@@ -54,6 +55,7 @@ class PyramidSharedConfig(VisionConfig):
     min_cells: Annotated[int, Field(gt=0)] = 1  # framing "aspect": cells of the short side in every view
     mean: Statistics | None = None
     std: Statistics | None = None
+    region: RegionConfig = field(default_factory=RegionConfig)
     arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
 
     @property
@@ -85,6 +87,7 @@ class PyramidSharedConfig(VisionConfig):
             std=self.std or spec.std,
             min_cells=max(self.min_cells, spec.window),
             grid=self.projector.grid,
+            region=self.region,
         )
 
     def build(self, out_dim: int) -> PiipVision:

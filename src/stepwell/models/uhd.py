@@ -27,6 +27,7 @@ from stepwell.fuse.windows import WindowAttention, WindowConfig
 from stepwell.models.vision import STRICT, Deviations, VisionConfig, VisionSystem
 from stepwell.ops.ragged import by_shape
 from stepwell.structures import EncoderSpec, FeatureMap, Statistics, TokenLayout, VisionFeatures
+from stepwell.views.region import RegionConfig
 from stepwell.views.slices import Separator, SliceGeometry
 
 __all__ = ["V1_WINDOWS", "UhdV1Config", "UhdV2Config", "UhdVision"]
@@ -67,7 +68,7 @@ class UhdV1Config(VisionConfig):
     adjustable: ClassVar = frozenset(
         {
             *("before_overview", "comma", "long_side", "max_slices"),
-            *("mean", "never_split", "newline", "organised", "std"),
+            *("mean", "never_split", "newline", "organised", "region", "std"),
         }
     )
     parts: ClassVar = {"vision.branches": "branches", "projector": "projector"}
@@ -86,6 +87,7 @@ class UhdV1Config(VisionConfig):
     before_overview: Literal["comma", "first"] = "first"
     mean: Statistics | None = None
     std: Deviations | None = None
+    region: RegionConfig = field(default_factory=RegionConfig)
     arguments: dict[str, Any] = field(default_factory=dict)  # of the encoder, where the catalogue's differ
 
     def __post_init__(self) -> None:
@@ -127,6 +129,7 @@ class UhdV1Config(VisionConfig):
             comma=self.comma,
             before_overview=self.before_overview,
             long_side=self.long_side,
+            region=self.region,
             mean=self.mean or spec.mean,
             std=self.std or spec.std,
         )

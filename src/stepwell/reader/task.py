@@ -151,12 +151,15 @@ class ReaderTraining(StepwellForConditionalGeneration):
                 losses["pointer"] = outputs.logits.sum() * 0.0 if pointer_loss is None else pointer_loss
             visual_tokens = outputs.image_hidden_states
         elif image_sizes is not None:
-            visual_tokens = torch.cat(self.get_image_features(inputs["pixel_values"], image_sizes))
+            regions = inputs.get("image_regions")
+            visual_tokens = torch.cat(self.get_image_features(inputs["pixel_values"], image_sizes, regions))
         if "frames" in self.stage.losses:
             losses["frames"] = (
                 zero_through(self.line_head)
                 if image_sizes is None
-                else self._frame_loss(visual_tokens, image_sizes, frames)
+                else self._frame_loss(
+                    visual_tokens, self.model.layouts(image_sizes, inputs.get("image_regions")), frames
+                )
             )
         nothing = zero_through(self.model.vision) if image_sizes is None else 0.0
         found = {name: loss + nothing for name, loss in losses.items() if name in self.stage.losses}
@@ -164,9 +167,10 @@ class ReaderTraining(StepwellForConditionalGeneration):
             found["accuracy"] = token_accuracy(outputs, labels)
         return found
 
-    def _frame_loss(self, visual_tokens: Tensor, image_sizes: Tensor, frames: Sequence[Any]) -> Tensor:
+    def _frame_loss(
+        self, visual_tokens: Tensor, layouts: Sequence[TokenLayout], frames: Sequence[Any]
+    ) -> Tensor:
         """The mean over the images that have frames."""
-        layouts = self.model.layouts(image_sizes)
         tokens = visual_tokens.split([layout.num_visual for layout in layouts])
         losses = [
             frame_loss(self.line_head, visual, layout.views[-1].grid, targets)

@@ -22,9 +22,12 @@ from stepwell.images.open import ImageSource
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE, Message
 from stepwell.models.processor import StepwellProcessor
-from stepwell.structures import Size
+from stepwell.structures import NO_REGION, Size
+from stepwell.views.region import region_of_fractions
 
 __all__ = ["Collator", "Example", "Row", "TurnOrder", "turn_mask"]
+
+WHOLE, REGIONS = ("pixel_values", "image_sizes"), "image_regions"
 
 TurnOrder = Literal["together", "apart"]
 """A sample is one conversation; or every turn is trained as if it was asked alone, while the image is paid
@@ -43,7 +46,7 @@ class Row(NamedTuple):
 
 class Example(NamedTuple):
     """A sample, rendered and decoded. `images` are what the image processor gives, empty without any:
-    pixel_values (P, 3), image_sizes (images, 2).
+    pixel_values (P, 3), image_sizes (images, 2), and of images with regions image_regions (images, 4).
     """
 
     row: Row
@@ -75,10 +78,18 @@ class Collator:
         images = [self._opened(image) for image in sample.images]
         if sample.resize is not None:
             images = [_resized(image, sample.resize((image.height, image.width))) for image in images]
-        row, shown = self._row(sample.messages, images)
+        regions = [
+            None if region is None else region_of_fractions(region, (image.height, image.width))
+            for image, region in zip(images, sample.regions or [None] * len(images), strict=True)
+        ]
+        layouts = self.processor.image_processor.layouts(images, regions)
+        row, num_shown = self._row(sample.messages, [self.processor.image_tokens(x) for x in layouts])
         if bool((row.labels == IGNORE).all()):
             raise ValueError("no token of this conversation is supervised: nothing is learned from it")
-        return Example(row, self.processor.image_processor(shown) if shown else {})
+        shown = images[:num_shown]
+        return Example(
+            row, self.processor.image_processor(shown, layouts=layouts[:num_shown]) if shown else {}
+        )
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """input_ids and labels (B, L), attention_mask or, of turns apart, `groups` (B, L) for `turn_mask`;
@@ -98,7 +109,9 @@ class Collator:
             batch["position_ids"] = pad_sequence([row.positions for row in rows], True)
             batch["groups"] = pad_sequence([row.groups for row in rows], True, -1)
         if present := [example.images for example in examples if example.images]:
-            batch |= {name: torch.cat([images[name] for images in present]) for name in present[0]}
+            batch |= {name: torch.cat([images[name] for images in present]) for name in WHOLE}
+            if any(REGIONS in images for images in present):
+                batch[REGIONS] = torch.cat([_regions(images) for images in present])
         return batch
 
     def _opened(self, source: ImageSource) -> Image:
@@ -110,8 +123,10 @@ class Collator:
             raise
         return image
 
-    def _row(self, messages: Sequence[Message], images: Sequence[Image]) -> tuple[Row, Sequence[Image]]:
-        """A row of as many turns as fit, and the images that stand in them."""
+    def _row(self, messages: Sequence[Message], images: Sequence[list[int]]) -> tuple[Row, int]:
+        """A row of as many turns as fit, and the number of images that stand in them. images: the ids that
+        stand for each.
+        """
         first = int(messages[0]["role"] == "system")  # of the turns
 
         def write(messages: Sequence[Message]) -> tuple[list[int], ...]:
@@ -129,18 +144,18 @@ class Collator:
             parts = write(messages)
             if not turns:
                 raise ValueError(f"one turn takes {len(parts[0])} tokens; max_length is {self.max_length}")
-        shown = images if self.turns == "apart" else images[: _placeholders(messages)]
-        if len(shown) < min(len(images), 1):
+        shown = len(images) if self.turns == "apart" else min(_placeholders(messages), len(images))
+        if shown < min(len(images), 1):
             raise ValueError(f"no turn with an image fits into max_length ({self.max_length})")
         return Row(*map(torch.tensor, parts)), shown
 
-    def _together(self, messages: Sequence[Message], images: Sequence[Image]) -> tuple[list[int], ...]:
+    def _together(self, messages: Sequence[Message], images: Sequence[list[int]]) -> tuple[list[int], ...]:
         """One conversation -> ids, labels, groups, positions."""
-        tokens = self.processor.label(messages, images)
+        tokens = self.processor.label(messages, image_tokens=images)
         length = len(tokens.input_ids)
         return tokens.input_ids, tokens.labels, [0] * length, list(range(length))
 
-    def _apart(self, messages: Sequence[Message], images: Sequence[Image]) -> tuple[list[int], ...]:
+    def _apart(self, messages: Sequence[Message], images: Sequence[list[int]]) -> tuple[list[int], ...]:
         """Conversations of one turn each, that share what ends with the last image."""
         ids, labels, groups, positions = [], [], [], []
         placeholder, shared = self.processor.image_token_id, 0
@@ -161,13 +176,18 @@ class Collator:
                 groups[shared:] = [1] * (len(ids) - shared)
                 continue
             # One placeholder stands for an image: its thousands of tokens are there already.
-            part = self.processor.label(asked, images, image_tokens=[[placeholder]] * len(images))
+            part = self.processor.label(asked, image_tokens=[[placeholder]] * len(images))
             start = len(part.input_ids) - part.input_ids[::-1].index(placeholder) if images else 0
             ids += part.input_ids[start:]
             labels += part.labels[start:]
             groups += [number] * (len(part.input_ids) - start)
             positions += range(shared, shared + len(part.input_ids) - start)
         return ids, labels, groups, positions
+
+
+def _regions(images: Mapping[str, Tensor]) -> Tensor:
+    """(images, 4)."""
+    return images.get(REGIONS, torch.tensor([NO_REGION]).expand(len(images["image_sizes"]), -1))
 
 
 def _resized(image: Image, size: Size) -> Image:

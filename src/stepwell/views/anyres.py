@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 from torch import Tensor
 
-from stepwell.structures import Box, Geometry, Size, Statistics, TokenLayout, TokenRun, View
+from stepwell.structures import Box, Geometry, Region, Size, Statistics, TokenLayout, TokenRun, View
 from stepwell.views.preprocess import to_tensor
 from stepwell.views.pyramid import Framing, PyramidGeometry
+from stepwell.views.region import CLOSE_UP, RegionConfig, cut_around, moved, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,6 +144,7 @@ class AnyResGeometry(Geometry):
     floor: Floor
     mean: Statistics
     std: Statistics
+    region: RegionConfig = CLOSE_UP
 
     @property
     def overview(self) -> PyramidGeometry:
@@ -175,13 +177,25 @@ class AnyResGeometry(Geometry):
 
     def layout(self, size: Size) -> TokenLayout:
         """size (H, W) of the upright image, both at least 1. Raises ValueError otherwise."""
-        overview, plan = self.overview.layout(size), self.plan(size)
+        return self._layout(size, None)
+
+    def close_up(self, size: Size, region: Region) -> TokenLayout:
+        if not self.grids:
+            return Geometry.close_up(self, size, region)
+        least = self.side / self.region.enlarge
+        layout = self._layout(size, cut_around(region, size, self.region, (least, least)))
+        return replace(layout, region=region)
+
+    def _layout(self, size: Size, cut: Region | None) -> TokenLayout:
+        """cut: what lies on the tiles; None: all of the image."""
+        whole = (0, 0, size[1], size[0]) if cut is None else cut
+        overview, plan = self.overview.layout(size), self.plan(size_of(whole))
         newline = int(self.merge == "spatial_unpad")
         views, count = list(overview.views), overview.num_visual
         if plan is None:
             count += newline
         else:
-            views[:0] = self._tiles(size, plan)
+            views[:0] = self._tiles(whole, plan)
             count += plan.cells[0] * (plan.cells[1] + newline)
         return TokenLayout(
             image_size=size,
@@ -189,12 +203,15 @@ class AnyResGeometry(Geometry):
             views=tuple(views),
             runs=(TokenRun(count=count),),
             tiles=plan.grid if plan else (0, 0),
+            cut=cut,
         )
 
     def inputs(self, image: Image.Image, layout: TokenLayout) -> list[Tensor]:
         (overview,) = self.overview.inputs(image, self.overview.layout(layout.image_size))
-        if (plan := self.plan(layout.image_size)) is None:
+        if (plan := self.plan(layout.fine_size)) is None:
             return [overview]
+        if layout.cut is not None:
+            image = image.crop(layout.cut)
         (height, width), (top, left) = plan.content, plan.corner
         canvas = Image.new("RGB", (plan.target[1], plan.target[0]))  # black
         canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC), (left, top))
@@ -202,9 +219,9 @@ class AnyResGeometry(Geometry):
         rows = whole.split(self.side, dim=1)
         return [*(tile for row in rows for tile in row.split(self.side, dim=2)), overview]
 
-    def _tiles(self, size: Size, plan: TilePlan) -> Iterator[View]:
-        """Their boxes may reach beyond the image, or lie beside it."""
-        (height, width), (top, left) = size, plan.corner
+    def _tiles(self, part: Region, plan: TilePlan) -> Iterator[View]:
+        """Of a part of the image; their boxes may reach beyond it, or lie beside it."""
+        (height, width), (top, left) = size_of(part), plan.corner
         down, across = height / plan.content[0], width / plan.content[1]
         side = self.side
         for row in range(plan.grid[0]):
@@ -212,4 +229,4 @@ class AnyResGeometry(Geometry):
                 x, y = (col * side - left) * across, (row * side - top) * down
                 box: Box = (x, y, x + side * across, y + side * down)
                 name = f"tile {row + 1}.{col + 1}"
-                yield View(name=name, size=(side, side), box=box, grid=self.tile_cells)
+                yield View(name=name, size=(side, side), box=moved(box, part), grid=self.tile_cells)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch.nn.functional as F
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from stepwell.ops.crops import Phases, middle, split_blocks, split_strides
 from stepwell.ops.precision import at_least_single
-from stepwell.structures import Box, Geometry, Size, Statistics, TokenLayout, TokenRun, View
+from stepwell.structures import Box, Geometry, Region, Size, Statistics, TokenLayout, TokenRun, View
 from stepwell.views.preprocess import Square, square_box, squared, to_tensor
+from stepwell.views.region import CLOSE_UP, RegionConfig, cut_around, moved, size_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,30 +65,54 @@ class CropGeometry(Geometry):
     every_cell: bool  # is a visual token; else there are as many as cells of a view
     mean: Statistics
     std: Statistics
+    region: RegionConfig = CLOSE_UP
 
     def layout(self, size: Size) -> TokenLayout:
         """size (H, W) of the upright image, both at least 1. Raises ValueError otherwise."""
         if min(size) < 1:
             raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
-        rows, cols = grid = self.grid_of(size)
+        return self._layout(size, None)
+
+    def close_up(self, size: Size, region: Region) -> TokenLayout:
+        """The local crops are of the cut, the global ones and the small view of the whole."""
+        least = self.side / self.region.enlarge
+        cut = cut_around(region, size, self.region, (least, least))
+        num_local, global_crops, has_small = self.parts(self.grid_of(size_of(cut)))
+        if not num_local or not (global_crops or has_small):
+            return Geometry.close_up(self, size, region)
+        return replace(self._layout(size, cut), region=region)
+
+    def _layout(self, size: Size, cut: Region | None) -> TokenLayout:
+        """cut: what the local crops show; None: all of the image."""
+        part = (0, 0, size[1], size[0]) if cut is None else cut
+        rows, cols = grid = self.grid_of(size_of(part))
         num_local, global_crops, has_small = self.parts(grid)
         whole, cells = square_box(size, self.framing), self.side // self.stride
-        boxes = [(f"local {k // cols + 1}.{k % cols + 1}", _part(whole, grid, k)) for k in range(num_local)]
+        near = moved(square_box(size_of(part), self._cut_framing if cut else self.framing), part)
+        boxes = [(f"local {k // cols + 1}.{k % cols + 1}", _part(near, grid, k)) for k in range(num_local)]
         boxes += [(f"global {k // cols + 1}.{k % cols + 1}", whole) for k in global_crops]
         boxes += [("whole", whole)] * has_small
         small = (self.side, self.side)
         fine = small if self.enlarged else (rows * self.side, cols * self.side)
         takes_small = grid == (1, 1) or self.low == "resized"
+        takes_whole = cut is not None and (bool(global_crops) or self.low == "sampled")
+        num_fine = int(grid != (1, 1)) + int(takes_whole)
         return TokenLayout(
             image_size=size,
-            inputs=((fine,) if grid != (1, 1) else ()) + ((small,) if takes_small else ()),
+            inputs=(fine,) * num_fine + (small,) * takes_small,
             views=tuple(View(name=name, size=small, box=box, grid=(cells, cells)) for name, box in boxes),
             runs=(TokenRun(count=cells**2 * (math.prod(grid) if self.every_cell else 1)),),
             tiles=grid if num_local else (0, 0),
+            cut=cut,
         )
 
+    @property
+    def _cut_framing(self) -> Square:
+        """Of a cut that is no square: nothing of it is left out."""
+        return "pad" if self.framing == "crop" else self.framing
+
     def grid_of(self, size: Size) -> Size:
-        """The grid of crops for an image of `size`."""
+        """The grid of crops for an image, or a cut of one, of `size`."""
         return self.grid or nearest_grid(size, self.max_crops)
 
     def parts(self, grid: Size) -> tuple[int, list[int], bool]:
@@ -111,24 +136,31 @@ class CropGeometry(Geometry):
         return (middle(grid[0]), middle(grid[1])) if few else (range(grid[0]), range(grid[1]))
 
     def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
-        images = [squared(image, self.framing, size[0], self.mean) for size in layout.inputs]
-        pairs = zip(images, layout.inputs, strict=True)
-        return [to_tensor(framed, size, self.mean, self.std) for framed, size in pairs]
+        parts = [(image, self.framing)] * len(layout.inputs)
+        if layout.cut is not None:
+            parts[0] = (image.crop(layout.cut), self._cut_framing)
+        return [
+            to_tensor(squared(part, framing, size[0], self.mean), size, self.mean, self.std)
+            for (part, framing), size in zip(parts, layout.inputs, strict=True)
+        ]
 
     def views(self, inputs: Sequence[Tensor], layout: TokenLayout) -> list[Tensor]:
-        grid = self.grid_of(layout.image_size)
+        grid = self.grid_of(layout.fine_size)
         if grid == (1, 1):
             return list(inputs)
-        fine = _resized(inputs[0], (grid[0] * self.side, grid[1] * self.side))
+        whole = inputs[0] if layout.cut is None else inputs[1]
         num_local, global_crops, has_small = self.parts(grid)
-        cells = fine.movedim(0, -1)[None]
-        crops = list(split_blocks(cells, grid)[0]) if num_local else []
+        crops = list(split_blocks(self._fine(inputs[0], grid), grid)[0]) if num_local else []
         if global_crops:
-            crops += list(split_strides(cells, grid, self._phases(grid))[0])
+            crops += list(split_strides(self._fine(whole, grid), grid, self._phases(grid))[0])
         views = [crop.movedim(-1, 0) for crop in crops]
         if has_small:
-            views.append(inputs[1] if self.low == "resized" else _resized(inputs[0], (self.side, self.side)))
+            views.append(inputs[-1] if self.low == "resized" else _resized(whole, (self.side, self.side)))
         return views
+
+    def _fine(self, image: Tensor, grid: Size) -> Tensor:
+        """(3, h, w) -> (1, H, W, 3), as large as the crops of a grid."""
+        return _resized(image, (grid[0] * self.side, grid[1] * self.side)).movedim(0, -1)[None]
 
 
 def _part(box: Box, grid: Size, k: int) -> Box:

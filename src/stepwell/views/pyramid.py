@@ -16,11 +16,23 @@ from dataclasses import dataclass
 from operator import truediv
 from typing import TYPE_CHECKING, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepwell.structures import Box, Geometry, Size, Statistics, TokenLayout, TokenRun, View
+from stepwell.structures import (
+    Box,
+    FeatureMap,
+    Geometry,
+    Region,
+    Size,
+    Statistics,
+    TokenLayout,
+    TokenRun,
+    View,
+)
 from stepwell.views.preprocess import square_box, squared, to_tensor
+from stepwell.views.region import CLOSE_UP, RegionConfig, cut_around, moved, size_of, whole_cells
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +47,8 @@ both sides resized to those of a square.
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PyramidGeometry(Geometry):
-    """Layouts and inputs of a pyramid whose tokens lie on one grid. The input is the last view, the largest.
+    """Layouts and inputs of a pyramid whose tokens lie on one grid. The input is the last view, the largest;
+    of a close-up the largest view of the whole, and the last view, which shows the cut.
 
     framing "aspect": `sides` are long sides, the short one has at least `min_cells` cells in every branch.
     Otherwise smaller views are floor(side * ratio) pixels. grid: of the tokens where it is fixed; None
@@ -53,6 +66,7 @@ class PyramidGeometry(Geometry):
     grid: Size | None = None
     grid_view: int = -1
     align_corners: bool = False
+    region: RegionConfig = CLOSE_UP
 
     def __post_init__(self) -> None:
         self.layout((1, 1))  # sides, strides and windows that fit no image are refused here
@@ -63,29 +77,97 @@ class PyramidGeometry(Geometry):
         ratio = exact_ratio if self.framing == "aspect" or self.align_corners else truediv
         return tuple(ratio(side, self.sides[-1]) for side in self.sides)
 
+    @property
+    def close_up_ratios(self) -> tuple[float, ...]:
+        """As `ratios`, in a close-up: to the largest view of the whole, and 1 for the view of the cut."""
+        return (*(exact_ratio(side, self.sides[-2]) for side in self.sides[:-1]), 1.0)
+
     def layout(self, size: Size) -> TokenLayout:
         """size (H, W) of the upright image, both at least 1. Raises ValueError otherwise."""
         if min(size) < 1:
             raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
-        sizes, box = self._sizes(size), self._box(size)
-        views = tuple(
-            View(name=name, size=view, box=box, grid=(view[0] // stride, view[1] // stride))
-            for name, view, stride in zip(self.names, sizes, self.strides, strict=True)
-        )
-        rows, cols = self.grid or views[self.grid_view].grid
+        sizes, box = self._sizes(size), _box(size, self.framing)
+        views = self._views(sizes, [box] * len(sizes))
+        return TokenLayout(image_size=size, inputs=(sizes[-1],), views=views, runs=self._runs(views))
+
+    def close_up(self, size: Size, region: Region) -> TokenLayout:
+        if len(self.sides) < 2:
+            return Geometry.close_up(self, size, region)
+        side, stride = self.sides[-1], self.strides[-1]
+        if self.framing == "aspect":
+            sizes = self._sizes(size)[:-1]
+            cut, fine = whole_cells(
+                region, size, self.region, side=side, stride=stride, min_cells=self.min_cells
+            )
+        else:
+            sizes, fine = tuple((length, length) for length in self.sides[:-1]), (side, side)
+            cut = cut_around(region, size, self.region, (side / self.region.enlarge,) * 2)
+        box = moved(_box(size_of(cut), self._cut_framing), cut)
+        views = self._views([*sizes, fine], [*[_box(size, self.framing)] * len(sizes), box])
         return TokenLayout(
-            image_size=size, inputs=(sizes[-1],), views=views, runs=(TokenRun(count=rows * cols),)
+            image_size=size,
+            inputs=(sizes[-1], fine),
+            views=views,
+            runs=self._runs(views),
+            region=region,
+            cut=cut,
         )
+
+    @property
+    def _cut_framing(self) -> Framing:
+        """Of a cut: nothing of it is left out."""
+        return "pad" if self.framing == "crop" else self.framing
+
+    def _views(self, sizes: Sequence[Size], boxes: Sequence[Box]) -> tuple[View, ...]:
+        return tuple(
+            View(name=name, size=size, box=box, grid=(size[0] // stride, size[1] // stride))
+            for name, size, box, stride in zip(self.names, sizes, boxes, self.strides, strict=True)
+        )
+
+    def _runs(self, views: Sequence[View]) -> tuple[TokenRun, ...]:
+        rows, cols = self.grid or views[self.grid_view].grid
+        return (TokenRun(count=rows * cols),)
 
     def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
-        (size,) = layout.inputs
-        if self.framing != "aspect":
-            image = squared(image, self.framing, size[0], self.mean)
-        return [to_tensor(image, size, self.mean, self.std)]
+        whole, *fine = layout.inputs
+        inputs = [self._input(image, whole, self.framing)]
+        if layout.cut is not None:
+            inputs.append(self._input(image.crop(layout.cut), fine[0], self._cut_framing))
+        return inputs
+
+    def _input(self, image: Image, size: Size, framing: Framing) -> Tensor:
+        if framing != "aspect":
+            image = squared(image, framing, size[0], self.mean)
+        return to_tensor(image, size, self.mean, self.std)
 
     def views(self, inputs: Sequence[Tensor], layout: TokenLayout) -> list[Tensor]:
-        pyramid = image_pyramid(inputs[0][None], self.ratios, align_corners=self.align_corners)
-        return [view[0] for view in pyramid]
+        return [view[0] for view in self.pyramid(*(image[None] for image in inputs))]
+
+    def pyramid(self, image: Tensor, fine: Tensor | None = None) -> list[Tensor]:
+        """The views (B, 3, h, w) of an input (B, 3, H, W); fine: of a close-up, the view of the cut."""
+        ratios = self.ratios if fine is None else self.close_up_ratios[:-1]
+        views = image_pyramid(image, ratios, align_corners=self.align_corners)
+        return views if fine is None else [*views, fine]
+
+    def by_image(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[tuple[Tensor, ...]]:
+        """The inputs (3, h, w) of all images -> those of each, and of a close-up where its last view lies in
+        the others (4,), in fractions of what they show.
+        """
+        given = iter(inputs)
+        images = []
+        for layout in layouts:
+            tensors = [next(given) for _ in layout.inputs]
+            if layout.cut is not None:
+                place = _place(layout.views[-1].box, layout.views[0].box)
+                tensors.append(torch.tensor(place, device=tensors[0].device))
+            images.append(tuple(tensors))
+        return images
+
+    def feature_maps(self, maps: Sequence[Tensor], layout: TokenLayout) -> tuple[FeatureMap, ...]:
+        """One map (C, h, w) a view, with its stride."""
+        ratios = self.ratios if layout.cut is None else self.close_up_ratios
+        strides = [stride / ratio for stride, ratio in zip(self.strides, ratios, strict=True)]
+        return tuple(map(FeatureMap, maps, layout.views, strides))
 
     def _sizes(self, size: Size) -> tuple[Size, ...]:
         if self.framing == "aspect":
@@ -93,8 +175,16 @@ class PyramidGeometry(Geometry):
         largest = (self.sides[-1], self.sides[-1])
         return tuple(scaled_size(largest, ratio) for ratio in self.ratios)
 
-    def _box(self, size: Size) -> Box:
-        return square_box(size, "squeeze" if self.framing == "aspect" else self.framing)
+
+def _place(box: Box, frame: Box) -> Box:
+    """Where a box lies in a frame, in fractions of that."""
+    left, top, right, bottom = frame
+    width, height = right - left, bottom - top
+    return (box[0] - left) / width, (box[1] - top) / height, (box[2] - left) / width, (box[3] - top) / height
+
+
+def _box(size: Size, framing: Framing) -> Box:
+    return square_box(size, "squeeze" if framing == "aspect" else framing)
 
 
 def pyramid_sizes(

@@ -28,7 +28,7 @@ from stepwell.views.panels import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stepwell.structures import Box, Geometry, Size, TokenLayout, View
+    from stepwell.structures import Box, Geometry, Region, Size, TokenLayout, View
 
 __all__ = ["draw_views", "write_views"]
 
@@ -40,22 +40,32 @@ MAX_PANELS = 12  # an image, beside the tiles; one of more views says how many a
 COLOURS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#5b8c5a", "#8f5aa8")
 
 
-def draw_views(images: Sequence[Image.Image], geometry: Geometry) -> Image.Image:
+def draw_views(
+    images: Sequence[Image.Image], geometry: Geometry, regions: Sequence[Region | None] | None = None
+) -> Image.Image:
     """For each image the source with the views' boxes, then each view as its encoder sees it, under its grid.
-    Views that tile the image come last, as they lie in it.
+    Views that tile the image come last, as they lie in it. regions: one an image, or None.
 
     Views larger than a panel are shrunk to it, tiny ones enlarged; the caption keeps their true size.
     """
-    return stack([_draw_image(image, geometry) for image in images])
+    regions = [None] * len(images) if regions is None else regions
+    return stack(
+        [_draw_image(image, geometry, region) for image, region in zip(images, regions, strict=True)]
+    )
 
 
-def write_views(path: Path, images: Sequence[Image.Image], geometry: Geometry) -> None:
+def write_views(
+    path: Path,
+    images: Sequence[Image.Image],
+    geometry: Geometry,
+    regions: Sequence[Region | None] | None = None,
+) -> None:
     """`draw_views` to a file whose name's ending tells the format. It is there whole, or as it was before."""
-    save_whole(draw_views(images, geometry), path)
+    save_whole(draw_views(images, geometry, regions), path)
 
 
-def _draw_image(image: Image.Image, geometry: Geometry) -> Image.Image:
-    layout = geometry.layout((image.height, image.width))
+def _draw_image(image: Image.Image, geometry: Geometry, region: Region | None) -> Image.Image:
+    layout = geometry.layout_of((image.height, image.width), region)
     views = geometry.views(geometry.inputs(image, layout), layout)
     rows, cols = layout.tiles
     num_tiles = rows * cols

@@ -7,13 +7,14 @@ width) in pixels, grids (rows, columns); S is the side of a square view, p the e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from stepwell.structures import Geometry, Size, Statistics, TokenLayout, TokenRun, View
+from stepwell.structures import Geometry, Region, Size, Statistics, TokenLayout, TokenRun, View
 from stepwell.views.preprocess import to_tensor
+from stepwell.views.region import CLOSE_UP, RegionConfig, cut_around, moved, size_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,23 +119,40 @@ class SliceGeometry(Geometry):
     mean: Statistics
     std: Statistics
     levels: tuple[int, ...] = (0,)
+    region: RegionConfig = CLOSE_UP
 
     def layout(self, size: Size) -> TokenLayout:
         """size (H, W) of the upright image, both at least 1. Raises ValueError otherwise."""
         if min(size) < 1:
             raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
-        plan = self._plan(size)
-        (rows, cols), (height, width) = plan.grid, size
+        return self._layout(size, self._plan(size), None)
+
+    def close_up(self, size: Size, region: Region) -> TokenLayout:
+        least = self.side / self.region.enlarge
+        cut = cut_around(region, size, self.region, (least, least))
+        plan = self._plan(size_of(cut))
+        if plan.grid == (0, 0):
+            plan = replace(plan, grid=(1, 1), slice_size=plan.overview)
+        layout = self._layout(size, replace(plan, overview=self._plan(size).overview), cut)
+        return replace(layout, region=region)
+
+    def _layout(self, size: Size, plan: SlicePlan, cut: Region | None) -> TokenLayout:
+        """cut: what lies on the slices; None: all of the image."""
+        part = (0, 0, size[1], size[0]) if cut is None else cut
+        (rows, cols), (height, width) = plan.grid, size_of(part)
         of_slice, of_overview = self._maps(plan.slice_size), self._maps(plan.overview)
         views = [
             View(
                 name=f"slice {row + 1}.{col + 1}",
                 size=plan.slice_size,
-                box=(
-                    width * col / cols,
-                    height * row / rows,
-                    width * (col + 1) / cols,
-                    height * (row + 1) / rows,
+                box=moved(
+                    (
+                        width * col / cols,
+                        height * row / rows,
+                        width * (col + 1) / cols,
+                        height * (row + 1) / rows,
+                    ),
+                    part,
                 ),
                 grid=of_slice[0],
                 maps=of_slice[1:],
@@ -142,7 +160,7 @@ class SliceGeometry(Geometry):
             for row in range(rows)
             for col in range(cols)
         ]
-        box, (grid, *maps) = (0.0, 0.0, float(width), float(height)), of_overview
+        box, (grid, *maps) = (0.0, 0.0, float(size[1]), float(size[0])), of_overview
         views.append(View(name="overview", size=plan.overview, box=box, grid=grid, maps=tuple(maps)))
         return TokenLayout(
             image_size=size,
@@ -151,19 +169,25 @@ class SliceGeometry(Geometry):
             runs=self._runs(plan.grid),
             tiles=plan.grid,
             token_grid=self.token_grid,
+            cut=cut,
         )
 
     def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
-        if self.long_side is not None:
-            height, width = long_side_size(layout.image_size, self.long_side)
-            image = image.resize((width, height))
-        overview = to_tensor(image, layout.inputs[-1], self.mean, self.std)
+        whole = self._resized(image)
+        overview = to_tensor(whole, layout.inputs[-1], self.mean, self.std)
         if layout.tiles == (0, 0):
             return [overview]
         (rows, cols), (height, width) = layout.tiles, layout.inputs[0]
-        whole = to_tensor(image, (rows * height, cols * width), self.mean, self.std)
-        slices = (part for row in whole.split(height, dim=1) for part in row.split(width, dim=2))
+        fine = whole if layout.cut is None else self._resized(image.crop(layout.cut))
+        pixels = to_tensor(fine, (rows * height, cols * width), self.mean, self.std)
+        slices = (part for row in pixels.split(height, dim=1) for part in row.split(width, dim=2))
         return [*slices, overview]
+
+    def _resized(self, image: Image) -> Image:
+        if self.long_side is None:
+            return image
+        height, width = long_side_size((image.height, image.width), self.long_side)
+        return image.resize((width, height))
 
     def resized(self, size: Size, *, slices: int) -> Size:
         """An image's size with the area of `slices` views, its own where it is cut into as many already."""
