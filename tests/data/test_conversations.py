@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from stepwell.data.conversations import Conversations
+from stepwell.images.open import open_image
 
 
 def write(path, entries):
@@ -357,3 +362,59 @@ def test_what_is_no_region_beside_an_image_is_refused(region):
     turns = [turn("human", "<image>?"), turn("gpt", "!")]
     with pytest.raises(ValueError, match="region"):
         Conversations([{"image": "a.jpg", "region": region, "conversations": turns}])[0]
+
+
+def parquet(path, entries):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(entries), path)
+
+
+def test_parquet_is_read_as_its_rows_would_be_in_json(tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (20, 30), "red").save(picture, "PNG")
+    turns = [[turn("human", "<image>\nWhat?"), turn("gpt", f"A{i}")] for i in range(5)]
+    rows = [
+        {"image": {"bytes": picture.getvalue(), "path": None}, "conversations": turns[i], "region": BOX}
+        for i in range(5)
+    ]
+    parquet(tmp_path / "part-0.parquet", rows[:3])
+    parquet(tmp_path / "part-1.parquet", rows[3:])
+    source = Conversations(tmp_path / "part-*.parquet")
+    assert len(source) == 5
+    expected = Conversations(rows)
+    for i in range(5):
+        assert source[i].messages == expected[i].messages
+        assert source[i].regions == (tuple(BOX),)
+        assert open_image(source[i].image).size == (20, 30)
+    assert source.where(4) == f"{tmp_path}/part-*.parquet, entry 4"
+    assert len(Conversations(tmp_path / "part-1.parquet")) == 2
+
+
+def test_paths_and_messages_in_parquet(tmp_path):
+    rows = [
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "path": "a.jpg"}, {"type": "text", "text": "?"}],
+                },
+                {"role": "assistant", "content": [{"type": "text", "text": "!"}]},
+            ]
+        }
+    ]
+    parquet(tmp_path / "a.parquet", rows)
+    sample = Conversations(tmp_path / "a.parquet", images=tmp_path / "images")[0]
+    assert sample.image == tmp_path / "images" / "a.jpg"
+    assert sample.messages[0]["content"] == "<image>\n?"
+
+
+def test_what_is_no_parquet_is_refused_in_a_line(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet") as told:
+        Conversations(tmp_path / "a.parquet")
+    assert "\n" not in str(told.value)
+    for name in ("b.parquet", "b-*.parquet"):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            Conversations(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'stepwell\[train\]'"):
+        Conversations(tmp_path / "a.parquet")

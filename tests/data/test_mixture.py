@@ -91,8 +91,30 @@ def test_in_order_all_come_once_and_none_is_replaced():
 def test_weights_must_fit():
     with pytest.raises(ValueError, match="positive weight"):
         mixed([Numbers("a", 2)], [0], length=1)
-    with pytest.raises(ValueError, match="source 1 is empty"):
-        mixed([Numbers("a", 2), Numbers("b", 0)], [1, 1], length=1)
+    with pytest.raises(ValueError, match="2 sources need a positive weight each, got"):
+        mixed([Numbers("a", 2), Numbers("b", 2)], [1], length=1)
+    with pytest.raises(ValueError, match="there is no source"):
+        mixed([], None, length=1)
+    for weights in ([1, 1], None):
+        with pytest.raises(ValueError, match="source 1 is empty"):
+            mixed([Numbers("a", 2), Numbers("b", 0)], weights, length=1)
+
+
+@pytest.mark.parametrize("length", [0, 5, 17, 40])
+def test_without_weights_each_sample_comes_once_before_any_comes_again(length):
+    sources = [Numbers("a", 10), Numbers("b", 6), Numbers("c", 1)]
+    answered = answers(mixed(sources, None, length=length))
+    everything = {f"{name}{i}" for name, count in (("a", 10), ("b", 6), ("c", 1)) for i in range(count)}
+    assert len(answered) == length
+    for start in range(0, length, 17):
+        epoch = answered[start : start + 17]
+        assert len(set(epoch)) == len(epoch)
+        assert len(epoch) < 17 or set(epoch) == everything
+    assert answered == answers(mixed(sources, None, length=length))
+    if length == 40:
+        assert answered != answers(mixed(sources, None, length=length, seed=1))
+        assert answered[:17] != answered[17:34]
+        assert sorted(answered[:17]) != answered[:17]
 
 
 def test_no_sample_comes_again_before_all_of_its_source_have_come():

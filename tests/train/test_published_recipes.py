@@ -1,8 +1,9 @@
-"""The recipes of LLaVA-UHD and INF-LLaVA against what papers and launch scripts print: numbers, parts, data,
-prompts.
+"""The recipes of PIIP-LLaVA, LLaVA-UHD and INF-LLaVA against what papers and launch scripts print: numbers,
+parts, data, prompts.
 
-Written on 8 GPUs: LLaVA-UHD v2, arXiv 2412.13871, section 4.1 and the appendix on data; v1, arXiv 2403.11703;
-INF-LLaVA, arXiv 2407.16198, section 5.2 and Table 2.
+Written on 8 GPUs: PIIP-LLaVA, arXiv 2501.07783, section IV-E and Table XII; LLaVA-UHD v2, arXiv 2412.13871,
+section 4.1 and the appendix on data; v1, arXiv 2403.11703; INF-LLaVA, arXiv 2407.16198, section 5.2 and Table
+2.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from stepwell.models.published.papers import PUBLISHED
 from stepwell.train.recipe import load_recipe
 
 GPUS = 8
@@ -56,17 +58,40 @@ INF = {
 }
 
 
+PLUS = "piip_llava_plus_convnext_l_clip_l_1024_336_7b"
+PIIP = {
+    **{
+        f"piip_llava_{release}": (558_128, 665_298)
+        for release in (
+            *("clip_bl_512_256_7b", "clip_bl_512_448_7b", "clip_bl_512_448_13b"),
+            *("convnext_b_clip_l_640_224_7b", "convnext_b_clip_l_1024_336_7b"),
+            *("convnext_b_clip_l_1024_336_13b", "convnext_l_clip_l_1024_336_7b"),
+            "convnext_l_clip_l_1024_336_13b",
+        )
+    },
+    PLUS: (558_128, 665_298 + 1_600_000),
+}
+CLIP = "OpenGVLab/clip-vit-large-patch14to16"
+BRANCHES = {
+    "clip_l": f"{CLIP}-224",
+    "clip_l_336": f"{CLIP}-336",
+    "clip_b": "openai/clip-vit-base-patch16",
+    "convnext_b_clip": "timm/convnext_base.clip_laiona_augreg_320",
+    "convnext_l_clip": "timm/convnext_large_mlp.clip_laion2b_ft_320",
+}
+
+
 @pytest.fixture(params=SAMPLES)
 def recipe(request):
     return load_recipe(request.param)
 
 
-@pytest.mark.parametrize("name", [*SAMPLES, *INF])
+@pytest.mark.parametrize("name", [*SAMPLES, *INF, *PIIP])
 def test_batches_rates_and_schedules(name):
     recipe = load_recipe(name)
     assert [stage.name for stage in recipe.stages] == ["align", "tune"]
     assert [stage.sampling for stage in recipe.stages] == ["random", "grouped"]
-    facts = zip(recipe.stages, (SAMPLES | INF)[name], (256, 128), (1e-3, 2e-5), strict=True)
+    facts = zip(recipe.stages, (SAMPLES | INF | PIIP)[name], (256, 128), (1e-3, 2e-5), strict=True)
     for stage, samples, batch, rate in facts:
         assert stage.batch * stage.accumulate * GPUS == batch
         assert (stage.epochs, stage.steps) == (1, None)
@@ -79,6 +104,33 @@ def test_batches_rates_and_schedules(name):
         assert stage.trainer == {"gradient_checkpointing": True, "tf32": True}
         assert dict(stage.losses) == {"language": 1.0}
     assert recipe.bf16
+
+
+def test_every_release_of_piip_llava_has_its_recipe():
+    releases = {name for name, model in PUBLISHED.items() if name.startswith("piip") and model.task == "chat"}
+    assert releases == set(PIIP)
+
+
+@pytest.mark.parametrize("name", PIIP)
+def test_stages_and_parts_of_piip_llava(name):
+    recipe, published = load_recipe(name), PUBLISHED[name]
+    assert recipe.model.vision == published.settings
+    branches = {
+        f"vision.branches.{i}": BRANCHES[branch.encoder]
+        for i, branch in enumerate(published.settings.branches)
+    }
+    size = "13b" if name.endswith("13b") else "7b"
+    assert recipe.model.parts == {**branches, "language": f"lmsys/vicuna-{size}-v1.5"}
+    assert recipe.model.template == "vicuna_v1"
+    align, tune = recipe.stages
+    assert (set(align.train), set(tune.train)) == ({"projector"}, {"vision", "projector", "language"})
+    assert (align.vision, tune.vision) == ({"framing": "crop"}, {})  # and then padded
+    assert (align.template, tune.template) == ("plain", None)
+    assert (align.max_length, tune.max_length) == (2048, 2048)
+    assert [data.path.name for data in align.data] == ["blip_laion_cc_sbu_558k.json"]
+    assert tune.data[0].path.name == "llava_v1_5_mix665k.json"
+    assert len(tune.data) == (1 + 17 if name == PLUS else 1)
+    assert {data.weight for data in tune.data} == {None}  # all samples of all sets
 
 
 @pytest.mark.parametrize("name", INF)
@@ -96,7 +148,7 @@ def test_stages_and_data_of_inf_llava(name):
         "language": "meta-llama/Meta-Llama-3-8B-Instruct",
     }
     weights = [[data.weight for data in stage.data] for stage in recipe.stages]
-    assert weights == ([[558, 708], [665, 692, 25]] if name == "inf_star_llava" else [[1], [1]])
+    assert weights == ([[558, 708], [665, 692, 25]] if name == "inf_star_llava" else [[None], [None]])
 
 
 def test_what_the_first_stage_learns_and_sees(recipe):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from stepwell.models.published.papers import find_published
 from stepwell.train.recipe import load_recipe
 from stepwell.train.shipped import recipe_names
 
@@ -147,3 +148,12 @@ def test_a_field_of_a_loss_that_the_stage_does_not_name_is_refused():
         assert load_recipe("reader_smoke", [f"stages.answer.{field}"])
         with pytest.raises(ValueError, match=rf"stages\.1: {field.split('=')[0]} is of the loss \w+, which"):
             load_recipe("reader_smoke", [losses, f"stages.answer.{field}"])
+
+
+def test_a_vision_system_by_the_name_of_a_published_model():
+    name = "piip_llava_clip_bl_512_448_7b"
+    recipe = load_recipe(name)
+    assert recipe.model.vision == find_published(name).settings
+    for wrong in ("nothing", "piip_det_tsb_1120_896_448"):
+        with pytest.raises(ValueError, match=f"model.vision: vision '{wrong}' is no published assistant"):
+            load_recipe(name, [f"model.vision={wrong}"])

@@ -16,6 +16,7 @@ from typing import Any
 
 from stepwell.data.files import path_of, place_of, read_list
 from stepwell.data.sample import Sample
+from stepwell.folders import one_line
 from stepwell.language.characters import well_formed
 from stepwell.language.conversation import from_llava
 from stepwell.language.messages import IMAGE, Message, image_in
@@ -44,7 +45,7 @@ class Conversations:
         is put behind every question that does not end with it.
         """
         self.path = Path(entries) if isinstance(entries, str | Path) else None
-        self.entries: Sequence[Any] = entries if self.path is None else read_list(self.path)  # type: ignore[assignment]
+        self.entries: Sequence[Any] = entries if self.path is None else _read(self.path)  # type: ignore[assignment]
         self.images = Path(images or (self.path.parent if self.path else "."))
         self.prompt = prompt
 
@@ -82,6 +83,29 @@ class Conversations:
             image = image.get("path")
         is_address = isinstance(image, str) and (image.startswith("data:") or "://" in image[:16])
         return path_of(self.images, image) if isinstance(image, str | Path) and not is_address else image
+
+
+def _read(path: Path) -> Sequence[Any]:
+    """The entries of a file; of Parquet, as Arrow that is mapped and not held in memory.
+
+    Raises ValueError of one line for what is none, FileNotFoundError, ImportError where datasets is missing.
+    """
+    if path.suffix != ".parquet":
+        return read_list(path)
+    files = sorted(map(str, path.parent.glob(path.name))) if "*" in path.name else [str(path)]
+    if not files or not Path(files[0]).is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    try:
+        from datasets import Dataset, disable_progress_bars, logging
+    except ImportError as error:
+        raise ImportError("Parquet is read by datasets: pip install 'stepwell[train]'") from error
+    disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)  # what it logs of a damaged file, it raises too
+    try:
+        rows: Sequence[Any] = Dataset.from_parquet(files)
+    except Exception as error:  # pyarrow's own, and those of datasets around them
+        raise ValueError(f"{path} cannot be read as Parquet: {one_line(error.__cause__ or error)}") from None
+    return rows
 
 
 def _prompted(message: Message, prompt: str) -> Message:

@@ -38,7 +38,7 @@ class CocoData(Strict):
     """A COCO file (data/coco.py). images: the folder that file names start from; None: looked for."""
 
     kind: Literal["coco"]
-    weight: Rate = 1.0
+    weight: Rate | None = None
     annotations: Path
     images: Path | None = None
 
@@ -51,7 +51,7 @@ class YoloData(Strict):
     """A YOLO data set (data/yolo.py): its YAML file, or a folder with images and labels."""
 
     kind: Literal["yolo"]
-    weight: Rate = 1.0
+    weight: Rate | None = None
     path: Path
     split: str | None = None
 
@@ -66,7 +66,7 @@ class LabelMapData(Strict):
     """
 
     kind: Literal["label_maps"]
-    weight: Rate = 1.0
+    weight: Rate | None = None
     images: Path | None = None
     labels: Path | None = None
     list: Path | None = None
@@ -103,7 +103,7 @@ class ImageFolderData(Strict):
     """
 
     kind: Literal["image_folder"]
-    weight: Rate = 1.0
+    weight: Rate | None = None
     path: Path
     classes: Path | tuple[str, ...] | None = None
 

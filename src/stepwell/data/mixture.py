@@ -1,4 +1,5 @@
-"""Samples of several sources: drawn by weight for training, or all of them in order for validation.
+"""Samples of several sources: all of them again and again, or drawn by weight, for training; or all of them
+in order for validation.
 
 A sample that cannot be used comes with the samples themselves, as a BadSample, so that whoever draws from
 other processes learns of it, and learns the same again when a run resumes.
@@ -45,7 +46,8 @@ class InOrder:
 
 
 class Mixture:
-    """`length` samples drawn from several sources by weight.
+    """`length` samples of several sources, drawn by weight; without weights each sample comes once before any
+    comes again.
 
     Index i always leads to the same sample, with the same random numbers of torch while it is prepared. None
     of a source comes again before all of it have come, but for the good ones that replace bad ones: the next
@@ -55,25 +57,37 @@ class Mixture:
     def __init__(
         self,
         sources: Sequence[Source],
-        weights: Sequence[float],
+        weights: Sequence[float] | None,
         *,
         length: int,
         prepare: Prepare,
         seed: int = 0,
         patience: int = PATIENCE,
     ) -> None:
-        if len(sources) != len(weights) or not sources or min(weights) <= 0:
+        if not sources:
+            raise ValueError("there is no source")
+        if weights is not None and (len(sources) != len(weights) or min(weights) <= 0):
             raise ValueError(f"{len(sources)} sources need a positive weight each, got {list(weights)}")
         if empty := [number for number, source in enumerate(sources) if not len(source)]:
             raise ValueError(f"source {empty[0]} is empty")
-        self.sources, self.weights, self.length, self.seed = list(sources), list(weights), length, seed
+        self.sources, self.length, self.seed = list(sources), length, seed
         self.prepare, self.patience = prepare, patience
-        shares = np.asarray(weights, dtype=float) / sum(weights)
-        self._which = np.random.default_rng(seed).choice(len(sources), size=length, p=shares)
+        self._which = self._drawn(weights)
         self._turn = np.empty(length, dtype=np.int64)  # how many of its source have come before
         for number in range(len(sources)):
             of_this = self._which == number
             self._turn[of_this] = np.arange(of_this.sum())
+
+    def _drawn(self, weights: Sequence[float] | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """The number of the source of every sample."""
+        chance = np.random.default_rng(self.seed)
+        if weights is not None:
+            shares = np.asarray(weights, dtype=float) / sum(weights)
+            return chance.choice(len(self.sources), size=self.length, p=shares)
+        lengths = [len(source) for source in self.sources]
+        each = np.repeat(np.arange(len(lengths)), lengths)
+        epochs = [chance.permutation(each) for _ in range(-(-self.length // len(each)))]
+        return np.concatenate([each[:0], *epochs])[: self.length]
 
     def __len__(self) -> int:
         return self.length

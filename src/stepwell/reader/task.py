@@ -66,7 +66,7 @@ class DrawnData(Strict):
     """Pages drawn on the fly (drawn.py)."""
 
     kind: Literal["drawn"]
-    weight: Rate = 1.0
+    weight: Rate | None = None
     count: Positive = 100_000
     seed: int = 0
     sides: tuple[Positive, Positive] = (320, 320)
@@ -80,7 +80,7 @@ class TextLineData(Strict):
     """Images with transcribed lines in a COCO file, and key fields in a JSONL file."""
 
     kind: Literal["text_lines"]
-    weight: Rate = 1.0
+    weight: Rate | None = None
     path: Path
     images: Path
     fields: Path | None = None

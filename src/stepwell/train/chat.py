@@ -35,8 +35,9 @@ from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.parts import load_parts
 from stepwell.models.processor import StepwellProcessor
+from stepwell.models.published.papers import find_published
 from stepwell.models.systems import vision_settings
-from stepwell.models.vision import settings_json
+from stepwell.models.vision import VisionConfig, settings_json
 from stepwell.train.collate import Collator, TurnOrder, turn_mask
 from stepwell.train.length_groups import modality_groups, word_lengths
 from stepwell.train.recipe import Positive, Rate, Recipe, Share, Stage, Strict
@@ -58,11 +59,22 @@ __all__ = [
 ORIGIN = "origin.json"  # of a trained folder: what it started from
 
 
+def _vision(value: Any) -> VisionConfig:
+    if not isinstance(value, str):
+        return vision_settings(value)
+    published = find_published(value)
+    if published is None or published.task != "chat":
+        raise ValueError(f"vision {value!r} is no published assistant; `stepwell list published` names them")
+    assert isinstance(published.settings, VisionConfig)  # as every assistant's
+    return published.settings
+
+
 class ChatModel(Strict):
     """A vision system, a language model's configuration, a tokenizer, a chat template; or a whole model.
 
     start: a folder, the shipped reader_tiny, or owner/name on the hub, of which a commit, branch or tag is
-    the `revision`.
+    the `revision`. vision: settings with their `kind`, or the name of a published model whose settings they
+    are.
     parts: where parts start (models/parts.py), by the names of `ChatTask.parts`. text: a transformers
     configuration with its model_type; by default that of the part `language`, as is the tokenizer.
     revisions: of parts that start from the hub.
@@ -70,7 +82,7 @@ class ChatModel(Strict):
 
     start: str | None = None
     revision: str | None = None
-    vision: Annotated[Any, BeforeValidator(vision_settings)] = None
+    vision: Annotated[Any, BeforeValidator(_vision)] = None
     text: dict[str, Any] | None = None
     parts: dict[str, str] = {}
     revisions: dict[str, str] = {}
@@ -96,7 +108,8 @@ class ChatModel(Strict):
 
 
 class ConversationData(Strict):
-    """A training file of images and conversations (data/conversations.py): a JSON list, or JSON a line.
+    """A training file of images and conversations (data/conversations.py): a JSON list, JSON a line, or
+    Parquet, of which a path with * is several files.
 
     prompt: a line behind every question. long_side: to which images are resized before anything else; or by
     what is in their paths, as {textvqa: 1024}. sliced: the share of the images, of all others, chosen by
@@ -105,7 +118,7 @@ class ConversationData(Strict):
     """
 
     kind: Literal["conversations"]
-    weight: Rate = 1.0
+    weight: Rate | None = None
     path: Path
     images: Path | None = None  # the folder that image paths start from; None: the file's own
     prompt: str | None = None

@@ -147,8 +147,10 @@ def mixture(task: Task, *, seed: int, patience: int = PATIENCE) -> Mixture:
     of_a_step = stage.batch * stage.accumulate * processes()
     steps = stage.steps or math.ceil(stage.epochs * sum(map(len, sources)) / of_a_step)
     length = steps * of_a_step
-    weights = [data.weight for data in stage.data]
-    return Mixture(sources, weights, length=length, prepare=task.prepare, seed=seed, patience=patience)
+    told = [data.weight for data in stage.data if data.weight is not None]
+    if told and len(told) < len(sources):
+        raise ValueError(f"stages.{stage.name}.data: give a weight to every entry, or to none")
+    return Mixture(sources, told or None, length=length, prepare=task.prepare, seed=seed, patience=patience)
 
 
 def _last_checkpoint(stage_folder: Path) -> str | None:

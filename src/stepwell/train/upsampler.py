@@ -95,7 +95,7 @@ class ImageData(Strict):
     """Images of any kind: all below a folder, or those that a text file lists, a path a line."""
 
     kind: Literal["images"] = "images"
-    weight: Rate = 1.0
+    weight: Rate | None = None
     path: Path
     images: Path | None = None  # the folder that the paths of a list start from; None: the list's own
 
