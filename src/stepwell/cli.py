@@ -25,6 +25,7 @@ from stepwell.commands.ask import ask
 from stepwell.commands.convert import convert
 from stepwell.commands.costs import flops, plan
 from stepwell.commands.data import data
+from stepwell.commands.draw import draw
 from stepwell.commands.evaluate import evaluate
 from stepwell.commands.memory import is_about_memory
 from stepwell.commands.names import list_names
@@ -164,6 +165,6 @@ def _root(
         print(context.get_help())
 
 
-for command in (ask, data, train, evaluate, predict, convert, flops, plan):
+for command in (ask, data, draw, train, evaluate, predict, convert, flops, plan):
     app.command()(command)
 app.command("list")(list_names)

@@ -7,18 +7,18 @@ import random
 import pytest
 
 from stepwell.reader.page import Line
-from stepwell.reader.questions import ANSWER_SHORTLY, BOX_FORMAT, box_text, turns_about
+from stepwell.reader.questions import ANSWER_SHORTLY, BOX_FORMAT, box_text, fractions_of, turns_about
 
 TOTAL = Line(text="TOTAL 8.50", box=(10, 80, 110, 90), edges=tuple(range(10, 111, 10)))
 PRICE = Line(text="8.50", box=(10, 20, 50, 30), edges=(10, 20, 30, 40, 50))
 
 
 def test_boxes_are_fractions_of_width_and_height():
-    assert box_text((10, 20, 50, 200), (200, 100)) == "[0.100, 0.100, 0.500, 1.000]"
+    assert box_text(fractions_of((10, 20, 50, 200), (200, 100))) == "[0.100, 0.100, 0.500, 1.000]"
 
 
 def test_boxes_outside_the_image_are_cut():
-    assert box_text((-5, 0, 120, 50), (100, 100)) == "[0.000, 0.000, 1.000, 0.500]"
+    assert box_text(fractions_of((-5, 0, 120, 50), (100, 100))) == "[0.000, 0.000, 1.000, 0.500]"
 
 
 def test_the_box_asked_for_surrounds_the_line():

@@ -1,7 +1,8 @@
 """Drawing characters fast, and knowing where each of them went.
 
-Fonts are the DejaVu and STIX files that travel inside matplotlib's wheel. A character is rasterised once per
-font and size and then only pasted, so its edges are known exactly: no kerning, whole pixels.
+Typefaces are the DejaVu and STIX files that travel inside matplotlib's wheel, and files of a folder that a
+user names. A character is rasterised once per typeface and size and then only pasted, so its edges are known
+exactly: no kerning, whole pixels.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFont
 
+from stepwell.folders import one_line
 from stepwell.reader.page import Line
 
-__all__ = ["FONTS", "Face", "Glyph", "face"]
+__all__ = ["FONTS", "HELD_OUT", "Face", "Glyph", "face", "typefaces"]
 
 FONTS = (
     "DejaVuSans",
@@ -28,6 +30,9 @@ FONTS = (
     "STIXGeneral",
     "STIXGeneralBol",
 )
+"""Of training."""
+HELD_OUT = ("cmtt10", "DejaVuSansMono-Oblique", "STIXGeneralItalic")
+"""That training never sees: those of test pages."""
 
 
 class Glyph(NamedTuple):
@@ -41,10 +46,13 @@ class Face:
     """A font at one size in pixels (its em). Glyphs are cached for the life of the face."""
 
     def __init__(self, name: str, size: int) -> None:
+        """name: of a file in matplotlib's wheel, or a file. Raises ValueError where it is no typeface."""
         self.name, self.size = name, size
-        self._font = ImageFont.truetype(
-            str(_folder() / f"{name}.ttf"), size, layout_engine=ImageFont.Layout.BASIC
-        )
+        file = name if Path(name).suffix else str(_folder() / f"{name}.ttf")
+        try:
+            self._font = ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
+        except OSError as error:
+            raise ValueError(f"{name} is no typeface that can be read: {one_line(error)}") from None
         self._glyphs: dict[str, Glyph] = {}
         self.line_height = sum(self._font.getmetrics())
 
@@ -95,8 +103,32 @@ class Face:
 
 @lru_cache(maxsize=256)
 def face(name: str, size: int) -> Face:
-    """The cached font `name` (one of FONTS) at `size` pixels."""
+    """The cached typeface `name`, as `Face` takes it, at `size` pixels."""
     return Face(name, size)
+
+
+@lru_cache(maxsize=8)
+def typefaces(folder: Path) -> tuple[str, ...]:
+    """The typefaces in a folder and those below it that have all printable ASCII characters, as `face` takes
+    them.
+
+    Raises ValueError where there is none.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
+    found = tuple(str(path) for path in files if _is_complete(path))
+    if not found:
+        raise ValueError(f"{folder} holds no typeface (.ttf, .otf) with all printable ASCII characters")
+    return found
+
+
+def _is_complete(path: Path) -> bool:
+    from fontTools.ttLib import TTFont, TTLibError
+
+    try:
+        characters = TTFont(path, lazy=True).getBestCmap() or {}
+    except (TTLibError, OSError, ValueError):
+        return False
+    return all(code in characters for code in range(33, 127))
 
 
 @lru_cache(maxsize=1)

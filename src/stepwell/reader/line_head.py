@@ -42,11 +42,10 @@ def frames_along(lines: Sequence[Line], size: Size, *, step: float, alphabet: st
         if not line.exact:
             continue
         x, character = line.edges[0] + step / 2, 0
-        y = (line.box[1] + line.box[3]) / 2 / height
         while x < line.edges[-1]:
             while line.edges[character + 1] <= x:
                 character += 1
-            points.append((x / width, y))
+            points.append((x / width, line.middle(x) / height))
             heights.append(line.height / height)
             classes.append(alphabet.find(line.text[character]) + 1)
             x += step

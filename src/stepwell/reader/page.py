@@ -18,13 +18,14 @@ class Line:
     """One line of text.
 
     `edges` are the left edges of the characters and the right edge of the last, in pixels: len(text) + 1
-    numbers.
+    numbers. slope: pixels that the line falls for every pixel to the right; the box holds all of it.
     """
 
     text: str
     box: Box
     edges: tuple[float, ...]
     exact: bool = True  # False where the edges are only spread evenly over the box
+    slope: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.edges) != len(self.text) + 1:
@@ -34,7 +35,14 @@ class Line:
 
     @property
     def height(self) -> float:
-        return self.box[3] - self.box[1]
+        """Of the ink, across the line."""
+        left, top, right, bottom = self.box
+        return bottom - top - abs(self.slope) * (right - left)
+
+    def middle(self, x: float) -> float:
+        """The row half-way up the ink, at column x."""
+        left, top, right, bottom = self.box
+        return (top + bottom) / 2 + self.slope * (x - (left + right) / 2)
 
     def part(self, text: str) -> Line | None:
         """The first stretch of the line that reads `text`, as a line of its own; None if there is none."""
@@ -42,8 +50,11 @@ class Line:
         if start < 0 or not text:
             return None
         edges = self.edges[start : start + len(text) + 1]
-        box = (edges[0], self.box[1], edges[-1], self.box[3])
-        return Line(text=text, box=box, edges=edges, exact=self.exact)
+        left, right = edges[0], edges[-1]
+        middle = self.middle((left + right) / 2)
+        half = (self.height + abs(self.slope) * (right - left)) / 2
+        box = (left, middle - half, right, middle + half)
+        return Line(text=text, box=box, edges=edges, exact=self.exact, slope=self.slope)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from stepwell.language.messages import IMAGE, Message
 from stepwell.reader.page import Line
 from stepwell.structures import Box, Size
 
-__all__ = ["ANSWER_SHORTLY", "BOX_FORMAT", "FIELD_QUESTIONS", "READ_QUESTIONS", "box_text", "turns_about"]
+__all__ = [
+    "ANSWER_SHORTLY",
+    "BOX_FORMAT",
+    "FIELD_QUESTIONS",
+    "READ_QUESTIONS",
+    "Asked",
+    "asked_about",
+    "box_text",
+    "fractions_of",
+    "turns_about",
+]
 
 BOX_FORMAT = " The numbers are left, top, right and bottom as fractions of the image width and height."
 ANSWER_SHORTLY = "\nAnswer the question using a single word or phrase."
@@ -54,18 +65,56 @@ FIELD_QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def box_text(box: Box, size: Size) -> str:
-    """(box in pixels, (height, width)) -> "[0.037, 0.376, 0.223, 0.405]"."""
+def box_text(box: Box) -> str:
+    """In fractions of an image -> "[0.037, 0.376, 0.223, 0.405]"."""
+    return "[" + ", ".join(f"{fraction:.3f}" for fraction in box) + "]"
+
+
+def fractions_of(box: Box, size: Size) -> Box:
+    """A box in pixels of an image of size (H, W) -> in fractions of it, what lies outside cut off."""
     height, width = size
-    fractions = [value / side for value, side in zip(box, (width, height, width, height), strict=True)]
-    return "[" + ", ".join(f"{min(max(fraction, 0.0), 1.0):.3f}" for fraction in fractions) + "]"
+    left, top, right, bottom = (
+        min(max(value / side, 0.0), 1.0)
+        for value, side in zip(box, (width, height, width, height), strict=True)
+    )
+    return left, top, right, bottom
 
 
 def turns_about(
     lines: Sequence[Line], fields: Mapping[str, str], size: Size, *, reads: int, chance: random.Random
 ) -> tuple[tuple[Message, ...], tuple[Line | None, ...]]:
-    """Questions for all key fields and for up to `reads` lines, shuffled, with their answers; and the line
-    that each answer spells. The first question holds the placeholder.
+    """The questions of `asked_about`, shuffled, as turns with their answers; and the line that each answer
+    spells. The first question holds the placeholder.
+    """
+    turns = asked_about(lines, fields, size, reads=reads, chance=chance)
+    chance.shuffle(turns)
+    messages: list[Message] = []
+    for turn in turns:
+        start = "" if messages else f"{IMAGE}\n"
+        manner = ANSWER_SHORTLY if chance.random() < 0.5 else ""
+        messages += [
+            {"role": "user", "content": start + turn.question + manner},
+            {"role": "assistant", "content": turn.answer},
+        ]
+    return tuple(messages), tuple(turn.line for turn in turns)
+
+
+class Asked(NamedTuple):
+    """A question about a page. kind: "read", or the name of a field; box: that a read question names, in
+    fractions of the image.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    line: Line | None  # that the answer spells
+    box: Box | None = None
+
+
+def asked_about(
+    lines: Sequence[Line], fields: Mapping[str, str], size: Size, *, reads: int, chance: random.Random
+) -> list[Asked]:
+    """A question for each key field, and one for each of up to `reads` lines.
 
     size = (H, W) of the image. A field that one line spells points to it. Raises ValueError for a field
     that no question asks for.
@@ -74,23 +123,15 @@ def turns_about(
         raise ValueError(
             f"no question asks for {', '.join(unknown)}; fields are {', '.join(FIELD_QUESTIONS)}"
         )
-    turns: list[tuple[str, str, Line | None]] = [
-        (chance.choice(FIELD_QUESTIONS[name]), value, _place(lines, name, value))
+    asked = [
+        Asked(name, chance.choice(FIELD_QUESTIONS[name]), value, _place(lines, name, value))
         for name, value in fields.items()
     ]
     for line in chance.sample(lines, min(reads, len(lines))):
-        box = box_text(_loosened(line.box, chance), size)
-        turns.append((chance.choice(READ_QUESTIONS).format(box=box), line.text, line))
-    chance.shuffle(turns)
-    messages: list[Message] = []
-    for question, answer, _ in turns:
-        start = "" if messages else f"{IMAGE}\n"
-        manner = ANSWER_SHORTLY if chance.random() < 0.5 else ""
-        messages += [
-            {"role": "user", "content": start + question + manner},
-            {"role": "assistant", "content": answer},
-        ]
-    return tuple(messages), tuple(line for *_, line in turns)
+        box = fractions_of(_loosened(line.box, chance), size)
+        question = chance.choice(READ_QUESTIONS).format(box=box_text(box))
+        asked.append(Asked("read", question, line.text, line, box))
+    return asked
 
 
 def _place(lines: Sequence[Line], field: str, value: str) -> Line | None:

@@ -38,7 +38,7 @@ from stepwell.train.chat import (
     token_accuracy,
 )
 from stepwell.train.collate import Example, Row
-from stepwell.train.recipe import Positive, Rate, Recipe, Strict
+from stepwell.train.recipe import Positive, Rate, Recipe, Share, Strict
 
 __all__ = [
     "DrawnData",
@@ -73,7 +73,9 @@ class DrawnData(Strict):
     aspect: Range = (1.0, 1.0)
     text: tuple[Positive, Positive] = (12, 28)
     reads: Positive = 16
-    page: Literal["mixed", "receipt", "document", "lines"] = "mixed"
+    page: Literal["mixed", "receipt", "document", "table", "form", "lines"] = "mixed"
+    fonts: Path | None = None
+    worn: Share = 0.5
 
 
 class TextLineData(Strict):
@@ -312,10 +314,9 @@ def _pointers(
         if layout is None or line is None or len(answer) != len(line.text) + 1:
             continue
         (height, width), (rows, cols) = layout.image_size, layout.views[-1].grid
-        cell_row = _cell((line.box[1] + line.box[3]) / 2, height, rows)
         middles = [(left + right) / 2 for left, right in zip(line.edges, line.edges[1:], strict=False)]
         positions += [position - 1 for position in answer[:-1]]
-        cells += [cell_row * cols + _cell(middle, width, cols) for middle in middles]
+        cells += [_cell(line.middle(x), height, rows) * cols + _cell(x, width, cols) for x in middles]
     visual = (row.ids == image_token_id).nonzero()[:, 0]
     return Pointers(positions=torch.tensor(positions).long(), cells=torch.tensor(cells).long(), visual=visual)
 
