@@ -15,9 +15,20 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field; may be repeated.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Train nothing; print parts, rates, data, tokens, memory and the first sample."
+        ),
+    ] = False,
 ) -> None:
     """Train a model from a recipe."""
     _check_recipe(recipe)
+    if dry_run:
+        from stepwell.train.dry_run import dry_run as told
+
+        print(told(recipe, overrides or []))
+        return
 
     from stepwell.train.run import train as run
 

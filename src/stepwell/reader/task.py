@@ -221,6 +221,10 @@ class ReaderTask(ChatTask):
             )
         return model
 
+    def outline(self) -> nn.Module:
+        with torch.device("meta"):
+            return ReaderTraining(self.stage_config, stage=self.stage)
+
     def parts(self, module: nn.Module) -> Mapping[str, str]:
         return {**super().parts(module), "line_head": "line_head"}
 

@@ -227,6 +227,10 @@ class ChatTask(JudgedByLosses):
         module: nn.Module = self.start(ChatTraining, self.stage_config)
         return module
 
+    def outline(self) -> nn.Module:
+        with torch.device("meta"):
+            return ChatTraining(self.stage_config)
+
     def start(self, kind: type[Any], config: StepwellConfig, **arguments: Any) -> Any:
         """A model of the class `kind` with the starting weights of the recipe; in later stages, which go on
         with those of the one before, without the parts'.

@@ -198,6 +198,10 @@ class PerceptionTask(ABC):
             model = self._started(settings)
         return self.training(model)
 
+    def outline(self) -> nn.Module:
+        with torch.device("meta"):
+            return self.training(self.model_class(self.config))
+
     @classmethod
     def _start(cls, settings: PerceptionModel) -> Path:
         """The folder of a whole model. Raises ModelError for one of another kind."""

@@ -66,6 +66,10 @@ class Task(Protocol):
         """
         ...
 
+    def outline(self) -> nn.Module:
+        """What `build` gives, on the meta device: without weights."""
+        ...
+
     def record(self) -> Mapping[str, Any]:
         """What of the stage's data its weights hang on, beside the recipe and how many samples there are: as
         JSON.

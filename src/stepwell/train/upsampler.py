@@ -172,12 +172,20 @@ class UpsamplerTask(JudgedByLosses):
         )
 
     def build(self) -> nn.Module:
-        model, stage = self.settings.model, self.stage
+        model = self.settings.model
         encoder = build_encoder(model.encoder, **model.arguments)
         if (source := model.parts.get("encoder")) is not None:
             report = load_encoder_weights(encoder, source, revision=model.revision)
             if os.environ.get("RANK", "0") == "0":
                 print(f"encoder from {report.text()}", flush=True)
+        return self._module(encoder)
+
+    def outline(self) -> nn.Module:
+        with torch.device("meta"):
+            return self._module(build_encoder(self.settings.model.encoder, **self.settings.model.arguments))
+
+    def _module(self, encoder: Any) -> nn.Module:
+        model, stage = self.settings.model, self.stage
         supervised = model.levels if stage.hierarchical else 1
         stop_gradient = stage.stop_gradient
         if stop_gradient is None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from stepwell.models.published.inf import INF
 from stepwell.models.published.llava import LLAVA
 from stepwell.models.published.llava_hr import LLAVA_HR
 from stepwell.models.published.piip import PIIP
-from stepwell.models.published.published import Published
+from stepwell.models.published.published import LLAMA3_8B, VICUNA_7B, VICUNA_13B, Published
 from stepwell.models.published.uhd import UHD
 
-__all__ = ["PUBLISHED", "find_published"]
+__all__ = ["LANGUAGE_MODELS", "PUBLISHED", "find_published"]
+
+LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
+    "lmsys/vicuna-7b-v1.5": VICUNA_7B,
+    "lmsys/vicuna-13b-v1.5": VICUNA_13B,
+    "meta-llama/Meta-Llama-3-8B-Instruct": LLAMA3_8B,
+}
+"""Names on the hub from which the published assistants start -> their configurations, of transformers."""
 
 PUBLISHED: dict[str, Published] = {
     published.name: published
