@@ -19,7 +19,7 @@ def matrix(*, learns=False):
 
 def test_what_a_layer_keeps_and_what_a_gradient_needs():
     weight, x = matrix(learns=True), matrix()
-    # x and the weight are there before; a sum keeps nothing of the product, so that one matrix is live at a time.
+    # x and the weight are there before; a sum keeps nothing of the product, so that one is live at a time.
     assert peak_bytes(lambda: (x @ weight).sum()) == pytest.approx(ONE, rel=0.01)
 
 

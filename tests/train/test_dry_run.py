@@ -15,7 +15,7 @@ from stepwell.train.tasks import find_task
 KINDS = (
     *("piip_llava_plus_convnext_l_clip_l_1024_336_7b", "llava_next", "llava_hr", "uhd_v2", "inf_llava"),
     *("piip_det_tsb_1568_1120_672", "piip_det_dino_sbl_1792_1120_672", "piip_seg_h6b_512_512"),
-    *("piip_cls_tsb_368_192_128", "uhd_v2_upsampler", "reader_tiny"),
+    *("piip_cls_tsb_368_192_128", "piip_cls_b_512_256_128", "uhd_v2_upsampler", "reader_tiny"),
 )
 
 

@@ -142,7 +142,7 @@ def _sources(settings: Recipe) -> dict[str, str]:
     model = settings.model
     if (start := getattr(model, "start", None)) is not None:
         return {"": str(start)}
-    return dict(getattr(model, "sources", None) or getattr(model, "parts", {}))
+    return dict(model.sources if hasattr(model, "sources") else getattr(model, "parts", {}))
 
 
 def _start(part: str, sources: Mapping[str, str]) -> str:
