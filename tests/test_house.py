@@ -142,7 +142,7 @@ def test_rooms_open_with_an_empty_init(path: Path) -> None:
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None:
     """By what users install; the extra `dev` is for tests."""
-    names = {"PIL": "pillow", "yaml": "pyyaml"}
+    names = {"PIL": "pillow", "fontTools": "fonttools", "yaml": "pyyaml"}
     names |= {name.replace("-", "_"): name for name in ("huggingface-hub", "pillow-heif", "faster-coco-eval")}
     imported: set[str] = set()
     for path in MODULES:

@@ -259,7 +259,7 @@ def test_kinds_tell_entries_apart():
     detect = TypeAdapter(DetectData)
     coco_data = detect.validate_python({"kind": "coco", "annotations": "a.json"})
     assert isinstance(coco_data, CocoData)
-    assert (coco_data.weight, coco_data.images) == (1.0, None)
+    assert (coco_data.weight, coco_data.images) == (None, None)
     yolo = detect.validate_python({"kind": "yolo", "path": "a.yaml", "split": "val", "weight": 2})
     assert isinstance(yolo, YoloData)
     assert (yolo.weight, yolo.split) == (2.0, "val")

@@ -55,6 +55,9 @@ class Images(BaseImageProcessor):
     def layout(self, size: Any) -> TokenLayout:
         return TokenLayout(image_size=size, inputs=(size,), views=(), runs=self.runs)
 
+    def layout_of(self, size: Any, region: Any) -> TokenLayout:
+        return self.layout(size)
+
     def __call__(self, images: Any, **_: Any) -> BatchFeature:
         self.calls += 1
         return BatchFeature({"image_sizes": torch.tensor([(image.height, image.width) for image in images])})

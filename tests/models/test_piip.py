@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_maps_know_their_view_and_their_stride_in_the_largest():
 
 def test_branches_of_one_stride_both_keep_their_maps():
     vision = make_vision()
-    vision.ratios = (1.0, 1.0, 1.0)
+    vision.geometry = replace(vision.geometry, sides=vision.geometry.sides[-1:] * 3)
     layout = vision.geometry.layout((300, 400))
     (features,) = vision.encode(inputs_of(layout), [layout])
     assert [m.stride for m in features.maps] == [16.0, 16.0, 16.0]

@@ -164,7 +164,7 @@ def _macs(module: nn.Module, args: tuple[Any, ...], output: Any) -> int:
         cells: int = prod(size)
         return 2 * cells * (module.window**2 or cells) * int(tokens.shape[-1])
     if isinstance(module, RegularCrossAttention):
-        query, size, _, feature_size = args
+        query, size, _, feature_size, *_ = args
         return int(2 * prod(size) * prod(feature_size) * query.shape[-1])
     return 0
 
