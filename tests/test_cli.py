@@ -584,3 +584,12 @@ def test_names_are_told_without_what_takes_long_to_import(kind: str, heavy: str)
         f"raise SystemExit({heavy!r} in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_training_without_its_extra_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stepwell.commands.train.find_spec", lambda name: None)
+    assert "training needs accelerate: pip install 'stepwell[train]'" in refusal(
+        capsys, "train", "reader_smoke"
+    )

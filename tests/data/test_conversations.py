@@ -364,6 +364,18 @@ def test_what_is_no_region_beside_an_image_is_refused(region):
         Conversations([{"image": "a.jpg", "region": region, "conversations": turns}])[0]
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"messages": content(None), "region": BOX},
+        {"image": "a.jpg", "messages": [{"role": "user", "content": [{"type": "image", "region": BOX}]}]},
+    ],
+)
+def test_a_region_stands_where_its_image_does(entry):
+    with pytest.raises(ValueError, match="a region stands where its image does"):
+        Conversations([entry])[0]
+
+
 def parquet(path, entries):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(entries), path)
 

@@ -132,6 +132,19 @@ def test_regions_of_messages_are_fractions_and_belong_to_images(assistant, draw)
         assistant.processor(text=["<image><image>"], images=[draw(9, 9)] * 2, regions=[REGION])
 
 
+def test_a_region_stands_where_its_image_does(assistant, draw):
+    image, processor = draw(*SIZE), assistant.processor
+    alone = [{"type": "image", "region": FRACTIONS}, {"type": "text", "text": "?"}]
+    with pytest.raises(ValueError, match="a region stands in the part that holds its image"):
+        processor.apply_chat_template(
+            [{"role": "user", "content": alone}], images=[image], tokenize=True, return_dict=True
+        )
+    with pytest.raises(ValueError, match="regions stand in the messages and beside them"):
+        processor.apply_chat_template(
+            asked(image, FRACTIONS), regions=[REGION], tokenize=True, return_dict=True
+        )
+
+
 def test_lines_of_json_may_have_a_region(assistant, draw, tmp_path):
     for i in range(2):
         draw(*SIZE, i).save(tmp_path / f"{i}.png")

@@ -97,7 +97,8 @@ def test_the_command_draws_the_same_set_again(tmp_path, capsys):
     [
         (["--kind", "poem"], "unknown kind of page 'poem'"),
         (["--sides", "300", "200"], "sides are the least and the most, got 300 and 200"),
-        (["--text", "40", "300", "--sides", "320", "320"], "does not fit a page"),
+        (["--text", "40", "300", "--sides", "320", "320"], "text of 300 px does not fit a page"),
+        (["--aspect", "1", "inf"], "aspect are the least and the most"),
         (["--sides", "3000", "3000"], "up to 2000 px long"),
         (["--fonts", "nowhere"], "nowhere"),
     ],
@@ -108,3 +109,9 @@ def test_wrong_settings_are_told_in_a_line(tmp_path, capsys, options, complaint)
     assert complaint in err
     assert err.count("\n") == 1
     assert not (tmp_path / "a").exists()
+
+
+def test_the_folder_one_is_in_is_not_written_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["draw", ".", "--count", "1"]) == 2
+    assert "name a new folder: . is the one you are in" in capsys.readouterr().err

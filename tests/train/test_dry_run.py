@@ -64,6 +64,21 @@ def test_nothing_is_written(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_what_training_would_refuse_or_leave_out_is_told(tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    (tmp_path / "odd.json").write_text('[{"image": 5, "conversations": []}]')
+    data = "stages.look.data=[{kind: conversations, path: %s/%s.json}]"
+    for name, complaint in (("none", "there is none"), ("odd", "it has no turns")):
+        text = dry_run("reader_smoke", [data % (tmp_path, name)])
+        assert f"the first sample cannot be used: {complaint}" in text
+    validation = "stages.look.validation=[{kind: conversations, path: nowhere.json}]"
+    text = dry_run("reader_smoke", [validation])
+    assert "validation: nowhere.json: nowhere.json: no such file or directory" in text
+    two = "stages.look.data=[{kind: drawn, weight: 2}, {kind: drawn, seed: 2}]"
+    with pytest.raises(ValueError, match="give a weight to every entry, or to none"):
+        dry_run("reader_smoke", [two])
+
+
 def test_a_detector_with_its_data(tmp_path):
     annotations = write_coco(tmp_path / "data", images=3)
     data = {"kind": "coco", "annotations": str(annotations)}

@@ -213,6 +213,20 @@ def test_native_pixels_are_cut_whole():
     torch.testing.assert_close(shown, expected.float(), rtol=0, atol=1e-3)
 
 
+def test_a_part_of_a_small_image_is_enlarged_as_the_image_would_be():
+    geometry = SYSTEMS["piip"].geometry()
+    whole, close = geometry.layout((40, 60)), geometry.close_up((40, 60), (10, 10, 30, 20))
+    width = close.cut[2] - close.cut[0]
+    assert close.views[-1].size[1] / width >= 0.9 * whole.views[-1].size[1] / 60 > 1.5
+
+
+def test_a_square_part_needs_crops_enough():
+    geometry = InfConfig(encoder="deit_t", size=64, resolutions=(64,), max_crops=2, arguments=VIT).geometry()
+    assert geometry.close_up((300, 400), (50, 60, 350, 120)).tiles == (1, 2)
+    with pytest.raises(ValueError, match="one crop of at most 2; give a longer region"):
+        geometry.close_up((300, 400), (100, 100, 200, 200))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 3), (5, 7), (2000, 1000)])
 @pytest.mark.parametrize("kind", SYSTEMS)
 def test_any_region_of_any_image_is_cut_from_it(size, kind):
@@ -284,11 +298,14 @@ def test_regions_in_pixels_and_in_fractions():
     assert region_in_pixels((0, 0, 1, 1), SIZE) == (0, 0, 1, 1)
     assert region_of_fractions((0.1, 0.35, 0.7, 0.55), SIZE) == (60, 140, 420, 220)
     assert region_of_fractions((0, 0, 1, 1), SIZE) == (0, 0, 600, 400)
+    assert region_of_fractions((0.5, 0.5, 0.5 + 1e-10, 0.9), SIZE) == (300, 200, 301, 360)
+    assert region_of_fractions((1 - 1e-12, 0.5, 1, 0.9), SIZE) == (599, 200, 600, 360)
     with pytest.raises(ValueError, match="in fractions of the image's sides"):
         region_of_fractions((10, 20, 300, 400), SIZE)
 
 
 def test_regions_beside_images():
+    assert regions_beside("Asia", 0) == []
     box = [0.1, 0.2, 0.3, 0.4]
     assert regions_beside(None, 2) == [None, None]
     assert regions_beside(box, 1) == [tuple(box)]

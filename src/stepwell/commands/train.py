@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ def train(
 ) -> None:
     """Train a model from a recipe."""
     _check_recipe(recipe)
+    if find_spec("accelerate") is None:
+        raise ImportError("training needs accelerate: pip install 'stepwell[train]'")
     if dry_run:
         from stepwell.train.dry_run import dry_run as told
 

@@ -139,6 +139,9 @@ def _images(entry: Mapping[str, Any], turns: Sequence[Any]) -> tuple[list[Any], 
     ]
     if images and within:
         raise ValueError("images stand in its turns and beside them; give them once")
+    parts = [part for turn in turns for part in _parts(turn) if part.get("region") is not None]
+    if (within and not _is_none(entry.get("region"))) or any(image_in(part) is None for part in parts):
+        raise ValueError("a region stands where its image does: beside the turns, or in the image's part")
     regions = [region for _, region in within] if within else regions_beside(entry.get("region"), len(images))
     return images or [image for image, _ in within], regions
 

@@ -51,10 +51,18 @@ def images_of(messages: Sequence[Message]) -> list[Any]:
 
 
 def regions_of(messages: Sequence[Message]) -> list[Any]:
-    """Of each image that `images_of` finds, in its order, what stands beside it as its region, or None."""
+    """Of each image that `images_of` finds, in its order, what stands beside it as its region, or None.
+
+    Raises ValueError for a region whose image stands elsewhere.
+    """
     contents = (message.get("content") for message in messages)
     parts = (part for content in contents if isinstance(content, (list, tuple)) for part in content)
-    return [part.get("region") for part in parts if image_in(part) is not None]
+    shown = [part for part in parts if part.get("type") in ("image", "image_url")]
+    if any(part.get("region") is not None and image_in(part) is None for part in shown):
+        raise ValueError(
+            "a region stands in the part that holds its image; give both there, or regions beside images"
+        )
+    return [part.get("region") for part in shown if image_in(part) is not None]
 
 
 def _is_part(part: object) -> bool:

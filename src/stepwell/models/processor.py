@@ -213,6 +213,8 @@ class StepwellProcessor(ProcessorMixin):
                 raise ValueError(f"tokenize=False gives text alone; leave out {', '.join(given)}")
             return prompts if is_batch else prompts[0]
         if any(region is not None for regions in shown for region in regions):
+            if options.get("regions") is not None:
+                raise ValueError("regions stand in the messages and beside them; give them once")
             images = self.image_processor.fetch_images(images, limits=options.pop("limits", None))
             options["regions"] = [
                 None if region is None else region_of_fractions(region, (image.height, image.width))

@@ -7,6 +7,7 @@ answers are in capitals, as the transcriptions of scanned receipts are.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -112,8 +113,13 @@ class DrawnPages:
         held_out: also the typefaces that training never sees. Raises ValueError for ranges that are none.
         """
         for name, (least, most) in {"sides": sides, "aspect": aspect, "text": text}.items():
-            if not 0 < least <= most:
+            if not 0 < least <= most < math.inf:
                 raise ValueError(f"{name} are the least and the most, got {least} and {most}")
+        if sides[1] > LONGEST:
+            raise ValueError(f"pages are drawn up to {LONGEST} px long, got {sides[1]}")
+        shortest = sides[0] / max(aspect[1], 1 / aspect[0])
+        if shortest < 2 * text[1]:
+            raise ValueError(f"text of {text[1]} px does not fit a page that is {shortest:.0f} px across")
         if page not in KINDS:
             raise ValueError(_unknown(page))
         self.count, self.seed, self.sides, self.aspect = count, seed, sides, aspect

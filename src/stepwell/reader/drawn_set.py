@@ -38,6 +38,8 @@ def write_drawn(
     be asked; types of these questions say how large the text is there. The folder is there whole or not at
     all. Raises FileExistsError where it is already.
     """
+    if folder.resolve() == Path.cwd():
+        raise ValueError(f"name a new folder: {folder} is the one you are in")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(17, "is there already, and is not written over", str(folder))
     part = folder.with_name(f"{folder.name}.part")

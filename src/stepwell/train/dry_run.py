@@ -28,6 +28,7 @@ from stepwell.structures import TokenLayout
 from stepwell.train.chat import ChatTask, ChatTraining
 from stepwell.train.groups import freeze_all_but, parameter_groups, part_of
 from stepwell.train.recipe import Recipe, Stage, load_recipe
+from stepwell.train.run import weights_of
 from stepwell.train.stage_trainer import processes
 from stepwell.train.tasks import find_task
 
@@ -163,23 +164,27 @@ def _part(name: str, parts: Mapping[str, str]) -> str:
 
 def _stage_text(settings: Recipe, plan: _Plan) -> list[str]:
     stage = plan.stage
-    lengths = _lengths(plan)
+    weights_of(stage)
+    lengths = _lengths(plan, stage.data)
     lines = [f"stage {stage.name}: {_how_long(stage, lengths)}", _learning_table(plan)]
     for data, length in zip(stage.data, lengths, strict=True):
         what = " ".join(
             f"{name}={value}" for name, value in data.model_dump(exclude_none=True, mode="json").items()
         )
         lines.append(f"data: {what}: {f'{length:,} samples' if isinstance(length, int) else length}")
+    for data, length in zip(stage.validation, _lengths(plan, stage.validation), strict=True):
+        where = next((value for name, value in data if isinstance(value, Path)), data.kind)
+        lines.append(f"validation: {where}: {f'{length:,} samples' if isinstance(length, int) else length}")
     is_assistant = hasattr(plan.module, "model") and hasattr(plan.module.model, "vision")
     if is_assistant:
         lines += _assistant_text(settings, plan)
     return lines
 
 
-def _lengths(plan: _Plan) -> list[int | str]:
-    """Of the stage's data: samples, or why there are none."""
+def _lengths(plan: _Plan, entries: Sequence[Any]) -> list[int | str]:
+    """Of data: samples, or why there are none."""
     lengths: list[int | str] = []
-    for data in plan.stage.data:
+    for data in entries:
         try:
             path = getattr(data, "path", None)
             if plan.task is None:
@@ -248,12 +253,15 @@ def _assistant_text(settings: Recipe, plan: _Plan) -> list[str]:
     length, row = plan.stage.max_length, None
     if plan.task is not None:
         try:
-            prepared = plan.task.prepare(plan.task.source(plan.stage.data[0])[0])
+            source = plan.task.source(plan.stage.data[0])
+            if not len(source):
+                raise ValueError("there is none")
+            prepared = plan.task.prepare(source[0])
             row = getattr(prepared, "example", prepared).row
             length = len(row.ids)
             learned = int((row.labels != IGNORE).sum())
             lines.append(f"the first sample has {length} tokens, of which {learned} are supervised")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of a sample anything may be wrong, and be told by any library
             lines.append(f"the first sample cannot be used: {one_line(error)}")
     lines.append(_memory_text(settings, plan, layout, length))
     if row is not None and plan.task is not None:

@@ -28,7 +28,7 @@ from stepwell.train.recipe import Recipe, load_recipe
 from stepwell.train.stage_trainer import WHOLE, StageTrainer, processes, progress_bars, put
 from stepwell.train.tasks import Task, find_task
 
-__all__ = ["RECIPE", "mixture", "train"]
+__all__ = ["RECIPE", "mixture", "train", "weights_of"]
 
 _logger = logging.getLogger(__name__)
 RECIPE = "recipe.yaml"
@@ -147,10 +147,17 @@ def mixture(task: Task, *, seed: int, patience: int = PATIENCE) -> Mixture:
     of_a_step = stage.batch * stage.accumulate * processes()
     steps = stage.steps or math.ceil(stage.epochs * sum(map(len, sources)) / of_a_step)
     length = steps * of_a_step
+    return Mixture(
+        sources, weights_of(stage), length=length, prepare=task.prepare, seed=seed, patience=patience
+    )
+
+
+def weights_of(stage: Any) -> list[float] | None:
+    """Of a stage's data. Raises ValueError where some have one and some have none."""
     told = [data.weight for data in stage.data if data.weight is not None]
-    if told and len(told) < len(sources):
+    if told and len(told) < len(stage.data):
         raise ValueError(f"stages.{stage.name}.data: give a weight to every entry, or to none")
-    return Mixture(sources, told or None, length=length, prepare=task.prepare, seed=seed, patience=patience)
+    return told or None
 
 
 def _last_checkpoint(stage_folder: Path) -> str | None:

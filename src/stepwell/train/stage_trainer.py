@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
@@ -281,6 +280,10 @@ class StageTrainer(Trainer):
             bad = [sample._replace(source=sample.source + behind) for sample in bad]
             self.bad_samples.add(bad, step=self.state.global_step)
         model.train(was_training)
+        from accelerate.utils import (
+            gather_object,  # what is above is imported where accelerate is missing too
+        )
+
         for others in gather_object([found]):
             found |= others
         if not found:

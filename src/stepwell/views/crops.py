@@ -78,6 +78,12 @@ class CropGeometry(Geometry):
         least = self.side / self.region.enlarge
         cut = cut_around(region, size, self.region, (least, least))
         num_local, global_crops, has_small = self.parts(self.grid_of(size_of(cut)))
+        if not num_local and self.grid is None and self.local_crops and self.max_crops > 1:
+            height, width = size_of(cut)
+            raise ValueError(
+                f"a part of {width} x {height} pixels is one crop of at most {self.max_crops}; give a longer "
+                "region, or more max_crops"
+            )
         if not num_local or not (global_crops or has_small):
             return Geometry.close_up(self, size, region)
         return replace(self._layout(size, cut), region=region)

@@ -75,14 +75,15 @@ def region_of_fractions(region: Sequence[float], size: Size) -> Region:
     # A product may lie just beside the whole number that is meant.
     sides = (width, height, width, height)
     left, top, right, bottom = (round(edge * side, 6) for edge, side in zip(edges, sides, strict=True))
-    return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+    x, y = min(math.floor(left), width - 1), min(math.floor(top), height - 1)
+    return x, y, max(math.ceil(right), x + 1), max(math.ceil(bottom), y + 1)
 
 
 def regions_beside(value: Any, count: int) -> list[Box | None]:
     """What a line of JSON has beside its images as their `region` -> one an image, or None. Of several images
     it is a list. Raises ValueError for another number, and for what is no region.
     """
-    if value is None:
+    if value is None or not count:  # what has no image may call something else so
         return [None] * count
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     regions = value if is_list and not any(isinstance(part, int | float) for part in value) else [value]
@@ -135,7 +136,8 @@ def whole_cells(
     out that it has whole cells of `stride`, `min_cells` at least, and keeps the aspect.
     """
     cut = cut_around(region, size, config, (1, 1))
-    scale = min(side / max(size_of(cut)), config.enlarge)
+    # Where the whole image would be enlarged more, so is a part of it.
+    scale = min(side / max(size_of(cut)), max(config.enlarge, side / max(size)))
     most = side // stride
     cells = [min(max(math.ceil(length * scale / stride), min_cells), most) for length in size_of(cut)]
     cut = cut_around(region, size, config, (cells[0] * stride / scale, cells[1] * stride / scale))
