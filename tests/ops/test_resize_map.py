@@ -43,8 +43,7 @@ def test_all_of_a_map_is_cut_as_it_is_resized(size):
 def test_beside_a_map_there_is_what_its_edge_holds():
     x = torch.arange(4.0).view(1, 1, 1, 4)
     cut = cut_from_map(x, (1, 4), torch.tensor([[-1.0, -2.0, 2.0, 3.0]]))
-    assert cut.flatten().tolist() == pytest.approx([0, 0, 3, 3], abs=1.5)
-    assert cut.flatten()[[0, -1]].tolist() == [0, 3]
+    assert cut.flatten().tolist() == pytest.approx([0, 0, 3, 3], abs=1e-5)
 
 
 def test_half_precision_is_rounded_once():

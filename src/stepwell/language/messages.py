@@ -42,9 +42,7 @@ def images_of(messages: Sequence[Message]) -> list[Any]:
 
     Raises ValueError for a file's name or an address as text, in all ways in which a message may hold one.
     """
-    contents = (message.get("content") for message in messages)
-    parts = (part for content in contents if isinstance(content, (list, tuple)) for part in content)
-    images = [image for part in parts if (image := image_in(part)) is not None]
+    images = [image for part in _parts_of(messages) if (image := image_in(part)) is not None]
     for image in images:
         _refuse_names(image)
     return images
@@ -55,14 +53,18 @@ def regions_of(messages: Sequence[Message]) -> list[Any]:
 
     Raises ValueError for a region whose image stands elsewhere.
     """
-    contents = (message.get("content") for message in messages)
-    parts = (part for content in contents if isinstance(content, (list, tuple)) for part in content)
-    shown = [part for part in parts if part.get("type") in ("image", "image_url")]
+    shown = [part for part in _parts_of(messages) if part.get("type") in ("image", "image_url")]
     if any(part.get("region") is not None and image_in(part) is None for part in shown):
         raise ValueError(
             "a region stands in the part that holds its image; give both there, or regions beside images"
         )
     return [part.get("region") for part in shown if image_in(part) is not None]
+
+
+def _parts_of(messages: Sequence[Message]) -> list[Any]:
+    """Of the contents that are lists."""
+    contents = (message.get("content") for message in messages)
+    return [part for content in contents if isinstance(content, (list, tuple)) for part in content]
 
 
 def _is_part(part: object) -> bool:

@@ -26,7 +26,7 @@ from stepwell.models.config import StepwellConfig
 from stepwell.models.published.papers import LANGUAGE_MODELS, find_published
 from stepwell.structures import TokenLayout
 from stepwell.train.chat import ChatTask, ChatTraining
-from stepwell.train.groups import freeze_all_but, parameter_groups, part_of
+from stepwell.train.groups import freeze_all_but, optimiser_groups, part_of
 from stepwell.train.recipe import Recipe, Stage, load_recipe
 from stepwell.train.run import weights_of
 from stepwell.train.stage_trainer import processes
@@ -72,10 +72,14 @@ def _planned(settings: Recipe, stage: Stage) -> _Plan:
         task = kind(settings, stage)
     except OSError as error:
         return _without_files(kind, settings, stage, error)
+    return _of_task(stage, task)
+
+
+def _of_task(stage: Any, task: Any, missing: str = "") -> _Plan:
     module = task.outline()
     parts = task.parts(module)
     freeze_all_but(module, task.learning, parts, task.frozen)
-    return _Plan(stage, task, module, parts)
+    return _Plan(stage, task, module, parts, missing)
 
 
 def _without_files(kind: Any, settings: Recipe, stage: Any, error: OSError) -> _Plan:
@@ -106,11 +110,8 @@ def _without_files(kind: Any, settings: Recipe, stage: Any, error: OSError) -> _
     count = len(published.classes) or published.num_classes or kind.fewest
     classes = published.classes or tuple(f"class {number}" for number in range(count))
     known = settings.model_copy(update={"model": model.model_copy(update={"classes": classes})})
-    task = kind(known, stage)
-    module = task.outline()
-    freeze_all_but(module, task.learning, task.parts(module), task.frozen)
     missing = f"{one_line(error)}: the model has {count} classes, as published"
-    return _Plan(stage, task, module, task.parts(module), missing)
+    return _of_task(stage, kind(known, stage), missing)
 
 
 def _heading(settings: Recipe) -> str:
@@ -208,16 +209,7 @@ def _how_long(stage: Any, lengths: Sequence[int | str]) -> str:
 
 
 def _learning_table(plan: _Plan) -> str:
-    optimiser = plan.stage.optimiser
-    groups = parameter_groups(
-        plan.module,
-        plan.parts,
-        lr=optimiser.lr,
-        part_lrs=optimiser.part_lrs,
-        weight_decay=optimiser.weight_decay,
-        decayed=optimiser.decayed,
-        layer_decay=optimiser.layer_decay,
-    )
+    groups = optimiser_groups(plan.module, plan.parts, plan.stage.optimiser)
     settings = {id(parameter): group for group in groups for parameter in group["params"]}
     learning: dict[str, list[tuple[int, dict[str, Any] | None]]] = defaultdict(list)
     for name, parameter in plan.module.named_parameters():
@@ -279,7 +271,9 @@ def _memory_text(settings: Recipe, plan: _Plan, layout: TokenLayout, length: int
 
 
 def _memory(settings: Recipe, plan: _Plan, layout: TokenLayout, length: int) -> dict[str, int]:
-    """Bytes of weights, states of an optimiser as Adam, and what a step holds at most."""
+    """Bytes of weights, states of an optimiser as Adam, and what a step holds at most; without what libraries
+    and allocators take for themselves.
+    """
     parameters = list(plan.module.parameters())
     weights = sum(parameter.numel() for parameter in parameters)
     learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)

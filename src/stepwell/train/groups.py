@@ -21,8 +21,17 @@ from stepwell.models.vision import VisionSystem
 
 if TYPE_CHECKING:
     from stepwell.train.layer_decay import LayerDecay
+    from stepwell.train.recipe import Optimiser
 
-__all__ = ["Decayed", "freeze_all_but", "frozen_norms", "idle_parameters", "parameter_groups", "part_of"]
+__all__ = [
+    "Decayed",
+    "freeze_all_but",
+    "frozen_norms",
+    "idle_parameters",
+    "optimiser_groups",
+    "parameter_groups",
+    "part_of",
+]
 
 Decayed = Literal["matrices", "tables", "all"]
 """What weight decay is of: matrices and tables of more than one dimension; those and single numbers, but no
@@ -134,6 +143,21 @@ def parameter_groups(
         decay = weight_decay if _is_decayed(name, parameter, decayed) else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+
+
+def optimiser_groups(
+    module: nn.Module, parts: Mapping[str, str], optimiser: Optimiser
+) -> list[dict[str, Any]]:
+    """`parameter_groups`, as a recipe's optimiser says. Raises ValueError as that does."""
+    return parameter_groups(
+        module,
+        parts,
+        lr=optimiser.lr,
+        part_lrs=optimiser.part_lrs,
+        weight_decay=optimiser.weight_decay,
+        decayed=optimiser.decayed,
+        layer_decay=optimiser.layer_decay,
+    )
 
 
 def _is_decayed(name: str, parameter: Tensor, decayed: Decayed) -> bool:

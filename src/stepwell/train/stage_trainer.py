@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
@@ -23,7 +24,7 @@ from stepwell.train.arguments import optimiser_class, training_arguments
 from stepwell.train.averaging import Averaging
 from stepwell.train.bad_samples import BadSamples
 from stepwell.train.examination import Examination
-from stepwell.train.groups import freeze_all_but, frozen_norms, parameter_groups
+from stepwell.train.groups import freeze_all_but, frozen_norms, optimiser_groups
 from stepwell.train.metrics import MetricsFile
 from stepwell.train.recipe import Optimiser, Recipe
 from stepwell.train.results import Results
@@ -144,16 +145,7 @@ class StageTrainer(Trainer):
         if self.optimizer is None:  # type: ignore[has-type]
             named = self.optimizer_cls_and_kwargs
             kind, arguments = named or self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            optimiser = self.stage.optimiser
-            groups = parameter_groups(
-                self.model,
-                self.parts,
-                lr=optimiser.lr,
-                part_lrs=optimiser.part_lrs,
-                weight_decay=optimiser.weight_decay,
-                decayed=optimiser.decayed,
-                layer_decay=optimiser.layer_decay,
-            )
+            groups = optimiser_groups(self.model, self.parts, self.stage.optimiser)
             self.optimizer = kind(groups, **arguments)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
@@ -280,10 +272,6 @@ class StageTrainer(Trainer):
             bad = [sample._replace(source=sample.source + behind) for sample in bad]
             self.bad_samples.add(bad, step=self.state.global_step)
         model.train(was_training)
-        from accelerate.utils import (
-            gather_object,  # what is above is imported where accelerate is missing too
-        )
-
         for others in gather_object([found]):
             found |= others
         if not found:

@@ -33,8 +33,8 @@ __all__ = [
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class RegionConfig:
     """margin: what is seen beside a region, on each side, by its shorter side. enlarge: pixels of a view that
-    a pixel of the image becomes at most; where a region is smaller than a view can be, more is cut out around
-    it, as far as the image goes.
+    a pixel of the image becomes at most, or as many as where the whole of a small image is enlarged; where a
+    region is smaller than a view can be, more is cut out around it, as far as the image goes.
     """
 
     margin: Annotated[float, Field(ge=0)] = 0.25
