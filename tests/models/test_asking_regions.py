@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 
 import pytest
 import torch
 from visions import PLAIN, VISIONS
 
+from stepwell.models.ask import Assistant
 from stepwell.models.ask_file import answer_lines, read_question_lines
+from stepwell.models.processor import StepwellProcessor
 from stepwell.structures import NO_REGION
 
 SIZE, REGION, FRACTIONS = (600, 400), (120, 80, 300, 120), [0.2, 0.2, 0.5, 0.3]
@@ -167,3 +170,55 @@ def test_lines_of_json_may_have_a_region(assistant, draw, tmp_path):
         path.write_text(json.dumps({"image": "0.png", "question": "What?", "region": wrong}), "utf-8")
         with pytest.raises(ValueError, match="line 1: "):
             read_question_lines(path)
+
+
+IN_WORDS = "Read [0.200, 0.200, 0.500, 0.300]"
+
+
+@pytest.fixture
+def reader(assistant):
+    """An assistant that takes boxes in questions for regions."""
+    processor = copy(assistant.processor)
+    processor.boxes_are_regions = True
+    return Assistant(assistant.model, processor)
+
+
+def test_a_box_in_words_is_a_region_where_the_processor_says_so(assistant, reader, draw):
+    image = draw(*SIZE)
+    close = assistant.ask(image, IN_WORDS, region=REGION, max_new_tokens=8)
+    whole = assistant.ask(image, IN_WORDS, max_new_tokens=8)
+    assert close != whole
+    assert reader.ask(image, IN_WORDS, max_new_tokens=8) == close
+    assert reader.layouts(image, IN_WORDS) == [assistant.layout(image, region=REGION)]
+    reader.boxes_are_regions = False
+    assert reader.ask(image, IN_WORDS, max_new_tokens=8) == whole
+    assert reader.layouts(image, IN_WORDS) == [assistant.layout(image)]
+
+
+def test_a_box_in_words_says_nothing_where_a_region_is_given_or_images_are_several(assistant, reader, draw):
+    image, other = draw(*SIZE), draw(*SIZE, 1)
+    for images, region in ((image, (0, 0, 60, 40)), ([image, other], None), (assistant.encode(image), None)):
+        assert reader.ask(images, IN_WORDS, region=region, max_new_tokens=8) == assistant.ask(
+            images, IN_WORDS, region=region, max_new_tokens=8
+        )
+
+
+def test_messages_tell_the_box_in_their_last_question(assistant, reader, draw):
+    image = draw(*SIZE)
+    told = asked(image)
+    told[0]["content"][1]["text"] = IN_WORDS
+    assert reader.processor.prompt([told])["image_regions"].tolist() == [list(REGION)]
+    assert "image_regions" not in assistant.processor.prompt([told])
+    answer = {"role": "assistant", "content": "A"}
+    then = {"role": "user", "content": "And the total?"}
+    assert "image_regions" not in reader.processor.prompt([[*told, answer, then]])
+    told[0]["content"][0]["region"] = [0.0, 0.0, 0.1, 0.1]
+    assert reader.processor.prompt([told])["image_regions"].tolist() == [[0, 0, 60, 40]]
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_whether_boxes_are_regions_is_saved(assistant, reader, is_told, tmp_path):
+    processor = reader.processor if is_told else assistant.processor
+    processor.save_pretrained(tmp_path)
+    assert StepwellProcessor.from_pretrained(tmp_path).boxes_are_regions == is_told
+    assert ("boxes_are_regions" in json.loads((tmp_path / "processor_config.json").read_text())) == is_told

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_answers_and_features_are_those_of_transformers(saved, draw):
     ours, theirs = light.features(b), assistant.features(b)
     torch.testing.assert_close(ours.tokens, theirs.tokens, rtol=1e-5, atol=1e-5)
     assert ours.layout == theirs.layout
+
+
+def test_boxes_in_words_are_regions_here_too(saved, draw, tmp_path):
+    assistant, _ = saved
+    processor = copy(assistant.processor)
+    processor.boxes_are_regions = True
+    assistant.model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    light = load_light(tmp_path, device=CPU)
+    image, question = draw(90, 60), "Read [0.1, 0.1, 0.9, 0.4]"
+    assert light.ask(image, question, max_new_tokens=8) == Assistant(assistant.model, processor).ask(
+        image, question, max_new_tokens=8
+    )
+    assert light.layouts(image, question)[0].region == (9, 6, 81, 24)
 
 
 def test_the_placeholder_is_never_an_answer(saved, draw):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,8 @@ from stepwell.reader.task import ReaderTask
 from stepwell.train.recipe import load_recipe
 from stepwell.train.run import mixture
 
-LINE = Line(text="AB C", box=(20, 90, 100, 110), edges=(20, 40, 60, 80, 100))
-FIRST = ("<image>\nRead [0.100, 0.900, 0.500, 1.000]", "AB C", LINE)
+LINE = Line(text="AB C", box=(20, 70, 100, 90), edges=(20, 40, 60, 80, 100))
+FIRST = ("<image>\nRead [0.100, 0.700, 0.500, 0.900]", "AB C", LINE)
 SECOND = ("What is the total?", "1.50", None)
 
 
@@ -62,7 +63,7 @@ def test_pointers_name_the_cell_of_each_next_character():
     following = batch["input_ids"][0][pointers["positions"] + 1]
     assert task.processor.tokenizer.decode(following) == "AB C"
     middles = torch.tensor([30.0, 50.0, 70.0, 90.0])
-    assert pointers["cells"].tolist() == ((rows - 1) * cols + (middles / 200 * cols).long()).tolist()
+    assert pointers["cells"].tolist() == (int(0.8 * rows) * cols + (middles / 200 * cols).long()).tolist()
 
 
 def test_frames_are_as_dense_in_the_view_as_asked_for():
@@ -169,6 +170,78 @@ def test_the_head_that_begins_to_look_is_the_one_that_is_told_where():
 
 @pytest.mark.parametrize("framing", ["pad", "crop"])
 def test_losses_that_point_into_the_image_are_refused_where_the_grid_does_not_cover_it(framing):
-    with pytest.raises(ValueError, match="one grid over the whole image"):
+    with pytest.raises(ValueError, match="one grid over what is seen"):
         make_task(vision={"framing": framing})
     make_task(vision={"framing": framing}, losses={"language": 1.0})
+
+
+def close_up(region=(0.2, 0.6, 0.4, 1.0)):
+    page = sample(FIRST)
+    return replace(page, regions=(region,))
+
+
+def test_points_of_a_close_up_lie_in_what_the_last_view_shows():
+    task = make_task(losses={"language": 1.0, "frames": 1.0, "ctc": 1.0, "pointer": 1.0}, turns="together")
+    batch = prepared(task, close_up())
+    layout = task.processor.geometry.close_up((100, 200), (40, 60, 80, 100))
+    (left, top, right, bottom), (rows, cols) = layout.views[-1].box, layout.views[-1].grid
+    assert left > 0
+    (frames,), (pointers,) = batch["frames"], batch["pointers"]
+    middle = (80 - top) / (bottom - top)
+    torch.testing.assert_close(frames["points"][:, 1], torch.full_like(frames["points"][:, 1], middle))
+    x = frames["points"][:, 0] * (right - left) + left
+    assert x.min() >= max(left, 20)
+    assert x.max() < min(right, 100)
+    middles = (torch.tensor([30.0, 50.0, 70.0, 90.0]) - left) / (right - left)
+    cells = int(middle * rows) * cols + (middles.clamp(0, 1 - 1e-6) * cols).long()
+    assert pointers["cells"].tolist() == cells.tolist()
+    assert len(pointers["visual"]) == rows * cols
+    losses = task.build()(**batch)
+    assert set(losses) == {"language", "frames", "ctc", "pointer"}
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_the_line_head_reads_the_map_of_the_image_that_its_targets_are_of():
+    torch.manual_seed(0)
+    task = make_task(losses={"frames": 1.0, "ctc": 1.0})
+    module = task.build().eval()
+    pages = [mixture(task, seed=0).sources[0][i] for i in (0, 1)]
+    pages.insert(1, replace(pages[0], images=(pages[0].image.resize((96, 200)),), lines=()))
+    together = module(**prepared(task, *pages))
+    alone = [module(**prepared(task, page)) for page in (pages[0], pages[2])]
+    for name in ("frames", "ctc"):
+        mean = torch.stack([losses[name] for losses in alone]).mean()
+        torch.testing.assert_close(together[name], mean, rtol=1e-4, atol=1e-4)
+    assert "encode" not in vars(module.model.vision)
+
+
+def test_lines_that_are_spread_give_frames_where_the_stage_says_so():
+    guessed = replace(sample(FIRST), lines=(replace(LINE, exact=False),))
+    (none,) = prepared(make_task(), guessed)["frames"]
+    (frames,) = prepared(make_task(spread=True), guessed)["frames"]
+    assert len(none["points"]) == 0 < len(frames["points"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "loss"),
+    [("frame_step", "2.0", "frames or ctc"), ("spread", "true", "frames"), ("pointer_head", "1", "pointer")],
+)
+def test_a_field_of_a_loss_that_the_stage_has_not_is_refused(field, value, loss):
+    with pytest.raises(ValueError, match=f"{field} is of the loss {loss}, which the stage does not name"):
+        load_recipe(
+            "reader_smoke",
+            ["stages.answer.losses={language: 1.0}", f"stages.answer.{field}={value}"],
+        )
+
+
+def test_cut_lines_are_a_source_of_the_recipe(tmp_path):
+    Image.new("L", (300, 200), 255).save(tmp_path / "scan.png")
+    annotations = [{"image_id": 1, "text": "ABC", "bbox": [20, 30 * i, 90, 20]} for i in range(1, 6)]
+    file = {"images": [{"id": 1, "file_name": "scan.png"}], "annotations": annotations}
+    (tmp_path / "lines.json").write_text(json.dumps(file))
+    data = {"kind": "cut_lines", "path": f"{tmp_path}/lines.json", "images": str(tmp_path), "reads": 2}
+    recipe = load_recipe("reader_smoke", [f"stages.answer.data={json.dumps([data])}"])
+    task = ReaderTask(recipe, recipe.stages[1])
+    example = task.prepare(task.source(recipe.stages[1].data[0])[0])
+    assert len(example.spelled[0]["lengths"]) > 4
+    assert len(example.pointers["positions"]) == 6  # two answers of three characters

@@ -13,6 +13,7 @@ from stepwell.reader.drawn import draw_page
 from stepwell.reader.text_lines import TextLines
 from stepwell.train.recipe import load_recipe
 from stepwell.train.tasks import find_task
+from stepwell.views.region import region_in_words
 
 
 @pytest.fixture
@@ -116,3 +117,32 @@ def test_lines_without_a_text_are_faults_of_their_own(scans):
     faults = source(folder).faults
     assert len({where for where, _ in faults}) == 2
     assert {reason for _, reason in faults} == {"its text is no text"}
+
+
+@pytest.mark.parametrize("whole", [0.0, 1.0])
+def test_a_line_is_looked_at_closely_at_no_more_than_its_size(scans, whole):
+    folder, page = scans
+    heights = {line.text: line.height for line in page.lines}
+    for index in range(6):
+        sample = source(folder, close=1.0, whole=whole)[index]
+        (line,) = sample.spelled
+        ((left, top, right, bottom),) = sample.regions
+        width, height = sample.image.size
+        assert sample.messages[1]["content"] == line.text in heights
+        own = heights[line.text]
+        assert min(12.5, 0.88 * own) <= line.height <= 1.11 * own
+        box = (left * width, top * height, right * width, bottom * height)
+        assert all(abs(a - b) <= 0.25 * line.height + 1e-6 for a, b in zip(box, line.box, strict=True))
+        pixels = np.asarray(sample.image.convert("L"), dtype=float)
+        rows = slice(round(line.box[1]), round(line.box[3]))
+        assert pixels[rows, round(line.box[0]) : round(line.box[2])].min() < np.median(pixels) - 30
+    assert (width > 300) == (whole == 1.0) or whole == 0.0
+
+
+def test_what_is_asked_closely_may_tell_its_box(scans):
+    folder, _ = scans
+    samples = [source(folder, close=1.0)[index] for index in range(20)]
+    told = [(region_in_words(sample.messages[0]["content"]), sample.regions[0]) for sample in samples]
+    assert 3 < sum(box is None for box, _ in told) < 17
+    for box, region in told:
+        assert box is None or np.allclose(box, region, atol=6e-4)

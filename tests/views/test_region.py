@@ -19,6 +19,7 @@ from stepwell.views.region import (
     RegionConfig,
     cut_around,
     region_in_pixels,
+    region_in_words,
     region_of_fractions,
     regions_beside,
     size_of,
@@ -316,3 +317,53 @@ def test_regions_beside_images():
             regions_beside(wrong, 2)
     with pytest.raises(ValueError, match="a region is"):
         regions_beside("0.1,0.2,0.3,0.4", 1)
+
+
+@pytest.mark.parametrize(
+    ("region", "least", "most"),
+    [
+        ((100, 100, 300, 110), 3.9, 4.1),  # 10 pixels become 40
+        ((100, 100, 300, 132), 1.2, 1.3),
+        ((100, 100, 300, 160), 0.99, 1.01),  # what is larger is not made smaller
+        ((100, 100, 300, 104), 4.9, 5.1),  # by no more than enlarge
+    ],
+)
+def test_small_regions_are_enlarged_until_they_can_be_read(region, least, most):
+    config = RegionConfig(margin=0.05, enlarge=5.0, short_side=40)
+    cut, (height, _) = whole_cells(region, (4000, 3000), config, side=1280, stride=16, min_cells=2)
+    assert least <= height / size_of(cut)[0] <= most
+
+
+def test_a_region_of_a_small_image_is_enlarged_no_further_than_told():
+    config = RegionConfig(margin=0.0, enlarge=5.0, short_side=40)
+    cut, (height, _) = whole_cells((0, 100, 160, 140), (200, 160), config, side=1280, stride=16, min_cells=2)
+    assert height / size_of(cut)[0] == pytest.approx(1.0, rel=0.05)
+
+
+def test_views_of_squares_are_enlarged_as_little():
+    told = PiipConfig(
+        branches=branches(64, 128),
+        interaction=INTERACTION,
+        projector=MERGE,
+        region=RegionConfig(enlarge=4.0, short_side=40),
+    )
+    cut = told.geometry().close_up(SIZE, (300, 100, 400, 120)).cut
+    assert size_of(cut) == (64, 110)  # 128 pixels at twice the size, and what the region needs across
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("Read [0.037, 0.376, 0.223, 0.405]", (0.037, 0.376, 0.223, 0.405)),
+        ("What is in [0,0,1,1]?", (0, 0, 1, 1)),
+        ("[ .5 , 0.25 , 1.0 , 1 ]", (0.5, 0.25, 1, 1)),
+        ("Is [0.1, 0.1, 0.2, 0.2] above [0.1, 0.3, 0.2, 0.4]?", None),
+        ("Read [12, 40, 80, 60]", None),
+        ("Read [0.5, 0.1, 0.2, 0.2]", None),
+        ("Read [0.1, 0.1, 1.2, 0.2]", None),
+        ("Read [0.1, 0.1, 0.2]", None),
+        ("What is the total?", None),
+    ],
+)
+def test_a_question_may_tell_one_box_in_words(text, box):
+    assert region_in_words(text) == box

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
-_OF_QUESTIONS = ("sizes", "suffix", "max_new_tokens", "official")
+_OF_QUESTIONS = ("sizes", "suffix", "max_new_tokens", "official", "no_region")
 _OF_IMAGES = (
     *("split", "classes", "max_detections", "threshold", "pictures"),
     *("tiles", "tile_size", "tile_overlap", "tile_scale"),
@@ -92,6 +92,13 @@ def evaluate(
     ] = None,
     official: Annotated[
         bool, typer.Option("--official", help="Score as the official code does, with its bugs.")
+    ] = False,
+    no_region: Annotated[
+        bool,
+        typer.Option(
+            "--no-region",
+            help="Show images whole, where the model would look closely at a box told in words.",
+        ),
     ] = False,
     classes: ClassesFile = None,
     split: Split = None,
@@ -171,10 +178,14 @@ def evaluate(
         "progress": show_progress,
     }
     if sides is not None:
-        load = partial(_load, model, device=device, dtype=dtype, revision=revision, limits=limits)
+        load = partial(
+            _load, model, whole=no_region, device=device, dtype=dtype, revision=revision, limits=limits
+        )
         _sweep(load, data, sides, options)
         return
     assistant = load_assistant(model, revision, device, dtype, limits)
+    if no_region:
+        assistant.boxes_are_regions = False
 
     from stepwell.evaluate.report import report_as_table
     from stepwell.evaluate.run import evaluate
@@ -201,13 +212,15 @@ def _sizes(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _load(model: str, **options: Any) -> Any:
+def _load(model: str, *, whole: bool, **options: Any) -> Any:
     from stepwell.models.ask import Assistant
     from stepwell.weights.load import load
 
     assistant = load(model, **options)
     if not isinstance(assistant, Assistant):
         raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
+    if whole:
+        assistant.boxes_are_regions = False
     return assistant
 
 

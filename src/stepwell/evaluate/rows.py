@@ -19,6 +19,7 @@ from stepwell.evaluate.boxes import read_box
 from stepwell.folders import is_url, one_line
 from stepwell.language.characters import well_formed
 from stepwell.structures import Box
+from stepwell.views.region import regions_beside
 
 __all__ = ["BadRow", "Row", "read_rows"]
 
@@ -30,13 +31,15 @@ _FIELDS = {
     "question_id": ("question_id", "id"),
     "choices": ("choices", "options"),
     "box": ("box", "bbox"),
+    "region": ("region",),
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One question. images: files, or addresses, which nobody opens; names: of the images, as the file has
-    them; box: (left, top, right, bottom).
+    them; box: (left, top, right, bottom); regions: that are looked at closely, in fractions, one an image or
+    None.
     """
 
     entry: int  # its place among the file's, from 0
@@ -49,6 +52,7 @@ class Row:
     question_id: Any = None
     choices: tuple[str, ...] = ()
     box: Box | None = None
+    regions: tuple[Any, ...] = ()
 
 
 class BadRow(NamedTuple):
@@ -124,6 +128,7 @@ def _read(entry: Any, index: int, where: str, folder: Path) -> Row:
         question_id=fields["question_id"],
         choices=choices,
         box=box,
+        regions=tuple(regions_beside(fields["region"], len(names))),
     )
 
 

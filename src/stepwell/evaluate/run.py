@@ -117,6 +117,7 @@ def _settings_of(model: Assistant) -> dict[str, Any]:
         "template": hashlib.sha256(model.engine.chat_template.encode()).hexdigest()[:16],
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": parameter.device.type,
+        "boxes_are_regions": model.boxes_are_regions,
     }
 
 
@@ -137,7 +138,7 @@ def _ask(
         batch = pending[start : start + batch_size]
         asked = [_question(row, suffix) for row in batch]
         lines = [
-            QuestionLine({"question": question}, [(row.images, question)])
+            QuestionLine({"question": question}, [(row.images, question)], row.regions)
             for row, question in zip(batch, asked, strict=True)
         ]
         began = time.perf_counter()
@@ -159,7 +160,8 @@ def _question(row: Row, suffix: str | None) -> str:
 
 
 def _answer(model: Assistant, row: Row, question: str, prediction: str, seconds: float) -> Answer:
-    layouts = [model.layout(image) for image in row.images]
+    ((images, text, *region),) = QuestionLine({}, [(row.images, question)], row.regions).asked_of(model)
+    layouts = model.layouts(images, text, region=region[0] if region else None)
     return Answer(
         entry=row.entry,
         question_id=row.question_id,

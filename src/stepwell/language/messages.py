@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["IMAGE", "Message", "image_in", "images_of", "regions_of", "with_texts"]
+__all__ = ["IMAGE", "Message", "image_in", "images_of", "regions_of", "text_of", "with_texts"]
 
 IMAGE = "<image>"
 """The placeholder of one image."""
@@ -59,6 +59,14 @@ def regions_of(messages: Sequence[Message]) -> list[Any]:
             "a region stands in the part that holds its image; give both there, or regions beside images"
         )
     return [part.get("region") for part in shown if image_in(part) is not None]
+
+
+def text_of(message: Message) -> str:
+    """All that a message says."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part.get("text", "")) for part in content or () if part.get("type") == "text")
 
 
 def _parts_of(messages: Sequence[Message]) -> list[Any]:

@@ -21,7 +21,7 @@ from stepwell.language.prompt import render
 from stepwell.models.engine import Engine, Prompts, TransformersEngine
 from stepwell.models.looks import Asked, Look, Question, Seen, asked, check_image, is_image
 from stepwell.structures import TokenLayout, VisionFeatures
-from stepwell.views.region import region_edges, region_in_pixels
+from stepwell.views.region import region_edges, region_in_pixels, region_in_words, region_of_fractions
 
 __all__ = ["Assistant"]
 
@@ -46,6 +46,11 @@ class Assistant:
 
     commit: str | None = None
     """Of the hub, where the model came from there."""
+
+    boxes_are_regions: bool | None = None
+    """Whether the one box of fractions that a question about an image tells in words is its region; None: as
+    the model's processor says.
+    """
 
     def __init__(self, model: Any, processor: Any) -> None:
         """A StepwellForConditionalGeneration and its StepwellProcessor. Raises ValueError naming the first
@@ -82,12 +87,12 @@ class Assistant:
         """The answer to a question about an image, or about several; to a list of questions, their answers.
 
         region: that is looked at closely, (left, top, right, bottom) in pixels of the upright image; of
-        several images a list of one for each, or None. The images are encoded once, however many questions
-        there are. `stream` is called with the text of one answer as it comes. An answer ends after
-        `max_new_tokens`, or where the language model's positions end. Raises ValueError for an empty
-        question, for images that cannot be read or are none, for a region outside its image or of a system of
-        one view, and for a prompt that leaves no position for an answer. What is half a character in a
-        question becomes U+FFFD.
+        several images a list of one for each, or None; see `boxes_are_regions` too. The images are encoded
+        once, however many questions there are. `stream` is called with the text of one answer as it comes.
+        An answer ends after `max_new_tokens`, or where the language model's positions end. Raises ValueError
+        for an empty question, for images that cannot be read or are none, for a region outside its image or
+        of a system of one view, and for a prompt that leaves no position for an answer. What is half a
+        character in a question becomes U+FFFD.
         """
         if not isinstance(question, str | list | tuple):
             raise ValueError(f"a question is a text, or a list of texts, got {type(question).__name__}")
@@ -124,7 +129,7 @@ class Assistant:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         within = self._within(limits)
         return within._in_alike_batches(
-            [([within._held(look) for look in looks], text) for looks, text in pairs],
+            [within._closely([within._held(look) for look in looks], text) for looks, text in pairs],
             lambda pair: pair[0],
             lambda batch: within._answers(batch, max_new_tokens, stream),
             batch_size,
@@ -197,6 +202,25 @@ class Assistant:
         return self.engine.geometry.layout_of(
             size, None if region is None else region_in_pixels(region, size)
         )
+
+    def layouts(
+        self, images: Seen | Sequence[Seen], question: str, *, region: Any = None
+    ) -> list[TokenLayout]:
+        """Of the images of a question, as `ask` looks at them."""
+        ((looks, text),) = asked([(images, question, region)])
+        return [self.layout(look.image, region=look.region) for look in self._closely(looks, text)[0]]
+
+    def _closely(self, looks: Sequence[Look], text: str) -> Asked:
+        """A question, with the region that it tells in words."""
+        look, *others = looks
+        told = self.engine.boxes_are_regions if self.boxes_are_regions is None else self.boxes_are_regions
+        if others or look.region is not None or not told or isinstance(look.image, VisionFeatures):
+            return looks, text
+        box = region_in_words(text)
+        if box is None:
+            return looks, text
+        region = region_of_fractions(box, self.layout(look.image).image_size)
+        return [look._replace(region=region)], text
 
     @property
     def _limits(self) -> ImageLimits:

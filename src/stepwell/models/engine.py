@@ -31,11 +31,13 @@ class Prompts(NamedTuple):
 class Engine(Protocol):
     """tokenizer: transformers', or one with as many of its methods as asking needs. max_positions: tokens
     that the language model was made for, prompt and answer together; None where it does not say.
+    boxes_are_regions: as of StepwellProcessor.
     """
 
     tokenizer: Any
     image_token_id: int
     max_positions: int | None
+    boxes_are_regions: bool
 
     @property
     def geometry(self) -> Geometry:
@@ -79,6 +81,7 @@ class TransformersEngine:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.image_token_id = processor.image_token_id
+        self.boxes_are_regions: bool = processor.boxes_are_regions
         self.max_positions = getattr(model.config.text_config, "max_position_embeddings", None)
 
     @property

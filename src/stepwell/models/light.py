@@ -38,7 +38,9 @@ class _Parts(nn.Module):
 
 
 class LightEngine:
-    """An Engine (models/engine.py). end: ids that end an answer."""
+    """An Engine (models/engine.py). end: ids that end an answer; boxes_are_regions: as of
+    StepwellProcessor.
+    """
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class LightEngine:
         chat_template: str,
         image_token_id: int,
         end: Sequence[int],
+        boxes_are_regions: bool = False,
     ) -> None:
         self.vision, self.language_model = model.model.vision, model.model.language_model
         self.head = model.lm_head
@@ -55,6 +58,7 @@ class LightEngine:
         self.chat_template = chat_template
         self.image_token_id = image_token_id
         self.end = end
+        self.boxes_are_regions = boxes_are_regions
         self.limits = DEFAULT_LIMITS
         self.max_positions: int | None = self.language_model.settings.max_position_embeddings
 

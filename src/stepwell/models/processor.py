@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import _get_template_variables
 
 from stepwell.images.limits import ImageLimits
 from stepwell.language.labels import LabelledTokens, label_tokens, tokens_of_image
-from stepwell.language.messages import IMAGE, Message, images_of, regions_of
+from stepwell.language.messages import IMAGE, Message, images_of, regions_of, text_of
 from stepwell.language.prompt import Prompt, plain_prompt, render
 from stepwell.language.template import TEMPLATES, find_template, template_of
 from stepwell.models.batch import TextOptions, token_batch
@@ -25,7 +25,7 @@ from stepwell.models.config import LOADING, refuse_other_settings
 from stepwell.models.image_opening import flat
 from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.structures import Geometry, TokenLayout
-from stepwell.views.region import region_of_fractions
+from stepwell.views.region import region_in_words, region_of_fractions
 
 __all__ = ["StepwellProcessor"]
 
@@ -34,8 +34,10 @@ class StepwellProcessor(ProcessorMixin):
     """An image processor and a tokenizer that agree on what an image costs.
 
     template: the name of one of our chat templates; chat_template: another's, in Jinja, by default the
-    tokenizer's own. In text, each `<image>` stands for one image and becomes its layout's runs. Raises
-    ValueError, with both counts, where placeholders and images do not match.
+    tokenizer's own. boxes_are_regions: the one box of fractions that the last question of messages about one
+    image tells is looked at closely (views/region.py), where no region is given. In text, each `<image>`
+    stands for one image and becomes its layout's runs. Raises ValueError, with both counts, where
+    placeholders and images do not match.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class StepwellProcessor(ProcessorMixin):
         tokenizer: Any = None,
         chat_template: str | None = None,
         template: str | None = None,
+        boxes_are_regions: bool = False,
     ) -> None:
         if image_processor is None or tokenizer is None:
             raise ValueError("a processor is made of an image_processor and a tokenizer; give both")
+        self.boxes_are_regions = boxes_are_regions
         self.image_token = IMAGE
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
@@ -111,7 +115,8 @@ class StepwellProcessor(ProcessorMixin):
         return super().from_args_and_dict(args, fields, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "template": self.template}
+        told = {"boxes_are_regions": True} if self.boxes_are_regions else {}
+        return {**super().to_dict(), "template": self.template, **told}
 
     @property
     def template(self) -> str | None:
@@ -204,7 +209,7 @@ class StepwellProcessor(ProcessorMixin):
             for messages in conversations
         ]
         images = [images_of(messages) for messages in conversations]
-        shown = [regions_of(messages) for messages in conversations]
+        shown = [self._regions(messages) for messages in conversations]
         given = sorted(name for name, value in options.items() if value is not None)
         if (beside := options.pop("images", None)) and any(images):
             raise ValueError("images stand in the messages and beside them; give them once")
@@ -222,6 +227,14 @@ class StepwellProcessor(ProcessorMixin):
             ]
         batch = self(text=prompts, images=beside or images, **options)
         return batch if return_dict else batch["input_ids"]
+
+    def _regions(self, messages: Sequence[Any]) -> list[Any]:
+        """Of each image of a conversation, in fractions, or None."""
+        regions = regions_of(messages)
+        if self.boxes_are_regions and regions == [None]:
+            asked = [text_of(message) for message in messages if message["role"] == "user"]
+            return [region_in_words(asked[-1])]
+        return regions
 
     def __call__(
         self,

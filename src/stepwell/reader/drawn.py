@@ -20,7 +20,7 @@ from PIL import Image
 from stepwell.reader.glyphs import FONTS, HELD_OUT, face, typefaces
 from stepwell.reader.layouts import LAYOUTS
 from stepwell.reader.page import Line, PageSample
-from stepwell.reader.questions import turns_about
+from stepwell.reader.questions import asked_closely, turns_about
 from stepwell.reader.scan import scanned
 from stepwell.reader.sheet import Sheet
 from stepwell.structures import Size
@@ -103,13 +103,15 @@ class DrawnPages:
         aspect: tuple[float, float] = (1.0, 1.0),
         text: tuple[int, int] = (12, 28),
         reads: int = 16,
+        close: float = 0.0,
         page: str = "mixed",
         fonts: Path | None = None,
         worn: float = 0.5,
         held_out: bool = False,
     ) -> None:
         """sides: smallest and largest long side in pixels; aspect: smallest and largest height / width;
-        fonts: a folder whose typefaces are used beside those that are always there; worn: as of `draw_page`;
+        close: share of pages of which one line is looked at closely, and nothing else is asked; fonts: a
+        folder whose typefaces are used beside those that are always there; worn: as of `draw_page`;
         held_out: also the typefaces that training never sees. Raises ValueError for ranges that are none.
         """
         for name, (least, most) in {"sides": sides, "aspect": aspect, "text": text}.items():
@@ -123,7 +125,7 @@ class DrawnPages:
         if page not in KINDS:
             raise ValueError(_unknown(page))
         self.count, self.seed, self.sides, self.aspect = count, seed, sides, aspect
-        self.text, self.reads, self.page, self.worn = text, reads, page, worn
+        self.text, self.reads, self.close, self.page, self.worn = text, reads, close, page, worn
         self.fonts = (*FONTS, *(HELD_OUT if held_out else ()), *(typefaces(fonts) if fonts else ()))
 
     def __len__(self) -> int:
@@ -154,5 +156,11 @@ class DrawnPages:
         page = self.drawn(index)
         chance = random.Random(f"{self.seed}/{index}/questions")
         size = (page.image.height, page.image.width)
+        if page.lines and chance.random() < self.close:
+            line = chance.choice(page.lines)
+            messages, region = asked_closely(line, size, chance)
+            return PageSample(
+                images=(page.image,), messages=messages, regions=(region,), spelled=(line,), lines=page.lines
+            )
         messages, spelled = turns_about(page.lines, page.fields, size, reads=self.reads, chance=chance)
         return PageSample(images=(page.image,), messages=messages, spelled=spelled, lines=page.lines)

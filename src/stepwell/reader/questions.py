@@ -19,9 +19,11 @@ __all__ = [
     "ANSWER_SHORTLY",
     "BOX_FORMAT",
     "FIELD_QUESTIONS",
+    "HERE_QUESTIONS",
     "READ_QUESTIONS",
     "Asked",
     "asked_about",
+    "asked_closely",
     "box_text",
     "fractions_of",
     "turns_about",
@@ -37,6 +39,15 @@ READ_QUESTIONS = (
     "Read the text in {box}.",
     "Read {box}",
 )
+HERE_QUESTIONS = (
+    "What is written here?",
+    "What does it say?",
+    "What does it say here?",
+    "Read this.",
+    "Read the text.",
+    "What text is this?",
+)
+"""Of a region that is shown, not told in words."""
 FIELD_QUESTIONS: dict[str, tuple[str, ...]] = {
     "company": (
         "What is the name of the company that issued this receipt?",
@@ -90,13 +101,26 @@ def turns_about(
     chance.shuffle(turns)
     messages: list[Message] = []
     for turn in turns:
-        start = "" if messages else f"{IMAGE}\n"
-        manner = ANSWER_SHORTLY if chance.random() < 0.5 else ""
-        messages += [
-            {"role": "user", "content": start + turn.question + manner},
-            {"role": "assistant", "content": turn.answer},
-        ]
+        messages += _turn("" if messages else f"{IMAGE}\n", turn.question, turn.answer, chance)
     return tuple(messages), tuple(turn.line for turn in turns)
+
+
+def asked_closely(line: Line, size: Size, chance: random.Random) -> tuple[tuple[Message, ...], Box]:
+    """One question about a line whose region is shown closely, and that region in fractions of the image of
+    size (H, W). Half of them tell its box in words too.
+    """
+    region = fractions_of(_loosened(line.box, chance), size)
+    wordings = READ_QUESTIONS if chance.random() < 0.5 else HERE_QUESTIONS
+    question = chance.choice(wordings).format(box=box_text(region))
+    return tuple(_turn(f"{IMAGE}\n", question, line.text, chance)), region
+
+
+def _turn(start: str, question: str, answer: str, chance: random.Random) -> list[Message]:
+    manner = ANSWER_SHORTLY if chance.random() < 0.5 else ""
+    return [
+        {"role": "user", "content": start + question + manner},
+        {"role": "assistant", "content": answer},
+    ]
 
 
 class Asked(NamedTuple):

@@ -1,13 +1,14 @@
 """The task `reader`: a small assistant learns to read, with losses that show it where the characters stand.
 
-Beside the answers' loss there are two that exist in training only: "frames" (line_head.py) and "pointer"
-(pointer.py). Letters: (h, w) the grid of an image's visual tokens.
+Beside the answers' loss there are three that exist in training only: "frames" and "ctc" (line_head.py), and
+"pointer" (pointer.py). Letters: (h, w) the grid of an image's visual tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -20,14 +21,25 @@ from stepwell.language.labels import IGNORE
 from stepwell.layers.zero import zero_through
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
+from stepwell.models.vision import VisionSystem
+from stepwell.ops.rearrange import map_to_tokens
+from stepwell.reader.cut_lines import CutLines
 from stepwell.reader.drawn import DrawnPages
-from stepwell.reader.line_head import LineHead, frame_loss, frames_along
+from stepwell.reader.line_head import (
+    Frames,
+    LineHead,
+    Spelled,
+    ctc_loss,
+    frame_loss,
+    frames_along,
+    spelled_along,
+)
 from stepwell.reader.page import Line
 from stepwell.reader.pointer import DECODERS, Pointers, tap_attention
 from stepwell.reader.start import start_looking
 from stepwell.reader.text_lines import TextLines
 from stepwell.reader.tokenizer import build_reader_tokenizer
-from stepwell.structures import Geometry, TokenLayout
+from stepwell.structures import NO_REGION, Geometry, TokenLayout, View, VisionFeatures
 from stepwell.train.chat import (
     ChatModel,
     ChatRecipe,
@@ -41,6 +53,7 @@ from stepwell.train.collate import Example, Row
 from stepwell.train.recipe import Positive, Rate, Recipe, Share, Strict
 
 __all__ = [
+    "CutLineData",
     "DrawnData",
     "ReaderExample",
     "ReaderModel",
@@ -73,6 +86,7 @@ class DrawnData(Strict):
     aspect: Range = (1.0, 1.0)
     text: tuple[Positive, Positive] = (12, 28)
     reads: Positive = 16
+    close: Share = 0.0
     page: Literal["mixed", "receipt", "document", "table", "form", "lines"] = "mixed"
     fonts: Path | None = None
     worn: Share = 0.5
@@ -87,21 +101,48 @@ class TextLineData(Strict):
     images: Path
     fields: Path | None = None
     reads: Positive = 16
+    whole: Share = 0.5
+    close: Share = 0.0
+    text: Range = (13.0, 26.0)
     long_side: Positive = 1024
     seed: int = 0
 
 
-Loss = Literal["language", "frames", "pointer"]
-_LOSS_OF: dict[str, Loss] = {"frame_step": "frames", "pointer_layers": "pointer", "pointer_head": "pointer"}
-Data = Annotated[DrawnData | ConversationData | TextLineData, Field(discriminator="kind")]
+class CutLineData(Strict):
+    """Sheets of lines cut out of such images (cut_lines.py)."""
+
+    kind: Literal["cut_lines"]
+    weight: Rate | None = None
+    path: Path
+    images: Path
+    size: tuple[Positive, Positive] = (384, 1024)
+    text: Range = (16.0, 44.0)
+    reads: Positive = 16
+    close: Share = 0.0
+    seed: int = 0
+
+
+Loss = Literal["language", "frames", "ctc", "pointer"]
+_LINES: tuple[Loss, Loss] = ("frames", "ctc")  # that the line head has
+_LOSSES_OF: dict[str, tuple[Loss, ...]] = {
+    "frame_step": _LINES,
+    "spread": ("frames",),
+    "pointer_layers": ("pointer",),
+    "pointer_head": ("pointer",),
+}
+Data = Annotated[DrawnData | ConversationData | TextLineData | CutLineData, Field(discriminator="kind")]
 
 
 class ReaderStage(ChatStage):
-    """frame_step: pixels of the last view between two frames of a line. The pointer is a head of layers."""
+    """frame_step: pixels of the last view between two frames of a line. spread: frames also of lines whose
+    characters are only taken to be equally wide, as they are on most receipts: a start for the loss "ctc",
+    which alone takes long to begin. The pointer is a head of layers.
+    """
 
     losses: Annotated[Mapping[Loss, Rate], Field(min_length=1)] = {"language": 1.0}  # type: ignore[assignment]
     sampling: Literal["random"] = "random"  # pages are drawn before their words can be counted
     frame_step: Rate = 4.0
+    spread: bool = False
     pointer_layers: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2)
     pointer_head: Annotated[int, Field(ge=0)] = 0
     data: Annotated[tuple[Data, ...], Field(min_length=1)]  # type: ignore[assignment]
@@ -109,9 +150,11 @@ class ReaderStage(ChatStage):
 
     @model_validator(mode="after")
     def _fields_have_their_loss(self) -> ReaderStage:
-        for field, loss in _LOSS_OF.items():
-            if field in self.model_fields_set and loss not in self.losses:
-                raise ValueError(f"{field} is of the loss {loss}, which the stage does not name")
+        for field, losses in _LOSSES_OF.items():
+            if field in self.model_fields_set and not set(losses) & set(self.losses):
+                raise ValueError(
+                    f"{field} is of the loss {' or '.join(losses)}, which the stage does not name"
+                )
         return self
 
 
@@ -127,15 +170,14 @@ class ReaderTraining(StepwellForConditionalGeneration):
     def __init__(self, config: StepwellConfig, stage: ReaderStage) -> None:
         super().__init__(config)
         self.stage = stage
-        embedding = self.get_input_embeddings()
-        assert isinstance(embedding, nn.Embedding)
-        self.line_head = LineHead(embedding.embedding_dim)
+        self.line_head = LineHead(self.model.vision.encoders[-1].spec.dim)
 
     def forward(
         self,
         labels: Tensor,
         pointers: Sequence[Pointers],
-        frames: Sequence[Any],
+        frames: Sequence[Frames],
+        spelled: Sequence[Spelled],
         image_sizes: Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, Tensor]:
@@ -144,52 +186,67 @@ class ReaderTraining(StepwellForConditionalGeneration):
         """
         losses: dict[str, Tensor] = {}
         images = {} if image_sizes is None else {"image_sizes": image_sizes}
-        if "language" in self.stage.losses or "pointer" in self.stage.losses:
-            layers = self.model.language_model.layers if "pointer" in self.stage.losses else []
-            with tap_attention([layers[i] for i in self.stage.pointer_layers] if layers else []) as tap:
-                losses["language"], outputs = language_loss(super().forward, labels, **inputs, **images)
-            if layers:
-                pointer_loss = tap.loss(pointers, head=self.stage.pointer_head)
-                losses["pointer"] = outputs.logits.sum() * 0.0 if pointer_loss is None else pointer_loss
-            visual_tokens = outputs.image_hidden_states
-        elif image_sizes is not None:
-            regions = inputs.get("image_regions")
-            visual_tokens = torch.cat(self.get_image_features(inputs["pixel_values"], image_sizes, regions))
+        with kept_features(self.model.vision) as features:
+            if "language" in self.stage.losses or "pointer" in self.stage.losses:
+                layers = self.model.language_model.layers if "pointer" in self.stage.losses else []
+                with tap_attention([layers[i] for i in self.stage.pointer_layers] if layers else []) as tap:
+                    losses["language"], outputs = language_loss(super().forward, labels, **inputs, **images)
+                if layers:
+                    pointer_loss = tap.loss(pointers, head=self.stage.pointer_head)
+                    losses["pointer"] = outputs.logits.sum() * 0.0 if pointer_loss is None else pointer_loss
+            elif image_sizes is not None:
+                self.get_image_features(inputs["pixel_values"], image_sizes, inputs.get("image_regions"))
         if "frames" in self.stage.losses:
-            losses["frames"] = (
-                zero_through(self.line_head)
-                if image_sizes is None
-                else self._frame_loss(
-                    visual_tokens, self.model.layouts(image_sizes, inputs.get("image_regions")), frames
-                )
-            )
+            losses["frames"] = self._line_loss(frame_loss, features, frames)
+        if "ctc" in self.stage.losses:
+            losses["ctc"] = self._line_loss(ctc_loss, features, spelled)
         nothing = zero_through(self.model.vision) if image_sizes is None else 0.0
         found = {name: loss + nothing for name, loss in losses.items() if name in self.stage.losses}
         if "language" in found and not self.training:
             found["accuracy"] = token_accuracy(outputs, labels)
         return found
 
-    def _frame_loss(
-        self, visual_tokens: Tensor, layouts: Sequence[TokenLayout], frames: Sequence[Any]
+    def _line_loss(
+        self, loss: Callable[..., Tensor], features: Sequence[VisionFeatures], targets: Sequence[Any]
     ) -> Tensor:
-        """The mean over the images that have frames."""
-        tokens = visual_tokens.split([layout.num_visual for layout in layouts])
+        """The mean over the images that have points, read from the map of their last view."""
         losses = [
-            frame_loss(self.line_head, visual, layout.views[-1].grid, targets)
-            for visual, layout, targets in zip(tokens, layouts, frames, strict=True)
-            if len(targets["classes"])
+            loss(self.line_head, map_to_tokens(seen.maps[-1].map[None])[0], seen.maps[-1].view.grid, wanted)
+            for seen, wanted in zip(features, targets, strict=True)
+            if len(wanted["points"])
         ]
         if not losses:
-            return visual_tokens.sum() * 0.0 + zero_through(self.line_head)
+            return sum((seen.tokens.sum() * 0.0 for seen in features), zero_through(self.line_head))
         return torch.stack(losses).mean()
 
 
+@contextmanager
+def kept_features(vision: VisionSystem) -> Iterator[list[VisionFeatures]]:
+    """Within the block, what the system makes of images is kept in the list, in the order of the images."""
+    kept: list[VisionFeatures] = []
+    encode = vision.encode
+
+    def remember(inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
+        found = encode(inputs, layouts)
+        kept.extend(found)
+        return found
+
+    vision.encode = remember  # type: ignore[method-assign]
+    try:
+        yield kept
+    finally:
+        del vision.encode
+
+
 class ReaderExample(NamedTuple):
-    """A prepared page: where its answers point, and the frames (line_head.py) of each of its images."""
+    """A prepared page: where its answers point, and what stands along the lines (line_head.py) of each of its
+    images.
+    """
 
     example: Example
     pointers: Pointers
-    frames: list[Any]
+    frames: list[Frames]
+    spelled: list[Spelled]
 
 
 class ReaderTask(ChatTask):
@@ -199,9 +256,9 @@ class ReaderTask(ChatTask):
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         super().__init__(recipe, stage)
-        if "frames" in stage.losses:
+        if set(_LINES) & set(stage.losses):
             self.learning = (*stage.train, "line_head")
-        if stage.losses.keys() & {"frames", "pointer"}:
+        if {*_LINES, "pointer"} & set(stage.losses):
             _check_grid(self.collator.processor.geometry)
         # Starting values are those of the head that will be told where to look, in whichever stage.
         self.pointing = next((s for s in (stage, *recipe.stages) if "pointer" in s.losses), stage)
@@ -234,39 +291,45 @@ class ReaderTask(ChatTask):
         if isinstance(data, TextLineData):
             limits = self.settings.image_limits.build()
             return TextLines(**data.model_dump(exclude={"kind", "weight"}), limits=limits)
+        if isinstance(data, CutLineData):
+            limits = self.settings.image_limits.build()
+            pages = TextLines(data.path, images=data.images, limits=limits)
+            return CutLines(pages, **data.model_dump(exclude={"kind", "weight", "path", "images"}))
         return super().source(data)
 
     def prepare(self, sample: Any) -> ReaderExample:
-        """As for a chat, with the pointers of its row and the frames of each image."""
+        """As for a chat, with the pointers of its row and the points along the lines of each image."""
         example = self.collator.prepare(sample)
         processor = self.collator.processor
         sizes = example.images["image_sizes"].tolist() if example.images else []
-        layouts = [processor.geometry.layout((height, width)) for height, width in sizes]
-        frames = [
-            frames_along(
-                getattr(sample, "lines", ()),
-                layout.image_size,
-                step=self.stage.frame_step * layout.image_size[1] / layout.views[-1].size[1],
-            )
-            for layout in layouts
+        regions = example.images.get("image_regions", torch.tensor(NO_REGION).expand(len(sizes), -1)).tolist()
+        views = [
+            processor.geometry.layout_of((height, width), region if any(region) else None).views[-1]
+            for (height, width), region in zip(sizes, regions, strict=True)
         ]
-        spelled = getattr(sample, "spelled", ())
-        layout = layouts[0] if layouts else None
-        pointers = _pointers(example.row, spelled, layout, processor.image_token_id)
-        return ReaderExample(example, pointers, frames)
+        lines = getattr(sample, "lines", ())
+        steps = [self.stage.frame_step * (view.box[2] - view.box[0]) / view.size[1] for view in views]
+        seen = [(lines, view.box, step) for view, step in zip(views, steps, strict=True)]
+        frames = [frames_along(lines, box, step=step, spread=self.stage.spread) for lines, box, step in seen]
+        spelled = [spelled_along(lines, box, step=step) for lines, box, step in seen]
+        view = views[0] if views else None
+        pointers = _pointers(example.row, getattr(sample, "spelled", ()), view, processor.image_token_id)
+        return ReaderExample(example, pointers, frames, spelled)
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
-        """As for a chat, with `pointers` of every row and `frames` of every image."""
+        """As for a chat, with `pointers` of every row, `frames` and `spelled` of every image."""
         return {
             **self.collator([sample.example for sample in samples]),
             "pointers": [sample.pointers for sample in samples],
             "frames": [frames for sample in samples for frames in sample.frames],
+            "spelled": [spelled for sample in samples for spelled in sample.spelled],
         }
 
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
         counts = {
             **super().counts(batch),
-            "frames": sum(len(targets["classes"]) > 0 for targets in batch["frames"]),
+            "frames": sum(len(targets["points"]) > 0 for targets in batch["frames"]),
+            "ctc": sum(len(targets["points"]) > 0 for targets in batch["spelled"]),
             "pointer": sum(len(pointed["positions"]) > 0 for pointed in batch["pointers"]),
         }
         return {name: count for name, count in counts.items() if name in (*self.stage.losses, *self.scores)}
@@ -281,7 +344,7 @@ def _check_grid(geometry: Geometry) -> None:
     one_grid = len(layout.runs) == 1 and layout.num_visual == rows * cols
     if not one_grid or layout.views[-1].box != (0.0, 0.0, 100.0, 60.0):
         raise ValueError(
-            "the losses frames and pointer need visual tokens that are one grid over the whole image; "
+            "the losses frames, ctc and pointer need visual tokens that are one grid over what is seen; "
             "take a pyramid with framing aspect, or leave these losses out"
         )
 
@@ -302,9 +365,7 @@ def _check_decoder(text: Any, stage: ReaderStage) -> None:
         )
 
 
-def _pointers(
-    row: Row, spelled: Sequence[Line | None], layout: TokenLayout | None, image_token_id: int
-) -> Pointers:
+def _pointers(row: Row, spelled: Sequence[Line | None], view: View | None, image_token_id: int) -> Pointers:
     """For answers that take one token a character and one for the end: where each character stands."""
     positions: list[int] = []
     cells: list[int] = []
@@ -315,16 +376,20 @@ def _pointers(
         if is_answer
     ]
     for answer, line in zip(answers, spelled, strict=False):  # the last turns may not have fitted
-        if layout is None or line is None or len(answer) != len(line.text) + 1:
+        if view is None or line is None or len(answer) != len(line.text) + 1:
             continue
-        (height, width), (rows, cols) = layout.image_size, layout.views[-1].grid
-        middles = [(left + right) / 2 for left, right in zip(line.edges, line.edges[1:], strict=False)]
+        (left, top, right, bottom), (rows, cols) = view.box, view.grid
+        middles = [(start + end) / 2 for start, end in pairwise(line.edges)]
         positions += [position - 1 for position in answer[:-1]]
-        cells += [_cell(line.middle(x), height, rows) * cols + _cell(x, width, cols) for x in middles]
+        cells += [
+            _cell((line.middle(x) - top) / (bottom - top), rows) * cols
+            + _cell((x - left) / (right - left), cols)
+            for x in middles
+        ]
     visual = (row.ids == image_token_id).nonzero()[:, 0]
     return Pointers(positions=torch.tensor(positions).long(), cells=torch.tensor(cells).long(), visual=visual)
 
 
-def _cell(at: float, side: float, cells: int) -> int:
-    """The cell of a coordinate on a side of so many pixels; what lies outside counts to the border."""
-    return min(max(int(at / side * cells), 0), cells - 1)
+def _cell(at: float, cells: int) -> int:
+    """The cell of a fraction of a side; what lies outside counts to the border."""
+    return min(max(int(at * cells), 0), cells - 1)

@@ -21,13 +21,14 @@ from stepwell.folders import one_line
 from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.images.open import open_image
 from stepwell.reader.page import Line, PageSample
-from stepwell.reader.questions import turns_about
+from stepwell.reader.questions import asked_closely, turns_about
 from stepwell.structures import Box
 
-__all__ = ["TextLines"]
+__all__ = ["TextLines", "even_line"]
 
 _COPIES = 100  # windows of every page
 _KEPT_SIDE = 2000  # pages are kept in memory at most this large
+_LEAST_CLOSE = 14.0  # pixels that a line looked at closely keeps of its height
 
 
 class TextLines:
@@ -42,13 +43,14 @@ class TextLines:
         reads: int = 16,
         long_side: int = 1024,
         whole: float = 0.5,
+        close: float = 0.0,
         text: tuple[float, float] = (13.0, 26.0),
         seed: int = 0,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         """images: the folder that the file names start from; whole: share of windows that show all of a
-        page's text; text: range of the median line height in the other windows, in pixels; long_side: of a
-        window, at most.
+        page's text; close: share of windows in which one line is looked at closely; text: range of the median
+        line height in the other windows, in pixels; long_side: of those, at most.
         """
         self.file = CocoFile(path, images=images)
         self.file.limits = limits
@@ -64,11 +66,20 @@ class TextLines:
         if not self.pages:
             raise ValueError(f"{path} has no annotation with a text")
         self.fields = _read_fields(fields)
-        self.images, self.reads, self.long_side, self.whole = images, reads, long_side, whole
+        self.reads, self.long_side, self.whole, self.close = reads, long_side, whole, close
         self.text, self.seed = text, seed
 
     def __len__(self) -> int:
         return len(self.pages) * _COPIES
+
+    def path_of(self, number: int) -> Path:
+        """The file of an entry."""
+        return self.file[number].path
+
+    def lines_of(self, number: int) -> list[Line]:
+        """Of an entry, in pixels of its file."""
+        annotations = self.file[number].annotations
+        return [even_line(text.upper(), each.box) for each in annotations if (text := _text(each))]
 
     def where(self, index: int) -> str:
         return f"{self.file.where(self.pages[index % len(self.pages)])}, window {index // len(self.pages)}"
@@ -77,14 +88,19 @@ class TextLines:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
         chance = random.Random(f"{self.seed}/{index}")
-        entry = self.file[self.pages[index % len(self.pages)]]
-        texts = [_text(annotation) for annotation in entry.annotations]
-        boxes = [annotation.box for annotation, text in zip(entry.annotations, texts, strict=True) if text]
-        page, shift, scale = _page(entry.path, _union(boxes), self.file.limits)
+        number = self.pages[index % len(self.pages)]
+        known = self.lines_of(number)
+        texts, boxes = [line.text for line in known], [line.box for line in known]
+        page, shift, scale = _page(self.path_of(number), _union(boxes), self.file.limits)
         boxes = [_moved(box, shift, (scale, scale)) for box in boxes]
-        window = self._window(boxes, page.size, chance)
         stretch = chance.uniform(0.9, 1.1), chance.uniform(0.9, 1.1)
-        zoom = self._zoom(window, boxes, chance)
+        shown = chance.randrange(len(boxes)) if chance.random() < self.close else None
+        if shown is None:
+            window = self._window(boxes, page.size, chance)
+            zoom = self._zoom(window, boxes, chance)
+        else:
+            window = self._window_around(boxes[shown], boxes, page.size, chance)
+            zoom = chance.uniform(min(1.0, _LEAST_CLOSE / (boxes[shown][3] - boxes[shown][1])), 1.0)
         width, height = (
             max(32, round(side * zoom * more)) for side, more in zip(_sides(window), stretch, strict=True)
         )
@@ -92,14 +108,24 @@ class TextLines:
         image = ImageEnhance.Contrast(image).enhance(chance.uniform(0.7, 1.2))
         image = ImageEnhance.Brightness(image).enhance(chance.uniform(0.8, 1.15))
         scales = width / (window[2] - window[0]), height / (window[3] - window[1])
+        if shown is not None:
+            line = even_line(texts[shown], _moved(boxes[shown], window[:2], scales))
+            messages, region = asked_closely(line, (height, width), chance)
+            return PageSample(
+                images=(image.convert("RGB"),),
+                messages=messages,
+                regions=(region,),
+                spelled=(line,),
+                lines=(line,),
+            )
         lines = []
-        for text, box in zip(filter(None, texts), boxes, strict=True):
+        for text, box in zip(texts, boxes, strict=True):
             if _inside(box, window):
-                lines.append(_line(text.upper(), _moved(box, window[:2], scales)))
+                lines.append(even_line(text, _moved(box, window[:2], scales)))
         seen = " ".join(line.text for line in lines)
         fields = {
             key: value.upper()
-            for key, value in self.fields.get(entry.fields["file_name"], {}).items()
+            for key, value in self.fields.get(self.file[number].fields["file_name"], {}).items()
             if all(word in seen for word in value.upper().split())
         }
         messages, spelled = turns_about(lines, fields, (height, width), reads=self.reads, chance=chance)
@@ -109,11 +135,8 @@ class TextLines:
 
     def _window(self, boxes: list[Box], size: tuple[int, int], chance: random.Random) -> Box:
         """All text with a margin, or a part of it around one line."""
-        left, top, right, bottom = _union(boxes)
-        margin = 0.06 * max(right - left, bottom - top)
-        left, top = max(0.0, left - chance.uniform(0, margin)), max(0.0, top - chance.uniform(0, margin))
-        right = min(float(size[0]), right + chance.uniform(0, margin))
-        bottom = min(float(size[1]), bottom + chance.uniform(0, margin))
+        text = _union(boxes)
+        left, top, right, bottom = _with_margins(text, 0.06 * max(_sides(text)), size, chance)
         if chance.random() < self.whole:
             return left, top, right, bottom
         largest = self.long_side * median(box[3] - box[1] for box in boxes) / chance.uniform(*self.text)
@@ -122,6 +145,12 @@ class TextLines:
         left = min(max(left, centre[0] - chance.uniform(0, 0.3) * width), right - width)
         top = min(max(top, (centre[1] + centre[3] - height) / 2), bottom - height)
         return left, top, left + width, top + height
+
+    def _window_around(self, box: Box, boxes: list[Box], size: tuple[int, int], chance: random.Random) -> Box:
+        """All text, or one line with what lies near it."""
+        whole = chance.random() < self.whole
+        text = _union(boxes) if whole else box
+        return _with_margins(text, 0.06 * max(_sides(text)) if whole else 4 * (box[3] - box[1]), size, chance)
 
     def _zoom(self, window: Box, boxes: list[Box], chance: random.Random) -> float:
         largest = self.long_side / max(_sides(window)) / 1.1
@@ -163,7 +192,7 @@ def _text(annotation: Annotation) -> str:
     return "" if annotation.is_crowd or not isinstance(text, str) else text.strip()
 
 
-def _line(text: str, box: Box) -> Line:
+def even_line(text: str, box: Box) -> Line:
     """A line whose characters are taken to be equally wide."""
     step = (box[2] - box[0]) / len(text)
     return Line(text=text, box=box, edges=tuple(box[0] + step * i for i in range(len(text) + 1)), exact=False)
@@ -172,6 +201,17 @@ def _line(text: str, box: Box) -> Line:
 def _union(boxes: list[Box]) -> Box:
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     return min(lefts), min(tops), max(rights), max(bottoms)
+
+
+def _with_margins(box: Box, most: float, size: tuple[int, int], chance: random.Random) -> Box:
+    """The box and up to so many pixels on every side, within a page of size (width, height)."""
+    left, top, right, bottom = (chance.uniform(0, most) for _ in range(4))
+    return (
+        max(0.0, box[0] - left),
+        max(0.0, box[1] - top),
+        min(float(size[0]), box[2] + right),
+        min(float(size[1]), box[3] + bottom),
+    )
 
 
 def _sides(box: Box) -> tuple[float, float]:

@@ -77,7 +77,7 @@ class ChatModel(Strict):
     are.
     parts: where parts start (models/parts.py), by the names of `ChatTask.parts`. text: a transformers
     configuration with its model_type; by default that of the part `language`, as is the tokenizer.
-    revisions: of parts that start from the hub.
+    revisions: of parts that start from the hub. boxes_are_regions: as of the finished model's processor.
     """
 
     start: str | None = None
@@ -88,6 +88,7 @@ class ChatModel(Strict):
     revisions: dict[str, str] = {}
     tokenizer: str | None = None
     template: str | None = None
+    boxes_are_regions: bool = False
 
     @model_validator(mode="after")
     def _one_origin(self) -> ChatModel:
@@ -180,7 +181,12 @@ class ChatTask(JudgedByLosses):
             tokenizer = self.build_tokenizer(recipe.model)
             self.config = _config(recipe.model, tokenizer)
             image_processor = StepwellImageProcessor(recipe.model.vision)
-            self.processor = StepwellProcessor(image_processor, tokenizer, template=recipe.model.template)
+            self.processor = StepwellProcessor(
+                image_processor,
+                tokenizer,
+                template=recipe.model.template,
+                boxes_are_regions=recipe.model.boxes_are_regions,
+            )
         else:
             self.origin = _folder(recipe.model.start, recipe.model.revision)
             self.config = StepwellConfig.from_pretrained(self.origin)

@@ -182,7 +182,7 @@ class AnyResGeometry(Geometry):
     def close_up(self, size: Size, region: Region) -> TokenLayout:
         if not self.grids:
             return Geometry.close_up(self, size, region)
-        least = self.side / self.region.enlarge
+        least = self.side / self.region.enlarged(region)
         layout = self._layout(size, cut_around(region, size, self.region, (least, least)))
         return replace(layout, region=region)
 

@@ -75,7 +75,7 @@ class CropGeometry(Geometry):
 
     def close_up(self, size: Size, region: Region) -> TokenLayout:
         """The local crops are of the cut, the global ones and the small view of the whole."""
-        least = self.side / self.region.enlarge
+        least = self.side / self.region.enlarged(region)
         cut = cut_around(region, size, self.region, (least, least))
         num_local, global_crops, has_small = self.parts(self.grid_of(size_of(cut)))
         if not num_local and self.grid is None and self.local_crops and self.max_crops > 1:

@@ -101,7 +101,7 @@ class PyramidGeometry(Geometry):
             )
         else:
             sizes, fine = tuple((length, length) for length in self.sides[:-1]), (side, side)
-            cut = cut_around(region, size, self.region, (side / self.region.enlarge,) * 2)
+            cut = cut_around(region, size, self.region, (side / self.region.enlarged(region),) * 2)
         box = moved(_box(size_of(cut), self._cut_framing), cut)
         views = self._views([*sizes, fine], [*[_box(size, self.framing)] * len(sizes), box])
         return TokenLayout(

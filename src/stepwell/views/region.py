@@ -8,6 +8,7 @@ Sizes are (height, width), boxes (left, top, right, bottom).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "moved",
     "region_edges",
     "region_in_pixels",
+    "region_in_words",
     "region_of_fractions",
     "regions_beside",
     "size_of",
@@ -34,11 +36,22 @@ __all__ = [
 class RegionConfig:
     """margin: what is seen beside a region, on each side, by its shorter side. enlarge: pixels of a view that
     a pixel of the image becomes at most, or as many as where the whole of a small image is enlarged; where a
-    region is smaller than a view can be, more is cut out around it, as far as the image goes.
+    region is smaller than a view can be, more is cut out around it, as far as the image goes. short_side: a
+    region is enlarged until its shorter side has so many pixels in the view, and no further; None: any.
     """
 
     margin: Annotated[float, Field(ge=0)] = 0.25
     enlarge: Annotated[float, Field(gt=0)] = 1.0
+    short_side: Annotated[int, Field(gt=0)] | None = None
+
+    def enlarged(self, region: Region, most: float = 0.0) -> float:
+        """Pixels of a view that a pixel of a region becomes at most; most: where more than `enlarge` is
+        allowed.
+        """
+        most = max(self.enlarge, most)
+        if self.short_side is None:
+            return most
+        return min(most, max(1.0, self.short_side / min(size_of(region))))
 
 
 CLOSE_UP = RegionConfig()
@@ -77,6 +90,21 @@ def region_of_fractions(region: Sequence[float], size: Size) -> Region:
     left, top, right, bottom = (round(edge * side, 6) for edge, side in zip(edges, sides, strict=True))
     x, y = min(math.floor(left), width - 1), min(math.floor(top), height - 1)
     return x, y, max(math.ceil(right), x + 1), max(math.ceil(bottom), y + 1)
+
+
+_FRACTION = r"\s*([01](?:\.\d+)?|\.\d+)\s*"
+_IN_WORDS = re.compile(r"\[" + ",".join([_FRACTION] * 4) + r"\]")
+
+
+def region_in_words(text: str) -> Box | None:
+    """The one box that a text tells, as in "[0.037, 0.376, 0.223, 0.405]", in fractions of an image's sides;
+    None where there is none, or several, or where it is no region.
+    """
+    boxes = _IN_WORDS.findall(text)
+    if len(boxes) != 1:
+        return None
+    left, top, right, bottom = map(float, boxes[0])
+    return (left, top, right, bottom) if left < right <= 1 and top < bottom <= 1 else None
 
 
 def regions_beside(value: Any, count: int) -> list[Box | None]:
@@ -137,7 +165,7 @@ def whole_cells(
     """
     cut = cut_around(region, size, config, (1, 1))
     # Where the whole image would be enlarged more, so is a part of it.
-    scale = min(side / max(size_of(cut)), max(config.enlarge, side / max(size)))
+    scale = min(side / max(size_of(cut)), config.enlarged(region, side / max(size)))
     most = side // stride
     cells = [min(max(math.ceil(length * scale / stride), min_cells), most) for length in size_of(cut)]
     cut = cut_around(region, size, config, (cells[0] * stride / scale, cells[1] * stride / scale))

@@ -128,7 +128,7 @@ class SliceGeometry(Geometry):
         return self._layout(size, self._plan(size), None)
 
     def close_up(self, size: Size, region: Region) -> TokenLayout:
-        least = self.side / self.region.enlarge
+        least = self.side / self.region.enlarged(region)
         cut = cut_around(region, size, self.region, (least, least))
         plan = self._plan(size_of(cut))
         if plan.grid == (0, 0):

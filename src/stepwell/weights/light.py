@@ -128,4 +128,5 @@ def _engine(
         chat_template=TEMPLATES[config["template"]].jinja,
         image_token_id=config["image_token_id"],
         end=end if isinstance(end, list) else [end],
+        boxes_are_regions=bool(processor.get("boxes_are_regions")),
     )
