@@ -55,8 +55,8 @@ from torch import Tensor, nn
 
 from stepwell.data.image_folder import ImageFolder
 from stepwell.data.label_maps import IGNORED
+from stepwell.evaluate.metrics import characters
 from stepwell.folders import one_line
-from stepwell.reader.score import character_accuracy
 from stepwell.train.multiview import HiddenMap
 
 SEEDS = 3
@@ -228,7 +228,7 @@ def ocr(encoder: HiddenMap, data: Path, ways: Mapping[str, Enlarge]) -> Iterator
 
 def reading_counts(answers: Sequence[str], texts: Sequence[str], receipts: Tensor) -> Tensor:
     """-> (receipts, 3): words, right ones, the sum of character accuracies, of each receipt with a word."""
-    rows = [(1.0, a == t, character_accuracy(a, t)) for a, t in zip(answers, texts, strict=True)]
+    rows = [(1.0, a == t, characters(a, [t])) for a, t in zip(answers, texts, strict=True)]
     _, places = receipts.unique(return_inverse=True)
     counts = torch.zeros(int(places.max()) + 1, 3, dtype=torch.float64)
     return counts.index_add(0, places, torch.tensor(rows, dtype=torch.float64))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepwell.evaluate.metrics import anls, edit_distance, exact, relaxed
+from stepwell.evaluate.metrics import anls, characters, edit_distance, exact, relaxed, spelled_alike
 
 WORDS = st.text("abé ", max_size=6)
 
@@ -83,3 +83,18 @@ def test_two_empty_texts_are_alike_unless_the_official_code_is_asked():
 def test_relaxed(prediction, answer, score):
     assert relaxed(prediction, [answer]) == score
     assert relaxed(prediction, ["other", answer]) == score
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "share"),
+    [
+        ("kitten", ["sitting"], 1 - 3 / 7),
+        ("RM 8.50", ["rm8.50"], 1.0),
+        ("", ["ABC"], 0.0),
+        ("", [""], 1.0),
+        ("ABCD", ["X", "AB"], 0.5),
+    ],
+)
+def test_right_characters_are_those_that_need_no_edit(prediction, answers, share):
+    assert characters(prediction, answers) == pytest.approx(share)
+    assert spelled_alike(prediction, answers) == (share == 1.0)

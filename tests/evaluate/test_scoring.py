@@ -26,6 +26,7 @@ def test_the_command_knows_all_metrics():
     [
         ("exact", {"answers": ("a", "b")}, "B.", "c"),
         ("anls", {"answers": ("abcd",)}, "ABCD", "x"),
+        ("reading", {"answers": ("RM 8.50", "8.50")}, "rm8.5 0", "8.51"),
         ("vqa", {"answers": ("2",) * 10}, "two", "3"),
         ("relaxed", {"answers": ("100",)}, "104", "106"),
         ("choice", {"answers": ("fox",), "choices": ("dog", "fox")}, "B.", "A"),

@@ -23,7 +23,8 @@ from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.plain import PlainConfig
 from stepwell.models.processor import StepwellProcessor
 from stepwell.reader.tokenizer import build_reader_tokenizer
-from stepwell.train.chat import ChatModel, ChatTask
+from stepwell.train.chat import ChatTask
+from stepwell.train.chat_recipe import ChatModel
 from stepwell.train.run import train
 
 OLD, NEW = "0" * 39 + "1", "f" * 40

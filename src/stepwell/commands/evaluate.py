@@ -39,7 +39,7 @@ _OF_IMAGES = (
     *("tiles", "tile_size", "tile_overlap", "tile_scale"),
 )
 
-MetricName = Literal["exact", "anls", "vqa", "relaxed", "choice", "pope", "iou", "cider"]
+MetricName = Literal["exact", "anls", "reading", "vqa", "relaxed", "choice", "pope", "iou", "cider"]
 
 
 def evaluate(

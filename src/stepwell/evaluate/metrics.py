@@ -1,4 +1,5 @@
-"""Scores of short answers: equal text, similar text (ANLS), numbers within 5 % (relaxed accuracy).
+"""Scores of short answers: equal text, similar text (ANLS), right characters, numbers within 5 % (relaxed
+accuracy).
 
 ANLS: Biten et al., arXiv 1905.13648, as LLaVA's evaluator of DocVQA and TextVQA has it; exact: LLaVA's
 submission for GQA; relaxed accuracy: ChartQA, arXiv 2203.10244. A score is 0 to 1, the best over the answers
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["anls", "edit_distance", "exact", "gqa_submission", "relaxed"]
+__all__ = ["anls", "characters", "edit_distance", "exact", "gqa_submission", "relaxed", "spelled_alike"]
 
 TOLERANCE = 0.05
 """Of relaxed accuracy, relative to the number that is right."""
@@ -49,6 +50,20 @@ def _similarity(a: str, b: str, official: bool) -> float:
     if official and not longest:
         raise ZeroDivisionError("the official code divides by the length of an answer, which is empty")
     return 1 - edit_distance(a, b) / longest if longest else 1.0
+
+
+def spelled_alike(prediction: str, answers: Sequence[str]) -> float:
+    """1 for an answer, whatever its capitals and blanks: transcriptions of scans are reliable in neither."""
+    return float(_letters(prediction) in map(_letters, answers))
+
+
+def characters(prediction: str, answers: Sequence[str]) -> float:
+    """1 - edits / length of the longer text, capitals and blanks left aside; two empty texts are equal."""
+    return max(_similarity(_letters(prediction), _letters(answer), official=False) for answer in answers)
+
+
+def _letters(text: str) -> str:
+    return "".join(text.upper().split())
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -16,7 +16,7 @@ from stepwell.evaluate import yes_no
 from stepwell.evaluate.boxes import ENOUGH, box_iou, read_box
 from stepwell.evaluate.captions import cider
 from stepwell.evaluate.choices import choice
-from stepwell.evaluate.metrics import anls, exact, relaxed
+from stepwell.evaluate.metrics import anls, characters, exact, relaxed, spelled_alike
 from stepwell.evaluate.rows import Row
 from stepwell.evaluate.vqa import vqa_accuracy
 from stepwell.evaluate.yes_no import Floats
@@ -101,6 +101,15 @@ METRICS: Mapping[str, Metric] = {
     "anls": _mean(
         "ANLS, the similarity of text, 0 below a half",
         lambda said, row, official: anls(said, _answers(row), official=official),
+    ),
+    "reading": Metric(
+        about="equal text, whatever capitals and blanks, and the share of characters that are right",
+        count=lambda said, row, official: (
+            spelled_alike(said, _answers(row)),
+            characters(said, _answers(row)),
+            1.0,
+        ),
+        measures={"exact": _share(0), "characters": _share(1)},
     ),
     "vqa": _mean(
         "VQA accuracy, the agreement with ten people",

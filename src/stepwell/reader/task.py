@@ -40,15 +40,8 @@ from stepwell.reader.start import start_looking
 from stepwell.reader.text_lines import TextLines
 from stepwell.reader.tokenizer import build_reader_tokenizer
 from stepwell.structures import NO_REGION, Geometry, TokenLayout, View, VisionFeatures
-from stepwell.train.chat import (
-    ChatModel,
-    ChatRecipe,
-    ChatStage,
-    ChatTask,
-    ConversationData,
-    language_loss,
-    token_accuracy,
-)
+from stepwell.train.chat import ChatTask, language_loss, token_accuracy
+from stepwell.train.chat_recipe import ChatModel, ChatRecipe, ChatStage, ConversationData
 from stepwell.train.collate import Example, Row
 from stepwell.train.recipe import Positive, Rate, Recipe, Share, Strict
 
@@ -280,7 +273,8 @@ class ReaderTask(ChatTask):
 
     def outline(self) -> nn.Module:
         with torch.device("meta"):
-            return ReaderTraining(self.stage_config, stage=self.stage)
+            module: nn.Module = self.with_adapters(ReaderTraining(self.stage_config, stage=self.stage))
+        return module
 
     def parts(self, module: nn.Module) -> Mapping[str, str]:
         return {**super().parts(module), "line_head": "line_head"}

@@ -13,10 +13,9 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import BeforeValidator, Field, model_validator
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,130 +29,31 @@ from stepwell.folders import ModelError, check_hub_name, commit_of, download, fi
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE
 from stepwell.layers.zero import zero_through
+from stepwell.models.adapters import add_adapters, lora_config, merge_adapters, save_adapters
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.parts import load_parts
 from stepwell.models.processor import StepwellProcessor
-from stepwell.models.published.papers import find_published
 from stepwell.models.systems import vision_settings
-from stepwell.models.vision import VisionConfig, settings_json
-from stepwell.train.collate import Collator, TurnOrder, turn_mask
+from stepwell.models.vision import settings_json
+from stepwell.train.chat_recipe import ChatRecipe
+from stepwell.train.collate import Collator, turn_mask
 from stepwell.train.length_groups import modality_groups, word_lengths
-from stepwell.train.recipe import Positive, Rate, Recipe, Share, Stage, Strict
+from stepwell.train.recipe import Recipe
 from stepwell.train.tasks import JudgedByLosses
 from stepwell.views.slices import SliceGeometry, long_side_size
 
 __all__ = [
-    "ChatModel",
-    "ChatRecipe",
-    "ChatStage",
     "ChatTask",
     "ChatTraining",
-    "ConversationData",
     "language_loss",
     "token_accuracy",
 ]
 
 
 ORIGIN = "origin.json"  # of a trained folder: what it started from
-
-
-def _vision(value: Any) -> VisionConfig:
-    if not isinstance(value, str):
-        return vision_settings(value)
-    published = find_published(value)
-    if published is None or published.task != "chat":
-        raise ValueError(f"vision {value!r} is no published assistant; `stepwell list published` names them")
-    assert isinstance(published.settings, VisionConfig)  # as every assistant's
-    return published.settings
-
-
-class ChatModel(Strict):
-    """A vision system, a language model's configuration, a tokenizer, a chat template; or a whole model.
-
-    start: a folder, the shipped reader_tiny, or owner/name on the hub, of which a commit, branch or tag is
-    the `revision`. vision: settings with their `kind`, or the name of a published model whose settings they
-    are.
-    parts: where parts start (models/parts.py), by the names of `ChatTask.parts`. text: a transformers
-    configuration with its model_type; by default that of the part `language`, as is the tokenizer.
-    revisions: of parts that start from the hub. boxes_are_regions: as of the finished model's processor.
-    """
-
-    start: str | None = None
-    revision: str | None = None
-    vision: Annotated[Any, BeforeValidator(_vision)] = None
-    text: dict[str, Any] | None = None
-    parts: dict[str, str] = {}
-    revisions: dict[str, str] = {}
-    tokenizer: str | None = None
-    template: str | None = None
-    boxes_are_regions: bool = False
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> ChatModel:
-        if self.start is not None and (beside := sorted(self.model_fields_set - {"start", "revision"})):
-            raise ValueError(f"start is a whole model; {beside[0]} beside it would be ignored")
-        if self.start is None and self.revision is not None:
-            raise ValueError("revision is of a start on the hub, and there is no start")
-        language = self.parts.get("language")
-        if self.text is None and language is not None and Path(language).expanduser().is_file():
-            raise ValueError(
-                f"parts.language {language} is a file, which says no configuration: give text too"
-            )
-        if self.start is None and (
-            self.vision is None or (self.text is None and "language" not in self.parts)
-        ):
-            raise ValueError("give either start, or vision and text (or parts.language)")
-        return self
-
-
-class ConversationData(Strict):
-    """A training file of images and conversations (data/conversations.py): a JSON list, JSON a line, or
-    Parquet, of which a path with * is several files.
-
-    prompt: a line behind every question. long_side: to which images are resized before anything else; or by
-    what is in their paths, as {textvqa: 1024}. sliced: the share of the images, of all others, chosen by
-    chance, that are resized to the area of `slices` slices, as LLaVA-UHD trains; those that give as many
-    already are not.
-    """
-
-    kind: Literal["conversations"]
-    weight: Rate | None = None
-    path: Path
-    images: Path | None = None  # the folder that image paths start from; None: the file's own
-    prompt: str | None = None
-    long_side: Positive | dict[str, Positive] | None = None
-    sliced: Share = 0.0
-    slices: Positive = 6
-
-    @model_validator(mode="after")
-    def _resized_once(self) -> ConversationData:
-        if isinstance(self.long_side, int) and self.sliced:
-            raise ValueError("images are resized once: give either long_side or sliced")
-        return self
-
-
-class ChatStage(Stage):
-    """template: of this stage, where it is not the model's; max_length: tokens of a sample, whole turns go
-    beyond. sampling: "grouped" makes steps of samples that are alike (train/length_groups.py);
-    "grouped_official" too, where all samples are texts by their negative lengths, as LLaVA's code does.
-    """
-
-    train: tuple[str, ...] = ("vision", "language")
-    losses: Annotated[Mapping[Literal["language"], Rate], Field(min_length=1)] = {"language": 1.0}
-    template: str | None = None
-    turns: TurnOrder = "together"
-    max_length: Positive = 8192
-    sampling: Literal["random", "grouped", "grouped_official"] = "random"
-    data: Annotated[tuple[ConversationData, ...], Field(min_length=1)]
-    validation: tuple[ConversationData, ...] = ()
-
-
-class ChatRecipe(Recipe):
-    task: Literal["chat"] = "chat"
-    model: ChatModel
-    stages: Annotated[tuple[ChatStage, ...], Field(min_length=1)]
+ADAPTER = "adapter"  # in a trained folder: what peft loads on what it started from
 
 
 class ChatTraining(StepwellForConditionalGeneration):
@@ -176,6 +76,8 @@ class ChatTask(JudgedByLosses):
         self.settings, self.stage = recipe, stage
         self.losses: Mapping[str, float] = stage.losses
         self.learning: tuple[str, ...] = stage.train
+        self.lora: Any = None  # peft's configuration, once there is a model
+        self.adapted: tuple[str, ...] = () if recipe.model.lora is None else recipe.model.lora.parts
         self.scores: tuple[str, ...] = ("accuracy",) if "language" in stage.losses else ()
         if recipe.model.start is None:
             tokenizer = self.build_tokenizer(recipe.model)
@@ -235,7 +137,24 @@ class ChatTask(JudgedByLosses):
 
     def outline(self) -> nn.Module:
         with torch.device("meta"):
-            return ChatTraining(self.stage_config)
+            module: nn.Module = self.with_adapters(ChatTraining(self.stage_config))
+        return module
+
+    def with_adapters(self, model: Any) -> Any:
+        """The model, with those that the recipe wants; what learns beside them, in any stage, is whole."""
+        if (wanted := self.settings.model.lora) is None:
+            return model
+        learning = {part for stage in self.settings.stages for part in stage.train} & set(model.parts)
+        self.lora = lora_config(
+            model,
+            wanted.parts,
+            rank=wanted.rank,
+            alpha=wanted.alpha,
+            dropout=wanted.dropout,
+            whole=sorted(learning - set(wanted.parts)),
+        )
+        add_adapters(model, self.lora)
+        return model
 
     def start(self, kind: type[Any], config: StepwellConfig, **arguments: Any) -> Any:
         """A model of the class `kind` with the starting weights of the recipe; in later stages, which go on
@@ -243,8 +162,10 @@ class ChatTask(JudgedByLosses):
         """
         settings = self.settings.model
         if settings.start is not None:
-            return kind.from_pretrained(
-                self.origin, config=config, dtype=torch.float32, trust_remote_code=False, **arguments
+            return self.with_adapters(
+                kind.from_pretrained(
+                    self.origin, config=config, dtype=torch.float32, trust_remote_code=False, **arguments
+                )
             )
         model = kind(config, **arguments)
         model.generation_config.pad_token_id = self.processor.tokenizer.pad_token_id
@@ -256,7 +177,7 @@ class ChatTask(JudgedByLosses):
                     print(f"{part} from {report.text()}", flush=True)
                 commits = {part: report.commit for part, report in reports.items()}
                 self._write_origin(self.settings.output / self.settings.name, settings.parts, commits)
-        return model
+        return self.with_adapters(model)
 
     def parts(self, module: Any) -> Mapping[str, str]:
         parts: Mapping[str, str] = module.parts
@@ -298,6 +219,10 @@ class ChatTask(JudgedByLosses):
         model = self.start(StepwellForConditionalGeneration, self.config)
         missing, _ = load_model(model, weights, strict=False)  # heads that only training needs are left out
         assert not missing, f"{weights} lacks {missing[0]}"
+        if self.lora is not None:
+            if (start := self.settings.model.start) is not None:
+                save_adapters(model, self.lora, folder / ADAPTER, base=start)
+            merge_adapters(model)
         model.to(getattr(torch, self.settings.save_dtype)).save_pretrained(folder)
         # Stored small, computed in full: in half precision the answers of a batch may differ from single
         # ones.

@@ -78,7 +78,7 @@ def _planned(settings: Recipe, stage: Stage) -> _Plan:
 def _of_task(stage: Any, task: Any, missing: str = "") -> _Plan:
     module = task.outline()
     parts = task.parts(module)
-    freeze_all_but(module, task.learning, parts, task.frozen)
+    freeze_all_but(module, task.learning, parts, task.frozen, task.adapted)
     return _Plan(stage, task, module, parts, missing)
 
 

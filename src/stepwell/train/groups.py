@@ -38,6 +38,8 @@ Decayed = Literal["matrices", "tables", "all"]
 vectors and biases, as MMDetection's layer-wise optimisers do; or every parameter.
 """
 
+_ADAPTER = ".lora_"  # in the names of parameters
+
 SEEN = ((256, 256), (256, 1024))
 """Height and width of the images by which a vision system tells what it needs: a square and a strip."""
 
@@ -50,10 +52,15 @@ def part_of(name: str, parts: Mapping[str, str]) -> str:
 
 
 def freeze_all_but(
-    module: nn.Module, learning: Sequence[str], parts: Mapping[str, str], frozen: Sequence[str] = ()
+    module: nn.Module,
+    learning: Sequence[str],
+    parts: Mapping[str, str],
+    frozen: Sequence[str] = (),
+    adapted: Sequence[str] = (),
 ) -> None:
     """Parameters of the parts in `learning` learn, but for those of `frozen` parts and those that no image
-    reaches; all others do not. Raises ValueError for a part that has none, and where nothing learns.
+    reaches; all others do not. Of `adapted` parts, their adapters alone learn. Raises ValueError for a part
+    that has none, and where nothing learns.
     """
     named, idle = dict(module.named_parameters()), idle_parameters(module)
     names = {name: part_of(name, parts) for name in named}
@@ -63,6 +70,8 @@ def freeze_all_but(
     for name, parameter in named.items():
         learns = any(_within(names[name], part) for part in learning)
         learns = learns and not any(_within(names[name], part) for part in frozen)
+        if _ADAPTER not in name and any(_within(names[name], part) for part in adapted):
+            learns = any(_within(names[name], part) for part in learning if part not in adapted)
         parameter.requires_grad_(learns and parameter not in idle)
     if not any(parameter.requires_grad for parameter in named.values()):
         raise ValueError(f"nothing learns: {', '.join(frozen)} of {', '.join(learning)} are frozen")

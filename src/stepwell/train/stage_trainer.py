@@ -109,7 +109,7 @@ class StageTrainer(Trainer):
         seed: int,
     ) -> None:
         self.parts = task.parts(module)
-        freeze_all_but(module, task.learning, self.parts, task.frozen)
+        freeze_all_but(module, task.learning, self.parts, task.frozen, task.adapted)
         self._frozen_norms = frozen_norms(module)
         if processes() > 1:
             synchronised(module)

@@ -47,6 +47,9 @@ class Task(Protocol):
     frozen: Sequence[str]
     """Parts of those that do not."""
 
+    adapted: Sequence[str]
+    """Parts of those of which adapters learn, and nothing else."""
+
     losses: Mapping[str, float]
     """Weights of the losses that the module gives in this stage."""
 
@@ -129,6 +132,7 @@ class JudgedByLosses:
     """What a task is that judges a model by its losses, and has nothing to tell of it."""
 
     frozen: Sequence[str] = ()
+    adapted: Sequence[str] = ()
 
     def record(self) -> Mapping[str, Any]:
         return {}

@@ -1,0 +1,109 @@
+"""Recipes whose parts learn by adapters."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+import stepwell
+from stepwell.models.assistant import StepwellForConditionalGeneration
+from stepwell.models.processor import StepwellProcessor
+from stepwell.reader.task import ReaderTask
+from stepwell.train.dry_run import dry_run
+from stepwell.train.recipe import load_recipe
+from stepwell.train.run import train
+
+peft = pytest.importorskip("peft")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """recipe(lora fields, learning parts) -> a recipe's file that goes on with a small assistant."""
+    settings = load_recipe("reader_smoke")
+    task = ReaderTask(settings, settings.stages[1])
+    torch.manual_seed(0)
+    task.start(StepwellForConditionalGeneration, task.config).save_pretrained(tmp_path / "start")
+    task.processor.save_pretrained(tmp_path / "start")
+    Image.new("RGB", (200, 120), "white").save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A B C"}]
+    (tmp_path / "talk.json").write_text(json.dumps([{"image": "a.png", "conversations": turns}]))
+
+    def written(lora, learning=("vision", "projector", "language"), **fields):
+        stage = {
+            "name": "one",
+            "steps": 3,
+            "batch": 1,
+            "train": learning,
+            "data": [{"kind": "conversations", "path": str(tmp_path / "talk.json")}],
+            "optimiser": {"lr": 0.05},
+            **fields,
+        }
+        model = {"start": str(tmp_path / "start"), "lora": lora}
+        settings = {
+            "task": "chat",
+            "name": "mine",
+            "model": model,
+            "stages": [stage],
+            "bf16": False,
+            "workers": 0,
+            "output": str(tmp_path / "runs"),
+            "save_dtype": "float32",
+        }
+        (tmp_path / "mine.yaml").write_text(json.dumps(settings))
+        return tmp_path / "mine.yaml"
+
+    return written
+
+
+def changed(folder, start):
+    """Names of the tensors that differ."""
+    before, after = (load_file(each / "model.safetensors") for each in (start, folder))
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("parts", [["language"], ["vision"], ["language", "vision"]], ids="+".join)
+def test_adapters_learn_and_the_finished_model_has_them_in_its_weights(recipe, parts, tmp_path):
+    folder = train(recipe({"parts": parts, "rank": 2}))
+    moved = changed(folder, tmp_path / "start")
+    assert any(".projector." in name for name in moved)
+    language = {name for name in moved if "language_model" in name}
+    assert language
+    if "language" in parts:  # embeddings and norms stay, which learn where the part learns in full
+        assert all("_proj." in name for name in language)
+    else:
+        assert any("norm" in name for name in language)
+    vision = {name for name in moved if ".branches." in name}
+    assert any("norm" in name for name in vision) == ("vision" not in parts)
+    image = tmp_path / "a.png"
+    answer = stepwell.load(folder).ask(image, "What?", max_new_tokens=8)
+    base = AutoModelForImageTextToText.from_pretrained(tmp_path / "start")
+    tuned = peft.PeftModel.from_pretrained(base, folder / "adapter").eval()
+    merged = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = StepwellProcessor.from_pretrained(folder)
+    inputs = processor(images=Image.open(image), text="<image>\nWhat?", return_tensors="pt")
+    torch.testing.assert_close(tuned(**inputs).logits, merged(**inputs).logits, atol=1e-4, rtol=1e-4)
+    assert answer == stepwell.load(folder).ask(image, "What?", max_new_tokens=8)
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "start")
+
+
+def test_a_part_with_adapters_that_does_not_learn_stays(recipe, tmp_path):
+    folder = train(recipe({"parts": ["language"], "rank": 2}, learning=("projector",)))
+    assert all(".projector." in name for name in changed(folder, tmp_path / "start"))
+
+
+def test_a_dry_run_counts_adapters_alone(recipe):
+    text = dry_run(recipe({"parts": ["language"], "rank": 2}, learning=("language",)))
+    whole = dry_run(recipe(None, learning=("language",)))
+    assert text != whole
+
+
+def test_adapters_go_on_what_a_recipe_may_name(recipe):
+    with pytest.raises(ValueError, match=r"recipe .*model\.lora\.parts"):
+        load_recipe(recipe({"parts": ["projector"]}))
