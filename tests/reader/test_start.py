@@ -13,6 +13,7 @@ from stepwell.reader.pointer import Pointers, tap_attention
 from stepwell.reader.start import (
     start_carrying,
     start_coordinates,
+    start_copying,
     start_position_tables,
     start_query_and_key,
 )
@@ -85,3 +86,19 @@ def test_the_token_before_the_answer_is_brought_the_code_of_the_box():
     cells = fraction_position_embedding(128, (10, 10))
     (tokens,) = brought[0]
     assert int((cells @ tokens[-1]).argmax()) == 3 * 10 + 6
+
+
+@pytest.mark.parametrize(("head", "kv_head"), [(0, 0), (3, 1)])
+def test_the_started_head_hands_on_what_it_looks_at(head, kv_head):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaModel(LlamaConfig(vocab_size=8, num_hidden_layers=1, intermediate_size=8, **sizes))
+    attention = model.layers[0].self_attn
+    other = attention.v_proj.weight.clone()
+    start_copying(attention, head)
+    values = attention.v_proj.weight.unflatten(0, (2, 16))
+    handed = (attention.o_proj.weight.unflatten(1, (4, 16))[:, head] @ values[kv_head]).detach()
+    torch.testing.assert_close(handed, handed.T)  # onto 16 directions, as they are
+    torch.testing.assert_close(handed @ handed, handed)
+    assert handed.trace() == pytest.approx(16, abs=1e-4)
+    torch.testing.assert_close(values[1 - kv_head], other.unflatten(0, (2, 16))[1 - kv_head])

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from stepwell.data.sample import Sample
+from stepwell.reader.line_head import frames_along
 from stepwell.reader.page import Line, PageSample
 from stepwell.reader.task import ReaderTask
 from stepwell.train.recipe import load_recipe
@@ -224,7 +225,11 @@ def test_lines_that_are_spread_give_frames_where_the_stage_says_so():
 
 @pytest.mark.parametrize(
     ("field", "value", "loss"),
-    [("frame_step", "2.0", "frames or ctc"), ("spread", "true", "frames"), ("pointer_head", "1", "pointer")],
+    [
+        ("frame_step", "2.0", "frames or ctc or tokens"),
+        ("spread", "true", "frames or tokens"),
+        ("pointer_head", "1", "pointer"),
+    ],
 )
 def test_a_field_of_a_loss_that_the_stage_has_not_is_refused(field, value, loss):
     with pytest.raises(ValueError, match=f"{field} is of the loss {loss}, which the stage does not name"):
@@ -245,3 +250,32 @@ def test_cut_lines_are_a_source_of_the_recipe(tmp_path):
     example = task.prepare(task.source(recipe.stages[1].data[0])[0])
     assert len(example.spelled[0]["lengths"]) > 4
     assert len(example.pointers["positions"]) == 6  # two answers of three characters
+
+
+def test_the_heads_own_words_for_what_visual_tokens_show_are_a_loss():
+    task = make_task(losses={"tokens": 1.0}, frame_step=8.0)
+    module = task.build().eval()
+    blank = replace(sample(FIRST), lines=())
+    batch = prepared(task, sample(FIRST), blank)
+    losses = module(**batch)
+    assert set(losses) == {"tokens"}
+    tokens, _ = module.get_image_features(batch["pixel_values"], batch["image_sizes"])
+    rows, cols = task.processor.geometry.layout((100, 200)).views[-1].grid
+    words = module.lm_head(module.model.language_model.norm(tokens)).log_softmax(1).unflatten(0, (rows, cols))
+    ids = task.processor.tokenizer.convert_tokens_to_ids([*"ABC"])
+    step = 8.0 * 200 / 256  # in pixels of the image, of which the last view has 256
+    expected = []
+    for i in range(13):
+        x = 20 + step * (i + 0.5)
+        letter = int((x - 20) / 20)
+        if letter != 2:  # a blank
+            cell = words[int(0.8 * rows), int(x / 200 * cols)]
+            expected.append(-cell[ids[min(letter, 2)]])
+    torch.testing.assert_close(losses["tokens"], torch.stack(expected).mean(), rtol=1e-4, atol=1e-4)
+    assert module(**prepared(task, blank))["tokens"] == 0
+    assert task.counts(batch)["tokens"] == len(expected)
+
+
+def test_edges_that_end_on_a_step_do_not_end_the_run():
+    line = Line(text="AB", box=(0.1, 0, 0.7, 1), edges=(0.1, 0.4, 0.7), exact=True)
+    assert len(frames_along([line], (0, 0, 1, 1), step=0.2)["points"]) == 3

@@ -37,8 +37,10 @@ def lora_config(
     weighed by alpha / rank. whole: parts, by the names that recipes use, that learn in full, and are saved
     with the adapters. Raises ValueError for other parts, ImportError where peft is missing.
     """
-    from peft import LoraConfig
-
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise ImportError('adapters need peft: pip install "stepwell[train]"') from None
     places = {"language": ["model.language_model"], "vision": _encoders(model)}
     unknown = sorted(set(parts) - places.keys())
     if unknown or not parts:

@@ -115,8 +115,7 @@ class StepwellProcessor(ProcessorMixin):
         return super().from_args_and_dict(args, fields, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        told = {"boxes_are_regions": True} if self.boxes_are_regions else {}
-        return {**super().to_dict(), "template": self.template, **told}
+        return {**super().to_dict(), "template": self.template}
 
     @property
     def template(self) -> str | None:

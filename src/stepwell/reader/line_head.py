@@ -27,6 +27,7 @@ __all__ = [
     "ALPHABET",
     "Frames",
     "LineHead",
+    "Points",
     "Spelled",
     "ctc_loss",
     "frame_loss",
@@ -74,7 +75,7 @@ def frames_along(
             continue
         character = 0
         for x in _steps(line, step):
-            while line.edges[character + 1] <= x:
+            while character < len(line.text) - 1 and line.edges[character + 1] <= x:
                 character += 1
             if box[0] <= x < box[2]:
                 points.append((x, line.middle(x)))

@@ -3,7 +3,8 @@
 Not a paper's part. Left to chance, a decoder takes very long to find out that "[0.037, 0.376, 0.223, 0.405]"
 names cells of an image. Here coordinates and cells begin with one code (layers/position.py); a head of the
 first layer begins by carrying the code of a box to the token before the answer; and heads of later layers
-begin by comparing it with the cells'. Everything is trained afterwards.
+begin by comparing it with the cells', and by handing on what they find there. Everything is trained
+afterwards.
 Letters: D the language model's width, d width of a head.
 """
 
@@ -23,6 +24,7 @@ from stepwell.reader.tokenizer import coordinate_tokens
 __all__ = [
     "start_carrying",
     "start_coordinates",
+    "start_copying",
     "start_looking",
     "start_position_tables",
     "start_query_and_key",
@@ -44,6 +46,7 @@ def start_looking(model: Any, tokenizer: Any, *, layers: Sequence[int], head: in
     start_carrying(decoder[0].self_attn, embedding.weight, before_answer, head)
     for layer in layers:
         start_query_and_key(decoder[layer].self_attn, head)
+        start_copying(decoder[layer].self_attn, head)
 
 
 @torch.no_grad()
@@ -83,6 +86,21 @@ def start_query_and_key(attention: Any, head: int) -> None:
     kv_head = head // attention.num_key_value_groups
     attention.q_proj.weight[head * dim + slow, channels] += _COMPARISON
     attention.k_proj.weight[kv_head * dim + slow, channels] += _COMPARISON
+
+
+@torch.no_grad()
+def start_copying(attention: Any, head: int) -> None:
+    """One head hands on what it looks at: d directions of it, drawn by chance and orthonormal, as they are.
+
+    It replaces what was in the head's values and its part of the output. From random ones almost nothing of
+    what is seen would arrive, and no gradient would go back.
+    """
+    dim, width = attention.head_dim, attention.q_proj.weight.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(width, dim, generator=generator)).Q
+    kv_head = head // attention.num_key_value_groups
+    attention.v_proj.weight[kv_head * dim : (kv_head + 1) * dim] = directions.T
+    attention.o_proj.weight[:, head * dim : (head + 1) * dim] = directions
 
 
 @torch.no_grad()

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby, pairwise
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepwell.data.sample import Source
@@ -26,6 +25,7 @@ from stepwell.ops.rearrange import map_to_tokens
 from stepwell.reader.cut_lines import CutLines
 from stepwell.reader.drawn import DrawnPages
 from stepwell.reader.line_head import (
+    ALPHABET,
     Frames,
     LineHead,
     Spelled,
@@ -36,125 +36,23 @@ from stepwell.reader.line_head import (
 )
 from stepwell.reader.page import Line
 from stepwell.reader.pointer import DECODERS, Pointers, tap_attention
+from stepwell.reader.recipe import (
+    LINE_LOSSES,
+    CutLineData,
+    DrawnData,
+    ReaderRecipe,
+    ReaderStage,
+    TextLineData,
+)
 from stepwell.reader.start import start_looking
 from stepwell.reader.text_lines import TextLines
 from stepwell.reader.tokenizer import build_reader_tokenizer
 from stepwell.structures import NO_REGION, Geometry, TokenLayout, View, VisionFeatures
 from stepwell.train.chat import ChatTask, language_loss, token_accuracy
-from stepwell.train.chat_recipe import ChatModel, ChatRecipe, ChatStage, ConversationData
 from stepwell.train.collate import Example, Row
-from stepwell.train.recipe import Positive, Rate, Recipe, Share, Strict
+from stepwell.train.recipe import Recipe
 
-__all__ = [
-    "CutLineData",
-    "DrawnData",
-    "ReaderExample",
-    "ReaderModel",
-    "ReaderRecipe",
-    "ReaderStage",
-    "ReaderTask",
-    "ReaderTraining",
-    "TextLineData",
-]
-
-Range = tuple[float, float]
-
-
-class ReaderModel(ChatModel):
-    """tokenizer: by default reader/tokenizer.py's. start_looking: coordinates and attention begin as start.py
-    says.
-    """
-
-    start_looking: bool = False
-
-
-class DrawnData(Strict):
-    """Pages drawn on the fly (drawn.py)."""
-
-    kind: Literal["drawn"]
-    weight: Rate | None = None
-    count: Positive = 100_000
-    seed: int = 0
-    sides: tuple[Positive, Positive] = (320, 320)
-    aspect: Range = (1.0, 1.0)
-    text: tuple[Positive, Positive] = (12, 28)
-    reads: Positive = 16
-    close: Share = 0.0
-    page: Literal["mixed", "receipt", "document", "table", "form", "lines"] = "mixed"
-    fonts: Path | None = None
-    worn: Share = 0.5
-
-
-class TextLineData(Strict):
-    """Images with transcribed lines in a COCO file, and key fields in a JSONL file."""
-
-    kind: Literal["text_lines"]
-    weight: Rate | None = None
-    path: Path
-    images: Path
-    fields: Path | None = None
-    reads: Positive = 16
-    whole: Share = 0.5
-    close: Share = 0.0
-    text: Range = (13.0, 26.0)
-    long_side: Positive = 1024
-    seed: int = 0
-
-
-class CutLineData(Strict):
-    """Sheets of lines cut out of such images (cut_lines.py)."""
-
-    kind: Literal["cut_lines"]
-    weight: Rate | None = None
-    path: Path
-    images: Path
-    size: tuple[Positive, Positive] = (384, 1024)
-    text: Range = (16.0, 44.0)
-    reads: Positive = 16
-    close: Share = 0.0
-    seed: int = 0
-
-
-Loss = Literal["language", "frames", "ctc", "pointer"]
-_LINES: tuple[Loss, Loss] = ("frames", "ctc")  # that the line head has
-_LOSSES_OF: dict[str, tuple[Loss, ...]] = {
-    "frame_step": _LINES,
-    "spread": ("frames",),
-    "pointer_layers": ("pointer",),
-    "pointer_head": ("pointer",),
-}
-Data = Annotated[DrawnData | ConversationData | TextLineData | CutLineData, Field(discriminator="kind")]
-
-
-class ReaderStage(ChatStage):
-    """frame_step: pixels of the last view between two frames of a line. spread: frames also of lines whose
-    characters are only taken to be equally wide, as they are on most receipts: a start for the loss "ctc",
-    which alone takes long to begin. The pointer is a head of layers.
-    """
-
-    losses: Annotated[Mapping[Loss, Rate], Field(min_length=1)] = {"language": 1.0}  # type: ignore[assignment]
-    sampling: Literal["random"] = "random"  # pages are drawn before their words can be counted
-    frame_step: Rate = 4.0
-    spread: bool = False
-    pointer_layers: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2)
-    pointer_head: Annotated[int, Field(ge=0)] = 0
-    data: Annotated[tuple[Data, ...], Field(min_length=1)]  # type: ignore[assignment]
-    validation: tuple[Data, ...] = ()  # type: ignore[assignment]
-
-    @model_validator(mode="after")
-    def _fields_have_their_loss(self) -> ReaderStage:
-        for field, losses in _LOSSES_OF.items():
-            if field in self.model_fields_set and not set(losses) & set(self.losses):
-                raise ValueError(
-                    f"{field} is of the loss {' or '.join(losses)}, which the stage does not name"
-                )
-        return self
-
-
-class ReaderRecipe(ChatRecipe):
-    task: Literal["reader"]  # type: ignore[assignment]
-    model: ReaderModel
-    stages: Annotated[tuple[ReaderStage, ...], Field(min_length=1)]
+__all__ = ["ReaderExample", "ReaderTask", "ReaderTraining"]
 
 
 class ReaderTraining(StepwellForConditionalGeneration):
@@ -171,6 +69,7 @@ class ReaderTraining(StepwellForConditionalGeneration):
         pointers: Sequence[Pointers],
         frames: Sequence[Frames],
         spelled: Sequence[Spelled],
+        characters: Tensor,
         image_sizes: Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, Tensor]:
@@ -179,7 +78,7 @@ class ReaderTraining(StepwellForConditionalGeneration):
         """
         losses: dict[str, Tensor] = {}
         images = {} if image_sizes is None else {"image_sizes": image_sizes}
-        with kept_features(self.model.vision) as features:
+        with _kept_features(self.model.vision) as features:
             if "language" in self.stage.losses or "pointer" in self.stage.losses:
                 layers = self.model.language_model.layers if "pointer" in self.stage.losses else []
                 with tap_attention([layers[i] for i in self.stage.pointer_layers] if layers else []) as tap:
@@ -193,11 +92,33 @@ class ReaderTraining(StepwellForConditionalGeneration):
             losses["frames"] = self._line_loss(frame_loss, features, frames)
         if "ctc" in self.stage.losses:
             losses["ctc"] = self._line_loss(ctc_loss, features, spelled)
+        if "tokens" in self.stage.losses:
+            losses["tokens"] = self._token_loss(features, frames, characters)
         nothing = zero_through(self.model.vision) if image_sizes is None else 0.0
         found = {name: loss + nothing for name, loss in losses.items() if name in self.stage.losses}
         if "language" in found and not self.training:
             found["accuracy"] = token_accuracy(outputs, labels)
         return found
+
+    def _token_loss(
+        self, features: Sequence[VisionFeatures], frames: Sequence[Frames], characters: Tensor
+    ) -> Tensor:
+        """Mean cross-entropy of the character at each frame, as the language model's own head reads it from
+        the visual token of the frame's cell: visual tokens begin to speak its language.
+        """
+        seen, wanted = [], []
+        for found, along in zip(features, frames, strict=True):
+            rows, cols = found.maps[-1].view.grid
+            x, y = along["points"].unbind(1)
+            cells = (y * rows).long().clamp(0, rows - 1) * cols + (x * cols).long().clamp(0, cols - 1)
+            seen.append(found.tokens[cells])
+            wanted.append(characters[along["classes"]])
+        if not sum(map(len, wanted)):
+            return sum((found.tokens.sum() * 0.0 for found in features), zero_through(self.lm_head))
+        logits = self.lm_head(self.model.language_model.norm(torch.cat(seen)))
+        targets = torch.cat(wanted)
+        total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+        return total / (targets != IGNORE).sum().clamp(min=1)
 
     def _line_loss(
         self, loss: Callable[..., Tensor], features: Sequence[VisionFeatures], targets: Sequence[Any]
@@ -214,7 +135,7 @@ class ReaderTraining(StepwellForConditionalGeneration):
 
 
 @contextmanager
-def kept_features(vision: VisionSystem) -> Iterator[list[VisionFeatures]]:
+def _kept_features(vision: VisionSystem) -> Iterator[list[VisionFeatures]]:
     """Within the block, what the system makes of images is kept in the list, in the order of the images."""
     kept: list[VisionFeatures] = []
     encode = vision.encode
@@ -249,10 +170,17 @@ class ReaderTask(ChatTask):
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         super().__init__(recipe, stage)
-        if set(_LINES) & set(stage.losses):
+        if set(LINE_LOSSES) & set(stage.losses):
             self.learning = (*stage.train, "line_head")
-        if {*_LINES, "pointer"} & set(stage.losses):
+        if {*LINE_LOSSES, "pointer", "tokens"} & set(stage.losses):
             _check_grid(self.collator.processor.geometry)
+        tokenizer = self.processor.tokenizer
+        known = {letter: tokenizer.convert_tokens_to_ids(letter) for letter in ALPHABET}
+        ids = [
+            IGNORE if known[letter] in (None, tokenizer.unk_token_id) else known[letter]
+            for letter in ALPHABET
+        ]
+        self.characters = torch.tensor([IGNORE, *ids])
         # Starting values are those of the head that will be told where to look, in whichever stage.
         self.pointing = next((s for s in (stage, *recipe.stages) if "pointer" in s.losses), stage)
         if "pointer" in stage.losses or recipe.model.start_looking:
@@ -317,6 +245,7 @@ class ReaderTask(ChatTask):
             "pointers": [sample.pointers for sample in samples],
             "frames": [frames for sample in samples for frames in sample.frames],
             "spelled": [spelled for sample in samples for spelled in sample.spelled],
+            "characters": self.characters,
         }
 
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
@@ -324,6 +253,7 @@ class ReaderTask(ChatTask):
             **super().counts(batch),
             "frames": sum(len(targets["points"]) > 0 for targets in batch["frames"]),
             "ctc": sum(len(targets["points"]) > 0 for targets in batch["spelled"]),
+            "tokens": sum(int((targets["classes"] > 0).sum()) for targets in batch["frames"]),
             "pointer": sum(len(pointed["positions"]) > 0 for pointed in batch["pointers"]),
         }
         return {name: count for name, count in counts.items() if name in (*self.stage.losses, *self.scores)}

@@ -35,7 +35,7 @@ _CONFIG = frozenset(
         *("tie_word_embeddings", "transformers_version", "vision_config"),
     }
 )
-_PROCESSOR = frozenset({"image_processor", "processor_class", "separators", "template"})
+_PROCESSOR = frozenset({"image_processor", "processor_class", "separators", "template", "boxes_are_regions"})
 _IMAGE_PROCESSOR = frozenset({"image_processor_type", "vision_config"})
 
 
