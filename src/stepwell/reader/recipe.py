@@ -1,5 +1,5 @@
-"""The fields of a recipe whose task is `reader`: those of a chat, pages drawn and scanned, and losses that only
-training has.
+"""The fields of a recipe whose task is `reader`: those of a chat, pages drawn and scanned, and losses that
+only training has.
 """
 
 from __future__ import annotations
