@@ -20,7 +20,8 @@ from stepwell.folders import SHIPPED
 from stepwell.models.ask import Assistant
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.processor import StepwellProcessor
-from stepwell.reader.task import ReaderModel, ReaderTask
+from stepwell.reader.recipe import ReaderModel
+from stepwell.reader.task import ReaderTask
 from stepwell.train.groups import part_of
 from stepwell.train.recipe import load_recipe
 from stepwell.train.run import mixture, train
