@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import copy
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +69,36 @@ def test_answers_are_those_of_asking_and_the_scores_those_of_the_answers(assista
     tokens = [assistant.layout(folder / f"{i}.png").num_visual for i in range(3)]
     assert report.visual_tokens == (pytest.approx(sum(tokens) / 3), sorted(tokens)[1])
     assert sorted(report.image_sizes) == [(40, 60), (40, 70), (40, 80)]
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_rows_are_looked_at_closely_where_they_say_so(assistant, folder, write, is_whole):
+    reader = copy(assistant)
+    reader.boxes_are_regions = True
+    asked = {"image": "0.png", "question": "Read [0.1, 0.2, 0.4, 0.5]", "answers": ["A"]}
+    rows = [asked, {**asked, "question": "What?", "region": [0.1, 0.2, 0.4, 0.5]}]
+    run(reader, write(*rows), folder / "out", whole_images=is_whole)
+    image = folder / "0.png"
+    width, height = Image.open(image).size
+    region = (int(0.1 * width), int(0.2 * height), round(0.4 * width), round(0.5 * height))
+    told = None if is_whole else region
+    for row, line in zip(rows, lines(folder / "out"), strict=True):
+        assert line["prediction"] == assistant.ask(image, row["question"], region=told, max_new_tokens=4)
+        assert line["visual_tokens"] == [assistant.layout(image, region=told).num_visual]
+    assert reader.boxes_are_regions  # the caller's is as it was
+    with pytest.raises(ValueError, match="whole_images was"):
+        run(reader, write(*rows), folder / "out", whole_images=not is_whole)
+
+
+def test_the_command_shows_images_whole_where_it_is_told_to(model_folder, folder, write):
+    row = {"image": "0.png", "question": "What?", "answers": ["A"], "region": [0.1, 0.2, 0.4, 0.5]}
+    data, seen = str(write(row)), []
+    for options in ([], ["--no-region"]):
+        out = folder / f"out{len(options)}"
+        command = ["evaluate", str(model_folder), data, "--metric", "reading", "--output", str(out), *options]
+        assert cli.main(command) == 0
+        seen += [lines(out)[0]["visual_tokens"]]
+    assert seen[1] == [load(model_folder).layout(folder / "0.png").num_visual] != seen[0]
 
 
 def test_the_report_says_all_of_it_in_both_forms(assistant, folder, write):

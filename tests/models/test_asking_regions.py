@@ -189,10 +189,10 @@ def test_a_box_in_words_is_a_region_where_the_processor_says_so(assistant, reade
     whole = assistant.ask(image, IN_WORDS, max_new_tokens=8)
     assert close != whole
     assert reader.ask(image, IN_WORDS, max_new_tokens=8) == close
-    assert reader.layouts(image, IN_WORDS) == [assistant.layout(image, region=REGION)]
+    assert reader.layouts((image, IN_WORDS)) == [assistant.layout(image, region=REGION)]
     reader.boxes_are_regions = False
     assert reader.ask(image, IN_WORDS, max_new_tokens=8) == whole
-    assert reader.layouts(image, IN_WORDS) == [assistant.layout(image)]
+    assert reader.layouts((image, IN_WORDS)) == [assistant.layout(image)]
 
 
 def test_a_box_in_words_says_nothing_where_a_region_is_given_or_images_are_several(assistant, reader, draw):

@@ -71,7 +71,7 @@ def test_boxes_in_words_are_regions_here_too(saved, draw, tmp_path):
     assert light.ask(image, question, max_new_tokens=8) == Assistant(assistant.model, processor).ask(
         image, question, max_new_tokens=8
     )
-    assert light.layouts(image, question)[0].region == (9, 6, 81, 24)
+    assert light.layouts((image, question))[0].region == (9, 6, 81, 24)
 
 
 def test_the_placeholder_is_never_an_answer(saved, draw):

@@ -17,7 +17,9 @@ from stepwell.reader.start import (
     start_position_tables,
     start_query_and_key,
 )
+from stepwell.reader.task import ReaderTask
 from stepwell.reader.tokenizer import build_reader_tokenizer
+from stepwell.train.recipe import load_recipe
 
 
 @pytest.mark.parametrize("at", [0.2, 0.61])
@@ -102,3 +104,17 @@ def test_the_started_head_hands_on_what_it_looks_at(head, kv_head):
     torch.testing.assert_close(handed @ handed, handed)
     assert handed.trace() == pytest.approx(16, abs=1e-4)
     torch.testing.assert_close(values[1 - kv_head], other.unflatten(0, (2, 16))[1 - kv_head])
+
+
+def test_a_head_of_the_first_layer_goes_on_carrying_where_it_looks_too():
+    recipe = load_recipe("reader_smoke", ["stages.answer.pointer_layers=[0, 1]"])
+    torch.manual_seed(0)
+    first, second, _ = ReaderTask(recipe, recipe.stages[1]).build().model.language_model.layers
+    dim = first.self_attn.head_dim
+
+    def handed(layer):
+        attention = layer.self_attn
+        return (attention.o_proj.weight[:, :dim] @ attention.v_proj.weight[:dim]).detach()
+
+    torch.testing.assert_close(handed(second), handed(second) @ handed(second))
+    assert not torch.allclose(handed(first), handed(first) @ handed(first), atol=0.1)

@@ -97,7 +97,7 @@ def evaluate(
         bool,
         typer.Option(
             "--no-region",
-            help="Show images whole, where the model would look closely at a box told in words.",
+            help="Show images whole, whatever region a row has, or tells in words.",
         ),
     ] = False,
     classes: ClassesFile = None,
@@ -174,18 +174,15 @@ def evaluate(
         "batch_size": batch_size or 8,
         "limit": limit,
         "official": official,
+        "whole_images": no_region,
         "name": model,
         "progress": show_progress,
     }
     if sides is not None:
-        load = partial(
-            _load, model, whole=no_region, device=device, dtype=dtype, revision=revision, limits=limits
-        )
+        load = partial(_load, model, device=device, dtype=dtype, revision=revision, limits=limits)
         _sweep(load, data, sides, options)
         return
     assistant = load_assistant(model, revision, device, dtype, limits)
-    if no_region:
-        assistant.boxes_are_regions = False
 
     from stepwell.evaluate.report import report_as_table
     from stepwell.evaluate.run import evaluate
@@ -212,15 +209,13 @@ def _sizes(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _load(model: str, *, whole: bool, **options: Any) -> Any:
+def _load(model: str, **options: Any) -> Any:
     from stepwell.models.ask import Assistant
     from stepwell.weights.load import load
 
     assistant = load(model, **options)
     if not isinstance(assistant, Assistant):
         raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
-    if whole:
-        assistant.boxes_are_regions = False
     return assistant
 
 

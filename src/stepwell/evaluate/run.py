@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ def evaluate(
     batch_size: int = 8,
     limit: int | None = None,
     official: bool = False,
+    whole_images: bool = False,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -53,9 +56,10 @@ def evaluate(
 
     A run that was stopped goes on where it was, also to a larger `limit`. images: the folder that image paths
     start from, by default the file's or the one above. suffix: a line behind every question, or the name of
-    one of SUFFIXES. official: score as the official code does, with its bugs. name: of the model, in the
-    report. Rows that are bad are in `bad_rows`, and in no score. Raises ValueError for a metric that is none,
-    and for a folder that holds a run with other settings.
+    one of SUFFIXES. official: score as the official code does, with its bugs. whole_images: nothing is looked
+    at closely, whatever region a row has or tells. name: of the model, in the report. Rows that are bad are
+    in `bad_rows`, and in no score. Raises ValueError for a metric that is none, and for a folder that holds a
+    run with other settings.
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose from {', '.join(METRICS)}")
@@ -65,9 +69,14 @@ def evaluate(
         check_cider()
     data, suffix = Path(data), SUFFIXES.get(suffix or "", suffix)
     rows, bad = _sorted_out(read_rows(data, images=images, limit=limit), metric, official)
+    if whole_images:
+        model = copy(model)
+        model.boxes_are_regions = False
+        rows = [replace(row, regions=()) for row in rows]
     settings = {
         "metric": metric,
         "official": official,
+        "whole_images": whole_images,
         "suffix": suffix,
         "max_new_tokens": max_new_tokens,
         "data": digest_of_file(data),
@@ -136,19 +145,18 @@ def _ask(
     bad: list[BadRow] = []
     for start in range(0, len(pending), batch_size):
         batch = pending[start : start + batch_size]
-        asked = [_question(row, suffix) for row in batch]
         lines = [
             QuestionLine({"question": question}, [(row.images, question)], row.regions)
-            for row, question in zip(batch, asked, strict=True)
+            for row, question in ((row, _question(row, suffix)) for row in batch)
         ]
         began = time.perf_counter()
         answered = list(answer_lines(model, lines, max_new_tokens=max_new_tokens, batch_size=batch_size))
         seconds = (time.perf_counter() - began) / len(batch)
-        for row, question, fields in zip(batch, asked, answered, strict=True):
+        for row, line, fields in zip(batch, lines, answered, strict=True):
             if "error" in fields:
                 bad.append(BadRow(row.entry, row.where, fields["error"]))
             else:
-                file.add(_answer(model, row, question, fields["answer"], seconds))
+                file.add(_answer(model, row, line, fields["answer"], seconds))
         if progress is not None:
             progress(done + start + len(batch), len(rows))
     return bad
@@ -159,14 +167,14 @@ def _question(row: Row, suffix: str | None) -> str:
     return f"{question}\n{suffix}" if suffix else question
 
 
-def _answer(model: Assistant, row: Row, question: str, prediction: str, seconds: float) -> Answer:
-    ((images, text, *region),) = QuestionLine({}, [(row.images, question)], row.regions).asked_of(model)
-    layouts = model.layouts(images, text, region=region[0] if region else None)
+def _answer(model: Assistant, row: Row, line: QuestionLine, prediction: str, seconds: float) -> Answer:
+    (question,) = line.asked_of(model)
+    layouts = model.layouts(question)
     return Answer(
         entry=row.entry,
         question_id=row.question_id,
         image=list(row.names),
-        question=question,
+        question=question[1],
         answers=list(row.answers),
         prediction=prediction,
         seconds=round(seconds, 4),

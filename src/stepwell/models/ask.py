@@ -47,9 +47,9 @@ class Assistant:
     commit: str | None = None
     """Of the hub, where the model came from there."""
 
-    boxes_are_regions: bool | None = None
-    """Whether the one box of fractions that a question about an image tells in words is its region; None: as
-    the model's processor says.
+    boxes_are_regions: bool
+    """Whether the one box of fractions that a question about an image tells in words is its region; at first
+    as the model's processor says.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -58,12 +58,14 @@ class Assistant:
         """
         self.engine: Engine = TransformersEngine(model, processor)
         self.model, self.processor = model, processor
+        self.boxes_are_regions = self.engine.boxes_are_regions
 
     @classmethod
     def on(cls, engine: Engine) -> Assistant:
         """An assistant that stands on something else than transformers: it has no `model`."""
         assistant = cls.__new__(cls)
         assistant.engine = engine
+        assistant.boxes_are_regions = engine.boxes_are_regions
         return assistant
 
     def __repr__(self) -> str:
@@ -203,18 +205,16 @@ class Assistant:
             size, None if region is None else region_in_pixels(region, size)
         )
 
-    def layouts(
-        self, images: Seen | Sequence[Seen], question: str, *, region: Any = None
-    ) -> list[TokenLayout]:
-        """Of the images of a question, as `ask` looks at them."""
-        ((looks, text),) = asked([(images, question, region)])
+    def layouts(self, question: Question) -> list[TokenLayout]:
+        """Of the images of a question as `ask_many` takes it, as that looks at them."""
+        ((looks, text),) = asked([question])
         return [self.layout(look.image, region=look.region) for look in self._closely(looks, text)[0]]
 
     def _closely(self, looks: Sequence[Look], text: str) -> Asked:
         """A question, with the region that it tells in words."""
         look, *others = looks
-        told = self.engine.boxes_are_regions if self.boxes_are_regions is None else self.boxes_are_regions
-        if others or look.region is not None or not told or isinstance(look.image, VisionFeatures):
+        is_open = look.region is None and not isinstance(look.image, VisionFeatures)
+        if others or not is_open or not self.boxes_are_regions:
             return looks, text
         box = region_in_words(text)
         if box is None:

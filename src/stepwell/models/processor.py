@@ -232,7 +232,7 @@ class StepwellProcessor(ProcessorMixin):
         regions = regions_of(messages)
         if self.boxes_are_regions and regions == [None]:
             asked = [text_of(message) for message in messages if message["role"] == "user"]
-            return [region_in_words(asked[-1])]
+            return [region_in_words(asked[-1]) if asked else None]
         return regions
 
     def __call__(

@@ -46,7 +46,8 @@ def start_looking(model: Any, tokenizer: Any, *, layers: Sequence[int], head: in
     start_carrying(decoder[0].self_attn, embedding.weight, before_answer, head)
     for layer in layers:
         start_query_and_key(decoder[layer].self_attn, head)
-        start_copying(decoder[layer].self_attn, head)
+        if decoder[layer] is not decoder[0]:  # where the head has a box to carry
+            start_copying(decoder[layer].self_attn, head)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """The task `reader`: a small assistant learns to read, with losses that show it where the characters stand.
 
-Beside the answers' loss there are three that exist in training only: "frames" and "ctc" (line_head.py), and
-"pointer" (pointer.py). Letters: (h, w) the grid of an image's visual tokens.
+Beside the answers' loss there are four that exist in training only: "frames" and "ctc" (line_head.py),
+"pointer" (pointer.py), and "tokens", by which visual tokens learn to speak. Letters: (h, w) the grid of an
+image's visual tokens.
 """
 
 from __future__ import annotations
