@@ -5,7 +5,7 @@ whose peers take minutes a run.
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
                                             (deform, upsample, windows, uhd, inf-llava, piip, detectors,
-                                            tiles, runtimes, memory, user, ask, imports; training,
+                                            tiles, runtimes, memory, user, ask, serve, imports; training,
                                             openvino)
 
 Rows are appended to latest.md as they come. Run it on a quiet machine. Ratios above 1 say that ours is the
@@ -24,6 +24,7 @@ import detectors
 import imports
 import piip_backbone
 import runtimes
+import serving
 import tiles
 import upsample
 import windows
@@ -87,6 +88,16 @@ SECTIONS = {
         "`stepwell ask`, the whole process",
         "| command | seconds | peak memory |\n| --- | --- | --- |",
         ask.rows(),
+    ),
+    "serve": (
+        "`stepwell serve`, close looks of a receipt, and the same questions in a plain loop",
+        serving.LOAD_HEADER,
+        serving.rows(),
+    ),
+    "serve-overload": (
+        "`stepwell serve` with ten times as many clients as places, for half a minute",
+        serving.OVERLOAD_HEADER,
+        serving.overload_rows(),
     ),
     "imports": (
         "Imports, each package with what it imports, so that columns overlap",

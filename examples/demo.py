@@ -17,15 +17,17 @@ import stepwell
 from stepwell.views.sheet import write_views
 
 HERE = Path(__file__).parent
-PAGES = {
-    "receipt.jpg": {  # scanned
-        "How much is the total?": "27.30",
-        "What is the date on this receipt?": "30-06-16",
-    },
-    "drawn_page.png": {  # made by stepwell.reader.drawn; see README.md
-        "How much is the total?": "265.25",
-        "Which company issued this receipt?": "IP KAIYONG PHARMACY",
-    },
+WHOLE = None
+PAGES = {  # question, region that is looked at closely, what is printed
+    "receipt.jpg": [  # scanned
+        ("How much is the total?", WHOLE, "27.30"),
+        ("What is written here?", (656, 787, 802, 828), "30-06-16"),
+        ("What is written here?", (228, 387, 624, 428), "LOT P.T. 33198, BATU 4"),
+    ],
+    "drawn_page.png": [  # made by stepwell.reader.drawn; see README.md
+        ("Which company issued this receipt?", WHOLE, "IP KAIYONG PHARMACY"),
+        ("What is written here?", (18, 245, 253, 275), "INV DATE: 14-11-23"),
+    ],
 }
 
 
@@ -38,12 +40,12 @@ def main(target: Path) -> None:
         layout = model.layout(HERE / name)
         height, width = layout.image_size
         print(f"\n{name}: {width} x {height} px, {layout.num_visual} visual tokens")
-        for question, printed in questions.items():
+        for question, region, printed in questions:
             started = time.perf_counter()
-            answer = model.ask(HERE / name, question)
-            print(
-                f"  {question}\n    {answer!r} (printed: {printed!r}), {time.perf_counter() - started:.2f} s"
-            )
+            answer = model.ask(HERE / name, question, region=region)
+            seconds = time.perf_counter() - started
+            where = "" if region is WHOLE else f"  {region}"
+            print(f"  {question}{where}\n    {answer!r} (printed: {printed!r}), {seconds:.2f} s")
     images = [stepwell.open_image(HERE / name) for name in PAGES]
     write_views(target, images, model.processor.geometry)
     print(f"\nwhat the model saw: {target}")

@@ -286,7 +286,7 @@ def test_flops_counts_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     for recipe in ("reader_tiny", str(tmp_path / "mine.yaml")):
         assert cli.main(["flops", recipe, "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
-        assert report["visual_tokens"] == 64 * 64
+        assert report["visual_tokens"] == 80 * 80
         gflops.append({part["name"]: part["true_gflops"] for part in report["parts"]})
     assert gflops[1]["language_model"] == pytest.approx(gflops[0]["language_model"] / 4, rel=0.01)
     assert gflops[1]["branches.0"] == gflops[0]["branches.0"]

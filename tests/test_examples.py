@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from collections import Counter
@@ -68,8 +69,9 @@ def test_an_example_is_under_sixty_lines_and_listed(path: Path) -> None:
 def test_the_demo_prints_every_answer_beside_the_truth_and_draws_the_views(
     run: Callable[..., str], tmp_path: Path
 ) -> None:
-    out = run("demo.py")
-    assert out.count("(printed: ") == 4
+    answers = re.findall(r"('.+') \(printed: ('.+')\)", run("demo.py"))
+    assert len(answers) == 5
+    assert all(answer == printed for answer, printed in answers)
     assert (tmp_path / "views.png").stat().st_size > 10_000
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import traceback
 from contextlib import suppress
@@ -22,15 +23,18 @@ import typer
 from typer.exceptions import TyperException
 
 from stepwell.commands.ask import ask
+from stepwell.commands.compare import compare
 from stepwell.commands.convert import convert
 from stepwell.commands.costs import flops, plan
 from stepwell.commands.data import data
+from stepwell.commands.demo import demo
 from stepwell.commands.draw import draw
 from stepwell.commands.evaluate import evaluate
-from stepwell.commands.memory import is_about_memory
 from stepwell.commands.names import list_names
 from stepwell.commands.predict import predict
+from stepwell.commands.serve import serve
 from stepwell.commands.train import train
+from stepwell.ops.memory import is_about_memory
 from stepwell.version import __version__
 
 __all__ = ["app", "main", "run"]
@@ -112,9 +116,17 @@ def _is_refusal(error: Exception) -> bool:
         return True
     if _is_about_space(error):
         return True
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    ours = Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+    ours = Path(_raised_in(error)).is_relative_to(Path(__file__).parent)
     return ours and isinstance(error, ValueError | RuntimeError)
+
+
+def _raised_in(error: Exception) -> str:
+    """The file; of an error of a process that concurrent.futures began, the one that its traceback names."""
+    elsewhere = re.findall(r'^  File "(.+)", line \d+', str(error.__cause__ or ""), re.MULTILINE)
+    if type(error.__cause__).__name__ == "_RemoteTraceback" and elsewhere:
+        return str(elsewhere[-1])
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code.co_filename
 
 
 def _is_about_space(error: Exception) -> bool:
@@ -165,6 +177,6 @@ def _root(
         print(context.get_help())
 
 
-for command in (ask, data, draw, train, evaluate, predict, convert, flops, plan):
+for command in (ask, data, draw, train, evaluate, compare, predict, serve, demo, convert, flops, plan):
     app.command()(command)
 app.command("list")(list_names)

@@ -35,6 +35,7 @@ __all__ = [
     "Region",
     "Size",
     "Statistics",
+    "TokenGrid",
     "TokenLayout",
     "TokenMap",
     "TokenRun",
@@ -143,6 +144,21 @@ class TokenRun:
             raise ValueError(f"a run holds visual tokens, a separator's text or its ids, got {self}")
 
 
+class TokenGrid(NamedTuple):
+    """Visual tokens that stand for the cells of a grid over a part of the image."""
+
+    box: Box
+    rows: tuple[Sequence[int], ...]  # of the visual tokens of each row, separators not counted; -1: none
+
+    @classmethod
+    def over(cls, box: Box, size: Size, *, first: int = 0, step: int | None = None) -> TokenGrid:
+        """A grid of `size`, row by row from token `first` on. step: tokens from one row to the next, where
+        others stand between them.
+        """
+        starts = [first + row * (step or size[1]) for row in range(size[0])]
+        return cls(box, tuple(range(start, start + size[1]) for start in starts))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLayout:
     """Everything about an image of one size that can be known before any pixel is read."""
@@ -153,6 +169,7 @@ class TokenLayout:
     runs: tuple[TokenRun, ...]
     tiles: Size = (0, 0)  # rows and columns of the views that tile the image, which come first
     token_grid: Size = (0, 0)  # rows and columns of visual tokens of every view, where all have as many
+    grids: tuple[TokenGrid, ...] = ()  # where visual tokens look; some have no place
     region: Region | None = None  # that is looked at closely, where there is one
     cut: Region | None = None  # what the finest views show then: the region and what lies around it
 

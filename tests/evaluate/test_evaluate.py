@@ -68,7 +68,7 @@ def test_answers_are_those_of_asking_and_the_scores_those_of_the_answers(assista
     assert (report.scores.images, report.bad_rows, report.rows) == (3, [], 5)
     tokens = [assistant.layout(folder / f"{i}.png").num_visual for i in range(3)]
     assert report.visual_tokens == (pytest.approx(sum(tokens) / 3), sorted(tokens)[1])
-    assert sorted(report.image_sizes) == [(40, 60), (40, 70), (40, 80)]
+    assert sorted(report.seen) == [((40, 60), None), ((40, 70), None), ((40, 80), None)]
 
 
 @pytest.mark.parametrize("is_whole", [False, True])

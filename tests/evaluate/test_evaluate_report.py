@@ -42,6 +42,7 @@ def answered(entry, image, kind, right, said, *, tokens=4, seconds=1.0):
         seconds=seconds,
         visual_tokens=[tokens],
         image_sizes=[(1, 2)],
+        regions=[None],
     )
     return row, answer
 

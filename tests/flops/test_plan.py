@@ -166,7 +166,7 @@ def test_branches_are_written_as_family_and_sizes(text, names):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"branches": "resnet:B"}, "unknown family 'resnet'; choose from augreg"),
+        ({"branches": "regnet:B"}, "unknown family 'regnet'; choose from augreg"),
         ({"branches": "clip:S"}, "clip has no size 'S'; the catalogue has clip_b"),
         ({"branches": "deit_b"} | {"branches": "deit_xl"}, "unknown encoder 'deit_xl'"),
         ({"branches": "deit:T,S"}, "largest network first"),

@@ -49,7 +49,7 @@ def _count_encoder(name: str) -> dict[str, Any]:
     samples = []
     for window in windows:
         with outlines():
-            encoder = build_encoder(name, **({"windows": window} if window else {}))
+            encoder = build_encoder(name, **({"windows": window} if window else {})).eval()
         for size in [(side, side), *((side + stride, side) for stride in strides), (2 * side, 2 * side)]:
             amounts = quantities(encoder.spec, size)
             macs = count_macs(encoder, partial(encoder, torch.empty(1, 3, *size, device="meta")), "D")

@@ -105,11 +105,17 @@ def test_tokens_are_resized_first_and_summed_without_weights(norm, grid):
 def test_the_embedding_of_a_place_is_added_to_its_token_by_the_weight_given():
     config = ProjectorConfig(hidden_dim=8, num_groups=4, grid=(3, 5))
     plain, placed = TokenMerge(DIMS, 8, config), TokenMerge(DIMS, 8, replace(config, place=0.5))
-    placed.load_state_dict(plain.state_dict())
+    finer = TokenMerge(DIMS, 8, replace(config, place=0.5, place_shortest=0.01))
     maps = make_maps()
-    added = placed(maps).tokens - plain(maps).tokens
-    expected = 0.5 * fraction_position_embedding(8, (3, 5))
-    torch.testing.assert_close(added, expected.expand_as(added), atol=1e-5, rtol=1e-4)
+    boxes = torch.tensor([[0.1, 0.2, 0.15, 0.22]]).expand(len(maps[0]), -1)
+    for merge, shortest in ((placed, 0.07), (finer, 0.01)):
+        merge.load_state_dict(plain.state_dict())
+        added = merge(maps).tokens - plain(maps).tokens
+        expected = 0.5 * fraction_position_embedding(8, (3, 5), shortest=shortest)
+        torch.testing.assert_close(added, expected.expand_as(added), atol=1e-5, rtol=1e-4)
+        added = merge(maps, boxes).tokens - plain(maps, boxes).tokens
+        expected = 0.5 * fraction_position_embedding(8, (3, 5), boxes, shortest=shortest)
+        torch.testing.assert_close(added, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("grid", [None, (3, 2)])

@@ -115,6 +115,10 @@ def test_a_fraction_position_embedding_in_boxes_is_of_places_in_the_whole() -> N
     torch.testing.assert_close(found[0], whole.flatten(0, 1))
     inner = fraction_position_embedding(12, (2, 2), boxes[1:]).view(2, 2, 12)
     torch.testing.assert_close(inner, whole[1:3, 2:4])
+    finer = fraction_position_embedding(12, (4, 6), shortest=0.01)
+    torch.testing.assert_close(finer[0, :6], fraction_embedding(torch.tensor([1 / 12]), 6, shortest=0.01)[0])
+    finer_inner = fraction_position_embedding(12, (2, 2), boxes[1:], shortest=0.01).view(2, 2, 12)
+    torch.testing.assert_close(finer_inner, finer.view(4, 6, 12)[1:3, 2:4], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(3, 4), (5, 2)])

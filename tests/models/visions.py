@@ -9,13 +9,16 @@ from stepwell.fuse.interaction import InteractionConfig
 from stepwell.fuse.merge import ProjectorConfig
 from stepwell.fuse.windows import WindowConfig
 from stepwell.models.anyres import AnyResConfig
+from stepwell.models.fewer_tokens import FewerTokensConfig
 from stepwell.models.inf import InfConfig
 from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.piip import PiipConfig
+from stepwell.models.placed import PlacedConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.pyramid import BranchConfig
 from stepwell.models.pyramid_shared import PyramidSharedConfig
 from stepwell.models.uhd import V1_WINDOWS, UhdV1Config, UhdV2Config
+from stepwell.models.vision import settings_json
 
 PLAIN = PlainConfig(encoder="vit_nano", size=64, framing="pad")
 PIIP = PiipConfig(
@@ -58,4 +61,7 @@ VISIONS = {
     "anyres": ANYRES,
     "pyramid_shared": PYRAMID_SHARED,
     "llava_hr": LLAVA_HR,
+    "placed": PlacedConfig(system=settings_json(ANYRES)),
+    "averaged": FewerTokensConfig(system=settings_json(PIIP)),
+    "dropped": FewerTokensConfig(system=settings_json(UHD_V2), reduction="drop"),
 }

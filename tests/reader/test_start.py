@@ -29,17 +29,19 @@ def test_the_code_of_a_fraction_is_most_like_itself(at):
     assert places[likeness.argmax()] == pytest.approx(at, abs=1e-5)
 
 
-def test_left_and_bottom_edges_begin_as_the_code_of_their_cells_column_and_row():
+@pytest.mark.parametrize("shortest", [0.07, 0.01])
+def test_left_and_bottom_edges_begin_as_the_code_of_their_cells_column_and_row(shortest):
     tokenizer = build_reader_tokenizer()
     embedding = nn.Embedding(len(tokenizer), 32)
-    start_coordinates(embedding.weight, tokenizer)
+    start_coordinates(embedding.weight, tokenizer, shortest=shortest)
 
     def step(first, second):
         """What moving an edge changes; the mark that edges share falls out."""
         ids = tokenizer.convert_tokens_to_ids([first, second])
         return embedding.weight[ids[1]] - embedding.weight[ids[0]]
 
-    cells = fraction_position_embedding(32, (10, 10)).unflatten(0, (10, 10))  # centres at 0.05, 0.15 ...
+    cells = fraction_position_embedding(32, (10, 10), shortest=shortest)  # centres at 0.05, 0.15 ...
+    cells = cells.unflatten(0, (10, 10))
     ratio = step("[0.150", "[0.750").norm() / (cells[0, 7] - cells[0, 1]).norm()
     torch.testing.assert_close(step("[0.150", "[0.750"), ratio * (cells[0, 7] - cells[0, 1]))
     torch.testing.assert_close(step("0.250]", "0.950]"), ratio * (cells[9, 4] - cells[2, 4]))

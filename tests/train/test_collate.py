@@ -63,6 +63,22 @@ def test_samples_of_different_lengths_are_padded_at_the_right(processor):
     assert batch["image_sizes"].tolist() == [[100, 200], [200, 100]]
 
 
+@pytest.mark.parametrize("turns", ["together", "apart"])
+def test_rows_are_padded_to_multiples_where_these_are_wanted(processor, turns):
+    samples = sample(FIRST, SECOND), sample(FIRST, size=(100, 200))
+    plain = batch_of(Collator(processor, max_length=4096, turns=turns), *samples)
+    padded = batch_of(Collator(processor, max_length=4096, turns=turns, pad_to_multiple_of=64), *samples)
+    length = plain["input_ids"].shape[1]
+    wanted = -(-length // 64) * 64
+    assert length < wanted
+    for name in padded.keys() - {"pixel_values", "image_sizes"}:
+        assert padded[name].shape == (2, wanted)
+        assert torch.equal(padded[name][:, :length], plain[name])
+    assert (padded["labels"][:, length:] == IGNORE).all()
+    unseen = padded["attention_mask"] if turns == "together" else padded["groups"] + 1
+    assert not unseen[:, length:].any()
+
+
 def test_a_tokenizer_without_a_pad_token_pads_as_asking_does(processor):
     samples = [sample(FIRST, SECOND), sample(FIRST)]
     bare = copy.deepcopy(processor)

@@ -98,6 +98,7 @@ def test_batch_norms_are_frozen_with_their_weights():
     )
     freeze_all_but(module, ["body", "head"], {}, ["body"])
     assert frozen_norms(module) == [module["body"]]
+    assert frozen_norms(module, all_norms=True) == [module["body"], module["head"]]
     with pytest.raises(ValueError, match="nothing learns: body, head of head are frozen"):
         freeze_all_but(module, ["head"], {}, ["body", "head"])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from stepwell.reader.task import ReaderTask
 from stepwell.train.dry_run import dry_run
 from stepwell.train.recipe import load_recipe
 from stepwell.train.run import train
+from stepwell.train.tasks import find_task
 
 peft = pytest.importorskip("peft")
 
@@ -107,3 +110,63 @@ def test_a_dry_run_counts_adapters_alone(recipe):
 def test_adapters_go_on_what_a_recipe_may_name(recipe):
     with pytest.raises(ValueError, match=r"recipe .*model\.lora\.parts"):
         load_recipe(recipe({"parts": ["projector"]}))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_layers_beside_adapters_are_stored_in_few_bits_and_finished_in_full(recipe, bits, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    file = recipe({"rank": 2, "bits": bits}, learning=("projector", "language"))
+    settings = load_recipe(str(file))
+    module = find_task("chat")(settings, settings.stages[0]).build()
+    stored = {
+        name: parameter for name, parameter in module.named_parameters() if not parameter.is_floating_point()
+    }
+    assert len(stored) == 7 * module.config.text_config.num_hidden_layers
+    assert all("base_layer" in name and not parameter.requires_grad for name, parameter in stored.items())
+    assert not any("base_layer" in name for name in module.state_dict())
+
+    folder = train(file)
+    before, after = (load_file(each / "model.safetensors") for each in (tmp_path / "start", folder))
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    scale = 32 / 2
+    for name in before:
+        if "language_model" in name and "_proj." in name:
+            a, b = (
+                adapter[f"base_model.model.{name.removesuffix('.weight')}.lora_{side}.weight"]
+                for side in "AB"
+            )
+            torch.testing.assert_close(after[name], before[name] + scale * b @ a)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert isinstance(stepwell.load(folder).ask(tmp_path / "a.png", "What?", max_new_tokens=2), str)
+
+
+def test_few_bits_are_refused_where_they_do_not_run(recipe, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    import bitsandbytes
+
+    def broken(self, x):
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setattr(bitsandbytes.nn.Linear4bit, "forward", broken)
+    with pytest.raises(ValueError, match=r"does not run layers of 4 bits on this machine \(no kernel\)"):
+        train(recipe({"bits": 4}))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ImportError, match=r"weights of 8 bits need bitsandbytes: pip install"):
+        train(recipe({"bits": 8}))
+
+
+def test_training_over_few_bits_goes_on_where_it_was_stopped(recipe, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    lora = {"rank": 2, "bits": 4}
+    through = load_file(train(recipe(lora, steps=4)) / "model.safetensors")
+    shutil.rmtree(tmp_path / "runs")
+    file = recipe(lora, steps=4)
+    settings = json.loads(file.read_text()) | {"save_steps": 2}
+    file.write_text(json.dumps(settings))
+    train(file)
+    (stage,) = [path for path in (tmp_path / "runs" / "mine").iterdir() if path.name.startswith("1_")]
+    shutil.rmtree(stage / "checkpoint-4")
+    shutil.rmtree(stage / "finished")
+    shutil.rmtree(tmp_path / "runs" / "mine" / "model")
+    resumed = load_file(train(file) / "model.safetensors")
+    assert all(torch.equal(through[name], resumed[name]) for name in through)

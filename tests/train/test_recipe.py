@@ -108,7 +108,7 @@ def test_overrides_reach_any_field(override, read, value):
         ("stages.look.keep=best", "stages.0: keep: best needs validation data"),
         ("stages.look.losses={}", r"stages\.0\.losses"),
         ("stages.look.losses={words: 1.0}", r"stages\.0\.losses\.words"),
-        ("model.start=somewhere", "start is a whole model; start_looking beside it would be ignored"),
+        ("model.start=somewhere", "start is a whole model; boxes_are_regions beside it would be ignored"),
         ("model.vision.kind=pip", "model.vision: vision_config: kind 'pip' is none of 'plain', 'piip'"),
         ("stages.look.optimiser.betas=[-0.1, 0.9]", r"stages\.0\.optimiser\.betas\.0: .*or equal to 0"),
         ("stages.look.optimiser.betas=[0.9, 1.1]", r"stages\.0\.optimiser\.betas\.1: .*or equal to 1"),

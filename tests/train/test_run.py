@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from two_processes import run_in_two
 
 from stepwell.folders import SHIPPED
 from stepwell.models.ask import Assistant
@@ -441,7 +441,6 @@ def test_every_process_has_samples_of_its_own(tmp_path, monkeypatch):
     assert len(mixture(task, seed=0)) == 3 * 2 * 2
 
 
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SCRIPT = """
 import sys
 import torch
@@ -466,16 +465,7 @@ torch.distributed.destroy_process_group()
 
 
 def in_two_processes(folder, *overrides, kill=99):
-    (folder / "script.py").write_text(SCRIPT)
-    result = subprocess.run(
-        [*TWO, str(folder / "script.py"), str(kill), *overrides],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert (result.returncode == 0) == (kill == 99), result.stderr[-3000:]
+    run_in_two(SCRIPT, folder, str(kill), *overrides, fails=kill != 99)
 
 
 DISTRIBUTED = ["bf16=false", "stages.look.steps=2", "stages.answer.steps=2"]

@@ -10,8 +10,9 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_run import TWO, equal_weights, killed_after, read_metrics
+from test_run import equal_weights, killed_after, read_metrics
 from torchvision.transforms import functional as TF
+from two_processes import TWO
 
 import stepwell
 from stepwell.cli import main

@@ -163,13 +163,16 @@ def test_batches_of_regions_are_answered_as_alone(system):
 
 
 def test_maps_of_a_close_up_know_their_views_and_strides(system):
-    _, vision = system
+    config, vision = system
     layout = vision.geometry.close_up(SIZE, REGION)
-    for feature_map in features(vision, picture(), layout).maps:
-        rows, cols = feature_map.map.shape[-2:]
-        height, width = feature_map.view.size
-        if feature_map.view.size in layout.inputs:
-            assert (round(height / rows, 6), round(width / cols, 6)) == (feature_map.stride,) * 2
+    maps = features(vision, picture(), layout).maps
+    are_crops = config.kind == "inf"  # cut out of an input, at its size
+    told = [found for found in maps if are_crops or found.view.size in layout.inputs]
+    assert told
+    for found in told:
+        rows, cols = found.map.shape[-2:]
+        height, width = found.view.size
+        assert (round(height / rows, 6), round(width / cols, 6)) == (found.stride,) * 2
 
 
 @pytest.mark.parametrize(
@@ -334,6 +337,20 @@ def test_small_regions_are_enlarged_until_they_can_be_read(region, least, most):
     assert least <= height / size_of(cut)[0] <= most
 
 
+def test_views_of_regions_come_in_few_sizes_where_a_grain_is_told():
+    config = RegionConfig(margin=0.05, enlarge=5.0, short_side=32, grain=4)
+    seen = set()
+    for width in range(20, 300):
+        region = (100, 100, 100 + width, 112)
+        cut, size = whole_cells(region, (400, 600), config, side=640, stride=16, min_cells=2)
+        assert cut[0] <= 100 < 100 + width <= cut[2]
+        assert size[0] / size_of(cut)[0] == pytest.approx(size[1] / size_of(cut)[1], rel=0.08)
+        seen.add(size[1])
+    assert seen == set(range(64, 641, 64))
+    _, (height, _) = whole_cells((100, 100, 112, 180), (400, 600), config, side=640, stride=16, min_cells=2)
+    assert height % 64 == 0  # the longer side, whichever it is
+
+
 def test_a_region_of_a_small_image_is_enlarged_no_further_than_told():
     config = RegionConfig(margin=0.0, enlarge=5.0, short_side=40)
     cut, (height, _) = whole_cells((0, 100, 160, 140), (200, 160), config, side=1280, stride=16, min_cells=2)
@@ -367,3 +384,9 @@ def test_views_of_squares_are_enlarged_as_little():
 )
 def test_a_question_may_tell_one_box_in_words(text, box):
     assert region_in_words(text) == box
+
+
+@pytest.mark.parametrize("region", [(10**400, 1, 2, 3), {"0": 1, "1": 2, "2": 3, "3": 4}, "1234"])
+def test_what_is_no_region_is_refused_in_a_line(region):
+    with pytest.raises(ValueError, match=r"a region is \(left, top, right, bottom\), got"):
+        region_in_pixels(region, SIZE)

@@ -5,11 +5,10 @@ it finds in images for which that is known.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -25,11 +24,9 @@ from stepwell.commands.loading import (
     quieten,
 )
 from stepwell.commands.perception import answers_questions, score_perception
-from stepwell.commands.printing import show_progress
+from stepwell.commands.printing import refuse_bad, show_progress
+from stepwell.commands.question_options import Images, MetricName, NoRegion, Suffix
 from stepwell.commands.tile_options import InTiles, TileOverlap, TileScale, TileSize, tiles_of
-
-if TYPE_CHECKING:
-    from stepwell.evaluate.report import Report
 
 __all__ = ["evaluate"]
 
@@ -38,8 +35,6 @@ _OF_IMAGES = (
     *("split", "classes", "max_detections", "threshold", "pictures"),
     *("tiles", "tile_size", "tile_overlap", "tile_scale"),
 )
-
-MetricName = Literal["exact", "anls", "reading", "vqa", "relaxed", "choice", "pope", "iou", "cider"]
 
 
 def evaluate(
@@ -67,16 +62,8 @@ def evaluate(
             help="[default: evaluations/MODEL/DATA-METRIC, or -TASK, beneath here]",
         ),
     ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", exists=True, file_okay=False, help="Of image paths. [default: the data's]"
-        ),
-    ] = None,
-    suffix: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="A line behind every question; SHORT and LETTER are LLaVA's."),
-    ] = None,
+    images: Images = None,
+    suffix: Suffix = None,
     max_new_tokens: MaxNewTokens = 128,
     batch_size: Annotated[
         int | None,
@@ -93,13 +80,7 @@ def evaluate(
     official: Annotated[
         bool, typer.Option("--official", help="Score as the official code does, with its bugs.")
     ] = False,
-    no_region: Annotated[
-        bool,
-        typer.Option(
-            "--no-region",
-            help="Show images whole, whatever region a row has, or tells in words.",
-        ),
-    ] = False,
+    no_region: NoRegion = False,
     classes: ClassesFile = None,
     split: Split = None,
     max_detections: Annotated[
@@ -189,7 +170,7 @@ def evaluate(
 
     report = evaluate(assistant, data, **options)
     print(f"{report_as_table(report)}\n{folder / 'report.md'}")
-    _refuse_bad(report, folder)
+    refuse_bad("rows", report.bad_rows, report.rows, folder / "report.md")
 
 
 def _refuse_strange(context: typer.Context, model: str, names: Sequence[str]) -> None:
@@ -210,13 +191,10 @@ def _sizes(text: str) -> list[int]:
 
 
 def _load(model: str, **options: Any) -> Any:
-    from stepwell.models.ask import Assistant
+    from stepwell.models.ask import as_assistant
     from stepwell.weights.load import load
 
-    assistant = load(model, **options)
-    if not isinstance(assistant, Assistant):
-        raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
-    return assistant
+    return as_assistant(load(model, **options), model)
 
 
 def _sweep(load: Callable[..., Any], data: Path, sizes: list[int], options: dict[str, Any]) -> None:
@@ -231,15 +209,5 @@ def _sweep(load: Callable[..., Any], data: Path, sizes: list[int], options: dict
     print(f"{sweep_as_table(points)}\n{folder / 'sweep.md'}")
     draw_sweep(folder / "sweep.png", points, name=options["metric"])
     for point in points:
-        _refuse_bad(point.report, folder / str(point.size))
-
-
-def _refuse_bad(report: Report, folder: Path) -> None:
-    """Raises ValueError, when all is written, if rows were bad."""
-    if report.bad_rows:
-        sys.stdout.flush()
-        _, where, reason = report.bad_rows[0]
-        raise ValueError(
-            f"{len(report.bad_rows)} of {report.rows} rows are bad and in no score (all are in "
-            f"{folder / 'report.md'}); {where}: {reason}"
-        )
+        report = point.report
+        refuse_bad("rows", report.bad_rows, report.rows, folder / str(point.size) / "report.md")

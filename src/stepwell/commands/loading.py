@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -25,6 +26,7 @@ __all__ = [
     "check_model",
     "load_assistant",
     "quieten",
+    "short_name",
 ]
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -50,14 +52,12 @@ def load_assistant(
     """An assistant, opened the fast way where there is one. Raises ValueError for another kind of model."""
     check_model(model, device)
 
-    from stepwell.models.ask import Assistant
+    from stepwell.models.ask import as_assistant
     from stepwell.weights.light import load_to_ask
 
     quieten()
-    assistant = load_to_ask(model, device=device, dtype=dtype, revision=revision, limits=limits)
-    if not isinstance(assistant, Assistant):
-        raise ValueError(f"{model} answers no questions: it is a {type(assistant).__name__}")
-    return assistant
+    found = load_to_ask(model, device=device, dtype=dtype, revision=revision, limits=limits)
+    return as_assistant(found, str(model))
 
 
 def check_model(model: str | None, device: str | None) -> None:
@@ -75,6 +75,15 @@ def check_model(model: str | None, device: str | None) -> None:
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda", "mps", "xpu") or (":" in device and not index.isdecimal()):
         raise ValueError(f"unknown device {device}: use cpu, cuda, cuda:1, mps or xpu")
+
+
+def short_name(model: str) -> str:
+    """Of a model, for people: of a folder its own, or that of the run that it lies in."""
+    folder = find_folder(model) if Path(model).is_dir() else None
+    if folder is None:
+        return model
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def quieten() -> None:

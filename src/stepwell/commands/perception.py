@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepwell.commands.loading import Precision, quieten
-from stepwell.commands.printing import show_progress
+from stepwell.commands.printing import refuse_bad, show_progress
 from stepwell.evaluate.kinds import TASKS
 from stepwell.folders import find_folder, model_type
 
@@ -72,10 +71,4 @@ def score_perception(
         **options,
     )
     print(f"{perception_as_table(report)}\n{folder / 'report.md'}")
-    if report.bad_images:
-        sys.stdout.flush()
-        _, where, reason = report.bad_images[0]
-        raise ValueError(
-            f"{len(report.bad_images)} of {report.images} images are bad and in no score (all are in "
-            f"{folder / 'report.md'}); {where}: {reason}"
-        )
+    refuse_bad("images", report.bad_images, report.images, folder / "report.md")

@@ -17,11 +17,11 @@ import typer
 
 from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import Device, Dtype, Precision, Revision, check_model, quieten
-from stepwell.commands.memory import is_about_memory
 from stepwell.commands.pictures import STDIN, find_pictures
 from stepwell.commands.printing import print_json, show_progress
 from stepwell.commands.tile_options import InTiles, TileOverlap, TileScale, TileSize, tiles_of
 from stepwell.folders import SHIPPED_DETECTOR, one_line, write_whole
+from stepwell.ops.memory import is_about_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image

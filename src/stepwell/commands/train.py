@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["train"]
+__all__ = ["check_training", "train"]
 
 
 def train(
@@ -25,8 +24,7 @@ def train(
 ) -> None:
     """Train a model from a recipe."""
     _check_recipe(recipe)
-    if find_spec("accelerate") is None:
-        raise ImportError("training needs accelerate: pip install 'stepwell[train]'")
+    check_training()
     if dry_run:
         from stepwell.train.dry_run import dry_run as told
 
@@ -38,9 +36,14 @@ def train(
     print(f"trained: {run(recipe, overrides or [])}")
 
 
-def _check_recipe(recipe: str) -> None:
-    from stepwell.train.shipped import recipe_names
+def check_training() -> None:
+    """Raises ImportError where nothing can be trained."""
+    if find_spec("accelerate") is None:
+        raise ImportError("training needs accelerate: pip install 'stepwell[train]'")
 
-    names = recipe_names()
-    if recipe not in names and not Path(recipe).is_file():
-        raise ValueError(f"no recipe {recipe}: not a file, and not one of {', '.join(names)}")
+
+def _check_recipe(recipe: str) -> None:
+    from stepwell.train.shipped import is_recipe, recipe_names
+
+    if not is_recipe(recipe):
+        raise ValueError(f"no recipe {recipe}: not a file, and not one of {', '.join(recipe_names())}")

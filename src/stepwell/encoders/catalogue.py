@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.pretrained import load_encoder_weights
+from stepwell.encoders.resnet import ResNet
 from stepwell.encoders.timm_encoder import TimmEncoder, build_timm, timm_spec
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.structures import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, EncoderSpec
@@ -39,6 +40,7 @@ Family = Literal[
     "internvit",
     "convnext",
     "convnext_clip",
+    "resnet",
 ]
 
 
@@ -51,7 +53,7 @@ class Entry:
     """A named encoder."""
 
     family: Family
-    build: type[VisionTransformer] | type[ConvNeXt]
+    build: type[VisionTransformer] | type[ConvNeXt] | type[ResNet]
     arguments: Mapping[str, Any]
 
 
@@ -98,7 +100,7 @@ def _timm_spec(name: str, arguments: str) -> EncoderSpec:
 
 def build_encoder(
     name: str, /, *, weights: str | Path | None = None, revision: str | None = None, **overrides: Any
-) -> VisionTransformer | ConvNeXt | TimmEncoder:
+) -> VisionTransformer | ConvNeXt | ResNet | TimmEncoder:
     """An encoder of the catalogue; `overrides` are constructor arguments that differ.
 
     weights, revision: a folder, a file or a name on the hub, as for `load_encoder_weights`; None leaves
@@ -106,7 +108,7 @@ def build_encoder(
     Raises ValueError for a name or an argument that does not exist, and what loading raises.
     """
     arguments = encoder_arguments(name, overrides)
-    encoder: VisionTransformer | ConvNeXt | TimmEncoder
+    encoder: VisionTransformer | ConvNeXt | ResNet | TimmEncoder
     if name.startswith(TIMM):
         encoder = build_timm(name.removeprefix(TIMM), **arguments)
     else:
@@ -186,6 +188,14 @@ def _convnext(family: Family, width: int, depth: int, **arguments: Any) -> Entry
     return Entry(family=family, build=ConvNeXt, arguments={**sizes, **arguments})
 
 
+def _resnet(depths: tuple[int, ...], **arguments: Any) -> Entry:
+    return Entry(family="resnet", build=ResNet, arguments={"depths": depths, **arguments})
+
+
+def _bottlenecks(depth: int) -> Entry:
+    return _resnet((3, 4, depth, 3), dims=(256, 512, 1024, 2048), layer="bottleneck")
+
+
 def _laion(width: int, depth: int) -> Entry:
     return _convnext("convnext_clip", width, depth, mean=CLIP_MEAN, std=CLIP_STD)
 
@@ -260,4 +270,9 @@ ENCODERS: dict[str, Entry] = {
     "convnext_l": _convnext("convnext", 192, 27),
     "convnext_b_clip": _laion(128, 27),
     "convnext_l_clip": _laion(192, 27),
+    "resnet_nano": _resnet((1, 1, 1), dims=(32, 48, 96), stem_dim=32),
+    "resnet_18": _resnet((2, 2, 2, 2)),
+    "resnet_34": _resnet((3, 4, 6, 3)),
+    "resnet_50": _bottlenecks(6),
+    "resnet_101": _bottlenecks(23),
 }

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stepwell.encoders.convnext import ConvNeXt
+from stepwell.encoders.resnet import ResNet
 from stepwell.encoders.table_fit import TableFit
 from stepwell.encoders.timm_encoder import TimmEncoder
 from stepwell.encoders.vit import VisionTransformer
@@ -105,12 +106,13 @@ def _load(
         )
     if is_ours:
         return fill(encoder, plan(tensors.shapes, [AS_IT_IS]), tensors, name=name)
+    counts = [key for key in encoder.state_dict() if key.endswith("num_batches_tracked")]
+    absent = dict.fromkeys(counts, "counts from 0")
     if isinstance(encoder, TimmEncoder):
-        counts = [key for key in encoder.state_dict() if key.endswith("num_batches_tracked")]
-        return fill(encoder, *encoder.plan(tensors), name=name, absent=dict.fromkeys(counts, "counts from 0"))
-    if isinstance(encoder, ConvNeXt):
+        return fill(encoder, *encoder.plan(tensors), name=name, absent=absent)
+    if isinstance(encoder, ConvNeXt | ResNet):
         rules = backbone_rules(naming or _naming(tensors, name), depths=encoder.depths)
-        return fill(encoder, plan(tensors.shapes, rules), tensors, name=name)
+        return fill(encoder, plan(tensors.shapes, rules), tensors, name=name, absent=absent)
     raise ValueError(f"weights of others are not known for a {type(encoder).__name__}")
 
 

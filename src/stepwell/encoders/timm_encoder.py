@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from stepwell.encoders.batch_statistics import BatchStatistics
 from stepwell.encoders.encoder import run_layers, side_by_side, with_grid
 from stepwell.folders import one_line
 from stepwell.keys.checkpoint import Tensors, TensorSource
@@ -33,7 +34,7 @@ _NOT_OURS_TO_SAY = {"cache_dir", "checkpoint_path", "model_name", "pretrained", 
 """Arguments of timm.create_model that open files or ask the network."""
 
 
-class TimmEncoder(nn.Module, ABC):
+class TimmEncoder(BatchStatistics, ABC):
     """What all of them share. A subclass has `network`, timm's without what no layer needs, and cuts it."""
 
     network: nn.Module
@@ -50,22 +51,6 @@ class TimmEncoder(nn.Module, ABC):
 
     @abstractmethod
     def run(self, state: TokenMap, first: int, last: int) -> TokenMap: ...
-
-    def train(self, mode: bool = True) -> TimmEncoder:
-        """As torch has it; batch statistics whose norm does not learn stay what they are."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not _learns(module):
-                module.eval()
-        return self
-
-    @property
-    def checkpointing(self) -> bool:
-        """Layers are recomputed in the backward pass; none that would count batch statistics twice."""
-        if not (self.gradient_checkpointing and self.training):
-            return False
-        norms = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        return not any(norm.training for norm in norms)
 
     def to_map(self, state: TokenMap) -> Tensor:
         """-> (B, C, H, W) of the patch tokens."""
@@ -281,10 +266,6 @@ def _without_memory(build: Callable[[], _Built]) -> _Built:
             return build()
     except NotImplementedError:
         return build()
-
-
-def _learns(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _create(name: str, arguments: dict[str, Any]) -> Any:

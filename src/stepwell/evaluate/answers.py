@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stepwell.folders import write_whole
 from stepwell.models.ask import Assistant
-from stepwell.structures import Size
+from stepwell.structures import Region, Size
 
 __all__ = [
     "ANSWERS",
@@ -38,8 +38,8 @@ _SAMPLED = 64  # numbers of every tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """To one row. question: as the model was asked; seconds: its share of its batch's; visual_tokens and
-    image_sizes, (height, width): one an image.
+    """To one row. question: as the model was asked; seconds: its share of its batch's; visual_tokens,
+    image_sizes, (height, width), and regions that were looked at closely, in pixels: one an image.
     """
 
     entry: int
@@ -51,6 +51,7 @@ class Answer:
     seconds: float
     visual_tokens: list[int]
     image_sizes: list[Size]
+    regions: list[Region | None] = field(default_factory=list)  # none in answers of 0.1
 
 
 class AnswersFile:

@@ -18,7 +18,7 @@ from stepwell.evaluate.rows import BadRow, Row
 from stepwell.evaluate.scoring import METRICS, RESAMPLES, Scores, counts_of, scores_of
 from stepwell.flops.text import aligned
 from stepwell.folders import write_whole
-from stepwell.structures import Size
+from stepwell.structures import Region, Size
 from stepwell.version import __version__
 
 __all__ = [
@@ -46,7 +46,8 @@ class Middle(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """scores: of all questions, None where none was answered; types: by type of question, where there are
-    several. visual_tokens: of an image; seconds: of a question; image_sizes: (height, width), one an image.
+    several. visual_tokens: of an image, or of a close look at a region of it; seconds: of a question; seen:
+    (height, width) of each such image, and the region.
     about: the model, the data and the settings.
     """
 
@@ -57,7 +58,7 @@ class Report:
     bad_rows: list[BadRow]
     visual_tokens: Middle | None
     seconds: Middle | None
-    image_sizes: list[Size]
+    seen: list[tuple[Size, Region | None]]
     about: Mapping[str, Any]
     date: str
     versions: Mapping[str, str]
@@ -85,10 +86,16 @@ def build_report(
                 kind: scores_of(metric, counts[at], [images[i] for i in at], [kind] * len(at))
                 for kind, at in sorted(places.items())
             }
-    seen = {
-        name: (tokens, size)
+    tokens_of = {
+        (name, (size[0], size[1]), region and (region[0], region[1], region[2], region[3])): tokens
         for _, answer in answered
-        for name, tokens, size in zip(answer.image, answer.visual_tokens, answer.image_sizes, strict=True)
+        for name, tokens, size, region in zip(
+            answer.image,
+            answer.visual_tokens,
+            answer.image_sizes,
+            answer.regions or [None] * len(answer.image),
+            strict=True,
+        )
     }
     return Report(
         metric=metric,
@@ -96,9 +103,9 @@ def build_report(
         scores=scores,
         types=types,
         bad_rows=bad_rows,
-        visual_tokens=middle_of(tokens for tokens, _ in seen.values()),
+        visual_tokens=middle_of(tokens_of.values()),
         seconds=middle_of(answer.seconds for _, answer in answered),
-        image_sizes=[(size[0], size[1]) for _, size in seen.values()],
+        seen=[(size, region) for _, size, region in tokens_of],
         about=about,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions_here(),

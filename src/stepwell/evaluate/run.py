@@ -180,4 +180,5 @@ def _answer(model: Assistant, row: Row, line: QuestionLine, prediction: str, sec
         seconds=round(seconds, 4),
         visual_tokens=[layout.num_visual for layout in layouts],
         image_sizes=[layout.image_size for layout in layouts],
+        regions=[layout.region for layout in layouts],
     )

@@ -10,18 +10,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from stepwell.evaluate.costs import vision_costs, vision_of
 from stepwell.evaluate.report import Report, as_interval, as_markdown
 from stepwell.evaluate.run import evaluate
 from stepwell.evaluate.scoring import METRICS
-from stepwell.flops.report import report as count_costs
-from stepwell.flops.text import aligned
+from stepwell.flops.text import aligned, number
 from stepwell.folders import write_whole
 from stepwell.models.ask import Assistant
 from stepwell.models.vision import VisionConfig
-from stepwell.structures import Size
 
 __all__ = ["Point", "sweep", "sweep_as_table"]
 
@@ -51,7 +49,7 @@ def sweep(
     The views of a pyramid keep their proportions. Raises ValueError, before anything is asked, for a size
     that the model's geometry refuses.
     """
-    settings = _settings(load())
+    settings = vision_of(load())
     sides = {size: _sides(settings, size) for size in sorted(sizes)}
     points = [
         _point(load, data, size, views, metric=metric, output=Path(output) / str(size), **options)
@@ -60,11 +58,6 @@ def sweep(
     write_whole(Path(output) / "sweep.json", json.dumps([_as_json(point) for point in points], indent=2))
     write_whole(Path(output) / "sweep.md", _as_page(metric, points))
     return points
-
-
-def _settings(assistant: Assistant) -> VisionConfig:
-    vision: VisionConfig = assistant.model.config.vision
-    return vision
 
 
 def _sides(settings: VisionConfig, size: int) -> list[int]:
@@ -80,26 +73,8 @@ def _point(load: Load, data: str | Path, size: int, views: list[int], **options:
     """Leaves no model behind, so that the next has the memory to itself."""
     assistant = load(vision={"sizes": views})
     report = evaluate(assistant, data, **options)
-    paper, true = _costs(assistant, report.image_sizes)
+    paper, true = vision_costs(assistant, report.seen)
     return Point(size=size, sizes=views, report=report, paper_gflops=paper, true_gflops=true)
-
-
-def _costs(assistant: Assistant, image_sizes: Sequence[Size]) -> tuple[float | None, float | None]:
-    """Of one image in the mean: as the papers count, and in truth."""
-    settings = _settings(assistant)
-    width = assistant.model.model.get_input_embeddings().weight.shape[1]
-    known: dict[Any, tuple[float, float]] = {}  # what is alike in layout costs the same
-    costs = []
-    for size in image_sizes:
-        layout = assistant.engine.geometry.layout(size)
-        key = layout.inputs, tuple(view.grid for view in layout.views), layout.runs
-        if key not in known:
-            counted = count_costs(settings, size=size, out_dim=width)
-            known[key] = counted.gmacs, counted.gflops
-        costs.append(known[key])
-    if not costs:
-        return None, None
-    return fmean(paper for paper, _ in costs), fmean(true for _, true in costs)
 
 
 def _as_json(point: Point) -> Mapping[str, Any]:
@@ -126,12 +101,12 @@ def _row(point: Point) -> list[str]:
         str(point.size),
         ", ".join(map(str, point.sizes)),
         "0" if scores is None else str(scores.questions),
-        _number(None if scores is None else scores.score, 4),
+        number(None if scores is None else scores.score, 4),
         "-" if scores is None else as_interval(scores),
-        _number(report.visual_tokens and report.visual_tokens.mean, 1),
-        _number(report.seconds and report.seconds.mean, 2),
-        _number(point.paper_gflops, 2),
-        _number(point.true_gflops, 2),
+        number(report.visual_tokens and report.visual_tokens.mean, 1),
+        number(report.seconds and report.seconds.mean, 2),
+        number(point.paper_gflops, 2),
+        number(point.true_gflops, 2),
     ]
 
 

@@ -26,7 +26,7 @@ from stepwell.models.dense import ClassifierSettings, DenseSettings, PyramidClas
 from stepwell.models.published.papers import PUBLISHED, find_published
 from stepwell.models.pyramid import BranchConfig
 from stepwell.models.vision import VisionConfig, VisionSystem
-from stepwell.structures import Size, TokenLayout
+from stepwell.structures import Region, Size, TokenLayout
 from stepwell.views.pyramid import scaled_size
 
 if TYPE_CHECKING:  # transformers takes longer to import than a pyramid to count: only assistants wait for it
@@ -142,11 +142,13 @@ def subject_of(config: PreTrainedConfig, name: str) -> Subject:
     return settings
 
 
-def report(subject: Subject, *, size: Size | None = None, out_dim: int = 4096) -> Report:
+def report(
+    subject: Subject, *, size: Size | None = None, region: Region | None = None, out_dim: int = 4096
+) -> Report:
     """Counts one image of `size` (height, width), by default a square as large as the largest view.
 
-    out_dim: width of the language model, for a vision system alone. Raises ValueError for a size that the
-    model cannot take.
+    region: that a vision system alone looks at closely, in pixels. out_dim: width of the language model, for
+    a vision system alone. Raises ValueError for a size or region that the model cannot take.
     """
     if size is not None and min(size) < 1:
         raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
@@ -155,7 +157,7 @@ def report(subject: Subject, *, size: Size | None = None, out_dim: int = 4096) -
     if isinstance(subject, VisionConfig):
         with outlines():
             vision = subject.build(out_dim)
-        layout, see = _sight(vision, subject, size)
+        layout, see = _sight(vision, subject, size, region)
         return _count_reader(vision, see, layout, subject)
     return _count_assistant(subject, size)
 
@@ -228,10 +230,10 @@ def _count_assistant(config: StepwellConfig, size: Size | None) -> Report:
 
 
 def _sight(
-    vision: VisionSystem, config: VisionConfig, size: Size | None
+    vision: VisionSystem, config: VisionConfig, size: Size | None, region: Region | None = None
 ) -> tuple[TokenLayout, Callable[[], Tensor]]:
     """The layout of one image of `size`, and what turns it into visual tokens (1, N, D)."""
-    layout = vision.geometry.layout(size or (config.largest, config.largest))
+    layout = vision.geometry.layout_of(size or (config.largest, config.largest), region)
     inputs = [torch.empty(3, *shape, device="meta") for shape in layout.inputs]
     return layout, lambda: vision(inputs, [layout])[0][None]
 
@@ -244,7 +246,8 @@ def _count_reader(
     if whole != config:
         with outlines():
             vision = whole.build(out_dim=1)
-        printed = sum(paper_macs(vision, _sight(vision, whole, layout.image_size)[1], "L").values()) / 1e9
+        see = _sight(vision, whole, layout.image_size, layout.region)[1]
+        printed = sum(paper_macs(vision, see, "L").values()) / 1e9
     return Report(
         size=layout.image_size,
         views=tuple(view.size for view in layout.views),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["aligned", "parse_size"]
+__all__ = ["aligned", "number", "parse_size"]
 
 
 NUMBER = re.compile(r"[-+]?[\d.,]+%?|-|")
@@ -24,6 +24,11 @@ def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def number(value: float | None, digits: int) -> str:
+    """ "-" for none."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def parse_size(text: str) -> tuple[int, int]:

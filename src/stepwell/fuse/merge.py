@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stepwell.layers.conv import Conv2d
 from stepwell.layers.linear import Linear
-from stepwell.layers.position import fraction_position_embedding
+from stepwell.layers.position import SHORTEST, fraction_position_embedding
 from stepwell.ops.rearrange import map_to_tokens
 from stepwell.ops.resize import cut_from_map, resize_map
 from stepwell.structures import Size, TokenMap
@@ -124,7 +124,8 @@ class ProjectorConfig:
     norm: "groupnorm" is taken over the grid in `num_groups` groups of channels; "layernorm" has no parameters
     and is taken token by token. hidden_dim: None is the language model's width. grid: of the tokens; None is
     the last branch's. place: weight of a position embedding, of its column and row, that is added to every
-    token; the published models have none.
+    token; the published models have none. place_shortest: its shortest wavelength, as a fraction of a side of
+    the image: what lies closer together is hardly told apart, as in views of small regions.
     """
 
     norm: Literal["groupnorm", "layernorm"] = "groupnorm"
@@ -132,6 +133,7 @@ class ProjectorConfig:
     hidden_dim: Annotated[int, Field(gt=0)] | None = None
     grid: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     place: Annotated[float, Field(ge=0)] = 0.0
+    place_shortest: Annotated[float, Field(gt=0)] = SHORTEST
 
 
 class TokenMerge(nn.Module):
@@ -169,7 +171,9 @@ class TokenMerge(nn.Module):
             (stack(map_to_tokens(x)) for stack, x in zip(self.stacks, _on(size, maps, cut), strict=True)),
         )
         if self.config.place:
-            positions = fraction_position_embedding(tokens.shape[-1], size, cut, device=tokens.device)
+            positions = fraction_position_embedding(
+                tokens.shape[-1], size, cut, shortest=self.config.place_shortest, device=tokens.device
+            )
             tokens = tokens + self.config.place * positions.to(tokens.dtype)
         return TokenMap(tokens, size)
 

@@ -37,9 +37,11 @@ Naming = Literal[
     "transformers_beit",
     "internvit_hf",
     "augreg_npz",
+    "resnet_hf",
 ]
 """Who names. The first seven are PIIP's block classes. "clip" is transformers' CLIP and SigLIP, "convnext_hf"
-its ConvNeXt, "transformers_vit" its ViT, DeiT, ViTMAE and Dinov2. "timm_vit" is timm's and what the authors
+its ConvNeXt, "resnet_hf" its ResNet,
+"transformers_vit" its ViT, DeiT, ViTMAE and Dinov2. "timm_vit" is timm's and what the authors
 of DeiT, DeiT III, MAE, DINOv2 and InternViT released; "timm_beit" is timm's and the authors' BEiT v2.
 "internvit_hf" are the folders of InternViT on the hub, "augreg_npz" is AugReg's JAX files (arXiv 2106.10270).
 """
@@ -50,6 +52,7 @@ _TELLTALES: tuple[tuple[Naming, str], ...] = (
     ("convnext_official", r"downsample_layers\.0\.0\.weight"),
     ("convnext_timm", r"(?:\w+\.)?stages\.0\.blocks\.0\.conv_dw\.weight"),
     ("convnext_hf", r"(?:\w+\.)?encoder\.stages\.0\.layers\.0\.dwconv\.weight"),
+    ("resnet_hf", r"(?:resnet\.)?embedder\.embedder\.convolution\.weight"),
     ("internvit_hf", r"(?:\w+\.)?encoder\.layers\.0\.attn\.qkv\.weight"),
     ("clip", r"(?:\w+\.)*encoder\.layers\.0\.self_attn\.q_proj\.weight"),
     ("transformers_beit", r"(?:\w+\.)?encoder\.layer\.0\.lambda_1"),
@@ -88,6 +91,8 @@ def backbone_rules(
     """
     if naming in ("convnext_hf", "convnext_timm", "convnext_official"):
         return convnext_rules(naming, depths)
+    if naming == "resnet_hf":
+        return _RESNET_HF
     tables = {
         "deit": _PLAIN,
         "internvit": _PLAIN,
@@ -105,6 +110,12 @@ def backbone_rules(
         raise ValueError(f"unknown naming {naming!r}; choose from {', '.join(get_args(Naming))}")
     in_front = [*_class_token(class_token), *_registers(registers), *_final_norm(final_norm)]
     return [*in_front, *tables[naming], _position_table(grid, class_slot)]
+
+
+_RESNET_HF: list[Rule] = [
+    Rename(r"(?:resnet\.)?((?:embedder|encoder)\..+)", r"\1"),
+    Drop(r"classifier\..+", "classifier"),
+]
 
 
 def _position_table(grid: Size | None, class_slot: bool) -> Rename:

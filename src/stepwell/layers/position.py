@@ -8,6 +8,7 @@ cells, h heads.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from stepwell.ops.resize import cell_centres
 from stepwell.structures import Size
 
 __all__ = [
+    "SHORTEST",
     "RelativeBias",
     "cubic_spline_weights",
     "fraction_embedding",
@@ -92,8 +94,12 @@ def sincos_position_embedding(dim: int, size: Size, *, device: torch.device | st
     return torch.cat([rows[:, None].expand(*size, -1), cols.expand(*size, -1)], dim=2).flatten(0, 1)
 
 
+SHORTEST = 0.07
+"""The shortest wavelength of a fraction embedding, where none is told."""
+
+
 def fraction_embedding(
-    fractions: Tensor, dim: int, *, longest: float = 2.0, shortest: float = 0.07
+    fractions: Tensor, dim: int, *, longest: float = 2.0, shortest: float = SHORTEST
 ) -> Tensor:
     """(N,) fractions of an image's side -> (N, dim): sines, then cosines, of dim // 2 wavelengths.
 
@@ -106,22 +112,29 @@ def fraction_embedding(
 
 
 def fraction_position_embedding(
-    dim: int, size: Size, boxes: Tensor | None = None, *, device: torch.device | str | None = None
+    dim: int,
+    size: Size,
+    boxes: Tensor | None = None,
+    *,
+    shortest: float = SHORTEST,
+    device: torch.device | str | None = None,
 ) -> Tensor:
-    """(H*W, dim) in fp32: fraction embeddings of a cell's column and of its row, half of the channels each.
+    """(H*W, dim) in fp32: fraction embeddings of a cell's column and of its row, half of the channels each,
+    down to the wavelength `shortest`.
 
     Unlike `sincos_position_embedding` it divides each side by itself, as boxes written as fractions do.
     boxes (B, 4): the cells lie there in the image, in fractions of it; then (B, H*W, dim).
     """
     if dim % 4:
         raise ValueError(f"an embedding of columns and rows needs a width divisible by 4, got {dim}")
+    code = partial(fraction_embedding, dim=dim // 2, shortest=shortest)
     if boxes is not None:
         left, top, right, bottom = boxes.float().unbind(1)
         cols, rows = cell_centres(size[1], left, right), cell_centres(size[0], top, bottom)
-        cols, rows = (fraction_embedding(x.flatten(), dim // 2).unflatten(0, x.shape) for x in (cols, rows))
+        cols, rows = (code(x.flatten()).unflatten(0, x.shape) for x in (cols, rows))
         shape = (-1, *size, -1)
         return torch.cat([cols[:, None].expand(shape), rows[:, :, None].expand(shape)], -1).flatten(1, 2)
-    rows, cols = (fraction_embedding((torch.arange(n, device=device) + 0.5) / n, dim // 2) for n in size)
+    rows, cols = (code((torch.arange(n, device=device) + 0.5) / n) for n in size)
     return torch.cat([cols.expand(*size, -1), rows[:, None].expand(*size, -1)], dim=2).flatten(0, 1)
 
 

@@ -82,7 +82,11 @@ def add_adapters(model: nn.Module, config: Any) -> None:
     """
     from peft import inject_adapter_in_model
 
+    sizes = {f"is_loaded_in_{bits}bit": True for bits in (4, 8)}  # peft asks before it looks at layers
+    vars(model).update(sizes)
     inject_adapter_in_model(replace(config, modules_to_save=None), model)
+    for name in sizes:
+        delattr(model, name)
 
 
 def save_adapters(model: nn.Module, config: Any, folder: Path, *, base: str) -> None:

@@ -16,14 +16,12 @@ from PIL.Image import Image
 
 from stepwell.images.limits import ImageLimits
 from stepwell.images.open import image_size, open_image
-from stepwell.language.labels import label_tokens, tokens_of_image
-from stepwell.language.prompt import render
-from stepwell.models.engine import Engine, Prompts, TransformersEngine
+from stepwell.models.engine import Engine, TransformersEngine, padded, prompt_ids
 from stepwell.models.looks import Asked, Look, Question, Seen, asked, check_image, is_image
 from stepwell.structures import TokenLayout, VisionFeatures
 from stepwell.views.region import region_edges, region_in_pixels, region_in_words, region_of_fractions
 
-__all__ = ["Assistant"]
+__all__ = ["Assistant", "as_assistant"]
 
 Stream = Callable[[str], None]
 Progress = Callable[[int], None]
@@ -304,13 +302,8 @@ class Assistant:
                 return [self._answers([question], max_new_tokens, None)[0] for question in alone]
             max_new_tokens = min(max_new_tokens, engine.max_positions - length)
         features = dict(zip(opened, self._encode(list(opened.values())), strict=True))
-        filler = engine.tokenizer.pad_token_id or 0
-        padding = [length - len(row) for row in rows]
-        prompts = Prompts(
-            torch.tensor([[filler] * n + row for n, row in zip(padding, rows, strict=True)]),
-            torch.tensor([[False] * n + [True] * len(row) for n, row in zip(padding, rows, strict=True)]),
-            torch.cat([features[key].tokens for row in keys for key in row]),
-        )
+        visual_tokens = torch.cat([features[key].tokens for row in keys for key in row])
+        prompts = padded(engine, rows, visual_tokens)
         pieces = None if stream is None else _Pieces(engine.tokenizer, stream)
         ids = engine.answer(
             prompts, max_new_tokens=max_new_tokens, each=None if pieces is None else pieces.add
@@ -321,12 +314,16 @@ class Assistant:
 
     def _prompt(self, question: str, layouts: Sequence[TokenLayout]) -> list[int]:
         """The ids of a question behind its images."""
-        engine = self.engine
         content: list[dict[str, Any]] = [{"type": "image"} for _ in layouts]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question.strip()}]}]
-        prompt = render(messages, engine.chat_template, engine.tokenizer, add_generation_prompt=True)
-        images = [tokens_of_image(layout, engine.tokenizer, engine.image_token_id) for layout in layouts]
-        return label_tokens(prompt, engine.tokenizer, images).input_ids
+        return prompt_ids(self.engine, messages, layouts)
+
+
+def as_assistant(model: object, name: str) -> Assistant:
+    """What was loaded, if it answers questions. Raises ValueError otherwise."""
+    if not isinstance(model, Assistant):
+        raise ValueError(f"{name} answers no questions: it is a {type(model).__name__}")
+    return model
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

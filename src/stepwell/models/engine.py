@@ -9,12 +9,17 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from stepwell.images.limits import ImageLimits
+from stepwell.language.labels import label_tokens, tokens_of_image
+from stepwell.language.messages import Message
+from stepwell.language.prompt import render
+from stepwell.models.vision import VisionSystem
 from stepwell.structures import Geometry, TokenLayout, VisionFeatures
 
-__all__ = ["Each", "Engine", "Prompts", "TransformersEngine", "device_of"]
+__all__ = ["Each", "Engine", "Prompts", "TransformersEngine", "device_of", "padded", "prompt_ids"]
 
 
 Each = Callable[[int], object]
@@ -64,6 +69,26 @@ class Engine(Protocol):
         """
 
 
+def prompt_ids(engine: Engine, messages: Sequence[Message], layouts: Sequence[TokenLayout]) -> list[int]:
+    """Of messages that are to be answered; layouts: of their images, in order. Raises ValueError as `render`
+    does.
+    """
+    prompt = render(messages, engine.chat_template, engine.tokenizer, add_generation_prompt=True)
+    images = [tokens_of_image(layout, engine.tokenizer, engine.image_token_id) for layout in layouts]
+    return label_tokens(prompt, engine.tokenizer, images).input_ids
+
+
+def padded(engine: Engine, rows: Sequence[Sequence[int]], visual_tokens: Tensor) -> Prompts:
+    """Ids of prompts, and the visual tokens of all their images in order."""
+    length, filler = max(map(len, rows)), engine.tokenizer.pad_token_id or 0
+    padding = [length - len(row) for row in rows]
+    return Prompts(
+        torch.tensor([[filler] * n + [*row] for n, row in zip(padding, rows, strict=True)]),
+        torch.tensor([[False] * n + [True] * len(row) for n, row in zip(padding, rows, strict=True)]),
+        visual_tokens,
+    )
+
+
 class TransformersEngine:
     """Any language model of transformers, by its `generate`."""
 
@@ -100,12 +125,20 @@ class TransformersEngine:
     def chat_template(self) -> str:
         return self.processor.jinja()  # type: ignore[no-any-return]
 
-    def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
+    def encode(
+        self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout], *, vision: VisionSystem | None = None
+    ) -> list[VisionFeatures]:
+        """vision: another than the model's own, on its device."""
         moved = [x.to(device_of(self.model), self.model.dtype) for x in inputs]
-        features: list[VisionFeatures] = self.model.model.vision.encode(moved, layouts)
-        return features
+        system: VisionSystem = self.model.model.vision if vision is None else vision
+        return system.encode(moved, layouts)
 
     def answer(self, prompts: Prompts, *, max_new_tokens: int, each: Each | None = None) -> Tensor:
+        streamer = None if each is None else _Streamer(each)
+        return self.generate(prompts, max_new_tokens=max_new_tokens, streamer=streamer)
+
+    def generate(self, prompts: Prompts, **options: Any) -> Tensor:
+        """As `answer`, with options of transformers' `generate`."""
         from transformers import GenerationConfig
 
         device = device_of(self.model)
@@ -116,9 +149,8 @@ class TransformersEngine:
         answers: Tensor = model.generate(
             inputs_embeds=model.model.embed(prompts.input_ids.to(device), prompts.visual_tokens),
             attention_mask=prompts.is_text.long().to(device),
-            max_new_tokens=max_new_tokens,
             do_sample=False,
-            streamer=None if each is None else _Streamer(each),
+            **options,
         )
         return answers
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stepwell.encoders.convnext import ConvNeXt
 from stepwell.encoders.pretrained import find_weights, load_encoder_weights
+from stepwell.encoders.resnet import ResNet
 from stepwell.encoders.timm_encoder import TimmEncoder
 from stepwell.encoders.vit import VisionTransformer
 from stepwell.folders import ModelError, commit_of, one_line, read_config
@@ -105,7 +106,7 @@ def _load_part(
         report = _from_ours(module, open_checkpoint(path), source, _prefixes(part, parts))
     elif part == LANGUAGE:
         report = _from_causal(model, module, path, source)
-    elif isinstance(module, VisionTransformer | ConvNeXt | TimmEncoder):
+    elif isinstance(module, VisionTransformer | ConvNeXt | ResNet | TimmEncoder):
         report = load_encoder_weights(module, source, revision=revision)
     else:
         tensors = open_checkpoint(path)

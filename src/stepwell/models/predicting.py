@@ -101,8 +101,7 @@ class Predicts(Generic[Kind]):
             raise ValueError(f"tiles are stepwell.Tiles(), with a size, an overlap or a scale, got {tiles!r}")
         if batch is not None and not _is_count(batch):
             raise ValueError(f"a batch is a whole number from 1 on, got {batch!r}")
-        choice = Choice(threshold=threshold, most=max_detections)
-        self._check_choice(choice, tiles)
+        choice = self.choice(threshold=threshold, max_detections=max_detections, tiles=tiles)
         together = batch or batch_size_on(device_of(self))
         limits = limits or (DEFAULT_LIMITS if tiles is None else TILED_LIMITS)
         is_list = isinstance(images, list | tuple)
@@ -116,6 +115,16 @@ class Predicts(Generic[Kind]):
                 else:
                     predictions.append(self._predict_tiled(opened[0], tiles, choice, together))
         return predictions if is_list else predictions[0]
+
+    def choice(
+        self, *, threshold: float | None = None, max_detections: int | None = None, tiles: Tiles | None = None
+    ) -> Choice:
+        """What `predict` with these options will give. Raises ValueError as that does, without a
+        look at pictures.
+        """
+        choice = Choice(threshold=threshold, most=max_detections)
+        self._check_choice(choice, tiles)
+        return choice
 
     @contextmanager
     def looking_through(self, processor: Any) -> Iterator[None]:

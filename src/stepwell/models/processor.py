@@ -208,7 +208,7 @@ class StepwellProcessor(ProcessorMixin):
             for messages in conversations
         ]
         images = [images_of(messages) for messages in conversations]
-        shown = [self._regions(messages) for messages in conversations]
+        shown = [self.regions(messages) for messages in conversations]
         given = sorted(name for name, value in options.items() if value is not None)
         if (beside := options.pop("images", None)) and any(images):
             raise ValueError("images stand in the messages and beside them; give them once")
@@ -227,8 +227,10 @@ class StepwellProcessor(ProcessorMixin):
         batch = self(text=prompts, images=beside or images, **options)
         return batch if return_dict else batch["input_ids"]
 
-    def _regions(self, messages: Sequence[Any]) -> list[Any]:
-        """Of each image of a conversation, in fractions, or None."""
+    def regions(self, messages: Sequence[Any]) -> list[Any]:
+        """Of each image of a conversation, in fractions, or None: what stands beside it, or, where this
+        processor takes boxes for regions, what the last question about a single image tells in words.
+        """
         regions = regions_of(messages)
         if self.boxes_are_regions and regions == [None]:
             asked = [text_of(message) for message in messages if message["role"] == "user"]

@@ -11,9 +11,16 @@ __all__ = ["SharedWeights"]
 
 
 class SharedWeights:
-    """Of a PreTrainedModel, named before it: its weights may be read by whoever may read its settings."""
+    """Of a PreTrainedModel, named before it: its weights may be read by whoever may read its settings, and
+    each is there once.
+    """
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        if (weights := kwargs.get("state_dict")) is not None:  # gathered from processes, where ties are lost
+            tied = getattr(self, "all_tied_weights_keys", {})
+            kwargs["state_dict"] = {
+                name: tensor for name, tensor in weights.items() if tied.get(name) not in weights
+            }
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         for path in Path(save_directory).glob("*.safetensors"):
             share(path)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from stepwell.models.anyres import AnyResConfig
+from stepwell.models.fewer_tokens import FewerTokensConfig
 from stepwell.models.inf import InfConfig
 from stepwell.models.llava_hr import LlavaHrConfig
 from stepwell.models.piip import PiipConfig
+from stepwell.models.placed import PlacedConfig
 from stepwell.models.plain import PlainConfig
 from stepwell.models.pyramid_shared import PyramidSharedConfig
 from stepwell.models.uhd import UhdV1Config, UhdV2Config
@@ -24,6 +26,8 @@ SYSTEMS: dict[str, type[VisionConfig]] = {
     "uhd_v1": UhdV1Config,
     "uhd_v2": UhdV2Config,
     "inf": InfConfig,
+    "placed": PlacedConfig,
+    "fewer_tokens": FewerTokensConfig,
 }
 
 

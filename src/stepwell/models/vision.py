@@ -31,9 +31,9 @@ __all__ = [
 ]
 
 NEVER_CUT = [
-    *("BranchHeads", "BranchMerge", "ConvNeXt", "DualEnhancement", "Interaction", "TokenMerge"),
-    *("VisionTransformer", "TimmBlocks", "TimmNetwork", "TimmStages", "InversePyramid", "WindowAttention"),
-    *("MixtureAdapter", "MixtureMerge", "Cascade", "Dino", "Rcnn", "UperNet"),
+    *("BranchHeads", "BranchMerge", "ConvNeXt", "DualEnhancement", "Interaction", "ResNet"),
+    *("TokenMerge", "VisionTransformer", "TimmBlocks", "TimmNetwork", "TimmStages", "InversePyramid"),
+    *("WindowAttention", "MixtureAdapter", "MixtureMerge", "Cascade", "Dino", "Rcnn", "UperNet"),
 ]
 """Classes, for `_no_split_modules`, whose parts have to be on one device: they add what two of them give, or
 hold parameters beside them. What goes from one of these to another may go to another device.

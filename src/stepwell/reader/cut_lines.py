@@ -7,6 +7,7 @@ many, so that encoders learn to read from few images.
 from __future__ import annotations
 
 import random
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from stepwell.folders import one_line
 from stepwell.images.limits import ImageLimits
 from stepwell.images.open import open_image
 from stepwell.reader.page import Line, PageSample
-from stepwell.reader.questions import asked_closely, turns_about
+from stepwell.reader.questions import asked_closely, fractions_of, turns_about
 from stepwell.reader.text_lines import TextLines, even_line
 
 __all__ = ["CutLines"]
@@ -26,6 +28,7 @@ _SHEETS = 1_000_000
 _KEPT_HEIGHT = 64  # pixels of a line, kept in memory at most
 _ROOM = 0.12  # what is cut out beside a line, by its height
 _TRIES = 10  # lines that are looked at for the rest of a row
+_PAGES_TRIED = 100
 
 
 class _Cut(NamedTuple):
@@ -45,13 +48,15 @@ class CutLines:
         text: tuple[float, float],
         reads: int,
         close: float = 0.0,
+        page: tuple[float, float] = (1.0, 1.0),
         seed: int = 0,
     ) -> None:
         """text: smallest and largest height of lines, in pixels; reads: questions of a sheet; close: share of
-        sheets of which one line is looked at closely, and nothing else is asked.
+        sheets of which one line is looked at closely, and nothing else is asked. page: least and most times
+        that an empty page is longer, each way, on which the sheet lies and is looked at closely; 1: none.
         """
         self.pages, self.size, self.text = pages, size, text
-        self.reads, self.close, self.seed = reads, close, seed
+        self.reads, self.close, self.page, self.seed = reads, close, page, seed
         self.faults = pages.faults
 
     def __len__(self) -> int:
@@ -69,6 +74,8 @@ class CutLines:
         lines = self._fill(sheet, chance)
         if chance.random() < 0.5:
             sheet = _noisy(sheet, chance)
+        if self.page[1] > 1:
+            return self._on_a_page(sheet, lines, chance)
         image = sheet.convert("RGB")
         if chance.random() < self.close:
             line = chance.choice(lines)
@@ -78,6 +85,23 @@ class CutLines:
             )
         messages, spelled = turns_about(lines, {}, self.size, reads=self.reads, chance=chance)
         return PageSample(images=(image,), messages=messages, spelled=spelled, lines=tuple(lines))
+
+    def _on_a_page(self, sheet: Image.Image, lines: list[Line], chance: random.Random) -> PageSample:
+        """Of which the sheet is shown closely, and nothing else is to be seen."""
+        width, height = (round(side * chance.uniform(*self.page)) for side in sheet.size)
+        left, top = chance.randint(0, width - sheet.width), chance.randint(0, height - sheet.height)
+        page = Image.new("L", (width, height), chance.randint(200, 255))
+        page.paste(sheet, (left, top))
+        lines = [line.shifted(left, top) for line in lines]
+        messages, spelled = turns_about(lines, {}, (height, width), reads=self.reads, chance=chance)
+        region = fractions_of((left, top, left + sheet.width, top + sheet.height), (height, width))
+        return PageSample(
+            images=(page.convert("RGB"),),
+            messages=messages,
+            regions=(region,),
+            spelled=spelled,
+            lines=tuple(lines),
+        )
 
     def _fill(self, sheet: Image.Image, chance: random.Random) -> list[Line]:
         """Sets lines row by row."""
@@ -106,14 +130,23 @@ class CutLines:
         return lines
 
     def _cut(self, chance: random.Random) -> _Cut:
-        """A line of any page, pages with few lines as often as others."""
-        return chance.choice(_cuts(self.pages, chance.choice(self.pages.pages)))
+        """A line of any page, pages with few lines as often as others. Raises ValueError where none can be
+        cut.
+        """
+        for _ in range(_PAGES_TRIED):
+            if cuts := _cuts(self.pages, chance.choice(self.pages.pages)):
+                return chance.choice(cuts)
+        raise ValueError(f"no line can be cut out of {_PAGES_TRIED} pages of {self.pages.file.path}")
 
 
 @lru_cache(maxsize=4096)
 def _cuts(pages: TextLines, number: int) -> list[_Cut]:
-    """All lines of a page."""
-    return _cut_out(pages.path_of(number), pages.lines_of(number), pages.file.limits)
+    """All lines of a page; none of one that cannot be read, of which a warning tells once."""
+    try:
+        return _cut_out(pages.path_of(number), pages.lines_of(number), pages.file.limits)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"no line is cut out of {pages.path_of(number)}: {one_line(error)}", stacklevel=2)
+        return []
 
 
 def _cut_out(path: Path, lines: list[Line], limits: ImageLimits) -> list[_Cut]:
@@ -123,6 +156,8 @@ def _cut_out(path: Path, lines: list[Line], limits: ImageLimits) -> list[_Cut]:
         left, top, right, bottom = line.box
         room = _ROOM * (bottom - top)
         image = page.crop((round(left - room), round(top - room), round(right + room), round(bottom + room)))
+        if not all(image.size):
+            continue
         share = room / (bottom - top + 2 * room)
         scale = min(1.0, _KEPT_HEIGHT / image.height)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -5,7 +5,7 @@ Boxes are xyxy in pixels of the image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stepwell.data.sample import Sample
 from stepwell.structures import Box
@@ -43,6 +43,15 @@ class Line:
         """The row half-way up the ink, at column x."""
         left, top, right, bottom = self.box
         return (top + bottom) / 2 + self.slope * (x - (left + right) / 2)
+
+    def shifted(self, x: float, y: float) -> Line:
+        """The line, so many pixels further right and down."""
+        left, top, right, bottom = self.box
+        return replace(
+            self,
+            box=(left + x, top + y, right + x, bottom + y),
+            edges=tuple(edge + x for edge in self.edges),
+        )
 
     def part(self, text: str) -> Line | None:
         """The first stretch of the line that reads `text`, as a line of its own; None if there is none."""

@@ -172,7 +172,9 @@ def _place(lines: Sequence[Line], field: str, value: str) -> Line | None:
 
 
 def _loosened(box: Box, chance: random.Random) -> Box:
-    """The box with margins as people leave them: up to a quarter of its height on every side."""
-    room = (box[3] - box[1]) * 0.25
-    left, top, right, bottom = (chance.uniform(0, room) for _ in range(4))
+    """The box as people draw it: on every side up to a quarter of its height too far out, or a little too far
+    in.
+    """
+    height = box[3] - box[1]
+    left, top, right, bottom = (height * chance.uniform(-0.04, 0.25) for _ in range(4))
     return box[0] - left, box[1] - top, box[2] + right, box[3] + bottom

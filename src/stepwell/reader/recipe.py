@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from stepwell.train.chat_recipe import ChatModel, ChatRecipe, ChatStage, ConversationData
 from stepwell.train.recipe import Positive, Rate, Share, Strict
@@ -23,7 +23,14 @@ __all__ = [
     "TextLineData",
 ]
 
-Range = tuple[float, float]
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < ends[0] <= ends[1]:
+        raise ValueError(f"a range is (least, most), above 0 and rising, got {list(ends)}")
+    return ends
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 class ReaderModel(ChatModel):
@@ -67,6 +74,9 @@ class TextLineData(Strict):
     seed: int = 0
 
 
+_HEIGHT_OF_A_ROW = 1.3  # by that of its lines
+
+
 class CutLineData(Strict):
     """Sheets of lines cut out of such images (cut_lines.py)."""
 
@@ -78,11 +88,25 @@ class CutLineData(Strict):
     text: Range = (16.0, 44.0)
     reads: Positive = 16
     close: Share = 0.0
+    page: Range = (1.0, 1.0)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _looked_at_in_one_way(self) -> CutLineData:
+        if self.page[0] < 1:
+            raise ValueError(f"page is how many times a sheet, at least 1, got {self.page[0]:g}")
+        if _HEIGHT_OF_A_ROW * self.text[1] > self.size[0]:
+            raise ValueError(f"lines {self.text[1]:g} pixels high do not fit a sheet of {self.size[0]}")
+        if self.close and self.page[1] > 1:
+            raise ValueError(
+                "a sheet is looked at closely on its page, or one of its lines is: page or close"
+            )
+        return self
 
 
 Loss = Literal["language", "frames", "ctc", "pointer", "tokens"]
-LINE_LOSSES: tuple[Loss, Loss] = ("frames", "ctc")  # that the line head has
+LINE_LOSSES: dict[Loss, str] = {"frames": "read", "ctc": "spell"}
+"""Those of the line head, and which of its layers is theirs alone."""
 _LOSSES_OF: dict[str, tuple[Loss, ...]] = {
     "frame_step": (*LINE_LOSSES, "tokens"),
     "spread": ("frames", "tokens"),

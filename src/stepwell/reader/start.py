@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepwell.encoders.vit import PositionEmbedding
-from stepwell.layers.position import fraction_embedding
+from stepwell.layers.position import SHORTEST, fraction_embedding
 from stepwell.reader.tokenizer import coordinate_tokens
 
 __all__ = [
@@ -37,7 +37,9 @@ _SEARCH, _CARRY = 0.7, 3.0  # weights of the search for a box and of what is bro
 def start_looking(model: Any, tokenizer: Any, *, layers: Sequence[int], head: int) -> None:
     """All of them, in a model of ours whose language model is one of pointer.py's DECODERS."""
     embedding = model.get_input_embeddings()
-    start_coordinates(embedding.weight, tokenizer)
+    projector = getattr(model.config.vision, "projector", None)
+    shortest = getattr(projector, "place_shortest", SHORTEST)
+    start_coordinates(embedding.weight, tokenizer, shortest=shortest)
     for module in model.modules():
         if isinstance(module, PositionEmbedding):
             start_position_tables(module)
@@ -51,11 +53,13 @@ def start_looking(model: Any, tokenizer: Any, *, layers: Sequence[int], head: in
 
 
 @torch.no_grad()
-def start_coordinates(embedding: Tensor, tokenizer: Any) -> None:
+def start_coordinates(embedding: Tensor, tokenizer: Any, *, shortest: float = SHORTEST) -> None:
     """Rows of `embedding` (vocabulary, D): a left edge takes the code of a column, a bottom edge that of a
-    row, as cells have them; the other two edges take both. Left and bottom share a mark of equal length.
+    row, as cells have them, down to their wavelength `shortest`; the other two edges take both. Left and
+    bottom share a mark of equal length.
     """
-    code = _COORDINATE * fraction_embedding(torch.arange(1001) / 1000, embedding.shape[1] // 2)
+    places = torch.arange(1001) / 1000
+    code = _COORDINATE * fraction_embedding(places, embedding.shape[1] // 2, shortest=shortest)
     nothing = torch.zeros_like(code)
     mark = _mark(embedding.shape[1]) * code[0].norm()
     halves = {"left": (code, nothing), "bottom": (nothing, code), "plain": (code, code)}

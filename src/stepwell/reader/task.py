@@ -1,8 +1,8 @@
 """The task `reader`: a small assistant learns to read, with losses that show it where the characters stand.
 
-Beside the answers' loss there are four that exist in training only: "frames" and "ctc" (line_head.py),
-"pointer" (pointer.py), and "tokens", by which visual tokens learn to speak. Letters: (h, w) the grid of an
-image's visual tokens.
+Beside the answers' loss there are four that exist in training only: "frames" and "ctc" (line_head.py), read
+from the maps of the finest views; "pointer" (pointer.py), and "tokens", by which visual tokens learn to
+speak.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby, pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from stepwell.reader.line_head import (
     ALPHABET,
     Frames,
     LineHead,
+    Points,
     Spelled,
     ctc_loss,
     frame_loss,
@@ -48,12 +49,15 @@ from stepwell.reader.recipe import (
 from stepwell.reader.start import start_looking
 from stepwell.reader.text_lines import TextLines
 from stepwell.reader.tokenizer import build_reader_tokenizer
-from stepwell.structures import NO_REGION, Geometry, TokenLayout, View, VisionFeatures
+from stepwell.structures import NO_REGION, TokenLayout, View, VisionFeatures
 from stepwell.train.chat import ChatTask, language_loss, token_accuracy
 from stepwell.train.collate import Example, Row
 from stepwell.train.recipe import Recipe
+from stepwell.views.places import finest_views, tokens_at
 
-__all__ = ["ReaderExample", "ReaderTask", "ReaderTraining"]
+__all__ = ["ReaderExample", "ReaderTask", "ReaderTraining", "Spoken"]
+
+PointsOfView = TypeVar("PointsOfView", bound=Points)
 
 
 class ReaderTraining(StepwellForConditionalGeneration):
@@ -68,9 +72,9 @@ class ReaderTraining(StepwellForConditionalGeneration):
         self,
         labels: Tensor,
         pointers: Sequence[Pointers],
-        frames: Sequence[Frames],
-        spelled: Sequence[Spelled],
-        characters: Tensor,
+        frames: Sequence[Mapping[int, Frames]],
+        spelled: Sequence[Mapping[int, Spelled]],
+        spoken: Sequence[Spoken],
         image_sizes: Tensor | None = None,
         **inputs: Any,
     ) -> dict[str, Tensor]:
@@ -94,42 +98,38 @@ class ReaderTraining(StepwellForConditionalGeneration):
         if "ctc" in self.stage.losses:
             losses["ctc"] = self._line_loss(ctc_loss, features, spelled)
         if "tokens" in self.stage.losses:
-            losses["tokens"] = self._token_loss(features, frames, characters)
+            losses["tokens"] = self._token_loss(features, spoken)
         nothing = zero_through(self.model.vision) if image_sizes is None else 0.0
         found = {name: loss + nothing for name, loss in losses.items() if name in self.stage.losses}
         if "language" in found and not self.training:
             found["accuracy"] = token_accuracy(outputs, labels)
         return found
 
-    def _token_loss(
-        self, features: Sequence[VisionFeatures], frames: Sequence[Frames], characters: Tensor
-    ) -> Tensor:
+    def _token_loss(self, features: Sequence[VisionFeatures], spoken: Sequence[Spoken]) -> Tensor:
         """Mean cross-entropy of the character at each frame, as the language model's own head reads it from
-        the visual token of the frame's cell: visual tokens begin to speak its language.
+        the visual token that stands there: visual tokens begin to speak its language.
         """
-        seen, wanted = [], []
-        for found, along in zip(features, frames, strict=True):
-            rows, cols = found.maps[-1].view.grid
-            x, y = along["points"].unbind(1)
-            cells = (y * rows).long().clamp(0, rows - 1) * cols + (x * cols).long().clamp(0, cols - 1)
-            seen.append(found.tokens[cells])
-            wanted.append(characters[along["classes"]])
-        if not sum(map(len, wanted)):
+        if not sum(len(said["characters"]) for said in spoken):
             return sum((found.tokens.sum() * 0.0 for found in features), zero_through(self.lm_head))
+        seen = [found.tokens[said["tokens"]] for found, said in zip(features, spoken, strict=True)]
         logits = self.lm_head(self.model.language_model.norm(torch.cat(seen)))
-        targets = torch.cat(wanted)
-        total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
-        return total / (targets != IGNORE).sum().clamp(min=1)
+        targets = torch.cat([said["characters"] for said in spoken])
+        return F.cross_entropy(logits.float(), targets)
 
     def _line_loss(
-        self, loss: Callable[..., Tensor], features: Sequence[VisionFeatures], targets: Sequence[Any]
+        self,
+        loss: Callable[..., Tensor],
+        features: Sequence[VisionFeatures],
+        targets: Sequence[Mapping[int, Any]],
     ) -> Tensor:
-        """The mean over the images that have points, read from the map of their last view."""
-        losses = [
-            loss(self.line_head, map_to_tokens(seen.maps[-1].map[None])[0], seen.maps[-1].view.grid, wanted)
-            for seen, wanted in zip(features, targets, strict=True)
-            if len(wanted["points"])
-        ]
+        """The mean over the views that have points, each read from its finest map."""
+        losses = []
+        for seen, of_views in zip(features, targets, strict=True):
+            finest = {found.view: found.map for found in seen.maps}  # a view's finest comes last
+            for i, wanted in of_views.items():
+                map = finest[seen.layout.views[i]]
+                grid = (map.shape[-2], map.shape[-1])
+                losses.append(loss(self.line_head, map_to_tokens(map[None])[0], grid, wanted))
         if not losses:
             return sum((seen.tokens.sum() * 0.0 for seen in features), zero_through(self.line_head))
         return torch.stack(losses).mean()
@@ -153,15 +153,23 @@ def _kept_features(vision: VisionSystem) -> Iterator[list[VisionFeatures]]:
         del vision.encode
 
 
+class Spoken(TypedDict):
+    """What visual tokens of an image show."""
+
+    tokens: Tensor  # (F,) indices among the image's visual tokens
+    characters: Tensor  # (F,) the language model's tokens for what stands there
+
+
 class ReaderExample(NamedTuple):
-    """A prepared page: where its answers point, and what stands along the lines (line_head.py) of each of its
-    images.
+    """A prepared page: where its answers point, and of each of its images what stands along the lines that
+    its views show (line_head.py), by the number of the view, and at its visual tokens.
     """
 
     example: Example
     pointers: Pointers
-    frames: list[Frames]
-    spelled: list[Spelled]
+    frames: list[dict[int, Frames]]
+    spelled: list[dict[int, Spelled]]
+    spoken: list[Spoken]
 
 
 class ReaderTask(ChatTask):
@@ -173,8 +181,14 @@ class ReaderTask(ChatTask):
         super().__init__(recipe, stage)
         if set(LINE_LOSSES) & set(stage.losses):
             self.learning = (*stage.train, "line_head")
-        if {*LINE_LOSSES, "pointer", "tokens"} & set(stage.losses):
-            _check_grid(self.collator.processor.geometry)
+            self.frozen = [
+                f"line_head.{LINE_LOSSES[loss]}" for loss in LINE_LOSSES.keys() - set(stage.losses)
+            ]
+        if "pointer" in stage.losses and stage.trainer.get("fsdp"):
+            raise ValueError(
+                f"stages.{stage.name}: the loss pointer looks into layers whose weights fsdp gathers only "
+                "when they are called; leave one of both out"
+            )
         tokenizer = self.processor.tokenizer
         known = {letter: tokenizer.convert_tokens_to_ids(letter) for letter in ALPHABET}
         ids = [
@@ -226,52 +240,63 @@ class ReaderTask(ChatTask):
         processor = self.collator.processor
         sizes = example.images["image_sizes"].tolist() if example.images else []
         regions = example.images.get("image_regions", torch.tensor(NO_REGION).expand(len(sizes), -1)).tolist()
-        views = [
-            processor.geometry.layout_of((height, width), region if any(region) else None).views[-1]
+        layouts = [
+            processor.geometry.layout_of((height, width), region if any(region) else None)
             for (height, width), region in zip(sizes, regions, strict=True)
         ]
         lines = getattr(sample, "lines", ())
-        steps = [self.stage.frame_step * (view.box[2] - view.box[0]) / view.size[1] for view in views]
-        seen = [(lines, view.box, step) for view, step in zip(views, steps, strict=True)]
-        frames = [frames_along(lines, box, step=step, spread=self.stage.spread) for lines, box, step in seen]
-        spelled = [spelled_along(lines, box, step=step) for lines, box, step in seen]
-        view = views[0] if views else None
-        pointers = _pointers(example.row, getattr(sample, "spelled", ()), view, processor.image_token_id)
-        return ReaderExample(example, pointers, frames, spelled)
+        frames: list[dict[int, Frames]] = []
+        spelled: list[dict[int, Spelled]] = []
+        for layout in layouts:
+            seen = [(i, layout.views[i].box, self._step(layout.views[i])) for i in finest_views(layout)]
+            along = {i: frames_along(lines, box, step=x, spread=self.stage.spread) for i, box, x in seen}
+            frames.append(_with_points(along))
+            spelled.append(_with_points({i: spelled_along(lines, box, step=x) for i, box, x in seen}))
+        spoken = [self._spoken(*seen) for seen in zip(layouts, frames, strict=True)]
+        first = layouts[0] if layouts else None
+        pointers = _pointers(example.row, getattr(sample, "spelled", ()), first, processor.image_token_id)
+        return ReaderExample(example, pointers, frames, spelled, spoken)
+
+    def _step(self, view: View) -> float:
+        """Of frames, in pixels of the image."""
+        step: float = self.stage.frame_step * (view.box[2] - view.box[0]) / view.size[1]
+        return step
+
+    def _spoken(self, layout: TokenLayout, frames: Mapping[int, Frames]) -> Spoken:
+        points = [torch.empty(0, 2)]
+        for i, along in frames.items():
+            left, top, right, bottom = layout.views[i].box
+            points.append(along["points"] * torch.tensor([right - left, bottom - top]))
+            points[-1] += torch.tensor([left, top])
+        tokens = tokens_at(layout.grids, torch.cat(points))
+        classes = [along["classes"] for along in frames.values()]
+        characters = self.characters[torch.cat([torch.empty(0).long(), *classes])]
+        speaks = (tokens >= 0) & (characters != IGNORE)
+        return Spoken(tokens=tokens[speaks], characters=characters[speaks])
 
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
-        """As for a chat, with `pointers` of every row, `frames` and `spelled` of every image."""
+        """As for a chat, with `pointers` of every row; `frames`, `spelled` and `spoken` of every image."""
         return {
             **self.collator([sample.example for sample in samples]),
             "pointers": [sample.pointers for sample in samples],
             "frames": [frames for sample in samples for frames in sample.frames],
             "spelled": [spelled for sample in samples for spelled in sample.spelled],
-            "characters": self.characters,
+            "spoken": [spoken for sample in samples for spoken in sample.spoken],
         }
 
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
         counts = {
             **super().counts(batch),
-            "frames": sum(len(targets["points"]) > 0 for targets in batch["frames"]),
-            "ctc": sum(len(targets["points"]) > 0 for targets in batch["spelled"]),
-            "tokens": sum(int((targets["classes"] > 0).sum()) for targets in batch["frames"]),
+            "frames": sum(map(len, batch["frames"])),
+            "ctc": sum(map(len, batch["spelled"])),
+            "tokens": sum(len(said["characters"]) for said in batch["spoken"]),
             "pointer": sum(len(pointed["positions"]) > 0 for pointed in batch["pointers"]),
         }
         return {name: count for name, count in counts.items() if name in (*self.stage.losses, *self.scores)}
 
 
-def _check_grid(geometry: Geometry) -> None:
-    """Raises ValueError where the visual tokens are not one grid over the whole image: targets would be
-    wrong.
-    """
-    layout = geometry.layout((60, 100))
-    rows, cols = layout.views[-1].grid
-    one_grid = len(layout.runs) == 1 and layout.num_visual == rows * cols
-    if not one_grid or layout.views[-1].box != (0.0, 0.0, 100.0, 60.0):
-        raise ValueError(
-            "the losses frames, ctc and pointer need visual tokens that are one grid over what is seen; "
-            "take a pyramid with framing aspect, or leave these losses out"
-        )
+def _with_points(targets: dict[int, PointsOfView]) -> dict[int, PointsOfView]:
+    return {i: along for i, along in targets.items() if len(along["points"])}
 
 
 def _check_decoder(text: Any, stage: ReaderStage) -> None:
@@ -290,10 +315,14 @@ def _check_decoder(text: Any, stage: ReaderStage) -> None:
         )
 
 
-def _pointers(row: Row, spelled: Sequence[Line | None], view: View | None, image_token_id: int) -> Pointers:
-    """For answers that take one token a character and one for the end: where each character stands."""
+def _pointers(
+    row: Row, spelled: Sequence[Line | None], layout: TokenLayout | None, image_token_id: int
+) -> Pointers:
+    """For answers that take one token a character and one for the end: where each character stands, if a
+    visual token stands there.
+    """
     positions: list[int] = []
-    cells: list[int] = []
+    points: list[tuple[float, float]] = []
     labels = row.labels.tolist()
     answers = [
         list(run)
@@ -301,20 +330,15 @@ def _pointers(row: Row, spelled: Sequence[Line | None], view: View | None, image
         if is_answer
     ]
     for answer, line in zip(answers, spelled, strict=False):  # the last turns may not have fitted
-        if view is None or line is None or len(answer) != len(line.text) + 1:
+        if layout is None or line is None or len(answer) != len(line.text) + 1:
             continue
-        (left, top, right, bottom), (rows, cols) = view.box, view.grid
         middles = [(start + end) / 2 for start, end in pairwise(line.edges)]
         positions += [position - 1 for position in answer[:-1]]
-        cells += [
-            _cell((line.middle(x) - top) / (bottom - top), rows) * cols
-            + _cell((x - left) / (right - left), cols)
-            for x in middles
-        ]
-    visual = (row.ids == image_token_id).nonzero()[:, 0]
-    return Pointers(positions=torch.tensor(positions).long(), cells=torch.tensor(cells).long(), visual=visual)
-
-
-def _cell(at: float, cells: int) -> int:
-    """The cell of a fraction of a side; what lies outside counts to the border."""
-    return min(max(int(at * cells), 0), cells - 1)
+        points += [(x, line.middle(x)) for x in middles]
+    grids = () if layout is None else layout.grids
+    cells = tokens_at(grids, torch.tensor(points, dtype=torch.float64).reshape(-1, 2))
+    return Pointers(
+        positions=torch.tensor(positions).long()[cells >= 0],
+        cells=cells[cells >= 0],
+        visual=(row.ids == image_token_id).nonzero()[:, 0],
+    )

@@ -35,6 +35,7 @@ from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
 from stepwell.models.parts import load_parts
 from stepwell.models.processor import StepwellProcessor
+from stepwell.models.quantised import quantise
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import settings_json
 from stepwell.train.chat_recipe import ChatRecipe
@@ -105,6 +106,7 @@ class ChatTask(JudgedByLosses):
             stage_processor,
             max_length=stage.max_length,
             turns=stage.turns,
+            pad_to_multiple_of=stage.pad_to_multiple_of,
             limits=recipe.image_limits.build(),
         )
 
@@ -141,7 +143,9 @@ class ChatTask(JudgedByLosses):
         return module
 
     def with_adapters(self, model: Any) -> Any:
-        """The model, with those that the recipe wants; what learns beside them, in any stage, is whole."""
+        """The model, with those that the recipe wants; what learns beside them, in any stage, is whole. A
+        finished model has all its weights in full.
+        """
         if (wanted := self.settings.model.lora) is None:
             return model
         learning = {part for stage in self.settings.stages for part in stage.train} & set(model.parts)
@@ -153,6 +157,10 @@ class ChatTask(JudgedByLosses):
             dropout=wanted.dropout,
             whole=sorted(learning - set(wanted.parts)),
         )
+        is_outline = any(parameter.is_meta for parameter in model.parameters())
+        if wanted.bits is not None and type(model) is not StepwellForConditionalGeneration and not is_outline:
+            dtype = torch.bfloat16 if self.settings.bf16 else torch.float32
+            quantise(model, self.lora.target_modules, bits=wanted.bits, dtype=dtype)
         add_adapters(model, self.lora)
         return model
 
@@ -218,6 +226,7 @@ class ChatTask(JudgedByLosses):
     def save(self, weights: Path, folder: Path) -> None:
         model = self.start(StepwellForConditionalGeneration, self.config)
         missing, _ = load_model(model, weights, strict=False)  # heads that only training needs are left out
+        missing = [name for name in missing if not (self._is_quantised and ".base_layer." in name)]
         assert not missing, f"{weights} lacks {missing[0]}"
         if self.lora is not None:
             if (start := self.settings.model.start) is not None:
@@ -234,6 +243,12 @@ class ChatTask(JudgedByLosses):
             self._write_origin(folder, {"start": start}, {"start": commit_of(self.origin)})
         elif trained.is_file():
             shutil.copyfile(trained, folder / ORIGIN)
+
+    @property
+    def _is_quantised(self) -> bool:
+        """Whether layers beside adapters are in no state dict."""
+        lora = self.settings.model.lora
+        return lora is not None and lora.bits is not None
 
     def _write_origin(
         self, folder: Path, sources: Mapping[str, str], commits: Mapping[str, str | None]

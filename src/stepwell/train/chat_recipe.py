@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from stepwell.models.published.papers import find_published
+from stepwell.models.quantised import Bits
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import VisionConfig
 from stepwell.train.collate import TurnOrder
@@ -28,12 +29,17 @@ def _vision(value: Any) -> VisionConfig:
 
 
 class Lora(Strict):
-    """Adapters (models/adapters.py) that learn in place of their parts, in all stages."""
+    """Adapters (models/adapters.py) that learn in place of their parts, in all stages.
+
+    bits: in which the linear layers beside them are stored meanwhile (models/quantised.py); the finished
+    model has the layers as they were, and the adapters in them.
+    """
 
     parts: Annotated[tuple[Literal["language", "vision"], ...], Field(min_length=1)] = ("language",)
     rank: Positive = 16
     alpha: Positive = 32
     dropout: Share = 0.0
+    bits: Bits | None = None
 
 
 class ChatModel(Strict):
@@ -107,8 +113,9 @@ class ConversationData(Strict):
 
 class ChatStage(Stage):
     """template: of this stage, where it is not the model's; max_length: tokens of a sample, whole turns go
-    beyond. sampling: "grouped" makes steps of samples that are alike (train/length_groups.py);
-    "grouped_official" too, where all samples are texts by their negative lengths, as LLaVA's code does.
+    beyond. pad_to_multiple_of: rows are padded to a multiple of so many tokens: few lengths share kernels.
+    sampling: "grouped" makes steps of samples that are alike (train/length_groups.py); "grouped_official"
+    too, where all samples are texts by their negative lengths, as LLaVA's code does.
     """
 
     train: tuple[str, ...] = ("vision", "language")
@@ -116,6 +123,7 @@ class ChatStage(Stage):
     template: str | None = None
     turns: TurnOrder = "together"
     max_length: Positive = 8192
+    pad_to_multiple_of: Positive = 1
     sampling: Literal["random", "grouped", "grouped_official"] = "random"
     data: Annotated[tuple[ConversationData, ...], Field(min_length=1)]
     validation: tuple[ConversationData, ...] = ()

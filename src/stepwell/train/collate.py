@@ -6,6 +6,7 @@ Letters: B batch, L length of the longest row, P pixels of all inputs.
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from stepwell.data.sample import Sample
@@ -65,11 +67,13 @@ class Collator:
         *,
         max_length: int,
         turns: TurnOrder = "together",
+        pad_to_multiple_of: int = 1,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         if processor.template is None:
             raise ValueError("training needs to know what is an answer; give the recipe's model a template")
         self.processor, self.max_length, self.turns, self.limits = processor, max_length, turns, limits
+        self.pad_to_multiple_of = pad_to_multiple_of
 
     def prepare(self, sample: Sample) -> Example:
         """Raises ValueError for an image that cannot be read, a conversation that the template refuses, one
@@ -96,18 +100,22 @@ class Collator:
         and the images of all, in order.
         """
         rows = [example.row for example in examples]
+        lengths = torch.tensor([len(row.ids) for row in rows])
+        longest = math.ceil(int(lengths.max()) / self.pad_to_multiple_of) * self.pad_to_multiple_of
+
+        def padded(parts: Sequence[Tensor], value: int) -> Tensor:
+            found = pad_sequence(list(parts), True, value)
+            return F.pad(found, (0, longest - found.shape[1]), value=value)
+
         batch: dict[str, Any] = {
-            "input_ids": pad_sequence(
-                [row.ids for row in rows], True, self.processor.tokenizer.pad_token_id or 0
-            ),
-            "labels": pad_sequence([row.labels for row in rows], True, IGNORE),
+            "input_ids": padded([row.ids for row in rows], self.processor.tokenizer.pad_token_id or 0),
+            "labels": padded([row.labels for row in rows], IGNORE),
         }
         if self.turns == "together":
-            lengths = torch.tensor([len(row.ids) for row in rows])
-            batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+            batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
         else:
-            batch["position_ids"] = pad_sequence([row.positions for row in rows], True)
-            batch["groups"] = pad_sequence([row.groups for row in rows], True, -1)
+            batch["position_ids"] = padded([row.positions for row in rows], 0)
+            batch["groups"] = padded([row.groups for row in rows], -1)
         if present := [example.images for example in examples if example.images]:
             batch |= {name: torch.cat([images[name] for images in present]) for name in WHOLE}
             if any(REGIONS in images for images in present):

@@ -77,10 +77,10 @@ def freeze_all_but(
         raise ValueError(f"nothing learns: {', '.join(frozen)} of {', '.join(learning)} are frozen")
 
 
-def frozen_norms(module: nn.Module) -> list[nn.Module]:
-    """Batch norms whose weights do not learn. In training mode they would still follow the batches."""
-    norms = (child for child in module.modules() if isinstance(child, _BatchNorm) and child.affine)
-    return [norm for norm in norms if not any(each.requires_grad for each in norm.parameters())]
+def frozen_norms(module: nn.Module, *, all_norms: bool = False) -> list[nn.Module]:
+    """Batch norms whose weights do not learn, or all. In training mode they would follow the batches."""
+    norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.affine]
+    return [norm for norm in norms if all_norms or not any(each.requires_grad for each in norm.parameters())]
 
 
 def idle_parameters(module: nn.Module) -> set[nn.Parameter]:

@@ -95,7 +95,9 @@ class Stage(Strict):
     keep: the weights that the stage ends with, by default the best on the validation data where there is any.
     vision: changes to the model's geometry in this stage, such as {sizes: [160, 320]} or {max_slices: 1}.
     patience: validations in a row that may be no better than the best before the stage ends; None: any.
-    average: of the weights over the steps (train/averaging.py).
+    average: of the weights over the steps (train/averaging.py). batch_statistics: norms over batches follow
+    those of the stage; false: they keep the statistics that they start with; None: so where the model has a
+    start.
     losses: weights of the task's losses; one that is not named is not computed. trainer: further fields of
     transformers' TrainingArguments.
     """
@@ -114,6 +116,7 @@ class Stage(Strict):
     keep: Literal["best", "last"] | None = None
     patience: Positive | None = None
     average: Average | None = None
+    batch_statistics: bool | None = None
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     trainer: dict[str, Any] = {}

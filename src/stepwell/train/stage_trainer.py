@@ -29,6 +29,7 @@ from stepwell.train.metrics import MetricsFile
 from stepwell.train.recipe import Optimiser, Recipe
 from stepwell.train.results import Results
 from stepwell.train.schedules import SCHEDULES, Run, build_schedule, checked_arguments
+from stepwell.train.sharding import sharding_units
 from stepwell.train.tasks import Task
 
 __all__ = ["WHOLE", "StageTrainer", "processes", "progress_bars", "put"]
@@ -110,7 +111,9 @@ class StageTrainer(Trainer):
     ) -> None:
         self.parts = task.parts(module)
         freeze_all_but(module, task.learning, self.parts, task.frozen, task.adapted)
-        self._frozen_norms = frozen_norms(module)
+        follow = task.stage.batch_statistics
+        follow = getattr(recipe.model, "start", None) is None if follow is None else follow
+        self._frozen_norms = frozen_norms(module, all_norms=not follow)
         if processes() > 1:
             synchronised(module)
         self.averaging = None if task.stage.average is None else Averaging(module, task.stage.average)
@@ -135,6 +138,8 @@ class StageTrainer(Trainer):
         )
         self.bad_samples = bad_samples
         self.task, self.stage = task, task.stage
+        if self.args.fsdp:
+            self._shard(module)
         self.model_accepts_loss_kwargs = False  # what Trainer counts is one number, and labels only
         self._validated = -1  # the last step at which it was
         self._sums: dict[str, Tensor | float] = {}
@@ -149,6 +154,25 @@ class StageTrainer(Trainer):
             self.optimizer = kind(groups, **arguments)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
+
+    def _shard(self, module: nn.Module) -> None:
+        """Raises ValueError where accelerate would train whole copies, and not say so, and for what processes
+        would do unequally often, or on whole weights.
+        """
+        for field in ("validation", "average"):
+            if getattr(self.task.stage, field):
+                raise ValueError(
+                    f"stages.{self.task.stage.name}.{field} wants whole weights in every process, which fsdp "
+                    "does not leave there: leave one of both out"
+                )
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None:
+            raise ValueError(
+                f"stages.{self.stage.name}.trainer.fsdp: weights are sharded over GPUs, one a process; "
+                "here it would have no effect: leave it out"
+            )
+        if plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = sharding_units(module)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The stage's schedule, one of ours or by its name in transformers."""

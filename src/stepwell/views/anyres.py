@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image
 from torch import Tensor
 
-from stepwell.structures import Box, Geometry, Region, Size, Statistics, TokenLayout, TokenRun, View
+from stepwell.structures import (
+    Box,
+    Geometry,
+    Region,
+    Size,
+    Statistics,
+    TokenGrid,
+    TokenLayout,
+    TokenRun,
+    View,
+)
 from stepwell.views.preprocess import to_tensor
 from stepwell.views.pyramid import Framing, PyramidGeometry
 from stepwell.views.region import CLOSE_UP, RegionConfig, cut_around, moved, size_of
@@ -191,11 +201,13 @@ class AnyResGeometry(Geometry):
         whole = (0, 0, size[1], size[0]) if cut is None else cut
         overview, plan = self.overview.layout(size), self.plan(size_of(whole))
         newline = int(self.merge == "spatial_unpad")
-        views, count = list(overview.views), overview.num_visual
+        views, count, grids = list(overview.views), overview.num_visual, [*overview.grids]
         if plan is None:
             count += newline
         else:
-            views[:0] = self._tiles(whole, plan)
+            tiles = list(self._tiles(whole, plan))
+            grids += self._grids(tiles, plan, first=count)
+            views[:0] = tiles
             count += plan.cells[0] * (plan.cells[1] + newline)
         return TokenLayout(
             image_size=size,
@@ -203,8 +215,26 @@ class AnyResGeometry(Geometry):
             views=tuple(views),
             runs=(TokenRun(count=count),),
             tiles=plan.grid if plan else (0, 0),
+            grids=tuple(grids),
             cut=cut,
         )
+
+    def _grids(self, tiles: Sequence[View], plan: TilePlan, *, first: int) -> list[TokenGrid]:
+        """Where the tokens behind those of the overview look. Newlines have no place."""
+        rows, cols = self.tile_cells
+        if self.merge == "flat":
+            starts = range(first, first + len(tiles) * rows * cols, rows * cols)
+            return [TokenGrid.over(t.box, t.grid, first=n) for t, n in zip(tiles, starts, strict=True)]
+        if not all(plan.cells):
+            return []
+        (left, top, *_), (*_, right, bottom) = tiles[0].box, tiles[-1].box
+        rows, cols = plan.grid[0] * rows, plan.grid[1] * cols
+        across, down = (right - left) / cols, (bottom - top) / rows  # of a cell
+        x = left + (cols - plan.kept[1]) // 2 * across
+        y = top + (rows - plan.kept[0]) // 2 * down
+        box = (x, y, x + plan.kept[1] * across, y + plan.kept[0] * down)
+        step = plan.cells[1] + int(self.merge == "spatial_unpad")
+        return [TokenGrid.over(box, plan.cells, first=first, step=step)]
 
     def inputs(self, image: Image.Image, layout: TokenLayout) -> list[Tensor]:
         (overview,) = self.overview.inputs(image, self.overview.layout(layout.image_size))

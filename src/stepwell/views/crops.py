@@ -17,7 +17,17 @@ from torch import Tensor
 
 from stepwell.ops.crops import Phases, middle, split_blocks, split_strides
 from stepwell.ops.precision import at_least_single
-from stepwell.structures import Box, Geometry, Region, Size, Statistics, TokenLayout, TokenRun, View
+from stepwell.structures import (
+    Box,
+    Geometry,
+    Region,
+    Size,
+    Statistics,
+    TokenGrid,
+    TokenLayout,
+    TokenRun,
+    View,
+)
 from stepwell.views.preprocess import Square, square_box, squared, to_tensor
 from stepwell.views.region import CLOSE_UP, RegionConfig, cut_around, moved, size_of
 
@@ -103,11 +113,13 @@ class CropGeometry(Geometry):
         takes_small = grid == (1, 1) or self.low == "resized"
         takes_whole = cut is not None and (bool(global_crops) or self.low == "sampled")
         num_fine = int(grid != (1, 1)) + int(takes_whole)
+        tokens = (cells * rows, cells * cols) if self.every_cell else (cells, cells)
         return TokenLayout(
             image_size=size,
             inputs=(fine,) * num_fine + (small,) * takes_small,
             views=tuple(View(name=name, size=small, box=box, grid=(cells, cells)) for name, box in boxes),
-            runs=(TokenRun(count=cells**2 * (math.prod(grid) if self.every_cell else 1)),),
+            runs=(TokenRun(count=tokens[0] * tokens[1]),),
+            grids=(TokenGrid.over(near if num_local else whole, tokens),),
             tiles=grid if num_local else (0, 0),
             cut=cut,
         )

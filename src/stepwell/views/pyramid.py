@@ -27,6 +27,7 @@ from stepwell.structures import (
     Region,
     Size,
     Statistics,
+    TokenGrid,
     TokenLayout,
     TokenRun,
     View,
@@ -88,7 +89,8 @@ class PyramidGeometry(Geometry):
             raise ValueError(f"an image needs at least one pixel each way, got {size[0]}x{size[1]}")
         sizes, box = self._sizes(size), _box(size, self.framing)
         views = self._views(sizes, [box] * len(sizes))
-        return TokenLayout(image_size=size, inputs=(sizes[-1],), views=views, runs=self._runs(views))
+        runs, grids = self._tokens(views)
+        return TokenLayout(image_size=size, inputs=(sizes[-1],), views=views, runs=runs, grids=grids)
 
     def close_up(self, size: Size, region: Region) -> TokenLayout:
         if len(self.sides) < 2:
@@ -104,11 +106,13 @@ class PyramidGeometry(Geometry):
             cut = cut_around(region, size, self.region, (side / self.region.enlarged(region),) * 2)
         box = moved(_box(size_of(cut), self._cut_framing), cut)
         views = self._views([*sizes, fine], [*[_box(size, self.framing)] * len(sizes), box])
+        runs, grids = self._tokens(views)
         return TokenLayout(
             image_size=size,
             inputs=(sizes[-1], fine),
             views=views,
-            runs=self._runs(views),
+            runs=runs,
+            grids=grids,
             region=region,
             cut=cut,
         )
@@ -124,9 +128,10 @@ class PyramidGeometry(Geometry):
             for name, size, box, stride in zip(self.names, sizes, boxes, self.strides, strict=True)
         )
 
-    def _runs(self, views: Sequence[View]) -> tuple[TokenRun, ...]:
-        rows, cols = self.grid or views[self.grid_view].grid
-        return (TokenRun(count=rows * cols),)
+    def _tokens(self, views: Sequence[View]) -> tuple[tuple[TokenRun], tuple[TokenGrid]]:
+        view = views[self.grid_view]
+        rows, cols = size = self.grid or view.grid
+        return (TokenRun(count=rows * cols),), (TokenGrid.over(view.box, size),)
 
     def inputs(self, image: Image, layout: TokenLayout) -> list[Tensor]:
         whole, *fine = layout.inputs

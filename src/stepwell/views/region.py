@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
@@ -38,11 +38,14 @@ class RegionConfig:
     a pixel of the image becomes at most, or as many as where the whole of a small image is enlarged; where a
     region is smaller than a view can be, more is cut out around it, as far as the image goes. short_side: a
     region is enlarged until its shorter side has so many pixels in the view, and no further; None: any.
+    grain: cells that the longer side of a view of an aspect of its own is a multiple of, where the image goes
+    so far: views of few sizes share kernels, and go through a network together.
     """
 
     margin: Annotated[float, Field(ge=0)] = 0.25
     enlarge: Annotated[float, Field(gt=0)] = 1.0
     short_side: Annotated[int, Field(gt=0)] | None = None
+    grain: Annotated[int, Field(gt=0)] = 1
 
     def enlarged(self, region: Region, most: float = 0.0) -> float:
         """Pixels of a view that a pixel of a region becomes at most; most: where more than `enlarge` is
@@ -124,8 +127,9 @@ def region_edges(region: Sequence[float]) -> Box:
     """A region as four numbers. Raises ValueError of one line for what is none."""
     form = "a region is (left, top, right, bottom)"
     try:
-        left, top, right, bottom = () if isinstance(region, str) else (float(edge) for edge in region)
-    except (TypeError, ValueError):
+        edges: Iterable[float] = () if isinstance(region, str | Mapping) else region
+        left, top, right, bottom = map(float, edges)
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{form}, got {_text(region)}") from None
     if not all(map(math.isfinite, (left, top, right, bottom))):
         raise ValueError(f"{form} in numbers, got {_text(region)}")
@@ -168,6 +172,8 @@ def whole_cells(
     scale = min(side / max(size_of(cut)), config.enlarged(region, side / max(size)))
     most = side // stride
     cells = [min(max(math.ceil(length * scale / stride), min_cells), most) for length in size_of(cut)]
+    longer = cells.index(max(cells))
+    cells[longer] = min(math.ceil(cells[longer] / config.grain) * config.grain, most)
     cut = cut_around(region, size, config, (cells[0] * stride / scale, cells[1] * stride / scale))
     height, width = (
         min(max(round(length * scale / stride), min_cells), most) * stride for length in size_of(cut)

@@ -7,12 +7,13 @@ width) in pixels, grids (rows, columns); S is the side of a square view, p the e
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from stepwell.structures import Geometry, Region, Size, Statistics, TokenLayout, TokenRun, View
+from stepwell.structures import Geometry, Region, Size, Statistics, TokenGrid, TokenLayout, TokenRun, View
 from stepwell.views.preprocess import to_tensor
 from stepwell.views.region import CLOSE_UP, RegionConfig, cut_around, moved, size_of
 
@@ -169,6 +170,7 @@ class SliceGeometry(Geometry):
             runs=self._runs(plan.grid),
             tiles=plan.grid,
             token_grid=self.token_grid,
+            grids=tuple(self._grids(plan.grid, views)),
             cut=cut,
         )
 
@@ -221,6 +223,18 @@ class SliceGeometry(Geometry):
         row = (TokenRun(count=cols * token_cols), newline)
         first = newline if cols == 1 and self.before_overview == "first" else comma
         return (*row * (rows * token_rows), first, view)
+
+    def _grids(self, grid: Size, views: Sequence[View]) -> Iterator[TokenGrid]:
+        (rows, cols), (token_rows, token_cols) = grid, self.token_grid
+        of_view, step = token_rows * token_cols, cols * token_cols
+        for k, view in enumerate(views[:-1]):
+            row, col = divmod(k, cols)
+            if self.organised:
+                first = row * token_rows * step + col * token_cols
+                yield TokenGrid.over(view.box, self.token_grid, first=first, step=step)
+            else:
+                yield TokenGrid.over(view.box, self.token_grid, first=k * of_view)
+        yield TokenGrid.over(views[-1].box, self.token_grid, first=rows * cols * of_view)
 
 
 def _run(separator: Separator) -> TokenRun:

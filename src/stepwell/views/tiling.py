@@ -12,7 +12,7 @@ from typing import NamedTuple
 from stepwell.ops.sliding_windows import Window
 from stepwell.structures import Size
 
-__all__ = ["Tile", "Tiles", "scaled_window"]
+__all__ = ["MOST_OVERLAP", "Tile", "Tiles", "scaled_window"]
 
 MOST_OVERLAP = 0.9
 """With which a place is looked at a hundred times already."""
@@ -65,11 +65,19 @@ class Tiles:
         views = [Window(top, left, bottom, right) for top, bottom in rows for left, right in cols]
         return [Tile(scaled_window(view, scaled, size), view) for view in views]
 
+    def count(self, size: Size, *, side: int) -> int:
+        """How many tiles `cut` makes."""
+        rows, cols = (self._steps(length, min(self.size or side, length)) + 1 for length in self.scaled(size))
+        return rows * cols
+
+    def _steps(self, length: int, side: int) -> int:
+        stride = max(1, int(side * (1 - self.overlap)))
+        return -(-(length - side) // stride)
+
     def _spans(self, length: int, side: int) -> list[tuple[int, int]]:
         """First and one past the last, along one side."""
         side = min(side, length)
-        stride = max(1, int(side * (1 - self.overlap)))
-        steps = -(-(length - side) // stride)
+        steps = self._steps(length, side)
         starts = [step * (length - side) // steps for step in range(steps + 1)] if steps else [0]
         return [(start, start + side) for start in starts]
 
