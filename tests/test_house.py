@@ -185,7 +185,7 @@ def run(code: str) -> str:
 
 IMPORT_EVERYTHING = """
 import importlib, os, pkgutil, random, socket, threading
-import numpy, torch, torchvision, timm, transformers
+import gradio, numpy, torch, torchvision, timm, transformers  # what these do when imported is not ours
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer
 
 def refuse(*args, **kwargs):
