@@ -13,7 +13,7 @@ export TRANSFORMERS_OFFLINE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check fix bench test-oldest clean
+.PHONY: help demo test test-slow check fix docs bench test-oldest clean
 
 help:
 	@echo "make demo         ask the shipped reader about a receipt and a page, draw what the shipped detector finds"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-slow    the tests that take several processes, or minutes: up to twenty"
 	@echo "make check        formatting, lint and types, as continuous integration sees them"
 	@echo "make fix          format the code and mend what lint can mend"
+	@echo "make docs         the documentation site, into site/; fails on a broken link"
 	@echo "make bench        time our parts against plain peers, ONNX Runtime and OpenVINO; ROWS=deform: some of it"
 	@echo "make test-oldest  the suite on the oldest supported torch and transformers, in $(OLDEST)"
 	@echo "make clean        remove both environments and the caches"
@@ -46,6 +47,10 @@ fix: $(VENV)/.ready-dev
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
+docs: $(VENV)/.ready-docs
+	@$(PYTHON) docs/site.py
+	@$(PYTHON) -m zensical build --clean --strict
+
 # make bench ROWS="piip training": the rows whose table or name holds these words
 bench: $(VENV)/.ready-bench
 	@$(PYTHON) benchmarks/run.py $(ROWS)
@@ -54,7 +59,7 @@ test-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python -m pytest $(TWO)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) dist build site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # ---- set-up: an environment, a stamp for what is installed in it, and both only once ----------------------------
 
@@ -101,7 +106,11 @@ $(VENV)/.ready-demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
 	$(call install,$(VENV),-e ".[dev]")
-	@touch $@ $(VENV)/.ready-demo
+	@touch $@ $(VENV)/.ready-demo $(VENV)/.ready-docs
+
+$(VENV)/.ready-docs: pyproject.toml | $(VENV)/bin/python
+	$(call install,$(VENV),-e ".[docs]")
+	@touch $@
 
 $(VENV)/.ready-bench: $(VENV)/.ready-dev
 	$(call install,$(VENV),-e ".[bench]")

@@ -1,5 +1,5 @@
-"""Our PIIP-TSB 1120/896/448 against its own exported graph in ONNX Runtime and OpenVINO: what a user with a
-processor and no GPU would run.
+"""Our models against their own graphs in ONNX Runtime and OpenVINO: what a user with a processor and no GPU
+would run. PIIP-TSB 1120/896/448 as a backbone, and the shipped models, as `stepwell export` writes them.
 
 The reference path is exported, whose every operation ONNX has (deformable attention as GridSample).
 """
@@ -16,10 +16,14 @@ from measure import CLOSE, Row, Worker, compare, has_bf16
 from piip_backbone import NAMES, build, image, inference
 from torch import Tensor
 
+import stepwell
+from stepwell.export.graphs import Exported, exported
+from stepwell.export.write import pictures
 from stepwell.ops.choose import prefer
 
 NAME = NAMES["detection"]
 LEAST = {"float32": 1 / 1.35, "bfloat16": 1 / 1.1}  # at most 1.35 and 1.1 times OpenVINO's time
+SHIPPED = {"boards_tiny": (640, 640), "reader_tiny": (1280, 640)}  # height and width of the pictures
 
 
 def rows() -> list[Row]:
@@ -27,6 +31,14 @@ def rows() -> list[Row]:
         (f"{NAME}, fp32, other: ONNX Runtime", partial(_row, "onnx_runtime", "float32")),
         (f"{NAME}, fp32, other: OpenVINO", partial(_row, "openvino", "float32")),
         (f"{NAME}, bf16, other: OpenVINO", partial(_row, "openvino", "bfloat16")),
+        *(
+            (
+                f"{model}, graph of {size[1]}x{size[0]}, fp32, other: {runtime}",
+                partial(_shipped, model, runtime),
+            )
+            for model, size in SHIPPED.items()
+            for runtime in ("onnx", "openvino")
+        ),
     ]
 
 
@@ -47,6 +59,58 @@ def _row(runtime: str, dtype: str) -> Iterator[str]:
             rounds=5,
         )
     )
+
+
+def _title(model: str, runtime: str) -> str:
+    height, width = SHIPPED[model]
+    return f"{model}, graph of {width}x{height}, fp32, other: {runtime}"
+
+
+def _shipped(model: str, runtime: str) -> Iterator[str]:
+    folder = str(Path(_folder().name) / f"{model}-{runtime}")
+    with Worker(("runtimes", "build_shipped", model, folder, runtime)) as worker:
+        worker.ready(), worker.go()
+    yield str(
+        compare(
+            _title(model, runtime),
+            ("runtimes", "build_scored", model),
+            ("runtimes", "build_graph", model, folder, runtime),
+            close=CLOSE["float32"],
+            rounds=5,
+        )
+    )
+
+
+def build_shipped(model: str, folder: str, runtime: str) -> Callable[[], object]:
+    from stepwell.export.write import export
+
+    return lambda: export(model, folder, form=runtime, sizes=[SHIPPED[model]])  # type: ignore[arg-type]
+
+
+def build_scored(model: str) -> Callable[[], list[Tensor]]:
+    graph, inputs = _graph(model)
+
+    def once() -> list[Tensor]:
+        with torch.no_grad():
+            return list(graph.module(*inputs))
+
+    return once
+
+
+def build_graph(model: str, folder: str, runtime: str) -> Callable[[], list[Tensor]]:
+    from stepwell.export.folder import GRAPHS, graph_files
+    from stepwell.export.formats import open_graph
+
+    (file,) = graph_files(Path(folder))
+    run = open_graph(Path(folder) / GRAPHS / file.file, runtime)  # type: ignore[arg-type]
+    _, inputs = _graph(model)
+    return lambda: run(inputs)
+
+
+def _graph(model: str) -> tuple[Exported, list[Tensor]]:
+    """What is exported, and its inputs for a picture."""
+    graph = exported(stepwell.load(model, device="cpu", dtype="float32"), SHIPPED[model])
+    return graph, graph.prepare(pictures(SHIPPED[model])[0])
 
 
 @cache

@@ -22,7 +22,7 @@ PAGES = {  # question, region that is looked at closely, what is printed
     "receipt.jpg": [  # scanned
         ("How much is the total?", WHOLE, "27.30"),
         ("What is written here?", (656, 787, 802, 828), "30-06-16"),
-        ("What is written here?", (228, 387, 624, 428), "LOT P.T. 33198, BATU 4"),
+        ("What is written here?", (198, 687, 694, 732), "INVOICE NO : 17714/102/T0382"),
     ],
     "drawn_page.png": [  # made by stepwell.reader.drawn; see README.md
         ("Which company issued this receipt?", WHOLE, "IP KAIYONG PHARMACY"),

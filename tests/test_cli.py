@@ -22,6 +22,7 @@ import stepwell
 from stepwell import cli
 from stepwell.encoders.catalogue import ENCODERS, build_encoder
 from stepwell.flops.plan import parse_branches
+from stepwell.look.trace import Traced
 from stepwell.models.published.papers import PUBLISHED, find_published
 from stepwell.structures import TokenLayout
 from stepwell.train.recipe import load_recipe
@@ -63,6 +64,17 @@ class FakeAssistant(stepwell.Assistant):
         return "27.30"
 
 
+def ask_and_trace(
+    assistant: FakeAssistant, images: Any, question: str, *, region: Any, max_new_tokens: int
+) -> tuple[str, Traced]:
+    """The fake's answer as two tokens, the first of which looks at the first visual token of all."""
+    answer = assistant.ask(images, question, region=region, max_new_tokens=max_new_tokens)
+    layouts = tuple(assistant.layout(image) for image in images)
+    attention = torch.zeros(2, sum(layout.num_visual for layout in layouts))
+    attention[:, 0] = 1
+    return answer, Traced((1, 2), ("27.30", ""), torch.tensor([0.5, 1.0]), attention, (1, 0), layouts)
+
+
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeAssistant]:
     """Loading gives a fake and lists it here."""
@@ -73,6 +85,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeAssistant]:
         return assistants[-1]
 
     monkeypatch.setattr("stepwell.weights.light.load_to_ask", load)
+    monkeypatch.setattr("stepwell.look.trace.ask_and_trace", ask_and_trace)
     return assistants
 
 
@@ -129,6 +142,16 @@ def test_json_holds_answer_seconds_tokens_and_views(
     assert report["answer"] == "27.30"
     assert report["seconds"] >= 0
     assert report["visual_tokens"] == 16
+    assert report["confidence"] == 0.75
+    assert report["where"] == {
+        "image": 0,
+        "box": [0, 0, 16, 16],
+        "head": {"layer": 1, "head": 0},
+        "tokens": [
+            {"text": "27.30", "probability": 0.5, "box": [0, 0, 16, 16]},
+            {"text": "", "probability": 1.0, "box": None},
+        ],
+    }
     assert report["views"] == 2 * [
         {"image": image_path, "name": "only", "size": [32, 64], "grid": [2, 4], "box": [0, 0, 64, 32]}
     ]

@@ -8,7 +8,6 @@ import shlex
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,7 @@ from stepwell import cli
 from stepwell.train.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")]
 
 
 def name(path: Path) -> str:
@@ -70,14 +69,6 @@ def test_recipes_that_are_shown_are_recipes(path: Path, tmp_path: Path) -> None:
         if "stages:" in block:
             (tmp_path / "shown.yaml").write_text(textwrap.dedent(block))
             load_recipe(tmp_path / "shown.yaml")
-
-
-@pytest.mark.slow
-def test_pyramids_that_are_shown_are_built() -> None:
-    names: dict[str, Any] = {}
-    for block in blocks(ROOT / "docs/pyramids.md", "python"):
-        exec(block, names)
-    assert [tuple(one.shape[2:]) for one in names["maps"]] == [(112, 168), (56, 84), (28, 42), (14, 21)]
 
 
 def test_the_makefile_explains_each_of_its_targets() -> None:

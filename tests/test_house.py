@@ -30,7 +30,10 @@ GROUPS = [
     ["train"],
     ["reader"],
     ["weights"],
-    ["serve"],
+    ["export"],
+    ["look", "extract"],
+    ["serve", "integrations"],
+    ["doctor"],
     ["commands"],
     ["cli", "__init__"],  # the command line, and the list of public names
     ["__main__"],
@@ -141,12 +144,12 @@ def test_rooms_open_with_an_empty_init(path: Path) -> None:
         assert path.read_text() == ""
 
 
-HYPHENATED = ("huggingface-hub", "pillow-heif", "faster-coco-eval", "prometheus-client")
+HYPHENATED = ("huggingface-hub", "lmms-eval", "pillow-heif", "faster-coco-eval", "prometheus-client")
 
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None:
     """By what users install; the extra `dev` is for tests."""
-    names = {"PIL": "pillow", "fontTools": "fonttools", "yaml": "pyyaml"}
+    names = {"PIL": "pillow", "fontTools": "fonttools", "yaml": "pyyaml", "swift": "ms-swift"}
     names |= {name.replace("-", "_"): name for name in HYPHENATED}
     imported: set[str] = set()
     for path in MODULES:
@@ -157,9 +160,9 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"]]
-    users = extras.keys() - {"dev", "mutants", "bench"}
+    users = extras.keys() - {"docs", "dev", "mutants", "bench"}
     lines += [line for extra in users for line in extras[extra] if not line.startswith("stepwell[")]
-    required = {re.split("[<>=]", line)[0] for line in lines}
+    required = {re.split(r"[\[<>=]", line)[0] for line in lines}
     assert {names.get(name, name) for name in imported} - {"stepwell"} == required
 
 
@@ -287,6 +290,8 @@ def test_the_path_needs_neither_transformers_nor_the_compiler() -> None:
         ["predict", "missing.jpg", "--model", "a_model"],
         ["predict", __file__, "--model", "./no/folder", "--tiles"],
         ["evaluate", "--help"],
+        ["extract", "--help"],
+        ["extract", "missing.jpg", "out", "--what", "predict"],
         ["data", "--help"],
         ["data", "missing.json"],
         ["data", str(ROOT / "docs"), "--show", "missing/sheet.png"],

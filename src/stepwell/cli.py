@@ -28,8 +28,12 @@ from stepwell.commands.convert import convert
 from stepwell.commands.costs import flops, plan
 from stepwell.commands.data import data
 from stepwell.commands.demo import demo
+from stepwell.commands.doctor import doctor
 from stepwell.commands.draw import draw
 from stepwell.commands.evaluate import evaluate
+from stepwell.commands.export import export
+from stepwell.commands.extract import extract
+from stepwell.commands.look import look
 from stepwell.commands.names import list_names
 from stepwell.commands.predict import predict
 from stepwell.commands.serve import serve
@@ -177,6 +181,8 @@ def _root(
         print(context.get_help())
 
 
-for command in (ask, data, draw, train, evaluate, compare, predict, serve, demo, convert, flops, plan):
+for command in (ask, data, draw, train, evaluate, compare, predict, extract, serve, demo, convert):
+    app.command()(command)
+for command in (export, flops, plan, look, doctor):
     app.command()(command)
 app.command("list")(list_names)

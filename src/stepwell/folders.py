@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "FORMAT",
     "SHIPPED",
     "SHIPPED_DETECTOR",
     "SHIPPED_MODELS",
     "HubError",
     "ModelError",
     "cache_folder",
+    "check_format",
     "check_hub_name",
     "commit_of",
     "download",
@@ -42,6 +44,11 @@ SHIPPED = SHIPPED_MODELS["reader_tiny"]
 """The one that answers questions."""
 SHIPPED_DETECTOR = SHIPPED_MODELS["boards_tiny"]
 """The one that finds objects: defects of circuit boards."""
+
+FORMAT = 1
+"""Of a model's folder, docs/model_folder.md: what is written as `stepwell_format` into config.json, and the
+newest that is read.
+"""
 
 OURS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
@@ -146,9 +153,23 @@ def find_folder(model: str | Path) -> Path | None:
     return folder if str(model) and folder.is_dir() else None
 
 
+def check_format(settings: Mapping[str, Any]) -> None:
+    """Raises ModelError for a config.json of a newer format than is known here; one that says none is of
+    format 1.
+    """
+    number = settings.get("stepwell_format", 1)
+    if type(number) is not int or number < 1:
+        raise ModelError(f"stepwell_format in config.json is a whole number from 1 on, got {number!r}")
+    if number > FORMAT:
+        raise ModelError(
+            f"the model is saved in format {number}, and this version knows formats up to {FORMAT}: "
+            "upgrade stepwell"
+        )
+
+
 def model_type(folder: Path) -> str:
-    """What kind of model a folder says it holds. Raises ModelError without settings or without weights, and
-    for a folder that asks for code, or for weights, which lie elsewhere.
+    """What kind of model a folder says it holds. Raises ModelError without settings or without weights, for a
+    folder that asks for code, or for weights, which lie elsewhere, and for one of a newer format.
     """
     config = folder / "config.json"
     if not config.is_file():
@@ -162,7 +183,9 @@ def model_type(folder: Path) -> str:
     try:
         for path in sorted(folder.glob("*config.json")):
             _refuse_code(path, _read_json(path))
-        return str(read_config(folder)["model_type"])
+        settings = read_config(folder)
+        check_format(settings)
+        return str(settings["model_type"])
     except KeyError:
         raise ModelError(f"{config} cannot be read: it says no model_type") from None
     except ValueError as error:

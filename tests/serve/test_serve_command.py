@@ -82,7 +82,7 @@ def test_what_the_docs_show_is_answered(
     (shown,) = re.findall(r"```python\n(.*?)```", (root / "docs/serve.md").read_text(), re.DOTALL)
     with served() as (_, url):
         exec(shown.replace("http://127.0.0.1:8000", url), {})
-    assert capsys.readouterr().out.startswith("LOT P.T. 33198, BATU 4 CompletionUsage")
+    assert capsys.readouterr().out.startswith("INVOICE NO : 17714/102/T0382 CompletionUsage")
 
 
 @pytest.mark.slow

@@ -64,7 +64,9 @@ def ask(
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print answer, model, question, seconds, tokens and views as JSON."),
+        typer.Option(
+            "--json", help="Print answer, confidence, where it was read, model, tokens and views as JSON."
+        ),
     ] = False,
     show: Annotated[
         Path | None,
@@ -111,7 +113,11 @@ def ask(
         from stepwell.views.sheet import write_views
 
         write_views(show, opened, assistant.engine.geometry, [pixels] * len(opened))
-    started = time.perf_counter()
+    if as_json:
+        about: dict[str, Any] = {"model": model or SHIPPED.name, "commit": assistant.commit}
+        about |= {"question": question} | ({} if pixels is None else {"region": pixels})
+        _tell(assistant, images, opened, question, pixels, max_new_tokens, about)
+        return
     answer = assistant.ask(
         opened,
         question,
@@ -119,14 +125,27 @@ def ask(
         max_new_tokens=max_new_tokens,
         stream=partial(print, end="", flush=True) if stream else None,
     )
+    print("" if stream else answer)
+
+
+def _tell(
+    assistant: Assistant,
+    names: list[str],
+    images: list[Image],
+    question: str,
+    region: Region | None,
+    max_new_tokens: int,
+    about: dict[str, Any],
+) -> None:
+    """Prints the answer as JSON, with where it was read and what it cost."""
+    from stepwell.look.read_from import read_from, told
+    from stepwell.look.trace import ask_and_trace
+
+    started = time.perf_counter()
+    answer, traced = ask_and_trace(assistant, images, question, region=region, max_new_tokens=max_new_tokens)
     seconds = time.perf_counter() - started
-    if as_json:
-        layouts = [assistant.layout(image, region=pixels) for image in opened]
-        about: dict[str, Any] = {"model": model or SHIPPED.name, "commit": assistant.commit}
-        about |= {"question": question} | ({} if pixels is None else {"region": pixels})
-        print_json({"answer": answer, **about, **_report(seconds, images, layouts)})
-    else:
-        print("" if stream else answer)
+    found = told(traced, read_from(traced))
+    print_json({"answer": answer, **found, **about, **_report(seconds, names, list(traced.layouts))})
 
 
 def _fractions(text: str) -> list[float]:

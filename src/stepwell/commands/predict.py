@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
@@ -26,6 +27,7 @@ from stepwell.ops.memory import is_about_memory
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from stepwell.export.formats import Runtime
     from stepwell.images.limits import ImageLimits
     from stepwell.models.predictions import Prediction
 
@@ -78,6 +80,11 @@ def predict(
     show: Annotated[
         Path | None, typer.Option(metavar="FOLDER", file_okay=False, help="Draw what is found, as PNGs.")
     ] = None,
+    runtime: Annotated[
+        Literal["onnx", "openvino"] | None,
+        typer.Option(help="Run the graphs that `stepwell export` has put into the model's folder."),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Of these the ones exported with --int8.")] = False,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -96,6 +103,10 @@ def predict(
     how = tiles_of(tiles, size=tile_size, overlap=tile_overlap, scale=tile_scale)
     if coco is not None and not coco.absolute().parent.is_dir():
         raise ValueError(f"cannot write {coco}: there is no folder {coco.parent}")
+    if int8 and runtime is None:
+        raise ValueError("--int8 chooses among graphs: name a --runtime too")
+    if runtime is not None and (device not in (None, "cpu") or dtype not in (None, "float32")):
+        raise ValueError("graphs run on the CPU in float32: leave --device and --dtype out")
     names = find_pictures(pictures)
     limits = image_limits(
         for_tiles=tiles,
@@ -109,7 +120,7 @@ def predict(
     _check_targets(names, [*drawings.values(), *([coco] if coco else [])])
     if show is not None:
         show.mkdir(parents=True, exist_ok=True)
-    network = _load(model, revision, device, dtype)
+    network = _load(model, partial(_opened, revision, device, dtype, runtime, int8=int8))
     options = {"threshold": threshold, "max_detections": max_detections, "batch": batch, "tiles": how}
     with ExitStack() as outputs:
         writers: list[_Writer] = [outputs.enter_context(_Json(lines=jsonl)) if as_json or jsonl else _Table()]
@@ -130,15 +141,32 @@ def predict(
         raise typer.Exit(UNREADABLE)
 
 
-def _load(model: str, revision: str | None, device: str | None, dtype: Precision | None) -> Any:
-    """Raises ValueError for a model that predicts nothing."""
+def _opened(
+    revision: str | None,
+    device: str | None,
+    dtype: Precision | None,
+    runtime: Runtime | None,
+    model: str,
+    *,
+    int8: bool,
+) -> Any:
     check_model(model, device)
-
     quieten()
-    from stepwell.models.predicting import Predicts
+    if runtime is not None:
+        from stepwell.export.runtime import load_on
+
+        return load_on(model, runtime, int8=int8, revision=revision)
     from stepwell.weights.load import load
 
-    network = load(model, device=device, dtype=dtype, revision=revision)
+    return load(model, device=device, dtype=dtype, revision=revision)
+
+
+def _load(model: str, opened: Callable[[str], Any]) -> Any:
+    """Raises ValueError for a model that predicts nothing."""
+    network = opened(model)
+
+    from stepwell.models.predicting import Predicts
+
     if not isinstance(network, Predicts):
         raise ValueError(
             f"{model} predicts nothing: it is a {type(network).__name__}; take a detector, a segmenter or a "

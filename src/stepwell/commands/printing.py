@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["print_json", "refuse_bad", "show_progress"]
+__all__ = ["print_json", "refuse_bad", "show_pace", "show_progress"]
 
 
 def print_json(value: Any, *, indent: int | None = None) -> None:
@@ -39,3 +39,17 @@ def show_progress(count: int, total: int) -> None:
     """A line that counts, where standard error is a terminal."""
     if sys.stderr.isatty():
         print(f"\r{count} of {total}", end="\n" if count == total else "", file=sys.stderr, flush=True)
+
+
+def show_pace(count: int, total: int | None, *, new: int, seconds: float) -> None:
+    """As `show_progress`, with how many come a second, and the time left where the total is known.
+
+    new: of the count, in these seconds.
+    """
+    if not sys.stderr.isatty() or not seconds:
+        return
+    line = f"{count}{'' if total is None else f' of {total}'}, {new / seconds:.1f} a second"
+    if total is not None and new:
+        minutes, rest = divmod(round((total - count) * seconds / new), 60)
+        line += f", {minutes // 60}:{minutes % 60:02}:{rest:02} left"
+    print(f"\r{line}\033[K", end="\n" if count == total else "", file=sys.stderr, flush=True)

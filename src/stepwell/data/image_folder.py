@@ -12,7 +12,7 @@ from pathlib import Path
 from stepwell.data.files import path_of, read_text
 from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 
-__all__ = ["ImageFolder", "Images", "LabelledImage", "image_files", "images_below"]
+__all__ = ["ENDINGS", "ImageFolder", "Images", "LabelledImage", "image_files", "images_below"]
 
 ENDINGS = frozenset(".png .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .tif .tiff .avif .heic .heif".split())
 """Of images in a folder; a file that is named may have any."""

@@ -226,10 +226,23 @@ class DeformableCrossAttention(DeformableAttention):
         """query (B, N, d) on grid `size`, values of features on grid `feature_size` -> (B, N, d). box: as of
         `reference_points`.
         """
-        exact = at_least_single(query.dtype)
-        x, y = reference_points(size, feature_size, box, device=query.device, dtype=exact)
-        per_query = (*x.shape, 1, 1, 1)
-        return self.read(query, values, [feature_size], (x.view(per_query), y.view(per_query)))
+        return self.read(query, values, [feature_size], _centres(query, size, feature_size, box))
+
+    def places(
+        self, query: Tensor, size: Size, feature_size: Size, box: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the same queries read, and how much of each point: columns, rows and weights, as `points`
+        gives them.
+        """
+        return self.points(query, _centres(query, size, feature_size, box))
+
+
+def _centres(query: Tensor, size: Size, other: Size, box: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`reference_points`, as they broadcast to the points of every query."""
+    exact = at_least_single(query.dtype)
+    x, y = reference_points(size, other, box, device=query.device, dtype=exact)
+    per_query = (*x.shape, 1, 1, 1)
+    return x.view(per_query), y.view(per_query)
 
 
 def reference_points(

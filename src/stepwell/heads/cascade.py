@@ -201,17 +201,16 @@ class Cascade(TwoStage):
             outputs.append(self.read(head, maps, moved))
         return outputs
 
-    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[FoundObjects]:
-        """What is in each image, best first, clipped to its valid part: boxes of the last stage, classes by
-        the mean of all stages' logits, masks by the mean of their probabilities.
+    def choose(self, scored: Sequence[Tensor], extents: Sequence[Extent]) -> list[FoundObjects]:
+        """Boxes of the last stage, classes by the mean of all stages' logits, masks by the mean of their
+        probabilities.
         """
-        self.check(maps, extents)
-        return self.detect_in(*self.look(maps, extents), extents)
+        return self.detect_in(*self.propose(scored, extents), extents)
 
     def detect_in(
         self, maps: Sequence[Tensor], proposals: list[Tensor], extents: Sequence[Extent]
     ) -> list[FoundObjects]:
-        """As `detect`, in the boxes (n, 4) of each image. maps: of the pyramid."""
+        """As `choose`, in the boxes (n, 4) of each image. maps: of the pyramid."""
         outputs = self.run_stages(maps, proposals, extents)
         logits = torch.stack([output.logits for output in outputs]).mean(0)
         found = [

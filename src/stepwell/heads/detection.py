@@ -66,6 +66,14 @@ class DetectionHead(nn.Module, ABC):
         Scalars with their weights in them: the loss is their sum.
         """
 
-    @abstractmethod
     def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[FoundObjects]:
-        """What is in each image, clipped to its valid part."""
+        """What is in each image, best first, clipped to its valid part."""
+        return self.choose(self.score(maps, extents), extents)
+
+    @abstractmethod
+    def score(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> tuple[Tensor, ...]:
+        """The part of detecting whose tensors have sizes that follow from the images' alone."""
+
+    @abstractmethod
+    def choose(self, scored: Sequence[Tensor], extents: Sequence[Extent]) -> list[FoundObjects]:
+        """The rest of it, on what `score` gives."""

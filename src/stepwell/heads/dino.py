@@ -267,12 +267,17 @@ class Dino(DetectionHead):
             ),
         }
 
-    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[FoundObjects]:
-        """The best pairs of a query and a class of each image, clipped to its valid part."""
+    def score(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> tuple[Tensor, Tensor]:
+        """Logits (B, Q, K) and boxes (B, Q, 4), by centre in fractions, of the last layer's queries."""
         memory = self.encode(maps, extents)
         last = self.decode(memory, self.select(memory))[-1:]
         logits, boxes = self.predict(last)
-        return best_boxes(logits[-1], boxes[-1], extents, self.config.max_detections)
+        return logits[-1], boxes[-1]
+
+    def choose(self, scored: Sequence[Tensor], extents: Sequence[Extent]) -> list[FoundObjects]:
+        """The best pairs of a query and a class of each image, clipped to its valid part."""
+        logits, boxes = scored
+        return best_boxes(logits, boxes, extents, self.config.max_detections)
 
     def encode(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> Memory:
         """maps (B, C', h, w), finest first."""

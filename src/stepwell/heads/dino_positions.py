@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stepwell.structures import Extent, Size
@@ -55,29 +56,33 @@ def level_geometry(
     pixels = tuple(max(extent.padded[axis] for extent in extents) for axis in (0, 1))
     rows, cols = (
         [
-            torch.stack([_valid(size[axis], pixels[axis], extent.valid[axis]) for extent in extents])
+            np.stack([_valid(size[axis], pixels[axis], extent.valid[axis]) for extent in extents])
             for size in sizes
         ]
         for axis in (0, 1)
     )
-    counts = torch.stack([torch.stack([c.sum(1), r.sum(1)], -1) for r, c in zip(rows, cols, strict=True)], 1)
+    counts = np.stack([np.stack([c.sum(1), r.sum(1)], -1) for r, c in zip(rows, cols, strict=True)], 1)
     padding = None
-    if not all(bool(x.all()) for x in (*rows, *cols)):  # on a CPU: nothing waits for another device
-        valid = [(r[:, :, None] & c[:, None]).flatten(1) for r, c in zip(rows, cols, strict=True)]
-        padding = ~torch.cat(valid, 1).to(device)
+    if not all(bool(x.all()) for x in (*rows, *cols)):
+        valid = [(r[:, :, None] & c[:, None]).reshape(len(r), -1) for r, c in zip(rows, cols, strict=True)]
+        padding = torch.tensor(~np.concatenate(valid, 1), device=device)
     return Levels(
         tuple(sizes),
-        tuple(x.to(device) for x in rows),
-        tuple(x.to(device) for x in cols),
-        counts.to(device, dtype),
+        tuple(torch.tensor(x, device=device) for x in rows),
+        tuple(torch.tensor(x, device=device) for x in cols),
+        torch.tensor(counts, device=device, dtype=dtype),
         padding,
     )
 
 
-def _valid(cells: int, pixels: int, valid: int) -> Tensor:
-    """(cells,) on the CPU: which cells of an axis of so many pixels show one of the first `valid`."""
-    pixel = torch.arange(pixels, dtype=torch.float32, device="cpu")
-    return F.interpolate(pixel[None, None], cells, mode="nearest")[0, 0] < valid
+def _valid(cells: int, pixels: int, valid: int) -> NDArray[np.bool_]:
+    """(cells,) which cells of an axis of so many pixels show one of the first `valid`. In NumPy: layouts are
+    known before any tensor is, also where a graph is traced. Single precision, as torch's nearest resizing.
+    """
+    step = np.float32(pixels) / np.float32(cells)
+    pixel = np.floor(np.arange(cells, dtype=np.float32) * step)
+    shown: NDArray[np.bool_] = np.minimum(pixel, pixels - 1) < valid
+    return shown
 
 
 def cell_centres(levels: Levels) -> tuple[Tensor, Tensor]:

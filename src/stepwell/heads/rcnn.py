@@ -77,10 +77,8 @@ class Rcnn(TwoStage):
             for boxes, truth in zip(proposals, objects, strict=True)
         ]
 
-    def detect(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> list[FoundObjects]:
-        """What is in each image, best first, clipped to its valid part."""
-        self.check(maps, extents)
-        levels, proposals = self.look(maps, extents)
+    def choose(self, scored: Sequence[Tensor], extents: Sequence[Extent]) -> list[FoundObjects]:
+        levels, proposals = self.propose(scored, extents)
         output = self.read(self.box, levels, proposals)
         found = [
             self.box.select(*image, extent.valid, self.config.selection)

@@ -158,12 +158,22 @@ class TwoStage(DetectionHead):
         self.neck = FeaturePyramid(dims, config.dim, num_extra=config.num_extra)
         self.rpn = Rpn(config.dim, pyramid_strides(strides, config.num_extra), config.rpn)
 
-    def look(
-        self, maps: Sequence[AnyMap], extents: Sequence[Extent]
-    ) -> tuple[Sequence[Tensor], list[Tensor]]:
-        """The pyramid of a backbone's maps, and the boxes (r, 4) of each image in which objects may be."""
+    def score(self, maps: Sequence[AnyMap], extents: Sequence[Extent]) -> tuple[Tensor, ...]:
+        """The maps (B, C, h, w) of the pyramid, then of each of them the logits (B, A, h, w) of A anchors a
+        cell, then the deltas (B, 4*A, h, w) of these.
+        """
+        self.check(maps)
         levels = self.neck(maps)
         logits, deltas = self.rpn(levels)
+        return (*levels, *logits, *deltas)
+
+    def propose(
+        self, scored: Sequence[Tensor], extents: Sequence[Extent]
+    ) -> tuple[Sequence[Tensor], list[Tensor]]:
+        """scored: of `score` -> the pyramid, and the boxes (r, 4) of each image in which objects may be."""
+        count = len(scored) // 3
+        levels, logits, deltas = scored[:count], scored[count : 2 * count], scored[2 * count :]
+        self.check(levels[: len(self.strides)], extents)
         check_finite(*logits, *deltas)
         proposals = self.rpn.propose(logits, deltas, extents, self.settings.rpn.testing)
         return levels, [image.boxes for image in proposals]
@@ -227,12 +237,17 @@ class TwoStage(DetectionHead):
         return [FoundObjects(*image, part) for image, part in zip(found, parts, strict=True)]
 
     def check(
-        self, maps: Sequence[AnyMap], extents: Sequence[Extent], objects: Sequence[Objects] | None = None
+        self,
+        maps: Sequence[AnyMap],
+        extents: Sequence[Extent] | None = None,
+        objects: Sequence[Objects] | None = None,
     ) -> None:
         """Raises ValueError where the numbers of maps, images, extents and objects do not agree."""
-        batch = len(maps[0]) if maps else 0
         if len(maps) != len(self.strides):
             raise ValueError(f"this head reads {len(self.strides)} maps, got {len(maps)}")
+        if extents is None:
+            return
+        batch = len(maps[0])
         if len(extents) != batch:
             raise ValueError(f"need an extent for each of {batch} images, got {len(extents)}")
         if objects is None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stepwell.layers.linear import Linear
 
-__all__ = ["LlamaDecoder", "LlamaSettings", "decode_greedily", "plain_llama"]
+__all__ = ["LlamaDecoder", "LlamaSettings", "decode_greedily", "plain_llama", "positions_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +197,11 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
+def positions_of(is_text: Tensor) -> Tensor:
+    """(B, L), False for padding on the left -> positions (B, L) of the tokens, from 0 on."""
+    return (is_text.cumsum(1) - 1).clamp(min=0)
+
+
 def decode_greedily(
     decoder: LlamaDecoder,
     head: nn.Module,
@@ -216,7 +221,7 @@ def decode_greedily(
     """
     batch, length = is_text.shape
     cache = decoder.new_cache(embeddings, length + max_new_tokens)
-    positions = (is_text.cumsum(1) - 1).clamp(min=0)
+    positions = positions_of(is_text)
     is_over = torch.zeros(batch, dtype=torch.bool, device=is_text.device)
     ids = []
     for _ in range(max_new_tokens):

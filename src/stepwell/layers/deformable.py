@@ -78,14 +78,23 @@ class DeformableAttention(nn.Module):
         centre: tuple[Tensor, Tensor],
         unit: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """query (B, N, d), values of the cells of grids `sizes` -> (B, N, d).
+        """query (B, N, d), values of the cells of grids `sizes` -> (B, N, d). centre, unit: of `points`."""
+        x, y, weights = self.points(query, centre, unit)
+        value = values.unflatten(2, (self.num_heads, -1))
+        answer: Tensor = self.out(deform_attn(value, sizes, x, y, weights))
+        return answer
+
+    def points(
+        self, query: Tensor, centre: tuple[Tensor, Tensor], unit: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """query (B, N, d) -> columns and rows of the points that are read, in cells of their level from the
+        centre of the first, and how much of each; (B, N, M, L*P), in fp32 at least.
 
         centre: columns and rows where offsets start, in cells of every level; unit: columns and rows of an
         offset of one, without it one cell. They broadcast to (B, N, M, L, P).
         """
         exact = at_least_single(query.dtype)  # points are lost, and softmax tails, in half
         heads = (self.num_heads, self.num_levels * self.num_points)
-        value = values.unflatten(2, (self.num_heads, -1))
         offsets = self.offsets(query).unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
         steps = offsets.to(exact).unbind(-1)
         if unit is not None:
@@ -93,5 +102,4 @@ class DeformableAttention(nn.Module):
         x, y = ((start + step).flatten(3) for start, step in zip(centre, steps, strict=True))
         # The softmax is over the points; along an axis as short as theirs torch is ten times slower.
         weights = self.weights(query).unflatten(2, heads).transpose(2, 3).softmax(2, dtype=exact)
-        answer: Tensor = self.out(deform_attn(value, sizes, x, y, weights.transpose(2, 3)))
-        return answer
+        return x, y, weights.transpose(2, 3)

@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from stepwell.images.limits import ImageLimits
 from stepwell.images.open import image_size, open_image
-from stepwell.models.engine import Engine, TransformersEngine, padded, prompt_ids
+from stepwell.models.engine import Each, Engine, TransformersEngine, padded, prompt_ids
 from stepwell.models.looks import Asked, Look, Question, Seen, asked, check_image, is_image
 from stepwell.structures import TokenLayout, VisionFeatures
 from stepwell.views.region import region_edges, region_in_pixels, region_in_words, region_of_fractions
@@ -82,13 +82,15 @@ class Assistant:
         region: Any = None,
         max_new_tokens: int = 128,
         stream: Stream | None = None,
+        each: Each | None = None,
         limits: ImageLimits | None = None,
     ) -> Any:
         """The answer to a question about an image, or about several; to a list of questions, their answers.
 
         region: that is looked at closely, (left, top, right, bottom) in pixels of the upright image; of
         several images a list of one for each, or None; see `boxes_are_regions` too. The images are encoded
-        once, however many questions there are. `stream` is called with the text of one answer as it comes.
+        once, however many questions there are. `stream` is called with the text of one answer as it comes,
+        `each` with the id of every token of it, that which ends it among them.
         An answer ends after `max_new_tokens`, or where the language model's positions end. Raises ValueError
         for an empty question, for images that cannot be read or are none, for a region outside its image or
         of a system of one view, and for a prompt that leaves no position for an answer. What is half a
@@ -101,6 +103,7 @@ class Assistant:
             [(image, text, region) for text in questions],
             max_new_tokens=max_new_tokens,
             stream=stream,
+            each=each,
             limits=limits,
         )
         return answers[0] if isinstance(question, str) else answers
@@ -111,6 +114,7 @@ class Assistant:
         *,
         max_new_tokens: int = 128,
         stream: Stream | None = None,
+        each: Each | None = None,
         batch_size: int = 8,
         progress: Progress | None = None,
         limits: ImageLimits | None = None,
@@ -119,11 +123,11 @@ class Assistant:
         region, as `ask` has it.
 
         `batch_size` questions are answered together: of the next eight batches' worth, those whose images
-        are alike in layout, and those about the same image, which is then encoded once. `stream` takes one
-        pair; `progress` is called with the number of answers there are.
+        are alike in layout, and those about the same image, which is then encoded once. `stream` and `each`
+        take one pair; `progress` is called with the number of answers there are.
         """
         pairs = asked(questions)
-        if stream is not None and len(pairs) != 1:
+        if (stream is not None or each is not None) and len(pairs) != 1:
             raise ValueError(f"only one question can be streamed at a time, got {len(pairs)}")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -131,7 +135,7 @@ class Assistant:
         return within._in_alike_batches(
             [within._closely([within._held(look) for look in looks], text) for looks, text in pairs],
             lambda pair: pair[0],
-            lambda batch: within._answers(batch, max_new_tokens, stream),
+            lambda batch: within._answers(batch, max_new_tokens, stream, each),
             batch_size,
             progress,
         )
@@ -275,7 +279,9 @@ class Assistant:
         return results
 
     @torch.inference_mode()
-    def _answers(self, questions: Sequence[Asked], max_new_tokens: int, stream: Stream | None) -> list[str]:
+    def _answers(
+        self, questions: Sequence[Asked], max_new_tokens: int, stream: Stream | None, each: Each | None
+    ) -> list[str]:
         engine = self.engine
         opened = {
             look.key: Look(self._opened(look.image), look.region) for looks, _ in questions for look in looks
@@ -283,7 +289,7 @@ class Assistant:
         layouts = {key: self.layout(image, region=region) for key, (image, region) in opened.items()}
         keys = [[look.key for look in looks] for looks, _ in questions]
         rows = [
-            self._prompt(text, [layouts[key] for key in row])
+            self.prompt(text, [layouts[key] for key in row])
             for row, (_, text) in zip(keys, questions, strict=True)
         ]
         length = max(map(len, rows))
@@ -299,21 +305,24 @@ class Assistant:
                     ([opened[key] for key in row], text)
                     for row, (_, text) in zip(keys, questions, strict=True)
                 ]
-                return [self._answers([question], max_new_tokens, None)[0] for question in alone]
+                return [self._answers([question], max_new_tokens, None, None)[0] for question in alone]
             max_new_tokens = min(max_new_tokens, engine.max_positions - length)
         features = dict(zip(opened, self._encode(list(opened.values())), strict=True))
         visual_tokens = torch.cat([features[key].tokens for row in keys for key in row])
         prompts = padded(engine, rows, visual_tokens)
         pieces = None if stream is None else _Pieces(engine.tokenizer, stream)
+        heard = [hear for hear in (each, None if pieces is None else pieces.add) if hear is not None]
         ids = engine.answer(
-            prompts, max_new_tokens=max_new_tokens, each=None if pieces is None else pieces.add
+            prompts,
+            max_new_tokens=max_new_tokens,
+            each=None if not heard else lambda token: [hear(token) for hear in heard],
         )
         if pieces is not None:
             pieces.end()
         return [engine.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids.tolist()]
 
-    def _prompt(self, question: str, layouts: Sequence[TokenLayout]) -> list[int]:
-        """The ids of a question behind its images."""
+    def prompt(self, question: str, layouts: Sequence[TokenLayout]) -> list[int]:
+        """The ids of a question behind its images, up to where its answer begins."""
         content: list[dict[str, Any]] = [{"type": "image"} for _ in layouts]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question.strip()}]}]
         return prompt_ids(self.engine, messages, layouts)

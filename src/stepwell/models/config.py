@@ -9,12 +9,13 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from stepwell.folders import FORMAT, check_format
 from stepwell.language.template import find_template
 from stepwell.models.plain import PlainConfig
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import VisionConfig, settings_json
 
-__all__ = ["LOADING", "StepwellConfig", "refuse_other_settings", "refuse_unknown"]
+__all__ = ["LOADING", "StepwellConfig", "checked_format", "refuse_other_settings", "refuse_unknown"]
 
 
 class StepwellConfig(PreTrainedConfig):
@@ -42,6 +43,7 @@ class StepwellConfig(PreTrainedConfig):
         tie_word_embeddings: bool | None = None,
         **kwargs: Any,
     ) -> None:
+        self.stepwell_format = checked_format(kwargs)
         if kwargs.pop("separators", None):  # folders of 0.1 say that they have none
             raise ValueError(
                 "StepwellConfig knows no separators; the layout of the vision system tells them now"
@@ -71,6 +73,15 @@ class StepwellConfig(PreTrainedConfig):
     def vision(self) -> VisionConfig:
         """`vision_config` as the dataclass of its kind."""
         return vision_settings(self.vision_config)
+
+
+def checked_format(fields: dict[str, Any]) -> int:
+    """Takes `stepwell_format` out of a configuration's fields, and gives the one that it will be saved in.
+    Raises ModelError for a newer one.
+    """
+    check_format(fields)
+    fields.pop("stepwell_format", None)
+    return FORMAT
 
 
 # Keys that from_pretrained and save_pretrained hand to a configuration beside its own fields.

@@ -14,7 +14,7 @@ from stepwell.heads.dino import DinoConfig
 from stepwell.heads.rcnn import RcnnConfig
 from stepwell.heads.upernet import UperNetConfig
 from stepwell.models.backbones import find_backbone, statistics
-from stepwell.models.config import refuse_unknown
+from stepwell.models.config import checked_format, refuse_unknown
 from stepwell.models.dense_heads import DetectionImages, DetectionSettings, SegmentationImages
 from stepwell.models.vision import settings_json, validated
 
@@ -36,6 +36,7 @@ class StepwellDetectorConfig(PreTrainedConfig):
     def __init__(
         self, backbone_config: Any = None, head: Any = None, images: Any = None, **kwargs: Any
     ) -> None:
+        self.stepwell_format = checked_format(kwargs)
         refuse_unknown(kwargs, type(self).__name__)
         self.backbone_config = find_backbone(backbone_config)
         self.head = settings_json(validated(DetectionSettings, head or RcnnConfig(), "head"))
@@ -68,6 +69,7 @@ class StepwellSegmenterConfig(PreTrainedConfig):
     def __init__(
         self, backbone_config: Any = None, head: Any = None, images: Any = None, **kwargs: Any
     ) -> None:
+        self.stepwell_format = checked_format(kwargs)
         refuse_unknown(kwargs, type(self).__name__)
         self.backbone_config = find_backbone(backbone_config)
         self.head = settings_json(validated(UperNetConfig, head or {}, "head"))

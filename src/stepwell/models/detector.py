@@ -94,6 +94,13 @@ class StepwellForObjectDetection(BackboneWithHead[Detections]):
             outputs |= _stacked(self._found(pixels, extents), extents)
         return DetectorOutput(**outputs)
 
+    def score(self, pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, ...]:
+        """What the head's `score` gives."""
+        padded_to = (pixels.shape[-2], pixels.shape[-1])
+        extents = [Extent(size, padded_to) for size in sizes]
+        with self.own_precision():
+            return self.head.score(feature_maps(self.backbone, pixels), extents)
+
     def _predict_batch(self, images: Sequence[Image], choice: Choice) -> list[Detections]:
         return self._detections(self.image_processor()(list(images), return_tensors="pt"), images, choice)
 
@@ -136,9 +143,14 @@ class StepwellForObjectDetection(BackboneWithHead[Detections]):
             groups.setdefault(extent.padded, []).append(i)
         found: dict[int, FoundObjects] = {}
         for (height, width), members in groups.items():
-            maps = feature_maps(self.backbone, pixels[members, :, :height, :width])
-            with self.own_precision():
-                found.update(zip(members, self.head(maps, [extents[i] for i in members]), strict=True))
+            alike, of_alike = pixels[members, :, :height, :width], [extents[i] for i in members]
+            if self.graph is not None:
+                scored = self.graph(alike, [extent.valid for extent in of_alike])
+                found.update(zip(members, self.head.choose(scored, of_alike), strict=True))
+                continue
+            maps = feature_maps(self.backbone, alike)
+            with self.own_precision():  # of the head as a whole: offloaded weights come when it is called
+                found.update(zip(members, self.head(maps, of_alike), strict=True))
         return [found[i] for i in range(len(extents))]
 
 

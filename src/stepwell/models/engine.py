@@ -53,6 +53,14 @@ class Engine(Protocol):
         """What holds the weights."""
 
     @property
+    def vision(self) -> VisionSystem:
+        """The vision system."""
+
+    @property
+    def words(self) -> Tensor:
+        """Embeddings (vocabulary, D) of the language model's tokens."""
+
+    @property
     def limits(self) -> ImageLimits:
         """Of the image files that are asked about."""
 
@@ -67,6 +75,9 @@ class Engine(Protocol):
         """Prompts -> ids (B, n), greedily, settings of a folder's generation left aside. `each` is called
         with every token of the one answer.
         """
+
+    def logits(self, prompts: Prompts, *, last: int) -> Tensor:
+        """Of prompts that hold their answers, in one pass: (B, last, vocabulary), at the last positions."""
 
 
 def prompt_ids(engine: Engine, messages: Sequence[Message], layouts: Sequence[TokenLayout]) -> list[int]:
@@ -118,6 +129,15 @@ class TransformersEngine:
         return [self.model]
 
     @property
+    def vision(self) -> VisionSystem:
+        return self.model.model.vision  # type: ignore[no-any-return]
+
+    @property
+    def words(self) -> Tensor:
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight
+
+    @property
     def limits(self) -> ImageLimits:
         return self.processor.image_processor.limits  # type: ignore[no-any-return]
 
@@ -130,28 +150,34 @@ class TransformersEngine:
     ) -> list[VisionFeatures]:
         """vision: another than the model's own, on its device."""
         moved = [x.to(device_of(self.model), self.model.dtype) for x in inputs]
-        system: VisionSystem = self.model.model.vision if vision is None else vision
-        return system.encode(moved, layouts)
+        return (self.vision if vision is None else vision).encode(moved, layouts)
 
     def answer(self, prompts: Prompts, *, max_new_tokens: int, each: Each | None = None) -> Tensor:
         streamer = None if each is None else _Streamer(each)
         return self.generate(prompts, max_new_tokens=max_new_tokens, streamer=streamer)
 
+    def logits(self, prompts: Prompts, *, last: int) -> Tensor:
+        logits: Tensor = self.model(
+            **self._embedded(prompts), logits_to_keep=last, use_cache=False, return_dict=True
+        ).logits
+        return logits
+
+    def _embedded(self, prompts: Prompts) -> dict[str, Tensor]:
+        device = device_of(self.model)
+        return {
+            "inputs_embeds": self.model.model.embed(prompts.input_ids.to(device), prompts.visual_tokens),
+            "attention_mask": prompts.is_text.long().to(device),
+        }
+
     def generate(self, prompts: Prompts, **options: Any) -> Tensor:
         """As `answer`, with options of transformers' `generate`."""
         from transformers import GenerationConfig
 
-        device = device_of(self.model)
         model, kept = copy(self.model), self.model.generation_config  # same weights, settings of its own
         model.generation_config = GenerationConfig(
             **{name: getattr(kept, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         )
-        answers: Tensor = model.generate(
-            inputs_embeds=model.model.embed(prompts.input_ids.to(device), prompts.visual_tokens),
-            attention_mask=prompts.is_text.long().to(device),
-            do_sample=False,
-            **options,
-        )
+        answers: Tensor = model.generate(**self._embedded(prompts), do_sample=False, **options)
         return answers
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from stepwell.images.limits import DEFAULT_LIMITS
-from stepwell.language.decoder import LlamaDecoder, decode_greedily
+from stepwell.language.decoder import LlamaDecoder, decode_greedily, positions_of
 from stepwell.language.light_tokenizer import LightTokenizer
 from stepwell.language.splice import place_visual_tokens
 from stepwell.models.engine import Each, Prompts
@@ -70,23 +70,40 @@ class LightEngine:
     def networks(self) -> list[nn.Module]:
         return [self.vision, self.language_model, self.head]
 
+    @property
+    def words(self) -> Tensor:
+        words: Tensor = self.language_model.embed_tokens.weight
+        return words
+
     def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
-        weight = self.language_model.embed_tokens.weight
-        return self.vision.encode([x.to(weight.device, weight.dtype) for x in inputs], layouts)
+        return self.vision.encode([x.to(self.words.device, self.words.dtype) for x in inputs], layouts)
 
     def answer(self, prompts: Prompts, *, max_new_tokens: int, each: Each | None = None) -> Tensor:
-        embedding = self.language_model.embed_tokens
-        input_ids = prompts.input_ids.to(embedding.weight.device)
-        is_placeholder = input_ids == self.image_token_id  # an id that may lie past the vocabulary
-        embeddings = embedding(input_ids.masked_fill(is_placeholder, 0))
+        embeddings, is_text = self._embedded(prompts)
         return decode_greedily(
             self.language_model,
             self.head,
-            place_visual_tokens(input_ids, embeddings, prompts.visual_tokens, self.image_token_id),
-            prompts.is_text.to(embedding.weight.device),
+            embeddings,
+            is_text,
             max_new_tokens=max_new_tokens,
             end=self.end,
-            never=[self.image_token_id] if self.image_token_id < len(embedding.weight) else [],
+            never=[self.image_token_id] if self.image_token_id < len(self.words) else [],
             pad=self.tokenizer.pad_token_id or 0,
             each=None if each is None else lambda tokens: each(int(tokens)),
         )
+
+    def logits(self, prompts: Prompts, *, last: int) -> Tensor:
+        embeddings, is_text = self._embedded(prompts)
+        cache = self.language_model.new_cache(embeddings, embeddings.shape[1])
+        hidden = self.language_model(embeddings, positions_of(is_text), is_text, cache)
+        logits: Tensor = self.head(hidden[:, -last:])
+        return logits
+
+    def _embedded(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, L, D) with visual tokens in their places, and is_text (B, L), on its device."""
+        device = self.words.device
+        input_ids = prompts.input_ids.to(device)
+        is_placeholder = input_ids == self.image_token_id  # an id that may lie past the vocabulary
+        embeddings = self.language_model.embed_tokens(input_ids.masked_fill(is_placeholder, 0))
+        placed = place_visual_tokens(input_ids, embeddings, prompts.visual_tokens, self.image_token_id)
+        return placed, prompts.is_text.to(device)

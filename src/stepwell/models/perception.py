@@ -24,13 +24,14 @@ from transformers.utils.generic import can_return_tuple
 
 from stepwell.language.labels import IGNORE
 from stepwell.layers.linear import is_plain
-from stepwell.models.config import refuse_unknown
+from stepwell.models.config import checked_format, refuse_unknown
 from stepwell.models.dense import ClassifierSettings, DenseSettings, PyramidFeatures
 from stepwell.models.predicting import Choice, Predicts, best_first
 from stepwell.models.predictions import TOP, Classification
 from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import NEVER_CUT, fitted, settings_json, validated
+from stepwell.structures import Size
 from stepwell.views.tiling import Tiles
 
 __all__ = [
@@ -59,6 +60,7 @@ class PyramidBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
         out_indices: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
+        self.stepwell_format = checked_format(kwargs)
         settings: DenseSettings = validated(DenseSettings, pyramid or {}, "pyramid")
         self.pyramid = settings_json(settings)
         count = len(settings.operations) or len(settings.merge_after) + 1
@@ -81,6 +83,7 @@ class PyramidClassifierConfig(PreTrainedConfig):
     model_type = "stepwell_classifier"
 
     def __init__(self, pyramid: dict[str, Any] | ClassifierSettings | None = None, **kwargs: Any) -> None:
+        self.stepwell_format = checked_format(kwargs)
         refuse_unknown(kwargs, type(self).__name__)
         self.pyramid = settings_json(validated(ClassifierSettings, pyramid or {}, "pyramid"))
         super().__init__(**kwargs)
@@ -220,12 +223,17 @@ class PyramidForImageClassification(Predicts[Classification], PyramidPreTrainedM
         the labels. num_items_in_batch: what losses of classes are summed and divided by, if not their number.
         Raises ValueError for labels of another shape, and for classes that there are not.
         """
-        logits = self.pyramid(fitted(pixel_values, self.pyramid))
+        size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        (logits,) = self.scored(pixel_values, [size] * len(pixel_values))
         loss = None
         if labels is not None:
             labels = self._checked(labels, logits)
             loss = self.loss_function(labels, logits, self.config, num_items_in_batch=num_items_in_batch)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def score(self, pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor]:
+        """Logits (B, K)."""
+        return (self.pyramid(fitted(pixels, self.pyramid)),)
 
     def image_processor(self) -> BitImageProcessorPil:
         """The one that the model was loaded with, or that of its configuration."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import torch
 from PIL.Image import Image
@@ -20,9 +20,10 @@ from stepwell.images.open import ImageSource, open_image
 from stepwell.models.engine import device_of
 from stepwell.models.predictions import Prediction
 from stepwell.ops.finite import check_finite
+from stepwell.structures import Size
 from stepwell.views.tiling import Tiles
 
-__all__ = ["Choice", "Kind", "Predicts", "batch_size_on", "best_first"]
+__all__ = ["Choice", "Graph", "Kind", "Predicts", "batch_size_on", "best_first"]
 
 BATCH, BATCH_ON_CPU = 8, 1
 
@@ -45,11 +46,31 @@ class Choice:
             raise ValueError(f"max_detections is a whole number from 1 on, got {self.most!r}")
 
 
+class Graph(Protocol):
+    """What `Predicts.score` computes, run by something else than PyTorch."""
+
+    def __call__(self, pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, ...]: ...
+
+
 class Predicts(Generic[Kind]):
     """What a model of transformers becomes that says how a batch and how tiles are predicted."""
 
     kept_processor: Any = None
     """The image processor that lies beside the weights, where `stepwell.load` has opened both."""
+    graph: Graph | None = None
+    """In place of `score`, where there is one."""
+
+    def score(self, pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, ...]:
+        """The part of predicting whose tensors have sizes that follow from the images' alone: what can be
+        exported. pixels: (B, 3, H, W), padded as the network wants them; sizes: of the images without
+        padding.
+        """
+        raise NotImplementedError
+
+    def scored(self, pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, ...]:
+        """`score`, by the graph where there is one."""
+        run = self.score if self.graph is None else self.graph
+        return run(pixels, sizes)
 
     @overload
     def predict(

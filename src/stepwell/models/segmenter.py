@@ -142,10 +142,14 @@ class StepwellForSemanticSegmentation(BackboneWithHead[Segmentation]):
         window, stride = (settings.window,) * 2, (settings.stride,) * 2
         return slide(self._whole, images, crop=window, stride=stride, most=most)
 
+    def score(self, pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor]:
+        """Logits (B, K, h, w) in cells of the finest map."""
+        maps = feature_maps(self.backbone, pixels)
+        with self.own_precision():
+            return (self.head(maps),)
+
     def _whole(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         pixels = padded(images, self.divisor, self.smallest)
-        maps = feature_maps(self.backbone, pixels)
-        with self.own_precision():
-            logits = self.head(maps)
+        (logits,) = self.scored(pixels, [(height, width)] * len(images))
         return resize_map(logits, (pixels.shape[-2], pixels.shape[-1]))[..., :height, :width]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stepwell.fuse.upsample import GuidedStage, InversePyramid, Level, UpsamplerConfig, build_upsampler
-from stepwell.models.config import refuse_unknown
+from stepwell.models.config import checked_format, refuse_unknown
 from stepwell.models.saving import SharedWeights
 from stepwell.models.starting_values import keep_built, reset, start_missing
 from stepwell.models.vision import settings_json, validated
@@ -45,6 +45,7 @@ class StepwellUpsamplerConfig(PreTrainedConfig):
         std: Statistics = IMAGENET_STD,
         **kwargs: Any,
     ) -> None:
+        self.stepwell_format = checked_format(kwargs)
         refuse_unknown(kwargs, type(self).__name__)
         for name, value in (("dim", dim), ("levels", levels)):
             if type(value) is not int or value < 1:

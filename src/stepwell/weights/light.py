@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from stepwell.flops.outlines import outlines
-from stepwell.folders import SHIPPED, commit_of, find_folder
+from stepwell.folders import SHIPPED, check_format, commit_of, find_folder
 from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.language.decoder import LlamaDecoder, plain_llama
 from stepwell.language.light_tokenizer import LightTokenizer
@@ -32,7 +32,7 @@ __all__ = ["load_light", "load_to_ask"]
 _CONFIG = frozenset(
     {
         *("architectures", "dtype", "image_token_id", "model_type", "separators", "template", "text_config"),
-        *("tie_word_embeddings", "transformers_version", "vision_config"),
+        *("stepwell_format", "tie_word_embeddings", "transformers_version", "vision_config"),
     }
 )
 _PROCESSOR = frozenset({"image_processor", "processor_class", "separators", "template", "boxes_are_regions"})

@@ -41,7 +41,7 @@ from stepwell.models.register import MODELS
 from stepwell.weights.convert import convert
 from stepwell.weights.placement import Precision, find_device, find_dtype
 
-__all__ = ["load"]
+__all__ = ["load", "model_folder"]
 
 RELEASE = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt")
 
@@ -70,7 +70,7 @@ def load(
     an assistant is asked about. loading_bar: draws transformers'. Raises ModelError and HubError, each one
     line.
     """
-    where, precision, folder = find_device(device), find_dtype(dtype), _folder(model, revision)
+    where, precision, folder = find_device(device), find_dtype(dtype), model_folder(model, revision)
     with nullcontext() if loading_bar else no_loading_bar():
         return _open(folder, where, precision, vision, limits)
 
@@ -112,8 +112,8 @@ def _open(
     return assistant
 
 
-def _folder(model: str | Path | None, revision: str | None) -> Path:
-    """The folder that a name stands for, fetched and converted where it must be."""
+def model_folder(model: str | Path | None, revision: str | None) -> Path:
+    """The folder that a name stands for, fetched and converted where it must be. Raises as `load` does."""
     if revision is not None and (model is None or find_folder(model) is not None):
         raise ModelError(f"revision {revision}: {model or SHIPPED.name} is on this machine, as one version")
     if model is None:

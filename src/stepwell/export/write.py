@@ -1,0 +1,160 @@
+"""`stepwell export`: a model as graphs, each compared with PyTorch before it is kept."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as Images
+from PIL.Image import Image
+from torch import Tensor
+
+from stepwell.export.folder import GRAPHS, GraphFile, graph_files, keep_graph_file
+from stepwell.export.formats import FORMATS, Format, check_format, open_graph, write_graph
+from stepwell.export.graphs import Exported, default_size, exported
+from stepwell.export.int8 import store_in_int8
+from stepwell.models.ask import Assistant
+from stepwell.ops.choose import prefer
+from stepwell.structures import Size
+from stepwell.weights.load import load, model_folder
+from stepwell.weights.write import new_folder
+
+__all__ = ["export", "pictures"]
+
+TRIED = 3
+MOST = 1e-3  # a difference from PyTorch, as a part of the largest output
+
+
+def export(
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    form: Format = "onnx",
+    sizes: Sequence[Size] = (),
+    int8: bool = False,
+    revision: str | None = None,
+) -> list[GraphFile]:
+    """Graphs of a model for pictures of these sizes, height first; none: the square that it is made for.
+
+    out: a new folder, which gets the model too, so that it can be asked by itself; None: the graphs go into
+    the folder that the model lies in. int8: linear layers store their weights in eight bits. Everything is in
+    single precision, on the CPU. Raises ValueError for a model without a graph, for a folder that is in use,
+    and where a graph gives something else than PyTorch: it is not kept then. Raises ImportError without the
+    format's libraries.
+    """
+    check_format(form, to_write=True)
+    source = model_folder(model, revision)
+    target = source if out is None else Path(out)
+    if target != source and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(
+            f"{target} is there already; to add graphs to a model's folder: stepwell export {target}"
+        )
+    network = load(model, device="cpu", dtype="float32", revision=revision)
+    if int8 and not store_in_int8(network.model.model.vision if isinstance(network, Assistant) else network):
+        raise ValueError(f"{model} has no linear layer to store in eight bits")
+    wanted = [exported(network, size) for size in sizes or [default_size(network)]]
+    graph_files(source)  # of other weights, they are refused before any work
+    if target != source:
+        with new_folder(target) as folder:
+            for path in source.iterdir():
+                if path.is_file():
+                    shutil.copyfile(path, folder / path.name)
+    return [
+        _write(network, graph, size, target, form, int8=int8)
+        for graph, size in zip(wanted, sizes or [default_size(network)], strict=True)
+    ]
+
+
+def _write(network: Any, graph: Exported, size: Size, folder: Path, form: Format, *, int8: bool) -> GraphFile:
+    name = f"{size[1]}x{size[0]}{'-int8' if int8 else ''}"
+    place = folder / GRAPHS / form
+    place.mkdir(parents=True, exist_ok=True)
+    tried = [graph.prepare(picture) for picture in pictures(size)]
+    example = [torch.cat([x, x]) for x in tried[0]] if graph.any_batch else tried[0]
+    with tempfile.TemporaryDirectory(dir=place, prefix=f".{name}-") as draft:
+        file = Path(draft) / f"{name}{FORMATS[form]}"
+        write_graph(
+            graph.module,
+            example,
+            form,
+            file,
+            inputs=graph.inputs,
+            outputs=graph.outputs,
+            any_batch=graph.any_batch,
+        )
+        difference = _difference(graph, file, form, tried)
+        if not difference <= MOST:
+            raise ValueError(
+                f"the {form} graph for {size[1]}x{size[0]} differs from PyTorch by {difference:.2g} "
+                f"of the largest output, more than {MOST:g}: it is not kept"
+            )
+        for path in sorted(Path(draft).iterdir(), key=lambda path: path == file):  # the graph last of all
+            path.replace(place / path.name)
+    mean, std = _statistics(network)
+    kept = GraphFile(
+        format=form,
+        file=f"{form}/{file.name}",
+        kind=graph.kind,
+        picture=(size[1], size[0]),
+        inputs=graph.inputs,
+        sizes=graph.sizes,
+        image=graph.image,
+        outputs=graph.outputs,
+        maps=graph.maps,
+        any_batch=graph.any_batch,
+        int8=int8,
+        largest_difference=difference,
+        mean=mean,
+        std=std,
+    )
+    keep_graph_file(folder, kept)
+    return kept
+
+
+def _difference(graph: Exported, file: Path, form: Format, tried: Sequence[Sequence[Tensor]]) -> float:
+    """The largest of all outputs of all pictures, as a part of the output's largest value."""
+    run, worst = open_graph(file, form), 0.0
+    for inputs in tried:
+        found = run(inputs)
+        with torch.no_grad(), prefer("reference"):
+            wanted = graph.module(*inputs)
+        for x, y in zip(found, wanted, strict=True):
+            if x.shape != y.shape:
+                raise ValueError(
+                    f"the {form} graph gives {tuple(x.shape)} where PyTorch gives {tuple(y.shape)}"
+                )
+            if y.numel():
+                apart = (x.double() - y.double()).abs().max() / y.double().abs().max().clamp(min=1e-12)
+                worst = max(worst, float(apart.nan_to_num(nan=float("inf"))))
+    return worst
+
+
+def pictures(size: Size) -> list[Image]:
+    """Three pictures that are the same on every machine: bright shapes on shades, with noise."""
+    found, (height, width) = [], size
+    for seed in range(TRIED):
+        chance = np.random.default_rng(seed)
+        across, down = np.linspace(0, 1, width), np.linspace(0, 1, height)[:, None]
+        shades = [np.outer(down, np.ones(width)), across + 0 * down, across * down]
+        image = np.stack([chance.permutation(shades)[0] * 160 for _ in range(3)], -1)
+        for _ in range(8):
+            top, left = chance.integers(height), chance.integers(width)
+            image[top : top + max(1, height // 5), left : left + max(1, width // 5)] = chance.integers(
+                0, 256, 3
+            )
+        image += chance.normal(0, 12, image.shape)
+        found.append(Images.fromarray(image.clip(0, 255).astype(np.uint8)))
+    return found
+
+
+def _statistics(network: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if isinstance(network, Assistant):
+        geometry: Any = network.engine.geometry
+        return tuple(geometry.mean), tuple(geometry.std)
+    processor = network.image_processor()
+    return tuple(processor.image_mean), tuple(processor.image_std)
