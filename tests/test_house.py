@@ -162,7 +162,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
     lines = [*project["dependencies"]]
     users = extras.keys() - {"docs", "dev", "mutants", "bench"}
     lines += [line for extra in users for line in extras[extra] if not line.startswith("stepwell[")]
-    required = {re.split(r"[\[<>=]", line)[0] for line in lines}
+    required = {re.split(r"[\[<>=]", line)[0] for line in lines} - {"onnx", "onnxscript"}  # torch imports them
     assert {names.get(name, name) for name in imported} - {"stepwell"} == required
 
 
@@ -290,6 +290,9 @@ def test_the_path_needs_neither_transformers_nor_the_compiler() -> None:
         ["predict", "missing.jpg", "--model", "a_model"],
         ["predict", __file__, "--model", "./no/folder", "--tiles"],
         ["evaluate", "--help"],
+        ["look", "--help"],
+        ["look", "missing.jpg", "--what", "views"],
+        ["look", __file__, "--what", "attention"],  # of what
         ["extract", "--help"],
         ["extract", "missing.jpg", "out", "--what", "predict"],
         ["data", "--help"],

@@ -25,6 +25,7 @@ Requires-Dist: pyyaml; extra == "serve"
 Requires-Dist: some-package[serve]; extra == "demo"
 Requires-Dist: numpy>=1; extra == "demo"
 Requires-Dist: windows-only; sys_platform == "win32"
+Requires-Dist: jinja2; python_version >= "3"
 Provides-Extra: other
 Provides-Extra: demo
 Provides-Extra: serve
@@ -54,7 +55,7 @@ def test_versions_are_those_of_the_modules(installed) -> None:
     import PIL
     import torch
 
-    python, pillow, torch_ = required(installed())
+    python, _, pillow, torch_ = required(installed())
     assert (python.name, python.state) == ("python", "ok")
     assert (pillow.version, pillow.needs, pillow.state) == (PIL.__version__, ">=12", "ok")
     assert (torch_.version, torch_.state) == (metadata.version("torch"), "ok")
@@ -62,14 +63,14 @@ def test_versions_are_those_of_the_modules(installed) -> None:
 
 
 def test_what_is_too_old_is_told(installed) -> None:
-    python, pillow, _ = required(installed(python=">=3.99", pillow=">=9999"))
+    python, _, pillow, _ = required(installed(python=">=3.99", pillow=">=9999"))
     assert (python.state, python.needs) == ("too old", ">=3.99")
     assert pillow.state == "too old"
 
 
 def test_a_package_that_cannot_be_imported_is_broken(installed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)  # what Python makes an ImportError of
-    _, pillow, torch_ = required(installed())
+    _, _, pillow, torch_ = required(installed())
     assert pillow.state == "broken"
     assert pillow.reason is not None
     assert "PIL" in pillow.reason

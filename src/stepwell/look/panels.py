@@ -17,7 +17,7 @@ from torch import Tensor
 from stepwell.evaluate.drawing import check_drawing, plain, write_figure
 from stepwell.structures import Box
 
-__all__ = ["MOST_PANELS", "Curve", "Panel", "draw_panels"]
+__all__ = ["MOST_PANELS", "Curve", "Panel", "chosen", "draw_panels"]
 
 MOST_PANELS = 12
 """That are drawn, evenly chosen from all; the numbers of the others are told too."""
