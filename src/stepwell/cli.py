@@ -181,8 +181,10 @@ def _root(
         print(context.get_help())
 
 
-for command in (ask, data, draw, train, evaluate, compare, predict, extract, serve, demo, convert):
-    app.command()(command)
-for command in (export, flops, plan, look, doctor):
+COMMANDS = (
+    *(ask, data, draw, train, evaluate, compare, predict, extract),
+    *(serve, demo, convert, export, flops, plan, look, doctor),
+)
+for command in COMMANDS:
     app.command()(command)
 app.command("list")(list_names)

@@ -41,7 +41,8 @@ def scans(tmp_path, monkeypatch):
 def test_every_stage_of_the_recipe_runs_and_the_model_answers(scans, tmp_path):
     names = [stage.name for stage in load_recipe("reader_tiny").stages]
     short = [f"stages.{name}.steps={STEPS}" for name in names]
-    decay = [f"stages.{name}.schedule.arguments.num_decay_steps=1" for name in ("pages", "whole", "whole_again")]
+    decaying = ("pages", "whole", "whole_again")
+    decay = [f"stages.{name}.schedule.arguments.num_decay_steps=1" for name in decaying]
     folder = train("reader_tiny", [*short, *decay, "bf16=false", "workers=0", f"output={tmp_path}/runs"])
     trained = {path.name for path in folder.parent.glob("[0-9]*_*")}
     assert trained == {f"{i}_{name}" for i, name in enumerate(names, 1)}

@@ -89,6 +89,7 @@ def _engine(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> LightEngine | None:
+    check_format(config)
     settings, vision = plain_llama(config["text_config"]), vision_settings(config["vision_config"])
     tokenizer = LightTokenizer.read(folder)
     is_known = (
