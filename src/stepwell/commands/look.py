@@ -114,8 +114,7 @@ def look(
         check_drawing("what a model sees")
     pixels = None if edges is None else region_of_fractions(edges, (opened.height, opened.width))
     loaded = [
-        (short_name(name), load_to_ask(name, device=device, dtype=dtype, revision=revision, limits=limits))
-        for name in names
+        (short_name(name), load_to_ask(name, device=device, dtype=dtype, revision=revision)) for name in names
     ]
     found = look_into(
         loaded,
