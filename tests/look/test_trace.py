@@ -152,7 +152,7 @@ def test_the_shipped_reader_points_at_the_line_that_it_reads(reader: Assistant) 
     source = read_from(traced)
     assert source is not None
     left, top, right, bottom = source.box
-    assert 15 <= left < right <= 350
+    assert 5 <= left < right <= 350  # cells are 11 pixels wide
     assert 30 <= top < bottom <= 72
     middles = [(box[0] + box[2]) / 2 for box in source.boxes if box is not None]
     rising = sum(a < b for a, b in pairwise(middles))

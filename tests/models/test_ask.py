@@ -241,7 +241,7 @@ def test_a_long_question_does_not_cut_the_answers_beside_it(assistant, draw):
     engine, image = assistant.engine, draw(90, 60)
     short, long = "What?", "What is written on this? " * 6
     kept = engine.max_positions
-    engine.max_positions = len(assistant._prompt(long, [assistant.layout(image)])) + 2
+    engine.max_positions = len(assistant.prompt(long, [assistant.layout(image)])) + 2
     try:
         expected = [assistant.ask(image, text, max_new_tokens=12) for text in (short, long)]
         assert assistant.ask(image, [short, long], max_new_tokens=12) == expected
@@ -270,7 +270,7 @@ def test_text_is_made_as_it_comes_only_where_somebody_listens(assistant, draw, m
 
 
 def test_what_exceeds_the_language_models_positions_is_refused_and_answers_end_with_them(assistant, draw):
-    length = len(assistant._prompt("What is it?", [assistant.layout(draw(90, 60))]))
+    length = len(assistant.prompt("What is it?", [assistant.layout(draw(90, 60))]))
     engine, lengths = assistant.engine, []
     kept = engine.max_positions
     assert kept == assistant.model.config.text_config.max_position_embeddings

@@ -93,8 +93,8 @@ def test_prompts_are_those_of_the_processor(saved, draw):
         "content": [{"type": "image", "image": image}, {"type": "text", "text": question}],
     }
     expected = assistant.processor.prompt([[message]])["input_ids"][0].tolist()
-    assert light._prompt(question, [light.layout(image)]) == expected
-    assert assistant._prompt(question, [light.layout(image)]) == expected
+    assert light.prompt(question, [light.layout(image)]) == expected
+    assert assistant.prompt(question, [light.layout(image)]) == expected
 
 
 def test_truncation_and_padding_that_a_tokenizer_file_remembers_are_left_aside(saved, draw, tmp_path):
@@ -114,7 +114,7 @@ def test_truncation_and_padding_that_a_tokenizer_file_remembers_are_left_aside(s
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields), "utf-8")
     light, question = load_light(tmp_path, device=CPU), "What is written in the third line of this page?"
     layouts = [light.layout(draw(90, 60))]
-    assert light._prompt(question, layouts) == assistant._prompt(question, layouts)
+    assert light.prompt(question, layouts) == assistant.prompt(question, layouts)
 
 
 def test_the_shipped_model_goes_this_way_and_says_the_same():
