@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_names_are_no_paths_and_links_no_pictures(tmp_path: Path) -> None:
 
 def test_a_member_past_the_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "big.tar"
-    size = 2**34
+    size = 2**26
     info, _ = member("big.png", size=size)
     info.size = size
     with path.open("wb") as file:  # no more than its header is on the disk
@@ -83,8 +84,12 @@ def test_a_member_past_the_limit_is_not_read(tmp_path: Path) -> None:
         file.truncate(512 + size + 1024)
     (row,) = tar_rows(str(path))
     assert row.place == Part(str(path), 512, size)
+    tracemalloc.start()
     (found,) = opened([row], ImageLimits(max_bytes=1000))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert "larger than 1,000 bytes" in str(found)
+    assert most < 2**20
 
 
 def damaged(path: Path, raw: bytes) -> list[Any]:
@@ -142,6 +147,19 @@ def test_headers_past_the_limit_are_not_read(tmp_path: Path, kind: bytes) -> Non
         file.write(info.tobuf(tarfile.GNU_FORMAT))
         file.truncate(80 * HEADER)
     (row,) = tar_rows(str(path))
+    assert f"headers of over {HEADER} bytes" in row.error
+
+
+def test_headers_of_one_member_are_counted_together(tmp_path: Path) -> None:
+    long = b"%d comment=%s\n" % (HEADER // 2 + 16, b"x" * (HEADER // 2))
+    assert len(long) == HEADER // 2 + 16
+    info, _ = member("0.png", type=tarfile.XHDTYPE)
+    info.size = len(long)
+    header = info.tobuf(tarfile.GNU_FORMAT) + long + bytes(-len(long) % 512)
+    first = tar_of(tmp_path / "a.tar", member("0.png", png(0)))
+    (row,) = damaged(tmp_path / "b.tar", header + Path(first).read_bytes())
+    assert row.place is not None
+    (row,) = damaged(tmp_path / "c.tar", 2 * header + Path(first).read_bytes())
     assert f"headers of over {HEADER} bytes" in row.error
 
 

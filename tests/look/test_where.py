@@ -70,6 +70,13 @@ def test_the_box_grows_along_the_heat_until_it_holds_the_share() -> None:
     assert box_at_peak(heat, 0.95) == (10, 10, 50, 20)
 
 
+def test_the_box_ends_where_the_image_does() -> None:
+    assert box_at_peak(Heat(torch.ones(2, 3), (0, 0, 30, 20)), 1.0) == (0, 0, 30, 20)
+    corner = torch.ones(2, 3)
+    corner[1, 2] = 2.0
+    assert box_at_peak(Heat(corner, (0, 0, 30, 20)), 1.0) == (0, 0, 30, 20)
+
+
 def test_what_has_no_heat_or_no_place_is_refused() -> None:
     grid = TokenGrid.over((0, 0, 10, 10), (1, 1))
     with pytest.raises(ValueError, match="no heat"):
