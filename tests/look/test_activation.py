@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from systems_to_see import PIIP, SYSTEMS, Build, Built, Draw
@@ -54,11 +56,28 @@ def test_branches_of_a_pyramid_are_compared_behind_their_stacks(build: Build, dr
         torch.testing.assert_close(found[number].map, expected.detach(), atol=1e-5, rtol=1e-4)
 
 
+def test_levels_of_slices_are_compared_behind_the_projection_of_each(build: Build, draw: Draw) -> None:
+    assistant, image = build(SYSTEMS["uhd_v2"]), draw(150, 80)
+    seen = subject(assistant, image)
+    windows: Any = seen.network.projector
+    for projection in windows.projections:
+        torch.nn.init.normal_(projection.weight)  # each level its own
+    found = activations(seen, "a")
+    embedding = assistant.model.get_input_embeddings().weight[word_ids(assistant.engine, "a")].mean(0)
+    maps = assistant.encode(image).maps
+    assert len(maps) == 3 * len(seen.views)
+    for number, one in enumerate(maps):
+        with torch.no_grad():
+            cells = windows.norm(windows.projections[number % 3](one.map.movedim(0, -1)))
+        expected = torch.cosine_similarity(cells, embedding, dim=-1)
+        torch.testing.assert_close(found[number].map, expected.detach(), atol=1e-5, rtol=1e-4)
+
+
 def test_a_word_is_found_where_it_stands_and_otherwise_refused(build: Build) -> None:
     engine = build(PIIP).engine
     tokenizer = engine.tokenizer
     ids = word_ids(engine, "total", question="How much is the total?")
-    assert "total" in tokenizer.decode(ids)
+    assert tokenizer.decode(ids).strip() == "total"
     assert len(ids) < len(tokenizer("How much is the total?")["input_ids"])
     with pytest.raises(ValueError, match="the question has no 'Total'"):
         word_ids(engine, "Total", question="How much is the total?")

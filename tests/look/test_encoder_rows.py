@@ -11,6 +11,7 @@ from systems_to_see import PIIP, PLAIN, SYSTEMS, Build, Built, Draw
 
 from stepwell.look.encoder_rows import cell_at, encoder_rows
 from stepwell.look.subject import Subject, holds, subject
+from stepwell.models.plain import PlainConfig
 from stepwell.structures import View
 
 
@@ -57,6 +58,18 @@ def test_a_class_token_takes_its_share_and_has_no_cell(build: Build, draw: Draw)
     expected = rows_by_hand(attention, tokens[0], 1 + 1 * 4 + 2)
     torch.testing.assert_close(row.row.flatten(1), expected[:, 1:])
     assert (row.row.sum((1, 2)) < 1).all()
+
+
+def test_networks_of_timm_are_looked_into_alike(build: Build, draw: Draw) -> None:
+    pytest.importorskip("timm")
+    small = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+    timm = PlainConfig(encoder="timm:vit_tiny_patch16_224", size=64, framing="pad", arguments=small)
+    seen = subject(build(timm), draw(64, 64))
+    (row,) = encoder_rows(seen, (40.0, 20.0))
+    assert row.layer == 0  # the second to last hidden state is read, and no layer behind it runs
+    attention = seen.encoders[0].network.blocks[0].attn  # type: ignore[attr-defined]
+    (tokens,) = inputs_of(attention, seen)
+    torch.testing.assert_close(row.row.flatten(1), rows_by_hand(attention, tokens[0], 1 + 1 * 4 + 2)[:, 1:])
 
 
 def test_windowed_rows_stay_in_their_window(build: Build, draw: Draw) -> None:

@@ -36,6 +36,18 @@ def test_probabilities_are_those_that_generate_scores(build: Build, draw: Draw) 
     assert "".join(traced.tokens).strip() == answer
 
 
+def test_a_placeholder_is_no_answer_and_takes_no_probability(build: Build, draw: Draw) -> None:
+    """Its row of the head is that of the first token of the answer, so both have the same score."""
+    assistant, image = build(PIIP), draw(90, 60)
+    _, before = ask_and_trace(assistant, image, QUESTION, max_new_tokens=1)
+    head, placeholder = assistant.model.lm_head.weight, assistant.engine.image_token_id
+    with torch.no_grad():
+        head[placeholder] = head[before.ids[0]]
+    _, after = ask_and_trace(assistant, image, QUESTION, max_new_tokens=1)
+    assert after.ids == before.ids
+    torch.testing.assert_close(after.probabilities, before.probabilities, atol=1e-3, rtol=1e-3)
+
+
 def test_attention_is_what_transformers_gives_itself(build: Build, draw: Draw) -> None:
     """By its eager attention, which returns all weights."""
     assistant, image = build(PLAIN), draw(90, 60)
