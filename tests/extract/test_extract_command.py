@@ -51,8 +51,10 @@ def test_pictures_become_rows_and_a_second_run_has_nothing_to_do(capsys: pytest.
     assert {json.loads(one)["task"] for one in frame.prediction} == {"classification"}
     assert run(capsys, "p", "out", *options) == ("10 pictures in out, 10 of them from before\n", "")
     Path("out/part-00001.parquet").unlink()
+    Path("out/.part-00001.77.parquet").touch()
     assert run(capsys, "p", "out", *options)[0] == "10 pictures in out, 6 of them from before\n"
     assert [*read(Path("out")).id] == [*frame.id]
+    assert not [*Path("out").glob(".*")]
     about = json.loads(Path("out/_manifest.json").read_text())["about"]
     assert about["model"] == "model"
     assert about["pictures"] == ["p"]

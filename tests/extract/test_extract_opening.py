@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from extracting import picture, pictures_in, png
+from PIL import Image
 
 from stepwell.extract.opening import Decoded, Here, Lost, Processes, opened, opened_in_order
 from stepwell.extract.rows import Part, Row
@@ -127,7 +128,7 @@ def test_a_process_that_is_gone_takes_no_picture_along(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_picture_that_takes_too_long_is_a_row_with_an_error(tmp_path: Path) -> None:
     large = tmp_path / "large.png"
-    picture(0, (4000, 4000)).save(large)
+    Image.new("RGB", (5900, 5900)).save(large)
     rows = [*rows_of(tmp_path / "p", 2), Row("large", str(large))]
     with Processes(1, DEFAULT_LIMITS, seconds=0.02) as openers:
         [*opened_in_order(rows[:1], openers)]  # begins the process

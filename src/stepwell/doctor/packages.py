@@ -32,7 +32,7 @@ PURPOSES = {
     "demo": "stepwell demo, the page in a browser",
     "detect": "DINO, COCO's scores, masks of COCO files",
     "export": "stepwell export, and --runtime onnx or openvino",
-    "scale": "stepwell extract over a cluster, by Ray",
+    "scale": "stepwell extract, on one machine or by Ray",
     "lmms-eval": "our models in lmms-eval",
     "ms-swift": "our models in ms-swift",
     "docs": "make docs",

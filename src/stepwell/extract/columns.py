@@ -43,7 +43,7 @@ def as_stored(numbers: Any, store: Store) -> dict[str, Any]:
     """
     array = numbers.detach().float().cpu().numpy()
     with np.errstate(over="ignore"):
-        kept = np.ascontiguousarray(array, np.dtype(store).newbyteorder("<"))
+        kept = array.astype(np.dtype(store).newbyteorder("<"))
     if not np.isfinite(kept).all():
         if np.isfinite(array).all():
             raise ValueError(f"numbers of up to {np.abs(array).max():g} do not fit float16; store float32")
