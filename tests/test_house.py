@@ -189,7 +189,7 @@ def run(code: str) -> str:
 
 IMPORT_EVERYTHING = """
 import importlib, os, pkgutil, random, socket, threading
-import gradio, numpy, torch, torchvision, timm, transformers  # what these do when imported is not ours
+import gradio, numpy, ray, torch, torchvision, timm, transformers  # what these do when imported is not ours
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer
 
 def refuse(*args, **kwargs):
