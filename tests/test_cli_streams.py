@@ -13,11 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import stepwell
 from stepwell import cli
 from stepwell.images.limits import ImageLimits
+from stepwell.look.trace import Traced
 from stepwell.views.pyramid import PyramidGeometry
 
 Run = Callable[..., tuple[int, str, str]]
@@ -40,10 +42,17 @@ class Parrot(stepwell.Assistant):
         return ANSWER
 
 
+def trace_of_parrot(parrot: Parrot, images: Any, question: Any, **_: Any) -> tuple[str, Traced]:
+    """In place of `ask_and_trace`: the answer is one token."""
+    layouts = tuple(parrot.layout(image) for image in images)
+    return parrot.ask(images, question), Traced((1,), (ANSWER,), torch.ones(1), None, None, layouts)
+
+
 @pytest.fixture
 def parrot(monkeypatch: pytest.MonkeyPatch) -> Parrot:
     parrot = Parrot()
     monkeypatch.setattr("stepwell.weights.light.load_to_ask", lambda *_, **__: parrot)
+    monkeypatch.setattr("stepwell.look.trace.ask_and_trace", trace_of_parrot)
     return parrot
 
 
