@@ -16,6 +16,8 @@ import torch
 from extracting import BRANCH, classifier, picture
 
 import stepwell
+from stepwell.export.runtime import load_on
+from stepwell.export.write import export
 from stepwell.extract.columns import as_stored
 from stepwell.extract.looking import Looker, Wanted
 from stepwell.extract.maps import maps_of
@@ -211,6 +213,52 @@ def test_models_that_do_not_give_it_are_refused(reader: Assistant, backbone: Pyr
     ):
         with pytest.raises(ValueError, match=f"my_model {words}"):
             Looker(model, Wanted(what=what, **(question if what == "ask" else {})), name="my_model")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_a_backbone_on_its_graphs_gives_the_maps_of_pytorch(
+    backbone: PyramidBackbone, runtime: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime" if runtime == "onnx" else runtime)
+    backbone.save_pretrained(tmp_path / "model")
+    export(tmp_path / "model", form=runtime, sizes=[(20, 24), (30, 40), (24, 64)])
+    on_graphs = load_on(tmp_path / "model", runtime)
+    wanted = looked_at(backbone, Wanted(what="features", batch=2))
+    with torch.no_grad():
+        for parameter in on_graphs.parameters():
+            parameter.fill_(torch.nan)  # whatever is said comes from the graph
+    found = looked_at(on_graphs, Wanted(what="features", batch=2))
+    for row, of_graph in zip(wanted, found, strict=True):
+        for one, other in zip(row["maps"], of_graph["maps"], strict=True):
+            assert [one[name] for name in ("name", "stride", "box")] == [
+                other[name] for name in ("name", "stride", "box")
+            ]
+            np.testing.assert_allclose(array(other), array(one), rtol=1e-3, atol=1e-4)
+    opened = [Opened(str(i), picture(i, size)) for i, size in enumerate([(24, 20), (90, 20)])]
+    ((batch, bad),) = Looker(on_graphs, Wanted(what="features")).batches(iter(opened))
+    assert bad == 1
+    assert batch.to_pylist()[1]["error"].startswith("no graph was exported for a picture that the network")
+    assert "runtime" not in Looker(backbone, Wanted(what="features")).settings()
+    assert Looker(on_graphs, Wanted(what="features")).settings()["runtime"] == runtime
+
+
+@pytest.mark.slow
+def test_a_classifier_on_its_graph_predicts_and_gives_no_maps(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    classifier().save_pretrained(tmp_path / "model")
+    export(tmp_path / "model")
+    on_graphs = load_on(tmp_path / "model", "onnx")
+    found, wanted = (
+        [json.loads(row["prediction"])["classes"] for row in looked_at(model, Wanted(what="predict"))]
+        for model in (on_graphs, classifier())
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert [of_class["class_id"] for of_class in one] == [of_class["class_id"] for of_class in other]
+    detector = stepwell.load("boards_tiny", device="cpu")
+    detector.runtime = "onnx"
+    with pytest.raises(ValueError, match="my_model gives no feature maps on onnx: its graphs end in pred"):
+        Looker(detector, Wanted(what="features"), name="my_model")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from stepwell.commands.graph_options import Int8, OnRuntime, Runtime, check_runtime, load_on_runtime
 from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import Device, Dtype, MaxNewTokens, Precision, Revision, check_model, quieten
 from stepwell.commands.printing import show_pace
@@ -85,6 +86,8 @@ def extract(
         int | None,
         typer.Option(min=1, help="That hold the model, with --ray. [default: one a GPU, or for two cores]"),
     ] = None,
+    runtime: OnRuntime = None,
+    int8: Int8 = False,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -108,6 +111,7 @@ def extract(
         raise ValueError("--actors are of --ray; leave it out")
     if processes is not None and ray is not None:
         raise ValueError("--processes are of one machine; with --ray, its tasks open pictures")
+    check_runtime(runtime, device, dtype, int8=int8)
     name = model or (SHIPPED_DETECTOR if what == "predict" else SHIPPED).name
     limits = image_limits(
         max_pixels=max_pixels,
@@ -127,7 +131,6 @@ def extract(
         from stepwell.extract.run import extract as run
     except ModuleNotFoundError as error:
         raise _lacking(error) from None
-    quieten()
     wanted = Wanted(
         what=what,
         question=question,
@@ -144,15 +147,15 @@ def extract(
         "limit": limit,
         "progress": _pace(source, limit) if sys.stderr.isatty() else None,
     }
+    load = partial(_load, name, revision, dtype, device, runtime, int8=int8)
     if ray is None:
-        network = _load(name, revision, dtype, device)
+        network = load(None)
         totals = run(network, source, out, wanted, processes=processes, **options)
     else:
         try:
             from stepwell.extract.on_ray import extract_on_ray
         except ModuleNotFoundError as error:
             raise _lacking(error) from None
-        load = partial(_load_on, name, revision, dtype, device)
         totals = extract_on_ray(load, source, out, wanted, address=ray, actors=actors, **options)
     there = totals.rows - totals.new
     print(f"{totals.rows} pictures in {out}{f', {there} of them from before' if there else ''}", flush=True)
@@ -173,18 +176,23 @@ def _pace(source: Any, limit: int | None) -> Callable[[int, int], None]:
     return lambda count, new: show_pace(count, total, new=new, seconds=time.monotonic() - began)
 
 
-def _load(name: str, revision: str | None, dtype: Precision | None, device: str | None) -> Any:
+def _load(
+    name: str,
+    revision: str | None,
+    dtype: Precision | None,
+    device: str | None,
+    runtime: Runtime | None,
+    forced: str | None,
+    *,
+    int8: bool,
+) -> Any:
+    """forced: the device, in place of the one asked for. Processes of Ray call it too."""
     from stepwell.weights.light import load_to_ask
 
-    return load_to_ask(name, device=device, dtype=dtype, revision=revision)
-
-
-def _load_on(
-    name: str, revision: str | None, dtype: Precision | None, device: str | None, forced: str | None
-) -> Any:
-    """forced: the device, in place of the one asked for."""
     quieten()
-    return _load(name, revision, dtype, forced or device)
+    if runtime is not None:
+        return load_on_runtime(name, runtime, revision, int8=int8)
+    return load_to_ask(name, device=forced or device, dtype=dtype, revision=revision)
 
 
 def _lacking(error: ModuleNotFoundError) -> ImportError:

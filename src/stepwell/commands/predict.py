@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from stepwell.commands.graph_options import Int8, OnRuntime, Runtime, check_runtime, load_on_runtime
 from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import Device, Dtype, Precision, Revision, check_model, quieten
 from stepwell.commands.pictures import STDIN, find_pictures
@@ -27,7 +28,6 @@ from stepwell.ops.memory import is_about_memory
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from stepwell.export.formats import Runtime
     from stepwell.images.limits import ImageLimits
     from stepwell.models.predictions import Prediction
 
@@ -80,11 +80,8 @@ def predict(
     show: Annotated[
         Path | None, typer.Option(metavar="FOLDER", file_okay=False, help="Draw what is found, as PNGs.")
     ] = None,
-    runtime: Annotated[
-        Literal["onnx", "openvino"] | None,
-        typer.Option(help="Run the graphs that `stepwell export` has put into the model's folder."),
-    ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Of these the ones exported with --int8.")] = False,
+    runtime: OnRuntime = None,
+    int8: Int8 = False,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -103,10 +100,7 @@ def predict(
     how = tiles_of(tiles, size=tile_size, overlap=tile_overlap, scale=tile_scale)
     if coco is not None and not coco.absolute().parent.is_dir():
         raise ValueError(f"cannot write {coco}: there is no folder {coco.parent}")
-    if int8 and runtime is None:
-        raise ValueError("--int8 chooses among graphs: name a --runtime too")
-    if runtime is not None and (device not in (None, "cpu") or dtype not in (None, "float32")):
-        raise ValueError("graphs run on the CPU in float32: leave --device and --dtype out")
+    check_runtime(runtime, device, dtype, int8=int8)
     names = find_pictures(pictures)
     limits = image_limits(
         for_tiles=tiles,
@@ -153,9 +147,7 @@ def _opened(
     check_model(model, device)
     quieten()
     if runtime is not None:
-        from stepwell.export.runtime import load_on
-
-        return load_on(model, runtime, int8=int8, revision=revision)
+        return load_on_runtime(model, runtime, revision, int8=int8)
     from stepwell.weights.load import load
 
     return load(model, device=device, dtype=dtype, revision=revision)

@@ -71,6 +71,8 @@ def write_graph(
             program, dynamo=True, input_names=list(inputs), output_names=list(outputs), verbose=False
         )
         assert onnx is not None
+        for node in onnx.model.graph.all_nodes():
+            node.metadata_props.clear()  # lines of our code, with the paths of this machine
         if form == "onnx":
             size = sum(weight.nbytes for weight in module.state_dict().values())
             onnx.save(path, external_data=size > _BESIDE)

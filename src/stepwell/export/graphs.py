@@ -21,7 +21,7 @@ from stepwell.models.detector import StepwellForObjectDetection
 from stepwell.models.perception import PyramidBackbone, PyramidForImageClassification
 from stepwell.models.segmenter import StepwellForSemanticSegmentation
 from stepwell.models.vision import VisionSystem
-from stepwell.models.with_head import padded, valid_sizes
+from stepwell.models.with_head import in_whole_cells, padded, valid_sizes
 from stepwell.structures import Size, TokenLayout
 
 __all__ = ["Exported", "default_size", "exported"]
@@ -91,7 +91,8 @@ def exported(model: Any, size: Size) -> Exported:
         return _of_assistant(model, size)
     picture = Images.new("RGB", (size[1], size[0]))
     if isinstance(model, PyramidBackbone):
-        return _graph("backbone", model, _Maps(model), _normalised(model, picture), None)
+        pixels = in_whole_cells(_normalised(model, picture), model)
+        return _graph("backbone", model, _Maps(model), pixels, None)
     if isinstance(model, PyramidForImageClassification):
         pixels = _normalised(model, picture)
         return _graph("classifier", model, _Scored(model, _size(pixels)), pixels, None)
@@ -128,10 +129,12 @@ def _graph(kind: str, model: Any, module: nn.Module, pixels: Tensor, image: Size
 
     def prepare(picture: Image) -> list[Tensor]:
         found = _normalised(model, picture)[..., : pixels.shape[-2], : pixels.shape[-1]]
-        if kind in ("detector", "segmenter"):
-            found = (
-                _padded(model, found) if kind == "detector" else padded(found, model.divisor, model.smallest)
-            )
+        if kind == "backbone":
+            found = in_whole_cells(found, model)
+        elif kind == "detector":
+            found = _padded(model, found)
+        elif kind == "segmenter":
+            found = padded(found, model.divisor, model.smallest)
         return [found]
 
     return Exported(

@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BackboneOutput
 
 from stepwell.export.folder import GRAPHS, GraphFile, graph_files
 from stepwell.export.formats import Run, Runtime, check_format, open_graph
 from stepwell.folders import ModelError
 from stepwell.models.ask import Assistant
+from stepwell.models.perception import PyramidBackbone
 from stepwell.models.predicting import Predicts
 from stepwell.structures import FeatureMap, Size, TokenLayout, VisionFeatures
 from stepwell.weights.load import load, model_folder
 
-__all__ = ["Graphs", "load_on"]
+__all__ = ["Graphs", "load_on", "runtime_of"]
 
 
 def load_on(model: str | Path, runtime: Runtime, *, int8: bool = False, revision: str | None = None) -> Any:
@@ -43,9 +45,15 @@ def load_on(model: str | Path, runtime: Runtime, *, int8: bool = False, revision
         network.graph = graphs.score
     elif isinstance(network, Assistant):
         network.model.model.vision.encode = graphs.encode
-    else:
-        raise ModelError(f"a {type(network).__name__} runs in PyTorch: take its graphs by themselves")
+    elif isinstance(network, PyramidBackbone):
+        network.forward = graphs.maps
+    network.runtime = f"{runtime}{' int8' if int8 else ''}"
     return network
+
+
+def runtime_of(model: Any) -> str | None:
+    """What runs the graphs of a model of `load_on`, such as "onnx int8"; None for one in PyTorch."""
+    return getattr(model, "runtime", None)
 
 
 class Graphs:
@@ -68,6 +76,12 @@ class Graphs:
         ]
         return tuple(map(torch.cat, zip(*alone, strict=True)))
 
+    def maps(self, pixel_values: Tensor, **_: Any) -> BackboneOutput:
+        """As `PyramidBackbone.forward`, without hidden states."""
+        given = ((pixel_values.shape[-2], pixel_values.shape[-1]),)
+        found = self._run(self._found(given, None), [pixel_values.float()])
+        return BackboneOutput(feature_maps=tuple(found))
+
     def encode(self, inputs: Sequence[Tensor], layouts: Sequence[TokenLayout]) -> list[VisionFeatures]:
         """As `VisionSystem.encode`."""
         features, given = [], iter(inputs)
@@ -83,12 +97,13 @@ class Graphs:
             features.append(VisionFeatures(tokens, found, layout))
         return features
 
-    def _found(self, sizes: tuple[Size, ...], image: Size) -> GraphFile:
+    def _found(self, sizes: tuple[Size, ...], image: Size | None) -> GraphFile:
         file = self._by_sizes.get((sizes, image))
         if file is None:
             there = ", ".join("{}x{}".format(*file.picture) for file in self.files)
+            height, width = image or sizes[0]
             raise ValueError(
-                f"no graph was exported for a picture that the network sees at {image[1]}x{image[0]}; "
+                f"no graph was exported for a picture that the network sees at {width}x{height}; "
                 f"there are those for pictures of {there}"
             )
         return file

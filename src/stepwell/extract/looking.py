@@ -16,6 +16,7 @@ import torch
 from PIL.Image import Image
 
 from stepwell.evaluate.answers import digest_of_networks
+from stepwell.export.runtime import runtime_of
 from stepwell.extract.columns import Store, What, as_stored, batch_of
 from stepwell.extract.maps import has_maps, maps_of
 from stepwell.extract.rows import Opened
@@ -74,6 +75,10 @@ class Looker:
         fits, self._run, lacking = runs[wanted.what]
         if not fits:
             raise ValueError(f"{name} gives {lacking}: it is a {type(model).__name__}; {_ROADS[wanted.what]}")
+        if wanted.what == "features" and isinstance(model, Predicts) and runtime_of(model):
+            raise ValueError(
+                f"{name} gives no feature maps on {runtime_of(model)}: its graphs end in predictions"
+            )
         if wanted.what == "predict":
             model.choice(threshold=wanted.threshold, max_detections=wanted.max_detections)
 
@@ -177,6 +182,7 @@ def _device_of(model: Any) -> torch.device:
 
 def _about(model: Any) -> dict[str, Any]:
     """Alike for the same weights and settings, wherever they lie."""
+    runtime = runtime_of(model)
     if isinstance(model, Assistant):
         networks = list(model.engine.networks)
         rest = {"geometry": str(model.engine.geometry), "template": _digest(model.engine.chat_template)}
@@ -189,6 +195,8 @@ def _about(model: Any) -> dict[str, Any]:
         processor = model.image_processor().to_json_string()
         rest = {"config": _digest(json.dumps(config)), "processor": _digest(processor)}
     dtype = str(next(networks[0].parameters()).dtype).removeprefix("torch.")
+    if runtime is not None:
+        rest["runtime"] = runtime
     return {"weights": digest_of_networks(networks), "dtype": dtype, **rest}
 
 

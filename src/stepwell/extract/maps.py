@@ -6,7 +6,6 @@ the bottom, as for its head.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +13,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from stepwell.models.backbones import outline, smallest_side
+from stepwell.models.backbones import outline
 from stepwell.models.engine import device_of
 from stepwell.models.perception import PyramidBackbone
 from stepwell.models.vision import fitted
-from stepwell.models.with_head import BackboneWithHead, padded
+from stepwell.models.with_head import BackboneWithHead, in_whole_cells, padded
 from stepwell.ops.ragged import by_shape
 from stepwell.structures import FeatureMap, View
 
@@ -41,7 +40,7 @@ def maps_of(model: Any, images: Sequence[Image], *, batch: int) -> list[tuple[Fe
     found: list[tuple[FeatureMap, ...]] = []
     for first in range(0, len(images), batch):
         part = images[first : first + batch]
-        inputs = [_input(model, image, math.ceil(max(strides))) for image in part]
+        inputs = [_input(model, image) for image in part]
         maps = by_shape(lambda pixels: backbone(fitted(pixels, backbone)).feature_maps, inputs)
         found += [
             _named(backbone.out_features, of_image, strides, pixels, model, image)
@@ -50,15 +49,15 @@ def maps_of(model: Any, images: Sequence[Image], *, batch: int) -> list[tuple[Fe
     return found
 
 
-def _input(model: Any, image: Image, stride: int) -> Tensor:
+def _input(model: Any, image: Image) -> Tensor:
     """(3, H, W), normalised and padded, on the model's device."""
     pixels: Tensor = model.image_processor()([image], return_tensors="pt")["pixel_values"]
     if isinstance(model, BackboneWithHead):
-        images = model.config.image_settings
-        divisor, smallest = getattr(images, "size_divisor", model.divisor), model.smallest
+        divisor = getattr(model.config.image_settings, "size_divisor", model.divisor)
+        whole = padded(pixels, divisor, model.smallest)
     else:
-        divisor, smallest = stride, smallest_side(model)
-    return padded(pixels, divisor, smallest)[0].to(device_of(model))
+        whole = in_whole_cells(pixels, model)
+    return whole[0].to(device_of(model))
 
 
 def _named(

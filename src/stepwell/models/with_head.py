@@ -25,7 +25,7 @@ from stepwell.ops.precision import without_autocast
 from stepwell.structures import Size
 from stepwell.views.resize import padded_size
 
-__all__ = ["BackboneWithHead", "padded", "padded_image_processor", "valid_sizes"]
+__all__ = ["BackboneWithHead", "in_whole_cells", "padded", "padded_image_processor", "valid_sizes"]
 
 
 class BackboneWithHead(SharedWeights, Predicts[Kind], PreTrainedModel):
@@ -118,6 +118,11 @@ def padded(pixels: Tensor, divisor: int, smallest: int = 1) -> Tensor:
     height, width = pixels.shape[-2:]
     size = padded_size((height, width), divisor, smallest)
     return F.pad(pixels, (0, size[1] - width, 0, size[0] - height))
+
+
+def in_whole_cells(pixels: Tensor, backbone: PreTrainedModel) -> Tensor:
+    """(B, C, H, W) -> `padded`, so that all maps of a backbone have whole cells, and each branch has one."""
+    return padded(pixels, math.ceil(max(outline(backbone)[1])), smallest_side(backbone))
 
 
 def valid_sizes(pixels: Tensor, mask: Tensor | None) -> list[Size]:
