@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from stepwell.commands.data_options import ClassesFile, Split
+from stepwell.commands.graph_options import Int8, OnRuntime, check_runtime
 from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import (
     Device,
@@ -33,7 +34,7 @@ __all__ = ["evaluate"]
 _OF_QUESTIONS = ("sizes", "suffix", "max_new_tokens", "official", "no_region")
 _OF_IMAGES = (
     *("split", "classes", "max_detections", "threshold", "pictures"),
-    *("tiles", "tile_size", "tile_overlap", "tile_scale"),
+    *("tiles", "tile_size", "tile_overlap", "tile_scale", "runtime", "int8"),
 )
 
 
@@ -96,6 +97,8 @@ def evaluate(
     pictures: Annotated[
         int, typer.Option(min=0, help="So many of the best and of the worst are drawn beside their truth.")
     ] = 0,
+    runtime: OnRuntime = None,
+    int8: Int8 = False,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -111,6 +114,7 @@ def evaluate(
     asks = answers_questions(model, metric)
     _refuse_strange(context, model, _OF_IMAGES if asks else _OF_QUESTIONS)
     check_model(model, device)
+    check_runtime(runtime, device, dtype, int8=int8)
     how = tiles_of(tiles, size=tile_size, overlap=tile_overlap, scale=tile_scale)
     limits = image_limits(
         for_tiles=tiles,
@@ -130,6 +134,8 @@ def evaluate(
             revision=revision,
             device=device,
             dtype=dtype,
+            runtime=runtime,
+            int8=int8,
             limits=limits,
             images=images,
             split=split,

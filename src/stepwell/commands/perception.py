@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepwell.commands.graph_options import Runtime, load_on_runtime
 from stepwell.commands.loading import Precision, quieten
 from stepwell.commands.printing import refuse_bad, show_progress
 from stepwell.evaluate.kinds import TASKS
@@ -40,6 +41,8 @@ def score_perception(
     revision: str | None,
     device: str | None,
     dtype: Precision | None,
+    runtime: Runtime | None,
+    int8: bool,
     limits: ImageLimits | None,
     **options: Any,
 ) -> None:
@@ -53,7 +56,10 @@ def score_perception(
     from stepwell.models.ask import Assistant
     from stepwell.weights.load import load
 
-    network = load(model, device=device, dtype=dtype, revision=revision)
+    if runtime is None:
+        network = load(model, device=device, dtype=dtype, revision=revision)
+    else:
+        network = load_on_runtime(model, runtime, revision, int8=int8)
     if isinstance(network, Assistant):
         raise ValueError(f"{model} is scored on questions: say how with --metric")
     task = TASKS.get(network.config.model_type)

@@ -206,6 +206,8 @@ def _settings_of(task: PerceptionTask[Any]) -> dict[str, Any]:
         settings |= {"threshold": task.threshold, "max_detections": task.max_detections}
     if task.tiles is not None:
         settings["tiles"] = asdict(task.tiles)
+    if task.network.runtime is not None:
+        settings["runtime"] = task.network.runtime
     return settings
 
 

@@ -59,6 +59,8 @@ class Predicts(Generic[Kind]):
     """The image processor that lies beside the weights, where `stepwell.load` has opened both."""
     graph: Graph | None = None
     """In place of `score`, where there is one."""
+    runtime: str | None = None
+    """What runs the graph, such as "onnx int8"."""
 
     def score(self, pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, ...]:
         """The part of predicting whose tensors have sizes that follow from the images' alone: what can be
