@@ -304,3 +304,24 @@ def test_the_commands_export_and_predict_on_a_graph(folder, tmp_path, capsys):
     assert [each["class_id"] for each in said[0]["classes"]] == [
         each["class_id"] for each in said[1]["classes"]
     ]
+
+
+@pytest.mark.slow
+def test_the_score_of_a_graph_is_kept_apart_from_that_of_pytorch(folder, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    for i, picture in enumerate(pictures((64, 64))):
+        place = tmp_path / "data" / f"LABEL_{i % 2}" / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(place)
+    export(folder)
+    command = ["evaluate", str(folder), str(tmp_path / "data"), "--output", str(tmp_path / "scores")]
+    assert main([*command, "--device", "cpu"]) == 0
+    assert main([*command, "--runtime", "onnx"]) == 2
+    assert "runtime was null and is" in capsys.readouterr().err
+    command[-1] = str(tmp_path / "others")
+    monkeypatch.setattr(PyramidForImageClassification, "score", None)  # whatever is said comes from the graph
+    assert main([*command, "--runtime", "onnx"]) == 0
+    scores = [json.loads((tmp_path / name / "scores.json").read_text()) for name in ("scores", "others")]
+    assert scores[1]["settings"]["runtime"] == "onnx"
+    assert scores[0]["scores"] == scores[1]["scores"]
+    assert main(["evaluate", "reader_tiny", "a.jsonl", "--metric", "reading", "--runtime", "onnx"]) == 2
