@@ -250,6 +250,7 @@ PREPARE: dict[str, Callable[[dict[str, Any]], None]] = {
     "data": for_data,
     "detect": for_detect,
     "evaluate": for_evaluate,
+    "export": lambda names: boards("deeppcb/val.json"),
     "extract": for_extract,
     "fine_tune": lambda names: link("runs/mine/model", SHIPPED),
     "integrations": lambda names: questions("data/annotations/vqa_val.jsonl"),
