@@ -101,6 +101,7 @@ def test_folders_patterns_and_files_give_each_picture_once(model: Finder) -> Non
     assert find_pictures(["c.png", "folder", "c.png", "./c.png"]) == ["c.png", *inside]
     assert find_pictures(["folder/**/*.png"]) == ["folder/b.png", "folder/inner/b.png"]
     assert find_pictures(["*.png"]) == ["c.png"]
+    assert find_pictures(["fold*"]) == inside
     assert find_pictures(["folder/notes.txt"]) == ["folder/notes.txt"]
     for name in ("._a.png", ".cache/a.png"):
         Path("folder", name).parent.mkdir(exist_ok=True)

@@ -64,8 +64,8 @@ def test_versions_are_those_of_the_modules(installed) -> None:
 
 def test_what_is_too_old_is_told(installed) -> None:
     python, _, pillow, _ = required(installed(python=">=3.99", pillow=">=9999"))
-    assert (python.state, python.needs) == ("too old", ">=3.99")
-    assert pillow.state == "too old"
+    assert (python.state, python.needs) == ("unfit", ">=3.99")
+    assert pillow.state == "unfit"
 
 
 def test_a_package_that_cannot_be_imported_is_broken(installed, monkeypatch: pytest.MonkeyPatch) -> None:

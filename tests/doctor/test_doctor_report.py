@@ -44,8 +44,8 @@ def test_where_all_is_well_nothing_is_to_be_done() -> None:
     ("changes", "line"),
     [
         ({"packages": [Package("torch", None, ">=2.11", "missing")]}, "pip install 'torch>=2.11'"),
-        ({"packages": [Package("torch", "2.1", ">=2.11", "too old")]}, "pip install 'torch>=2.11'"),
-        ({"packages": [Package("python", "3.9", ">=3.11", "too old")]}, "use Python >=3.11"),
+        ({"packages": [Package("torch", "2.1", ">=2.11", "unfit")]}, "pip install 'torch>=2.11'"),
+        ({"packages": [Package("python", "3.9", ">=3.11", "unfit")]}, "use Python >=3.11"),
         (
             {"packages": [Package("torchvision", "0.1", "", "broken", "no nms")]},
             "pip install --force-reinstall torchvision (torchvision's release must fit torch's)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from stepwell.cli import main
 from stepwell.export import write
 from stepwell.export.folder import GRAPHS, graph_files, weights_digest
 from stepwell.export.formats import open_graph
+from stepwell.export.graphs import exported
 from stepwell.export.int8 import Int8Linear, store_in_int8
 from stepwell.export.runtime import load_on
 from stepwell.export.write import export, pictures
+from stepwell.folders import SHIPPED_DETECTOR, ModelError
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.heads.box_head import BoxHeadConfig
 from stepwell.heads.dino import DinoConfig
@@ -168,6 +171,8 @@ def test_eight_bits_make_a_smaller_graph_that_is_chosen_by_name(folder):
     assert [graph.file for graph in graph_files(folder)] == [whole.file, rounded.file]
     files = [folder / GRAPHS / graph.file for graph in (whole, rounded)]
     whole_size, rounded_size = (file.stat().st_size for file in files)
+    assert rounded.of_rounding > 100 * rounded.largest_difference
+    assert whole.of_rounding is None
     in_blocks = 2 * 2 * (4 + 8) * 96**2  # branches, blocks, and in each attention and MLP
     assert whole_size - rounded_size > 3 * 0.9 * in_blocks
     assert not any(str(Path(stepwell.__file__).parent).encode() in file.read_bytes() for file in files)
@@ -204,6 +209,42 @@ def test_a_graph_that_differs_from_pytorch_is_not_kept(folder, monkeypatch):
         export(folder, form="torch")
     assert not [path for path in (folder / GRAPHS).rglob("*") if path.is_file()]
     assert graph_files(folder) == []
+
+
+def test_where_a_graph_is_not_kept_there_is_no_new_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "open_graph", lambda path, form: lambda inputs: [torch.zeros(1, 5)])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="it is not kept"):
+            export(folder, tmp_path / "out", form="torch")
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_graphs_go_into_a_folder_of_ones_own_alone():
+    with pytest.raises(ValueError, match="reader_tiny is no folder of yours: name a new one"):
+        export("reader_tiny", form="torch")
+
+
+def test_graphs_of_weights_that_have_changed_anywhere_are_refused(tmp_path):
+    """In the midst of a file of several MB."""
+    shutil.copytree(SHIPPED_DETECTOR, tmp_path / "model")
+    keep_a_list(tmp_path / "model")
+    assert len(graph_files(tmp_path / "model")) == 1
+    (weights,) = (tmp_path / "model").glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="graphs of other weights than lie there now"):
+        export(tmp_path / "model", form="torch")
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino", "torch"])
+def test_a_damaged_graph_is_one_line(form, tmp_path):
+    if form != "torch":
+        pytest.importorskip("onnxruntime" if form == "onnx" else form)
+    (tmp_path / "64x64.onnx").write_bytes(b"cut off")
+    with pytest.raises(ModelError, match=rf"64x64\.onnx is no graph that {form} opens: ") as caught:
+        open_graph(tmp_path / "64x64.onnx", form)
+    assert "\n" not in str(caught.value)
 
 
 def keep_a_list(folder, **changes):
@@ -257,6 +298,8 @@ def test_a_folder_in_use_and_a_model_without_a_graph_are_refused(folder, tmp_pat
     with pytest.raises(ValueError, match=r"is there already; to add graphs .*: stepwell export"):
         export(folder, tmp_path / "full", form="torch")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+    with pytest.raises(ValueError, match="a Linear has no graph to export"):
+        exported(torch.nn.Linear(1, 1), (64, 64))
     with pytest.raises(ValueError, match=r"has no onnx graphs: stepwell export .* --format onnx"):
         load_on(folder, "onnx")
 
@@ -287,7 +330,9 @@ def test_commands_refuse_in_a_line(folder, arguments, message, capsys):
     named = {"export": [str(folder)], "extract": ["a.png", "out"]}.get(command, ["a.png"])
     named += [] if command == "export" else ["--model", str(folder)]
     assert main([command, *named, *options]) == 2
-    assert message in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.slow

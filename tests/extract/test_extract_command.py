@@ -109,6 +109,34 @@ def test_pictures_that_have_changed_are_refused(capsys: pytest.CaptureFixture[st
     assert sorted(os.listdir("out")) == before
 
 
+@pytest.mark.usefixtures("here")
+def test_pictures_that_could_not_be_looked_at_are_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
+    options = (*PREDICT, "--shard-size", "4", "--processes", "0")
+    whole = Path("p/0003.png").read_bytes()
+    Path("p/0003.png").write_text("no picture")
+    run(capsys, "p", "out", *options, code=1)
+    Path("p/0003.png").write_bytes(whole)
+    assert (
+        run(capsys, "p", "out", *options, "--retry-bad")[0] == "10 pictures in out, 6 of them from before\n"
+    )
+    assert not read(Path("out")).error.any()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("here")
+def test_a_script_that_its_processes_would_begin_again_is_told_so() -> None:
+    script = Path("script.py")
+    script.write_text(
+        "import stepwell\n"
+        "from stepwell.extract.run import Source, Wanted, extract\n"
+        "model = stepwell.load('model', device='cpu')\n"
+        "extract(model, Source(['p']), 'out', Wanted(what='predict'), processes=1)\n"
+    )
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert "a script calls extract under `if __name__ == '__main__':`" in found.stderr.splitlines()[-1]
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -13,7 +13,7 @@ import pytest
 from extracting import read, settings
 
 from stepwell.extract.columns import batch_of
-from stepwell.extract.folder import MANIFEST, OutFolder, Totals, check_out
+from stepwell.extract.folder import MANIFEST, OutFolder, Totals, check_out, locked
 from stepwell.extract.rows import Opened, Row, Shard
 
 SETTINGS = {"what": "ask", "question": "What?", "weights": "abc"}
@@ -36,10 +36,11 @@ def batches(shard: Shard, of: int = 3) -> Iterator[tuple[pa.RecordBatch, int]]:
         yield batch_of("ask", looked), sum(map(bool, bad))
 
 
-def run(folder: OutFolder, rows: list[Row]) -> tuple[list[int], Totals]:
+def run(folder: OutFolder, rows: list[Row], *, retry_bad: bool = False) -> tuple[list[int], Totals]:
     """Numbers of the shards that were written."""
     totals, numbers = Totals(), []
-    for shard in folder.missing(iter(rows), totals):
+    folder.check(iter(rows))
+    for shard in folder.missing(iter(rows), totals, retry_bad=retry_bad):
         totals.add(folder.write(shard, batches(shard)), is_new=True)
         numbers.append(shard.number)
     return numbers, totals
@@ -130,15 +131,56 @@ def test_other_rows_than_before_are_refused_and_nothing_is_written(tmp_path: Pat
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_rows_are_compared_before_a_missing_shard_is_made(tmp_path: Path) -> None:
+    run(folder_in(tmp_path), rows_of(10))
+    (tmp_path / "part-00000.parquet").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    rows = rows_of(10)
+    rows.insert(1, Row("between", None))
+    with pytest.raises(ValueError, match=r"part-00001\.parquet holds other pictures"):
+        run(folder_in(tmp_path), rows)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_manifest_stays_that_of_the_first_run(tmp_path: Path) -> None:
+    OutFolder(tmp_path, "ask", SETTINGS, shard_size=4, about={"pictures": ["a"]})
+    before = (tmp_path / MANIFEST).read_text()
+    OutFolder(tmp_path, "ask", SETTINGS, shard_size=4, about={"pictures": ["b"]})
+    assert (tmp_path / MANIFEST).read_text() == before
+
+
+def test_shards_with_errors_are_made_again_where_that_is_asked_for(tmp_path: Path) -> None:
+    run(folder_in(tmp_path), rows_of(10))
+    assert run(folder_in(tmp_path), rows_of(10), retry_bad=True) == ([0], Totals(rows=10, bad=1, new=4))
+
+
+def test_two_runs_do_not_work_on_one_folder(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with (
+        locked(tmp_path),
+        pytest.raises(ValueError, match=r"another run works on .*: wait for its end, or name another folder"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        assert not [*tmp_path.iterdir()]
+
+
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     run(folder_in(tmp_path), rows_of(4))
+    assert settings(tmp_path) == {**SETTINGS, "shard_size": 4}
     with pytest.raises(ValueError, match=r'question was "What\?" and is "Who\?"'):
         folder_in(tmp_path, question="Who?")
     with pytest.raises(ValueError, match="shard_size was 4 and is 5"):
         folder_in(tmp_path, size=5)
     with pytest.raises(ValueError, match="new was null and is 1"):
         folder_in(tmp_path, new=1)
-    assert settings(tmp_path) == {**SETTINGS, "shard_size": 4}
+    folder_in(tmp_path / "nested", limits={"max_side": 100 * "9", "max_seconds": 1})
+    with pytest.raises(ValueError, match=r"other settings: limits\.max_seconds was 1 and is 2;"):
+        folder_in(tmp_path / "nested", limits={"max_side": 100 * "9", "max_seconds": 2})
+    (tmp_path / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="cannot be read"):
+        folder_in(tmp_path)
 
 
 def test_shards_of_another_run_are_refused(tmp_path: Path) -> None:

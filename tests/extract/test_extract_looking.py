@@ -23,6 +23,8 @@ from stepwell.extract.looking import Looker, Wanted
 from stepwell.extract.maps import maps_of
 from stepwell.extract.rows import Opened
 from stepwell.extract.run import Source, extract
+from stepwell.folders import ModelError
+from stepwell.images.limits import ImageLimits
 from stepwell.models.ask import Assistant
 from stepwell.models.backbones import feature_maps
 from stepwell.models.dense import DenseSettings
@@ -39,6 +41,10 @@ def reader() -> Assistant:
 
 @pytest.fixture(scope="module")
 def backbone() -> PyramidBackbone:
+    return backbone_of()
+
+
+def backbone_of() -> PyramidBackbone:
     torch.manual_seed(0)
     return PyramidBackbone(
         PyramidBackboneConfig(pyramid=DenseSettings(branches=(BRANCH,), merge="none"))
@@ -213,6 +219,37 @@ def test_models_that_do_not_give_it_are_refused(reader: Assistant, backbone: Pyr
     ):
         with pytest.raises(ValueError, match=f"my_model {words}"):
             Looker(model, Wanted(what=what, **(question if what == "ask" else {})), name="my_model")  # type: ignore[arg-type]
+
+
+def test_settings_hang_on_what_is_wanted() -> None:
+    model = classifier()
+    first = Looker(model, Wanted(what="predict")).settings()
+    others: list[dict[str, Any]] = [{"store": "float16"}, {"max_new_tokens": 5}, {"batch": 3}]
+    assert all(Looker(model, Wanted(what="predict", **one)).settings() == first for one in others)
+    others = [{"threshold": 0.5}, {"max_detections": 5}, {"limits": ImageLimits(max_side=99)}]
+    assert all(Looker(model, Wanted(what="predict", **one)).settings() != first for one in others)
+    first = Looker(backbone_of(), Wanted(what="features")).settings()
+    assert Looker(backbone_of(), Wanted(what="features", store="float16")).settings() != first
+    assert Looker(backbone_of().bfloat16(), Wanted(what="features")).settings() != first
+
+
+def test_settings_of_answers_hang_on_the_question(reader: Assistant) -> None:
+    first = Looker(reader, Wanted(what="ask", question="What?")).settings()
+    for one in ({"question": "Who?"}, {"question": "What?", "max_new_tokens": 5}):
+        assert Looker(reader, Wanted(what="ask", **one)).settings() != first  # type: ignore[arg-type]
+    smaller = stepwell.load("reader_tiny", device="cpu", vision={"sizes": [64, 128]})
+    assert Looker(smaller, Wanted(what="ask", question="What?")).settings() != first
+
+
+def test_what_is_no_fault_of_a_picture_ends_the_run() -> None:
+    model = classifier()
+
+    def gone(*_: Any) -> Any:
+        raise ModelError("no such file: a graph")
+
+    model.graph = gone
+    with pytest.raises(ModelError):
+        looked_at(model, Wanted(what="predict"))
 
 
 @pytest.mark.slow

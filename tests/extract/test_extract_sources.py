@@ -14,7 +14,7 @@ from extracting import picture, pictures_in, png
 
 from stepwell.data.image_folder import images_below
 from stepwell.extract.parquet_rows import with_pictures
-from stepwell.extract.rows import Row, digest_of
+from stepwell.extract.rows import Cell, Row, digest_of
 from stepwell.extract.sources import Source
 from stepwell.images.open import open_image
 
@@ -78,6 +78,7 @@ def test_counts_are_those_of_the_rows_where_they_are_known() -> None:
         (["archives"], r"no pictures in archives; .* 'archives/\*\.tar'"),
         (["x.tar.gz"], "compressed.* plain .tar"),
         (["text.parquet"], "no Parquet file"),
+        (["twice.parquet"], "has several columns 'image'"),
         (["other.parquet"], "no column 'image' of pictures, but label: .*--column"),
         (["numbers.parquet"], "pictures are bytes, paths .* holds int64"),
     ],
@@ -86,6 +87,7 @@ def test_what_holds_no_pictures_is_refused_before_anything_begins(names: list[st
     touched("empty/notes.txt", "archives/0.tar", "x.tar.gz")
     Path("text.parquet").write_text("no Parquet")
     pq.write_table(pa.table({"label": [1]}), "other.parquet")
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], ["image", "image"]), "twice.parquet")
     pq.write_table(pa.table({"image": [1]}), "numbers.parquet")
     with pytest.raises(ValueError, match=words):
         Source(names)
@@ -108,14 +110,26 @@ def test_folders_are_looked_into_when_their_turn_comes(monkeypatch: pytest.Monke
 
 
 def test_lists_are_read_as_far_as_they_are_asked() -> None:
-    Path("list.txt").write_text("a.png\n" * 200_000)
-    source = Source(listed="list.txt")
-    rows = source.rows()
-    next(rows)
-    frame = rows.gi_frame  # type: ignore[attr-defined]
-    lines = frame.f_locals["line"]
-    assert lines == "a.png"
-    assert not any(isinstance(value, list) and len(value) > 1 for value in frame.f_locals.values())
+    """What is added meanwhile is seen at the end."""
+    Path("list.txt").write_text("a.png\n" * 20_000)
+    rows = Source(listed="list.txt").rows()
+    assert next(rows).id == "a.png"
+    with Path("list.txt").open("a") as file:
+        file.write("b.png\n")
+    assert [row.id for row in rows][-1] == "b.png"
+
+
+def test_a_list_of_powershell_and_names_that_no_file_can_have() -> None:
+    Path("list.txt").write_text("größe.png\r\nb.png\r\n", "utf-16")
+    assert ids(Source(listed="list.txt")) == ["größe.png", "b.png"]
+    Path("list.txt").write_text("a\\" + 300 * "b" + "\nb.png\n")
+    assert len(ids(Source(listed="list.txt"))) == 2
+
+
+def test_folders_that_a_pattern_matches_are_looked_into() -> None:
+    touched("d/cats/a.png", "d/dogs/b.png", "d/c.png", "d/notes.txt")
+    assert ids(Source(["d/*"])) == ["d/c.png", "d/cats/a.png", "d/dogs/b.png", "d/notes.txt"]
+    assert ids(Source(["d/**"])) == ["d/c.png", "d/cats/a.png", "d/dogs/b.png"]
 
 
 def test_pictures_that_the_library_datasets_has_written() -> None:
@@ -157,8 +171,11 @@ def test_a_damaged_row_group_spoils_its_own_rows_alone() -> None:
     assert [row.place for row in rows[4:]] == [png(i) for i in range(4, 8)]
 
 
-def test_digests_tell_other_names_orders_and_marks() -> None:
+def test_digests_tell_other_names_orders_marks_and_places() -> None:
     rows = [Row("a", "a"), Row("b", "b")]
     others = [rows[::-1], rows[:1], [Row("a", "a"), Row("b", "b", "2")], [Row("ab", "a"), Row("", "b")]]
     assert len({digest_of(one) for one in [rows, *others]}) == 5
-    assert digest_of(rows) == digest_of([Row("a", "elsewhere"), Row("b", None)])
+    assert digest_of(rows) == digest_of([Row("a", "a"), Row("b", "b")])
+    assert digest_of(rows) != digest_of([Row("a", "elsewhere"), Row("b", "b")])
+    first, other = (Row("a", Cell("t.parquet", column, 0, 0)) for column in ("image", "mask"))
+    assert digest_of([first]) != digest_of([other])

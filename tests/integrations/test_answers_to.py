@@ -95,14 +95,20 @@ def test_images_alike_in_layout_are_answered_together(assistant, draw, monkeypat
     assert together == [answers_to(assistant, [messages], max_new_tokens=3)[0] for messages in shapes]
 
 
-@pytest.mark.parametrize("broken", ["plain", "text"])
+@pytest.mark.parametrize("broken", ["plain", "text", "number"])
 def test_what_cannot_be_answered_has_its_error_and_costs_no_other_its_answer(
     assistant, conversations, broken, tmp_path
 ):
-    kinds = ["several", "turns", broken]
+    kinds = ["several", "turns", broken if broken in conversations else "plain"]
     whole = answers_to(assistant, [conversations[kind] for kind in kinds], max_new_tokens=3)
     missing = tmp_path / "missing.png"
-    bad = [user(missing, "What?")] if broken == "plain" else [user("word " * 300)]
+    bad = {
+        "plain": [user(missing, "What?")],
+        "text": [user("word " * 300)],
+        "number": [
+            {"role": "user", "content": [{"type": "image", "image": 5}, {"type": "text", "text": "?"}]}
+        ],
+    }[broken]
     told = []
     answers = answers_to(
         assistant,
@@ -112,7 +118,7 @@ def test_what_cannot_be_answered_has_its_error_and_costs_no_other_its_answer(
     )
     assert [answers[0], answers[2]] == whole[:2]
     assert answers[1].text == ""
-    assert ("missing.png" if broken == "plain" else "made for 256") in answers[1].error
+    assert {"plain": "missing.png", "text": "made for 256", "number": "image"}[broken] in answers[1].error
     assert told == [1, 2, 3]
 
 

@@ -12,7 +12,7 @@ from stepwell.commands.printing import print_json
 __all__ = ["doctor"]
 
 UNWELL = 1
-"""Exit code where a package is missing or too old, or a self-check failed."""
+"""Exit code where a package is missing or does not fit, or a self-check failed."""
 
 
 def doctor(

@@ -5,6 +5,7 @@ Nothing imported above imports torch: what needs no model is answered before it 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -65,6 +66,9 @@ def extract(
         int, typer.Option(min=1, help="Pictures in a file; what a kill costs at most.")
     ] = 256,
     limit: Annotated[int | None, typer.Option(min=1, help="Pictures, from the first. [default: all]")] = None,
+    retry_bad: Annotated[
+        bool, typer.Option("--retry-bad", help="Make files with pictures that could not be looked at again.")
+    ] = False,
     batch: Annotated[
         int | None,
         typer.Option("--batch", "--batch-size", min=1, help="Together. [default: 1 on a CPU, 8 elsewhere]"),
@@ -145,9 +149,11 @@ def extract(
         "name": name,
         "shard_size": shard_size,
         "limit": limit,
+        "retry_bad": retry_bad,
         "progress": _pace(source, limit) if sys.stderr.isatty() else None,
     }
-    load = partial(_load, name, revision, dtype, device, runtime, int8=int8)
+    place = os.path.abspath(name) if os.path.isdir(name) else name  # processes of Ray begin elsewhere
+    load = partial(_load, place, revision, dtype, device, runtime, int8=int8)
     if ray is None:
         network = load(None)
         totals = run(network, source, out, wanted, processes=processes, **options)
@@ -157,8 +163,10 @@ def extract(
         except ModuleNotFoundError as error:
             raise _lacking(error) from None
         totals = extract_on_ray(load, source, out, wanted, address=ray, actors=actors, **options)
-    there = totals.rows - totals.new
-    print(f"{totals.rows} pictures in {out}{f', {there} of them from before' if there else ''}", flush=True)
+    if options["progress"] is not None:
+        print(file=sys.stderr)  # ends the line of the progress
+    before = totals.rows - totals.new
+    print(f"{totals.rows} pictures in {out}{f', {before} of them from before' if before else ''}", flush=True)
     if totals.bad:
         print(
             f"stepwell: {totals.bad} of {totals.rows} pictures could not be looked at; their error says why",

@@ -43,7 +43,8 @@ def _behind(name: str) -> Iterator[str]:
     if path.is_dir():
         found = [str(picture) for picture in images_below(path)]
     elif name != STDIN and not path.exists() and glob.has_magic(name):
-        found = [match for match in sorted(glob.glob(name, recursive=True)) if not Path(match).is_dir()]
+        for match in sorted(glob.glob(name, recursive=True)):
+            found += map(str, images_below(Path(match))) if Path(match).is_dir() else [match]
     yield from found or [name]
 
 

@@ -42,7 +42,8 @@ def show_progress(count: int, total: int) -> None:
 
 
 def show_pace(count: int, total: int | None, *, new: int, seconds: float) -> None:
-    """As `show_progress`, with how many come a second, and the time left where the total is known.
+    """As `show_progress`, with how many come a second, and the time left where the total is known. The line
+    is not ended.
 
     new: of the count, in these seconds.
     """
@@ -52,4 +53,4 @@ def show_pace(count: int, total: int | None, *, new: int, seconds: float) -> Non
     if total is not None and new:
         minutes, rest = divmod(round((total - count) * seconds / new), 60)
         line += f", {minutes // 60}:{minutes % 60:02}:{rest:02} left"
-    print(f"\r{line}\033[K", end="\n" if count == total else "", file=sys.stderr, flush=True)
+    print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)

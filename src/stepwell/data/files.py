@@ -6,6 +6,7 @@ RFC 8259 allows UTF-8 alone and no mark; Windows' editors and shells write the m
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def read_list(path: Path) -> Sequence[Any]:
 def path_of(folder: Path, name: str | Path) -> Path:
     r"""A file that data names, below a folder; written on Windows, with \ between folders."""
     path = folder / name
-    if "\\" in str(name) and not path.exists():
+    if "\\" in str(name) and not os.path.exists(path):  # which takes names that no file can have
         path = folder / str(name).replace("\\", "/")
     return path
 

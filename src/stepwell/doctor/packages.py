@@ -20,7 +20,7 @@ from stepwell.folders import one_line
 
 __all__ = ["FOR_DEVELOPERS", "PURPOSES", "Extra", "Package", "State", "extras", "required"]
 
-State = Literal["ok", "missing", "too old", "broken"]
+State = Literal["ok", "missing", "unfit", "broken"]
 
 PURPOSES = {
     "timm": "any network of timm as an encoder, timm:NAME",
@@ -80,8 +80,8 @@ def required(of: str = "stepwell") -> list[Package]:
     Raises importlib.metadata.PackageNotFoundError where the package is run and not installed.
     """
     python = metadata.metadata(of)["Requires-Python"] or ""
-    is_new_enough = SpecifierSet(python).contains(python_version(), prereleases=True)
-    first = Package("python", python_version(), python, "ok" if is_new_enough else "too old")
+    fits = SpecifierSet(python).contains(python_version(), prereleases=True)
+    first = Package("python", python_version(), python, "ok" if fits else "unfit")
     needs = [need for need in _requirements(of) if need.marker is None or need.marker.evaluate({"extra": ""})]
     return [first, *(_imported(_look_up(need)) for need in _by_name(needs))]
 
@@ -125,8 +125,8 @@ def _look_up(need: Requirement) -> Package:
         version = metadata.version(need.name)
     except metadata.PackageNotFoundError:
         return Package(need.name, None, str(need.specifier), "missing")
-    is_new_enough = need.specifier.contains(version, prereleases=True)
-    return Package(need.name, version, str(need.specifier), "ok" if is_new_enough else "too old")
+    fits = need.specifier.contains(version, prereleases=True)
+    return Package(need.name, version, str(need.specifier), "ok" if fits else "unfit")
 
 
 def _imported(package: Package) -> Package:

@@ -171,7 +171,7 @@ def _trouble(package: Package) -> str:
         return f"{package.name}{package.needs} is missing"
     if package.state == "broken":
         return f"{package.name} {package.version} cannot be imported: {package.reason}"
-    return f"{package.name} {package.version} is too old: {package.needs} is needed"
+    return f"{package.name} {package.version} does not fit: {package.needs} is needed"
 
 
 def _extra_lines(found: list[Extra]) -> Iterator[str]:

@@ -24,6 +24,7 @@ __all__ = [
     "SETTINGS",
     "Answer",
     "AnswersFile",
+    "differences",
     "digest_of_file",
     "digest_of_networks",
     "digest_of_weights",
@@ -108,16 +109,25 @@ def _refuse_others(folder: Path, settings: Mapping[str, Any]) -> None:
         kept = dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError):
         raise ValueError(f"{path} cannot be read; name another folder, or delete this one") from None
-    differing = [
-        f"{name} was {_short(kept.get(name))} and is {_short(settings.get(name))}"
-        for name in dict.fromkeys([*settings, *kept])
-        if kept.get(name) != settings.get(name)
-    ]
-    if differing:
+    if differing := differences(kept, json.loads(json.dumps(settings))):
         raise ValueError(
-            f"{folder} holds the answers of another run: {', '.join(differing)}; name another folder "
+            f"{folder} holds the answers of another run: {differing}; name another folder "
             "with --output, or delete this one"
         )
+
+
+def differences(kept: Mapping[str, Any], given: Mapping[str, Any], within: str = "") -> str:
+    """What of the settings of a run, as JSON has them, was otherwise; those within others by both names.
+    Empty where they are the same.
+    """
+    found = []
+    for name in dict.fromkeys([*given, *kept]):
+        was, now = kept.get(name), given.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found.append(differences(was, now, f"{within}{name}."))
+        elif was != now:
+            found.append(f"{within}{name} was {_short(was)} and is {_short(now)}")
+    return ", ".join(filter(None, found))
 
 
 def _short(value: Any) -> str:

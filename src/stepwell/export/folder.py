@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from stepwell.evaluate.answers import digest_of_file
 from stepwell.export.formats import Format
 from stepwell.folders import ModelError, write_whole
 from stepwell.models.vision import STRICT, first_complaint
@@ -27,14 +28,14 @@ __all__ = ["GRAPHS", "GraphFile", "graph_files", "keep_graph_file", "weights_dig
 GRAPHS = "graphs"
 _LIST = "graphs.json"
 _VERSION = 1
-_READ = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GraphFile:
     """picture: (width, height) that it was made for; sizes: (H, W) of the inputs, 3 channels each; image:
-    (h, w) without padding, where the graph depends on it. largest_difference: from PyTorch, on the pictures
-    that were tried, as a part of the largest output.
+    (h, w) without padding, where the graph depends on it. largest_difference: from PyTorch with the weights
+    that are in the graph, on the pictures that were tried, as a part of the largest output; of_rounding: from
+    the weights before they were rounded to eight bits.
     """
 
     format: Format
@@ -49,6 +50,7 @@ class GraphFile:
     any_batch: bool
     int8: bool = False
     largest_difference: float
+    of_rounding: float | None = None
     mean: tuple[float, ...]  # of red, green and blue, for pixels in [0, 1]
     std: tuple[float, ...]
 
@@ -66,7 +68,7 @@ def graph_files(folder: Path) -> list[GraphFile]:
         found = TypeAdapter(list[GraphFile]).validate_python(content["graphs"]) if version == _VERSION else []
     except ValidationError as error:
         raise ModelError(f"{path}: {first_complaint(error)}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path} is no list of graphs: {type(error).__name__} {error}") from None
     if version != _VERSION:
         raise ModelError(f"{path} is of version {version}, this stepwell reads {_VERSION}: upgrade it")
@@ -89,12 +91,6 @@ def keep_graph_file(folder: Path, graph: GraphFile) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """Of the files of weights: of their sizes, beginnings and ends, as large ones take long to read."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {size} ".encode() + file.read(_READ))
-            file.seek(max(0, size - _READ))
-            digest.update(file.read())
-    return digest.hexdigest()
+    """Of the files of weights and their names."""
+    digests = [f"{digest_of_file(path)} {path.name}" for path in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

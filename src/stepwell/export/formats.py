@@ -14,18 +14,18 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from stepwell.folders import ModelError, one_line
 from stepwell.ops.choose import prefer
 
-__all__ = ["FORMATS", "RUNTIMES", "Format", "Run", "Runtime", "check_format", "open_graph", "write_graph"]
+__all__ = ["FORMATS", "Format", "Run", "Runtime", "check_format", "open_graph", "write_graph"]
 
 Runtime = Literal["onnx", "openvino"]
 Format = Literal["onnx", "openvino", "torch"]
-RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 FORMATS: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 """And the ending of their files; weights may lie beside, in files whose names begin alike."""
 
@@ -86,7 +86,14 @@ def write_graph(
 
 
 def open_graph(path: Path, form: Format) -> Run:
-    """A graph of `write_graph`, on as many threads as torch has."""
+    """A graph of `write_graph`, on as many threads as torch has. Raises ModelError for a damaged file."""
+    try:
+        return _opened(path, form)
+    except Exception as error:  # each has errors of its own
+        raise ModelError(f"{path} is no graph that {form} opens: {one_line(error)}") from None
+
+
+def _opened(path: Path, form: Format) -> Run:
     if form == "onnx":
         return _onnx_runtime(path)
     if form == "openvino":

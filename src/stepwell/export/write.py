@@ -29,6 +29,10 @@ __all__ = ["export", "pictures"]
 TRIED = 3
 MOST = 1e-3  # a difference from PyTorch, as a part of the largest output
 
+Outputs = Sequence[Tensor]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of pixels."""
+
 
 def export(
     model: str | Path,
@@ -41,41 +45,58 @@ def export(
 ) -> list[GraphFile]:
     """Graphs of a model for pictures of these sizes, height first; none: the square that it is made for.
 
-    out: a new folder, which gets the model too, so that it can be asked by itself; None: the graphs go into
-    the folder that the model lies in. int8: linear layers store their weights in eight bits. Everything is in
-    single precision, on the CPU. Raises ValueError for a model without a graph, for a folder that is in use,
-    and where a graph gives something else than PyTorch: it is not kept then. Raises ImportError without the
-    format's libraries.
+    out: a new folder, which gets the model too, so that it can be asked by itself, and is there when all its
+    graphs are; None: they go into the folder that is named as the model. int8: linear layers store their
+    weights in eight bits. Everything is in single precision, on the CPU. Raises ValueError for a model
+    without a graph, for a folder that is in use, and where a graph gives something else than PyTorch: it is
+    not kept then. Raises ImportError without the format's libraries.
     """
     check_format(form, to_write=True)
     source = model_folder(model, revision)
-    target = source if out is None else Path(out)
-    if target != source and target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if out is None and not Path(model).is_dir():
+        raise ValueError(f"{model} is no folder of yours: name a new one, stepwell export {model} OUT")
+    if out is not None and (target := Path(out)).exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(
             f"{target} is there already; to add graphs to a model's folder: stepwell export {target}"
         )
     network = load(model, device="cpu", dtype="float32", revision=revision)
-    if int8 and not store_in_int8(network.model.model.vision if isinstance(network, Assistant) else network):
-        raise ValueError(f"{model} has no linear layer to store in eight bits")
-    wanted = [exported(network, size) for size in sizes or [default_size(network)]]
-    graph_files(source)  # of other weights, they are refused before any work
-    if target != source:
-        with new_folder(target) as folder:
-            for path in source.iterdir():
-                if path.is_file():
-                    shutil.copyfile(path, folder / path.name)
-    return [
-        _write(network, graph, size, target, form, int8=int8)
-        for graph, size in zip(wanted, sizes or [default_size(network)], strict=True)
-    ]
+    graphs = [_Tried(exported(network, size), size) for size in sizes or [default_size(network)]]
+    if int8:
+        for graph in graphs:
+            graph.unrounded = graph.outputs()
+        if not store_in_int8(network.model.model.vision if isinstance(network, Assistant) else network):
+            raise ValueError(f"{model} has no linear layer to store in eight bits")
+    statistics = _statistics(network)
+    if out is None:
+        graph_files(source)  # of other weights, they are refused before any work
+        return [_write(graph, source, form, statistics) for graph in graphs]
+    with new_folder(Path(out)) as folder:
+        for path in source.iterdir():
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        return [_write(graph, folder, form, statistics) for graph in graphs]
 
 
-def _write(network: Any, graph: Exported, size: Size, folder: Path, form: Format, *, int8: bool) -> GraphFile:
+class _Tried:
+    """A graph to be, with the pictures that it is tried on."""
+
+    def __init__(self, exported: Exported, size: Size) -> None:
+        self.exported, self.size = exported, size
+        self.inputs = [exported.prepare(picture) for picture in pictures(size)]
+        self.unrounded: list[Outputs] | None = None  # before weights were stored in eight bits
+
+    def outputs(self) -> list[Outputs]:
+        """PyTorch's, of each picture."""
+        with torch.no_grad(), prefer("reference"):
+            return [self.exported.module(*inputs) for inputs in self.inputs]
+
+
+def _write(tried: _Tried, folder: Path, form: Format, statistics: Statistics) -> GraphFile:
+    graph, size, int8 = tried.exported, tried.size, tried.unrounded is not None
     name = f"{size[1]}x{size[0]}{'-int8' if int8 else ''}"
     place = folder / GRAPHS / form
     place.mkdir(parents=True, exist_ok=True)
-    tried = [graph.prepare(picture) for picture in pictures(size)]
-    example = [torch.cat([x, x]) for x in tried[0]] if graph.any_batch else tried[0]
+    example = [torch.cat([x, x]) for x in tried.inputs[0]] if graph.any_batch else tried.inputs[0]
     with tempfile.TemporaryDirectory(dir=place, prefix=f".{name}-") as draft:
         file = Path(draft) / f"{name}{FORMATS[form]}"
         write_graph(
@@ -87,7 +108,9 @@ def _write(network: Any, graph: Exported, size: Size, folder: Path, form: Format
             outputs=graph.outputs,
             any_batch=graph.any_batch,
         )
-        difference = _difference(graph, file, form, tried)
+        run = open_graph(file, form)
+        found = [run(inputs) for inputs in tried.inputs]
+        difference = _difference(found, tried.outputs(), form)
         if not difference <= MOST:
             raise ValueError(
                 f"the {form} graph for {size[1]}x{size[0]} differs from PyTorch by {difference:.2g} "
@@ -95,7 +118,7 @@ def _write(network: Any, graph: Exported, size: Size, folder: Path, form: Format
             )
         for path in sorted(Path(draft).iterdir(), key=lambda path: path == file):  # the graph last of all
             path.replace(place / path.name)
-    mean, std = _statistics(network)
+    mean, std = statistics
     kept = GraphFile(
         format=form,
         file=f"{form}/{file.name}",
@@ -109,6 +132,7 @@ def _write(network: Any, graph: Exported, size: Size, folder: Path, form: Format
         any_batch=graph.any_batch,
         int8=int8,
         largest_difference=difference,
+        of_rounding=None if tried.unrounded is None else _difference(found, tried.unrounded, form),
         mean=mean,
         std=std,
     )
@@ -116,14 +140,11 @@ def _write(network: Any, graph: Exported, size: Size, folder: Path, form: Format
     return kept
 
 
-def _difference(graph: Exported, file: Path, form: Format, tried: Sequence[Sequence[Tensor]]) -> float:
+def _difference(found: Sequence[Outputs], wanted: Sequence[Outputs], form: Format) -> float:
     """The largest of all outputs of all pictures, as a part of the output's largest value."""
-    run, worst = open_graph(file, form), 0.0
-    for inputs in tried:
-        found = run(inputs)
-        with torch.no_grad(), prefer("reference"):
-            wanted = graph.module(*inputs)
-        for x, y in zip(found, wanted, strict=True):
+    worst = 0.0
+    for of_graph, of_torch in zip(found, wanted, strict=True):
+        for x, y in zip(of_graph, of_torch, strict=True):
             if x.shape != y.shape:
                 raise ValueError(
                     f"the {form} graph gives {tuple(x.shape)} where PyTorch gives {tuple(y.shape)}"
@@ -152,7 +173,7 @@ def pictures(size: Size) -> list[Image]:
     return found
 
 
-def _statistics(network: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(network: Any) -> Statistics:
     if isinstance(network, Assistant):
         geometry: Any = network.engine.geometry
         return tuple(geometry.mean), tuple(geometry.std)

@@ -8,22 +8,25 @@ files begin with _ or ., which readers of Parquet pass over.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stepwell.evaluate.answers import differences
 from stepwell.extract.columns import What, schema_of
 from stepwell.extract.rows import Row, Shard, digest_of
 from stepwell.folders import whole_file, write_whole
 from stepwell.version import __version__
 
-__all__ = ["MANIFEST", "OutFolder", "Totals", "Written", "check_out"]
+__all__ = ["MANIFEST", "OutFolder", "Totals", "Written", "check_out", "locked"]
 
 MANIFEST = "_manifest.json"
 _KEY = b"stepwell"
@@ -86,7 +89,9 @@ class OutFolder:
         self.run = digest_of([Row(json.dumps(kept, sort_keys=True), None)])
         check_out(path)
         path.mkdir(parents=True, exist_ok=True)
-        _refuse_others(path, kept)
+        if (path / MANIFEST).is_file():
+            _refuse_others(path, kept)
+            return
         manifest = {"about": {**(about or {}), "stepwell": __version__}, "settings": kept}
         write_whole(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
 
@@ -98,25 +103,34 @@ class OutFolder:
     def part(self, number: int) -> Path:
         return self.path / f"part-{number:05}.parquet"
 
-    def missing(self, rows: Iterator[Row], totals: Totals) -> Iterator[Shard]:
-        """Of all rows of the source, the shards that are not there yet; the others are added to the totals.
-        Raises ValueError where a shard holds other rows than the source has now.
+    def check(self, rows: Iterator[Row]) -> None:
+        """All rows of the source, before anything is written. Raises ValueError where a shard that is there
+        holds others, or is of another run.
         """
-        there = {int(found[1]) for path in self.path.iterdir() if (found := _PART.fullmatch(path.name))}
-        number = 0
-        while part := list(islice(rows, self.shard_size)):
+        there = self._numbers()
+        for number in range(max(there, default=-1) + 1):
+            part = list(islice(rows, self.shard_size))
             written = self._read(number) if number in there else None
-            if written is None:
-                yield Shard(number, part)
-            elif written.ids != digest_of(part[: written.rows]):
-                raise self._refusal(number)
-            elif written.rows < len(part):  # the last of a run that ended there
-                yield Shard(number, part)
+            if written is not None and written.ids != digest_of(part[: written.rows]):
+                raise ValueError(
+                    f"{self.part(number)} holds other pictures than are there now: they have changed or "
+                    "moved since, or fewer are named or asked for; name another folder, or delete this one"
+                )
+
+    def missing(self, rows: Iterator[Row], totals: Totals, *, retry_bad: bool = False) -> Iterator[Shard]:
+        """Of all rows of the source, the shards that are not there yet; the others are added to the totals.
+        retry_bad: those that hold rows with an error are made again.
+        """
+        there = self._numbers()
+        for number in count():
+            part = list(islice(rows, self.shard_size))
+            if not part:
+                return
+            written = self._read(number) if number in there else None
+            if written is None or written.rows < len(part) or (retry_bad and written.bad):
+                yield Shard(number, part)  # fewer: the last of a run that ended there
             else:
                 totals.add(written, is_new=False)
-            number += 1
-        if beyond := sorted(one for one in there if one >= number):
-            raise self._refusal(beyond[0])
 
     def write(self, shard: Shard, batches: Iterable[tuple[pa.RecordBatch, int]]) -> Written:
         """Takes as many rows from `batches` as the shard has, each batch with how many of them are bad."""
@@ -139,6 +153,10 @@ class OutFolder:
             writer.close()  # before the draft takes its name
         return written
 
+    def _numbers(self) -> set[int]:
+        """Of the files of shards."""
+        return {int(found[1]) for path in self.path.iterdir() if (found := _PART.fullmatch(path.name))}
+
     def _read(self, number: int) -> Written | None:
         """None for a file that is not whole. Raises ValueError for one of another run."""
         path = self.part(number)
@@ -150,29 +168,42 @@ class OutFolder:
             raise ValueError(f"{path} is of another run; delete it, or name another folder")
         return written
 
-    def _refusal(self, number: int) -> ValueError:
-        return ValueError(
-            f"{self.part(number)} holds other pictures than are there now: they have changed since, or fewer "
-            "are named or asked for; name another folder, or delete this one"
-        )
-
 
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
 def _refuse_others(path: Path, settings: Mapping[str, Any]) -> None:
     manifest = path / MANIFEST
-    if not manifest.is_file():
-        return
     try:
         kept = dict(json.loads(manifest.read_text("utf-8"))["settings"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{manifest} cannot be read; name another folder, or delete this one") from None
-    now = json.loads(json.dumps(settings))
-    for name in dict.fromkeys([*now, *kept]):
-        if kept.get(name) != now.get(name):
-            was, given = (json.dumps(one.get(name), ensure_ascii=False)[:60] for one in (kept, now))
+    if differing := differences(kept, json.loads(json.dumps(settings))):
+        raise ValueError(
+            f"{path} holds a run with other settings: {differing}; name another folder, or delete this one"
+        )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Meanwhile no other process works on the folder, where its file system can tell. Raises ValueError where
+    one does.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise ValueError(
-                f"{path} holds a run with other settings: {name} was {was} and is {given}; name another "
-                "folder, or delete this one"
-            )
+                f"another run works on {path}: wait for its end, or name another folder"
+            ) from None
+        except OSError:  # some network file systems know no locks
+            pass
+        yield
+    finally:
+        os.close(folder)

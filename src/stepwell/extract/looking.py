@@ -20,7 +20,7 @@ from stepwell.export.runtime import runtime_of
 from stepwell.extract.columns import Store, What, as_stored, batch_of
 from stepwell.extract.maps import has_maps, maps_of
 from stepwell.extract.rows import Opened
-from stepwell.folders import one_line
+from stepwell.folders import ModelError, one_line
 from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.models.ask import WINDOW, Assistant
 from stepwell.models.engine import device_of
@@ -74,7 +74,8 @@ class Looker:
         }
         fits, self._run, lacking = runs[wanted.what]
         if not fits:
-            raise ValueError(f"{name} gives {lacking}: it is a {type(model).__name__}; {_ROADS[wanted.what]}")
+            kind, advice = type(model).__name__, _ADVICE[wanted.what]
+            raise ValueError(f"{name} gives {lacking}: it is a {kind}; {advice}")
         if wanted.what == "features" and isinstance(model, Predicts) and runtime_of(model):
             raise ValueError(
                 f"{name} gives no feature maps on {runtime_of(model)}: its graphs end in predictions"
@@ -88,8 +89,9 @@ class Looker:
 
     def settings(self) -> dict[str, Any]:
         """What the columns hang on, for JSON: neither the batch nor the device is of it."""
-        wanted = {name: value for name, value in asdict(self.wanted).items() if name != "batch"}
-        return {**wanted, **_about(self.model)}
+        wanted = asdict(self.wanted)
+        kept = {name: wanted[name] for name in ("what", *_HANGS_ON[self.wanted.what], "limits")}
+        return {**kept, **_about(self.model)}
 
     def batches(self, pictures: Iterator[Opened]) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Pictures as they come -> columns in the same order, and how many of the rows are bad. Of eight
@@ -118,6 +120,8 @@ class Looker:
             return []
         try:
             return [(found, "") for found in self._run(images)]
+        except ModelError:
+            raise  # no picture's fault
         except Exception as error:
             if not isinstance(error, ValueError | OSError) and not is_about_memory(error):
                 raise
@@ -165,7 +169,14 @@ class Looker:
         return answers
 
 
-_ROADS: dict[What, str] = {
+_HANGS_ON: dict[What, tuple[str, ...]] = {
+    "features": ("store",),
+    "tokens": ("store",),
+    "predict": ("threshold", "max_detections"),
+    "ask": ("question", "max_new_tokens"),
+}
+"""Fields of `Wanted`."""
+_ADVICE: dict[What, str] = {
     "features": "take an assistant, a backbone, a detector or a segmenter",
     "tokens": "take an assistant",
     "predict": "take a detector, a segmenter or a classifier",

@@ -12,6 +12,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def extract_on_ray(
     actors: int | None = None,
     shard_size: int = SHARD,
     limit: int | None = None,
+    retry_bad: bool = False,
     progress: Progress | None = None,
 ) -> Totals:
     """As `stepwell.extract.run.extract`. load: a device, or None for the one asked for -> the model; it is
@@ -66,15 +68,16 @@ def extract_on_ray(
     """
     _check(address)
     looker = Looker(load("cpu"), wanted, name=name)
-    folder = open_out(Path(out), looker, shard_size=shard_size, name=name, source=source)
-    del looker
-    _connect(address)
-    try:
+    with (
+        open_out(Path(out), looker, shard_size=shard_size, name=name, source=source, limit=limit) as folder,
+        _connected(address),
+    ):
+        del looker
         gpus = int(ray.cluster_resources().get("GPU", 0))
         cores = int(ray.cluster_resources().get("CPU", 1))
         count = min(actors or gpus or max(1, cores // 2), max(1, int(cores / _CORES) - 1))
         totals = Totals()
-        shards = folder.missing(islice(source.rows(), limit), totals)
+        shards = folder.missing(islice(source.rows(), limit), totals, retry_bad=retry_bad)
         while waiting := list(islice(shards, max(_FEWEST, _SHARDS * count))):
             options = {"num_cpus": _CORES, **({"num_gpus": 1} if gpus else {})}
             for written in _written(waiting, (load, folder, wanted, name), count, options):
@@ -82,8 +85,6 @@ def extract_on_ray(
                 if progress is not None:
                     progress(totals.rows, totals.new)
         return totals
-    finally:
-        ray.shutdown()
 
 
 def _check(address: str) -> None:
@@ -100,7 +101,9 @@ def _check(address: str) -> None:
         ) from None
 
 
-def _connect(address: str) -> None:
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Raises ValueError where no cluster is."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to the network
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
@@ -112,6 +115,10 @@ def _connect(address: str) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _written(

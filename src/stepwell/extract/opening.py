@@ -37,6 +37,9 @@ __all__ = [
 _WAITING = 60.0
 """Seconds for a picture beside its limit of processor time: for the disk, and for processes side by side."""
 
+_STARTING = 120.0
+"""Seconds for the first process to be there."""
+
 Decoded = tuple[tuple[int, int], bytes] | str
 """(width, height) and the RGB bytes of a picture; or why there is none."""
 
@@ -135,6 +138,14 @@ class Processes:
 
     def __enter__(self) -> Self:
         self._pool = self._new_pool()
+        try:
+            self._pool.schedule(opened, args=([], self.limits), timeout=_STARTING).result()
+        except (TimeoutError, ProcessExpired, CancelledError, RuntimeError):
+            self.__exit__()
+            raise ValueError(
+                "no process that opens pictures could be started: a script calls extract under "
+                "`if __name__ == '__main__':`, or with processes=0"
+            ) from None
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -69,6 +69,9 @@ def _opened(path: str, column: str) -> pq.ParquetFile:
             f"{path} has no column {column!r} of pictures, but {', '.join(fields.names)}: name one with "
             "--column"
         )
+    if fields.names.count(column) > 1:
+        file.close()
+        raise ValueError(f"{path} has several columns {column!r}")
     kind = fields.field(column).type
     if not (_is_bytes_or_text(kind) or (pa.types.is_struct(kind) and _names(kind) & {"bytes", "path"})):
         file.close()

@@ -63,10 +63,10 @@ class Shard(NamedTuple):
 
 
 def digest_of(rows: Iterable[Row]) -> str:
-    """Alike for the same rows in the same order."""
+    """Alike for the same rows, of the same places, in the same order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.id, row.mark]).encode())
+        digest.update(json.dumps([row.id, row.mark, row.place]).encode())
     return digest.hexdigest()[:32]
 
 

@@ -6,7 +6,9 @@ by line, a tar by its headers, a Parquet file by its footer.
 
 from __future__ import annotations
 
+import codecs
 import glob
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -67,7 +69,7 @@ def _behind(name: str) -> list[str]:
     elif is_url(name):
         raise ValueError(f"{name} is a URL; pictures are not fetched from the network, download them first")
     elif glob.has_magic(name):
-        found = [match for match in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(match)]
+        found = sorted(glob.glob(name, recursive=True))
     else:
         found = []
     if not found:
@@ -138,8 +140,10 @@ def _is_picture(entry: os.DirEntry[str]) -> bool:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for line in file:
+    with path.open("rb") as file:
+        is_utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding, errors = ("utf-16", "replace") if is_utf16 else ("utf-8-sig", "surrogateescape")
+        for line in io.TextIOWrapper(file, encoding, errors):
             if name := line.strip():
                 yield name
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepwell.folders import one_line
 from stepwell.language.messages import images_of
+from stepwell.ops.memory import is_about_memory
 from stepwell.structures import Size
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def answers_to(
         """All at these places together, or one by one where one of them cannot be answered."""
         try:
             answers = _answer(assistant, [conversations[place] for place in places], max_new_tokens)
-        except (ValueError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, ValueError | OSError | TypeError) and not is_about_memory(error):
+                raise
             if len(places) > 1:
                 for place in places:
                     answer([place])
@@ -71,7 +74,7 @@ def _inputs(assistant: Assistant, messages: Conversation) -> list[tuple[Size, ..
     """Of each image, without decoding it; empty where that cannot be told, which answering then does."""
     try:
         return [assistant.layout(image).inputs for image in images_of(messages)]
-    except (ValueError, OSError):
+    except (ValueError, OSError, TypeError):
         return []
 
 

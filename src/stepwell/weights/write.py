@@ -27,7 +27,7 @@ def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     Whatever happens in between (disk full, a kill), `folder` is either as it was or complete. Raises
     FileExistsError when it holds files; with `overwrite` it is replaced, but only if it holds a model.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; name a folder")
     full = folder.exists() and any(folder.iterdir())
