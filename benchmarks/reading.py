@@ -3,6 +3,7 @@
 python benchmarks/reading.py draw FOLDER               draws the pages; are they the recorded ones?
 python benchmarks/reading.py pictures RUN IMAGES FILE  ten right and ten wrong answers of an evaluation
 python benchmarks/reading.py curves RUN FILE           the losses of a training, stage after stage
+python benchmarks/reading.py together RUNS FILE        one loss of several trainings of the same stages
 python benchmarks/reading.py exchange QUESTIONS FILE   each question on the image of another of its type
 python benchmarks/reading.py parts FOLDER              the shipped reader's encoders and language model, apart
 
@@ -19,6 +20,7 @@ import inspect
 import json
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +131,11 @@ def curves(run: Path, file: Path) -> int:
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     colours = {name: f"C{i}" for i, name in enumerate(LOSSES)}
-    begun = 0
-    for i, stage in enumerate(
-        sorted(run.glob("[0-9]*_*"), key=lambda path: int(path.name.partition("_")[0]))
-    ):
-        with (stage / "metrics.csv").open(encoding="utf-8") as rows:
-            found = [(int(row["step"]), row["metric"], float(row["value"])) for row in csv.DictReader(rows)]
+    for i, (stage, begun, losses) in enumerate(_stages(run)):
         for name, colour in colours.items():
-            points = [(begun + step, value) for step, metric, value in found if metric == name]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=colour)
-        axes.axvline(begun, color="0.8")
-        place = begun, 0.99 - 0.05 * (i % 2)  # names of short stages do not lie on each other
-        axes.text(*place, f" {stage.name}", transform=axes.get_xaxis_transform(), va="top", fontsize=8)
-        begun += max(step for step, *_ in found)
+            if losses[name]:
+                axes.plot(*zip(*losses[name], strict=True), color=colour)
+        _begin(axes, stage, begun, i)
     for name, colour in colours.items():
         axes.plot([], [], color=colour, label=name.removeprefix("loss_"))
     axes.set(xlabel="step", ylabel="loss", ylim=(0, 4))
@@ -151,7 +144,51 @@ def curves(run: Path, file: Path) -> int:
     return 0
 
 
-COMMANDS = {"draw": draw, "pictures": pictures, "curves": curves, "exchange": exchange, "parts": parts}
+def together(runs: Path, file: Path) -> int:
+    """runs: a folder of trainings of the same stages."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    for i, run in enumerate(sorted(path for path in runs.iterdir() if path.is_dir())):
+        for j, (stage, begun, losses) in enumerate(_stages(run)):
+            axes.plot(*zip(*losses["loss_ctc"], strict=True), color=f"C{i}", label=None if j else run.name)
+            if i == 0:
+                _begin(axes, stage, begun, j)
+    axes.set(xlabel="step", ylabel="loss of lines (CTC), a character", ylim=(0, 4))
+    axes.legend(loc="lower left")
+    write_figure(file, figure)
+    return 0
+
+
+def _stages(run: Path) -> Iterator[tuple[str, int, dict[str, list[tuple[int, float]]]]]:
+    """Of each stage its name, the step that it begins at, and the losses of LOSSES: step and value."""
+    begun = 0
+    for stage in sorted(run.glob("[0-9]*_*"), key=lambda path: int(path.name.partition("_")[0])):
+        with (stage / "metrics.csv").open(encoding="utf-8") as rows:
+            found = [(int(row["step"]), row["metric"], float(row["value"])) for row in csv.DictReader(rows)]
+        losses = {
+            name: [(begun + step, value) for step, metric, value in found if metric == name]
+            for name in LOSSES
+        }
+        yield stage.name, begun, losses
+        begun += max(step for step, *_ in found)
+
+
+def _begin(axes: Any, stage: str, begun: int, number: int) -> None:
+    axes.axvline(begun, color="0.8")
+    place = begun, 0.99 - 0.05 * (number % 2)  # names of short stages do not lie on each other
+    axes.text(*place, f" {stage}", transform=axes.get_xaxis_transform(), va="top", fontsize=8)
+
+
+COMMANDS = {
+    "draw": draw,
+    "pictures": pictures,
+    "curves": curves,
+    "together": together,
+    "exchange": exchange,
+    "parts": parts,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
