@@ -45,7 +45,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_commands_and_options_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command, *arguments in commands(path):
         assert cli.main([command, "--help"]) == 0, command
-        options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        options = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
         assert {word for word in arguments if word.startswith("--")} <= options, arguments
 
 

@@ -211,7 +211,7 @@ def test_images_are_looked_at_in_tiles(detector, segmenter, coco, maps, tmp_path
                 s for s, label in zip(own.scores.tolist(), own.labels.tolist(), strict=True) if label != 1
             ]
             assert records[0][0]["scores"] == pytest.approx(scores, abs=1e-5)
-        with pytest.raises(ValueError, match="tiles was"):
+        with pytest.raises(ValueError, match=r"tiles\.size was 32 and is 16, tiles\.overlap was"):
             evaluate_perception(model, data, folder / "cut", tiles=stepwell.Tiles(size=16), **options)
 
 

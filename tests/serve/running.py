@@ -30,6 +30,7 @@ class Running:
     service: Service
     url: str
     log: list[dict[str, Any]] = field(default_factory=list)
+    holds: threading.Event = field(default_factory=threading.Event)
 
     def post(self, path: str = "/v1/chat/completions", **request: Any) -> httpx.Response:
         return httpx.post(self.url + path, timeout=60, **request)
@@ -45,11 +46,13 @@ class Running:
 
     @contextmanager
     def held(self) -> Iterator[threading.Event]:
-        """The model's thread waits, until the event is set or the block is left."""
+        """The model's thread waits, until the event is set or the block is left; `holds` tells that it does."""
+        self.holds.clear()
         free, engine = threading.Event(), self.service.chat.engine
         generate = engine.generate
 
         def held(*arguments: Any, **options: Any) -> Any:
+            self.holds.set()
             assert free.wait(60)
             return generate(*arguments, **options)
 

@@ -148,7 +148,7 @@ def test_who_does_not_read_loses_the_place(reader: Assistant, monkeypatch: pytes
 def test_jobs_that_wait_for_nobody_are_gone(reader: Assistant) -> None:
     with run(reader, batch=1) as server, server.held() as free, ThreadPoolExecutor(1) as pool:
         runs = pool.submit(server.ask, part(picture()), "What?")
-        server.until(lambda: server.service.scheduler.running == 1)
+        server.until(server.holds.is_set)
         body = {"messages": [{"role": "user", "content": "Who?"}]}
         with pytest.raises(httpx.TimeoutException):
             httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.5)
@@ -182,7 +182,7 @@ def test_memory_that_is_short_on_the_way_repeats_nothing(server: Running, is_str
 
     with server.held() as free, ThreadPoolExecutor(3) as pool:
         first = pool.submit(server.ask, part(picture(200, 20)), "What is it?")  # which holds the thread
-        server.until(lambda: server.service.scheduler.running == 1)
+        server.until(server.holds.is_set)
         asked = [pool.submit(server.ask, image, "Who?", stream=is_streamed, **how) for _ in range(2)]
         server.until(lambda: server.service.scheduler.waiting == 2)
         chat.engine.generate = short_of_memory
@@ -218,7 +218,7 @@ def test_what_a_failed_batch_held_is_given_back(server: Running) -> None:
 
     with server.held() as free, ThreadPoolExecutor(3) as pool:
         first = pool.submit(server.ask, part(picture(200, 20)), "What is it?")
-        server.until(lambda: server.service.scheduler.running == 1)
+        server.until(server.holds.is_set)
         asked = [pool.submit(server.ask, "Who?") for _ in range(2)]
         server.until(lambda: server.service.scheduler.waiting == 2)
         chat.engine.generate = short_of_memory
@@ -331,7 +331,7 @@ def test_a_slow_body_ends(reader: Assistant) -> None:
 def test_what_runs_is_finished_and_the_rest_refused(reader: Assistant) -> None:
     with run(reader, batch=1) as server, ThreadPoolExecutor(2) as pool, server.held() as free:
         runs = pool.submit(server.ask, part(picture()), "What?")
-        server.until(lambda: server.service.scheduler.running == 1)
+        server.until(server.holds.is_set)
         waits = pool.submit(server.ask, part(picture()), "Who?")
         server.until(lambda: server.service.scheduler.waiting == 1)
         server.service.drain()

@@ -15,6 +15,7 @@ from typing import Any, Self, TextIO
 
 from torch import Tensor, nn
 
+from stepwell.evaluate.differences import differences
 from stepwell.folders import write_whole
 from stepwell.models.ask import Assistant
 from stepwell.structures import Region, Size
@@ -24,7 +25,6 @@ __all__ = [
     "SETTINGS",
     "Answer",
     "AnswersFile",
-    "differences",
     "digest_of_file",
     "digest_of_networks",
     "digest_of_weights",
@@ -114,25 +114,6 @@ def _refuse_others(folder: Path, settings: Mapping[str, Any]) -> None:
             f"{folder} holds the answers of another run: {differing}; name another folder "
             "with --output, or delete this one"
         )
-
-
-def differences(kept: Mapping[str, Any], given: Mapping[str, Any], within: str = "") -> str:
-    """What of the settings of a run, as JSON has them, was otherwise; those within others by both names.
-    Empty where they are the same.
-    """
-    found = []
-    for name in dict.fromkeys([*given, *kept]):
-        was, now = kept.get(name), given.get(name)
-        if isinstance(was, dict) and isinstance(now, dict):
-            found.append(differences(was, now, f"{within}{name}."))
-        elif was != now:
-            found.append(f"{within}{name} was {_short(was)} and is {_short(now)}")
-    return ", ".join(filter(None, found))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:30]}...{text[-25:]}"
 
 
 def digest_of_file(path: Path) -> str:

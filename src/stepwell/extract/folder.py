@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stepwell.evaluate.answers import differences
+from stepwell.evaluate.differences import differences
 from stepwell.extract.columns import What, schema_of
 from stepwell.extract.rows import Row, Shard, digest_of
 from stepwell.folders import whole_file, write_whole
