@@ -105,7 +105,7 @@ def build_export_of(model: str, folder: str, runtime: Runtime) -> Callable[[], o
         elif model == "segmenter":
             _segmenter().save_pretrained(folder)
         else:
-            shutil.copytree(model_folder(model), folder)
+            shutil.copytree(model_folder(model, None), folder)
     return lambda: export(folder, form=runtime, sizes=[SIZES[model]])
 
 

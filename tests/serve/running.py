@@ -46,7 +46,7 @@ class Running:
 
     @contextmanager
     def held(self) -> Iterator[threading.Event]:
-        """The model's thread waits, until the event is set or the block is left; `holds` tells that it does."""
+        """The model's thread waits, until the event is set or the block is left; `holds` tells when."""
         self.holds.clear()
         free, engine = threading.Event(), self.service.chat.engine
         generate = engine.generate
