@@ -1,7 +1,7 @@
 """`make bench`: every comparison in one run, printed as the tables that results.md keeps.
 
 Under 25 minutes without LLaVA-UHD (upsample, windows, uhd), INF-LLaVA (inf-llava) and detectors, some of
-whose peers take minutes a run.
+whose peers take minutes a run, and without the twenty exported graphs (graph for), some 45 seconds each.
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
                                             (deform, upsample, windows, uhd, inf-llava, piip, detectors,

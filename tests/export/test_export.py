@@ -171,8 +171,8 @@ def test_eight_bits_make_a_smaller_graph_that_is_chosen_by_name(folder):
     assert [graph.file for graph in graph_files(folder)] == [whole.file, rounded.file]
     files = [folder / GRAPHS / graph.file for graph in (whole, rounded)]
     whole_size, rounded_size = (file.stat().st_size for file in files)
-    assert rounded.of_rounding > 100 * rounded.largest_difference
-    assert whole.of_rounding is None
+    assert rounded.rounding_difference > 100 * rounded.largest_difference
+    assert whole.rounding_difference is None
     in_blocks = 2 * 2 * (4 + 8) * 96**2  # branches, blocks, and in each attention and MLP
     assert whole_size - rounded_size > 3 * 0.9 * in_blocks
     assert not any(str(Path(stepwell.__file__).parent).encode() in file.read_bytes() for file in files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -164,6 +165,21 @@ def test_two_runs_do_not_work_on_one_folder(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         assert not [*tmp_path.iterdir()]
+
+
+def test_where_there_are_no_locks_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, and on some network file systems."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with locked(tmp_path):
+        pass
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with locked(tmp_path):
+        pass
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:

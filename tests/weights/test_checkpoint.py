@@ -284,6 +284,15 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_link_to_an_empty_folder_leads_to_the_new_one(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with new_folder(tmp_path / "link") as folder:
+        (folder / "new").write_text("")
+    assert os.listdir(tmp_path / "there") == ["new"]
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_full_folder_is_only_replaced_when_asked_and_when_it_is_a_model(tmp_path):
     out = tmp_path / "out"
     out.mkdir()

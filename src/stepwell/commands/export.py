@@ -48,7 +48,9 @@ def export(
     for graph in write(model, out, form=form, sizes=sizes, int8=int8, revision=revision):
         takes = " + ".join(f"{width}x{height}" for height, width in graph.sizes)
         together = "any number at a time" if graph.any_batch else "one at a time"
-        rounding = "" if graph.of_rounding is None else f", of rounding {graph.of_rounding:.1e}"
+        rounding = (
+            "" if graph.rounding_difference is None else f", of rounding {graph.rounding_difference:.1e}"
+        )
         print(
             f"{Path(GRAPHS) / graph.file}: {graph.kind}, takes {takes} ({together}), gives "
             f"{', '.join(graph.outputs)}; largest difference from PyTorch {graph.largest_difference:.1e} "

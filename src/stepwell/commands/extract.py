@@ -67,7 +67,8 @@ def extract(
     ] = 256,
     limit: Annotated[int | None, typer.Option(min=1, help="Pictures, from the first. [default: all]")] = None,
     retry_bad: Annotated[
-        bool, typer.Option("--retry-bad", help="Make files with pictures that could not be looked at again.")
+        bool,
+        typer.Option("--retry-bad", help="Make again the files with pictures that could not be looked at."),
     ] = False,
     batch: Annotated[
         int | None,
@@ -195,11 +196,11 @@ def _load(
     int8: bool,
 ) -> Any:
     """forced: the device, in place of the one asked for. Processes of Ray call it too."""
-    from stepwell.weights.light import load_to_ask
-
     quieten()
     if runtime is not None:
         return load_on_runtime(name, runtime, revision, int8=int8)
+    from stepwell.weights.light import load_to_ask
+
     return load_to_ask(name, device=forced or device, dtype=dtype, revision=revision)
 
 

@@ -34,7 +34,7 @@ _VERSION = 1
 class GraphFile:
     """picture: (width, height) that it was made for; sizes: (H, W) of the inputs, 3 channels each; image:
     (h, w) without padding, where the graph depends on it. largest_difference: from PyTorch with the weights
-    that are in the graph, on the pictures that were tried, as a part of the largest output; of_rounding: from
+    that are in the graph, on the pictures that were tried, as a part of the largest output; rounding_difference: from
     the weights before they were rounded to eight bits.
     """
 
@@ -50,7 +50,7 @@ class GraphFile:
     any_batch: bool
     int8: bool = False
     largest_difference: float
-    of_rounding: float | None = None
+    rounding_difference: float | None = None
     mean: tuple[float, ...]  # of red, green and blue, for pixels in [0, 1]
     std: tuple[float, ...]
 

@@ -132,7 +132,7 @@ def _write(tried: _Tried, folder: Path, form: Format, statistics: Statistics) ->
         any_batch=graph.any_batch,
         int8=int8,
         largest_difference=difference,
-        of_rounding=None if tried.unrounded is None else _difference(found, tried.unrounded, form),
+        rounding_difference=None if tried.unrounded is None else _difference(found, tried.unrounded, form),
         mean=mean,
         std=std,
     )

@@ -15,7 +15,7 @@ from stepwell.models.backbones import build_backbone, outline, smallest_side
 from stepwell.models.dense_config import StepwellDetectorConfig, StepwellSegmenterConfig
 from stepwell.models.dense_heads import SegmentationImages
 from stepwell.models.detection_processor import StepwellDetectionImageProcessor
-from stepwell.models.perception import PyramidPreTrainedModel, has_another_processor
+from stepwell.models.perception import PyramidBackbone, PyramidPreTrainedModel, has_another_processor
 from stepwell.models.perception_processor import PaddedImageProcessor, StepwellSegmentationImageProcessor
 from stepwell.models.predicting import Kind, Predicts
 from stepwell.models.saving import SharedWeights
@@ -120,7 +120,7 @@ def padded(pixels: Tensor, divisor: int, smallest: int = 1) -> Tensor:
     return F.pad(pixels, (0, size[1] - width, 0, size[0] - height))
 
 
-def in_whole_cells(pixels: Tensor, backbone: PreTrainedModel) -> Tensor:
+def in_whole_cells(pixels: Tensor, backbone: PyramidBackbone) -> Tensor:
     """(B, C, H, W) -> `padded`, so that all maps of a backbone have whole cells, and each branch has one."""
     return padded(pixels, math.ceil(max(outline(backbone)[1])), smallest_side(backbone))
 
