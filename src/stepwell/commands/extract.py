@@ -68,7 +68,7 @@ def extract(
     limit: Annotated[int | None, typer.Option(min=1, help="Pictures, from the first. [default: all]")] = None,
     retry_bad: Annotated[
         bool,
-        typer.Option("--retry-bad", help="Make again the files with pictures that could not be looked at."),
+        typer.Option("--retry-bad", help="Make files with errors in them again."),
     ] = False,
     batch: Annotated[
         int | None,

@@ -34,8 +34,8 @@ _VERSION = 1
 class GraphFile:
     """picture: (width, height) that it was made for; sizes: (H, W) of the inputs, 3 channels each; image:
     (h, w) without padding, where the graph depends on it. largest_difference: from PyTorch with the weights
-    that are in the graph, on the pictures that were tried, as a part of the largest output; rounding_difference: from
-    the weights before they were rounded to eight bits.
+    that are in the graph, on the pictures that were tried, as a part of the largest output;
+    rounding_difference: from the weights before they were rounded to eight bits.
     """
 
     format: Format
