@@ -22,6 +22,7 @@ from running import Running, encoded, part, picture, run
 from stepwell.images.limits import ImageError, ImageLimits
 from stepwell.models.ask import Assistant
 from stepwell.serve import app, completion
+from stepwell.serve.decode import Decoder
 
 
 def test_who_finds_no_place_is_told_when_to_come_again(reader: Assistant) -> None:
@@ -118,6 +119,20 @@ def test_the_end_of_a_server_waits_for_no_decoder(reader: Assistant) -> None:
     left.join(10)
     assert not left.is_alive()
     assert len(refused) == 1
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_what_a_pool_raises_that_is_stopped_is_a_refusal(is_stopped: bool) -> None:
+    """pebble closes its pipe under a task that is being sent."""
+    decoder = Decoder(processes=1, seconds=5.0)
+
+    def closed(*_: Any) -> Any:
+        decoder._is_stopped = is_stopped
+        raise TypeError("'NoneType' object cannot be interpreted as an integer")
+
+    decoder._scheduled = decoder._waited = closed  # type: ignore[method-assign]
+    with pytest.raises(ImageError if is_stopped else TypeError, match="stopping" if is_stopped else "None"):
+        decoder.open(b"", ImageLimits())
 
 
 def test_a_body_of_very_many_parts_is_refused_unread(server: Running) -> None:

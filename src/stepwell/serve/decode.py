@@ -53,6 +53,11 @@ class Decoder:
             except RuntimeError:  # the pool is broken, which one idle process that is gone is enough for
                 if is_again:
                     raise
+            except Exception as error:
+                if not self._is_stopped or isinstance(error, ImageError):
+                    raise
+                # Where a task is sent while the pool is stopped, pebble hands on what its closed pipe raises.
+                raise ImageError("the server is stopping") from None
         raise AssertionError
 
     def start(self) -> None:
