@@ -54,6 +54,9 @@ NOT_RUN = {
     'stepwell extract "/mnt/': "a cluster; tests/extract/test_extract_command.py runs Ray on this machine",
     "stepwell evaluate reader_tiny pages/": "300 pages; the other lines of `stepwell evaluate` are run",
     "stepwell evaluate reader_tiny reads": "a data set that is not in the repository",
+    "stepwell evaluate reader_tiny fields": "the same",
+    "stepwell evaluate runs/cut": "a model that is not in the repository",
+    "stepwell train benchmarks/": "hours, on data sets that are not in the repository",
     "stepwell draw pages --count 40 --seed 42": "what `stepwell compare` reads, which is not run",
     "import base64\n\nimport openai": "to a running server; tests/serve/test_chat_route.py asks so",
 }
