@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from stepwell.folders import one_line, read_config, whole_file, write_whole
+from stepwell.folders import locked, one_line, read_config, whole_file, write_whole
 
 
 def test_settings_are_read_and_none_are_none(tmp_path: Path) -> None:
@@ -44,3 +45,30 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     assert path.read_text() == "before"
     write_whole(path, "after")
     assert path.read_text() == "after"
+
+
+def test_a_folder_is_worked_on_by_one(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with (
+        locked(tmp_path),
+        pytest.raises(ValueError, match=r"another process works on .*: wait for its end, or"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        assert not [*tmp_path.iterdir()]
+
+
+def test_where_there_are_no_locks_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, and on some network file systems."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with locked(tmp_path):
+        pass
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with locked(tmp_path):
+        pass

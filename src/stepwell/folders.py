@@ -30,6 +30,7 @@ __all__ = [
     "download",
     "find_folder",
     "is_url",
+    "locked",
     "model_type",
     "one_line",
     "read_config",
@@ -232,6 +233,31 @@ def write_whole(path: Path, text: str) -> None:
     """A text file that is there whole, or as it was before. What is no character is written as an escape."""
     with whole_file(path) as draft:
         draft.write_text(text, "utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Meanwhile no other process works on the folder, where its file system can tell. Raises ValueError where
+    one does.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process works on {path}: wait for its end, or name another folder"
+            ) from None
+        except OSError:  # some network file systems know no locks
+            pass
+        yield
+    finally:
+        os.close(folder)
 
 
 def is_url(name: str) -> bool:

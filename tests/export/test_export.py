@@ -21,7 +21,7 @@ from stepwell.export.graphs import exported
 from stepwell.export.int8 import Int8Linear, store_in_int8
 from stepwell.export.runtime import load_on
 from stepwell.export.write import export, pictures
-from stepwell.folders import SHIPPED_DETECTOR, ModelError
+from stepwell.folders import SHIPPED_DETECTOR, ModelError, locked
 from stepwell.fuse.interaction import InteractionConfig
 from stepwell.heads.box_head import BoxHeadConfig
 from stepwell.heads.dino import DinoConfig
@@ -217,6 +217,17 @@ def test_where_a_graph_is_not_kept_there_is_no_new_folder(folder, tmp_path, monk
         with pytest.raises(ValueError, match="it is not kept"):
             export(folder, tmp_path / "out", form="torch")
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_one_export_at_a_time_works_on_a_folder(folder):
+    pytest.importorskip("fcntl")
+    with locked(folder), pytest.raises(ValueError, match=r"another process works on .*model"):
+        export(folder, form="torch")
+    killed = folder / GRAPHS / "torch" / ".64x64-abc"
+    killed.mkdir(parents=True)
+    (killed / "64x64.pt2").touch()
+    export(folder, form="torch")
+    assert [path.name for path in killed.parent.iterdir()] == ["64x64.pt2"]
 
 
 def test_graphs_go_into_a_folder_of_ones_own_alone():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 from extracting import read, settings
 
 from stepwell.extract.columns import batch_of
-from stepwell.extract.folder import MANIFEST, OutFolder, Totals, check_out, locked
+from stepwell.extract.folder import MANIFEST, OutFolder, Totals, check_out
 from stepwell.extract.rows import Opened, Row, Shard
 
 SETTINGS = {"what": "ask", "question": "What?", "weights": "abc"}
@@ -155,33 +155,6 @@ def test_shards_with_errors_are_made_again_where_that_is_asked_for(tmp_path: Pat
     assert run(folder_in(tmp_path), rows_of(10), retry_bad=True) == ([0], Totals(rows=10, bad=1, new=4))
 
 
-def test_two_runs_do_not_work_on_one_folder(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
-    with (
-        locked(tmp_path),
-        pytest.raises(ValueError, match=r"another run works on .*: wait for its end, or name another folder"),
-        locked(tmp_path),
-    ):
-        pass
-    with locked(tmp_path):
-        assert not [*tmp_path.iterdir()]
-
-
-def test_where_there_are_no_locks_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Windows, and on some network file systems."""
-    fcntl = pytest.importorskip("fcntl")
-
-    def none(*_: object) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(fcntl, "flock", none)
-    with locked(tmp_path):
-        pass
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    with locked(tmp_path):
-        pass
-
-
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     run(folder_in(tmp_path), rows_of(4))
     assert settings(tmp_path) == {**SETTINGS, "shard_size": 4}
@@ -244,3 +217,9 @@ def test_row_groups_are_written_before_a_shard_is_whole(
     monkeypatch.setattr("stepwell.extract.folder._GROUP", 1)
     run(folder_in(tmp_path, size=9), rows_of(9))
     assert pq.read_metadata(tmp_path / "part-00000.parquet").num_row_groups == 3
+
+
+def test_names_may_be_no_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff")
+    assert run(folder_in(path), rows_of(5)) == ([0, 1], Totals(rows=5, bad=1, new=5))
+    assert run(folder_in(path), rows_of(5)) == ([], Totals(rows=5, bad=1))

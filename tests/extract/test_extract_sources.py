@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 from extracting import picture, pictures_in, png
 
 from stepwell.data.image_folder import images_below
+from stepwell.extract.opening import opened
 from stepwell.extract.parquet_rows import with_pictures
 from stepwell.extract.rows import Cell, Row, digest_of
 from stepwell.extract.sources import Source
+from stepwell.images.limits import DEFAULT_LIMITS
 from stepwell.images.open import open_image
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -169,6 +172,24 @@ def test_a_damaged_row_group_spoils_its_own_rows_alone() -> None:
     assert [bool(row.error) for row in rows] == [True] * 4 + [False] * 4
     assert "damaged" in rows[0].error
     assert [row.place for row in rows[4:]] == [png(i) for i in range(4, 8)]
+
+
+def test_addresses_are_told_from_paths_in_lists_and_tables() -> None:
+    whole = "data:image/png;base64," + base64.b64encode(png(3)).decode()
+    Path("list.txt").write_text(f"https://a.org/a.png\n{whole}\n")
+    pq.write_table(pa.table({"image": ["https://a.org/a.png", whole]}), "paths.parquet")
+    for source in (Source(listed="list.txt"), Source(["paths.parquet"])):
+        address, held = opened([*with_pictures(source.rows())], DEFAULT_LIMITS)
+        assert "not fetched from the network" in address
+        assert held == ((24, 20), picture(3).tobytes())
+
+
+def test_a_table_of_a_name_that_is_no_text() -> None:
+    name = os.fsdecode(b"\xff.parquet")
+    pq.write_table(pa.table({"image": [png(2)]}), "a.parquet")
+    os.rename("a.parquet", name)
+    (row,) = with_pictures(Source([name]).rows())
+    assert (row.id, row.place) == (r"\udcff.parquet/0", png(2))
 
 
 def test_digests_tell_other_names_orders_marks_and_places() -> None:

@@ -108,6 +108,7 @@ def test_what_is_damaged_or_cut_off_is_a_last_row_that_says_where(tmp_path: Path
         (whole[:third], 2, third),
         (b"\x1f\x8b" + whole, 0, 0),
         (b"", 0, 0),
+        (whole + whole, 3, third + 512 + -(-len(png(2)) // 512) * 512),
         (b"no tar at all" * 100, 0, 0),
     ):
         rows = damaged(path, raw)

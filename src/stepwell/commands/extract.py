@@ -19,6 +19,7 @@ from stepwell.commands.graph_options import Int8, OnRuntime, Runtime, check_runt
 from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import Device, Dtype, MaxNewTokens, Precision, Revision, check_model, quieten
 from stepwell.commands.printing import show_pace
+from stepwell.extract.wanted import Wanted
 from stepwell.folders import SHIPPED, SHIPPED_DETECTOR
 
 __all__ = ["extract"]
@@ -108,34 +109,12 @@ def extract(
         out = Path(last)
     if out is None or what is None or not (pictures or listed):
         raise ValueError("name pictures, a folder and what: stepwell extract PICTURES... OUT --what features")
-    if (what == "ask") != bool(question and question.strip()):
-        raise ValueError("--question TEXT is for --what ask, which needs one")
-    if what != "predict" and (threshold is not None or max_detections is not None):
-        raise ValueError(f"--threshold and --max-detections are for --what predict, not {what}")
     if actors is not None and ray is None:
         raise ValueError("--actors are of --ray; leave it out")
     if processes is not None and ray is not None:
         raise ValueError("--processes are of one machine; with --ray, its tasks open pictures")
     check_runtime(runtime, device, dtype, int8=int8)
     name = model or (SHIPPED_DETECTOR if what == "predict" else SHIPPED).name
-    limits = image_limits(
-        max_pixels=max_pixels,
-        max_side=max_side,
-        max_aspect=max_aspect,
-        max_bytes=max_bytes,
-        max_seconds=max_seconds,
-    )
-    check_model(name, device)
-    try:
-        from stepwell.extract.folder import check_out
-        from stepwell.extract.sources import Source
-
-        check_out(out)
-        source = Source(pictures or [], listed=listed, column=column)
-        from stepwell.extract.run import Wanted
-        from stepwell.extract.run import extract as run
-    except ModuleNotFoundError as error:
-        raise _lacking(error) from None
     wanted = Wanted(
         what=what,
         question=question,
@@ -144,8 +123,24 @@ def extract(
         max_detections=max_detections,
         store=store,
         batch=batch,
-        limits=limits,
+        limits=image_limits(
+            max_pixels=max_pixels,
+            max_side=max_side,
+            max_aspect=max_aspect,
+            max_bytes=max_bytes,
+            max_seconds=max_seconds,
+        ),
     )
+    check_model(name, device)
+    try:
+        from stepwell.extract.folder import check_out
+        from stepwell.extract.sources import Source
+
+        check_out(out)
+        source = Source(pictures or [], listed=listed, column=column)
+        from stepwell.extract.run import extract as run
+    except ModuleNotFoundError as error:
+        raise _lacking(error) from None
     options: dict[str, Any] = {
         "name": name,
         "shard_size": shard_size,

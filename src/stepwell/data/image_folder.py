@@ -5,14 +5,15 @@ The layout of the former is that of ImageNet's training part, as torchvision's I
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stepwell.data.files import path_of, read_text
 from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 
-__all__ = ["ENDINGS", "ImageFolder", "Images", "LabelledImage", "image_files", "images_below"]
+__all__ = ["ENDINGS", "ImageFolder", "Images", "LabelledImage", "image_files", "images_below", "walk_images"]
 
 ENDINGS = frozenset(".png .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .tif .tiff .avif .heic .heif".split())
 """Of images in a folder; a file that is named may have any."""
@@ -41,9 +42,7 @@ class ImageFolder:
         order of their names. A folder that is none of them is an error.
         """
         folders = {
-            entry.name: entry
-            for entry in sorted(path.iterdir())
-            if _is_shown(Path(entry.name)) and entry.is_dir()
+            entry.name: entry for entry in sorted(path.iterdir()) if _is_shown(entry.name) and entry.is_dir()
         }
         if not folders:
             raise ValueError(f"{path} has no folders; it should hold a folder of images for every class")
@@ -111,12 +110,31 @@ def image_files(folder: Path) -> list[Path]:
 
 def images_below(folder: Path) -> list[Path]:
     """However deep, in the order of their names, without hidden ones."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in ENDINGS and path.is_file() and _is_shown(path.relative_to(folder))
-    ]
+    return [*map(Path, walk_images(str(folder)))]
 
 
-def _is_shown(path: Path) -> bool:
-    return not any(part.startswith(".") for part in path.parts)
+def walk_images(folder: str) -> Iterator[str]:
+    """`images_below` a folder one by one; no more is held than the names in one folder. Links to folders are
+    not followed. Raises OSError for a folder that cannot be read, when its turn comes.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted(
+            (entry.name, is_folder)
+            for entry in entries
+            if _is_shown(entry.name)
+            and ((is_folder := entry.is_dir(follow_symlinks=False)) or _is_image(entry))
+        )
+    for name, is_folder in names:
+        path = os.path.join(folder, name)
+        if is_folder:
+            yield from walk_images(path)
+        else:
+            yield path
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in ENDINGS and entry.is_file()
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith(".")

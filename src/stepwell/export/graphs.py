@@ -47,6 +47,14 @@ class Exported:
         return ("pixels",) if len(self.sizes) == 1 else tuple(f"pixels_{i}" for i in range(len(self.sizes)))
 
 
+_KINDS = (
+    PyramidBackbone,
+    PyramidForImageClassification,
+    StepwellForSemanticSegmentation,
+    StepwellForObjectDetection,
+)
+
+
 class _Scored(nn.Module):
     """The image without padding is as large as `size`. One size is told of any number of images: where it
     matters they come one at a time.
@@ -89,26 +97,30 @@ def exported(model: Any, size: Size) -> Exported:
     """
     if isinstance(model, Assistant):
         return _of_assistant(model, size)
-    picture = Images.new("RGB", (size[1], size[0]))
+    if not isinstance(model, _KINDS):
+        raise ValueError(f"a {type(model).__name__} has no graph to export")
+    inputs = model.image_processor()([Images.new("RGB", (size[1], size[0]))], return_tensors="pt")
+    pixels = inputs["pixel_values"]
     if isinstance(model, PyramidBackbone):
-        pixels = in_whole_cells(_normalised(model, picture), model)
-        return _graph("backbone", model, _Maps(model), pixels, None)
+        return _graph("backbone", model, _Maps(model), pixels, lambda given: in_whole_cells(given, model))
     if isinstance(model, PyramidForImageClassification):
-        pixels = _normalised(model, picture)
-        return _graph("classifier", model, _Scored(model, _size(pixels)), pixels, None)
+        return _graph("classifier", model, _Scored(model, _size(pixels)), pixels, lambda given: given)
     if isinstance(model, StepwellForSemanticSegmentation):
         window = model.config.image_settings.window
-        pixels = _normalised(model, picture)
-        shown = (window, window) if window else _size(pixels)
-        pixels = padded(pixels[..., : shown[0], : shown[1]], model.divisor, model.smallest)
-        return _graph("segmenter", model, _Scored(model, shown), pixels, None)
-    if isinstance(model, StepwellForObjectDetection):
-        inputs = model.image_processor()([picture], return_tensors="pt")
-        (valid,) = valid_sizes(inputs["pixel_values"], inputs["pixel_mask"])
-        pixels = _padded(model, inputs["pixel_values"])
-        depends = model.config.head["kind"] == "dino"
-        return _graph("detector", model, _Scored(model, valid), pixels, valid if depends else None)
-    raise ValueError(f"a {type(model).__name__} has no graph to export")
+        height, width = shown = (window, window) if window else _size(pixels)
+
+        def of_segmenter(given: Tensor) -> Tensor:
+            return padded(given[..., :height, :width], model.divisor, model.smallest)
+
+        return _graph("segmenter", model, _Scored(model, shown), pixels, of_segmenter)
+    divisor = model.config.image_settings.size_divisor
+    (valid,) = valid_sizes(pixels, inputs["pixel_mask"])
+    depends = model.config.head["kind"] == "dino"
+
+    def of_detector(given: Tensor) -> Tensor:
+        return padded(given, divisor, model.smallest)
+
+    return _graph("detector", model, _Scored(model, valid), pixels, of_detector, valid if depends else None)
 
 
 def default_size(model: Any) -> Size:
@@ -122,29 +134,29 @@ def default_size(model: Any) -> Size:
     return side, side
 
 
-def _graph(kind: str, model: Any, module: nn.Module, pixels: Tensor, image: Size | None) -> Exported:
+def _graph(
+    kind: str,
+    model: Any,
+    module: nn.Module,
+    pixels: Tensor,
+    fit: Callable[[Tensor], Tensor],
+    image: Size | None = None,
+) -> Exported:
+    """pixels: of a picture of the graph's size, as the model's image processor gives them; fit: those -> what
+    the module takes.
+    """
+    given = fit(pixels)
     with torch.no_grad():
-        outputs = module.eval()(pixels)
+        outputs = module.eval()(given)
     names = tuple(f"output_{i}" for i in range(len(outputs)))
-
-    def prepare(picture: Image) -> list[Tensor]:
-        found = _normalised(model, picture)[..., : pixels.shape[-2], : pixels.shape[-1]]
-        if kind == "backbone":
-            found = in_whole_cells(found, model)
-        elif kind == "detector":
-            found = _padded(model, found)
-        elif kind == "segmenter":
-            found = padded(found, model.divisor, model.smallest)
-        return [found]
-
     return Exported(
         kind=kind,
         module=module,
-        sizes=(_size(pixels),),
+        sizes=(_size(given),),
         image=image,
         outputs={"classifier": ("logits",), "segmenter": ("logits",)}.get(kind, names),
         any_batch=image is None,
-        prepare=prepare,
+        prepare=lambda picture: [fit(_normalised(model, picture))],
     )
 
 
@@ -171,10 +183,6 @@ def _of_assistant(assistant: Assistant, size: Size) -> Exported:
 def _normalised(model: Any, picture: Image) -> Tensor:
     pixels: Tensor = model.image_processor()([picture], return_tensors="pt")["pixel_values"]
     return pixels
-
-
-def _padded(model: StepwellForObjectDetection, pixels: Tensor) -> Tensor:
-    return padded(pixels, model.config.image_settings.size_divisor, model.smallest)
 
 
 def _size(pixels: Tensor) -> Size:

@@ -18,6 +18,7 @@ from stepwell.export.folder import GRAPHS, GraphFile, graph_files, keep_graph_fi
 from stepwell.export.formats import FORMATS, Format, check_format, open_graph, write_graph
 from stepwell.export.graphs import Exported, default_size, exported
 from stepwell.export.int8 import store_in_int8
+from stepwell.folders import locked
 from stepwell.models.ask import Assistant
 from stepwell.ops.choose import prefer
 from stepwell.structures import Size
@@ -48,8 +49,8 @@ def export(
     out: a new folder, which gets the model too, so that it can be asked by itself, and is there when all its
     graphs are; None: they go into the folder that is named as the model. int8: linear layers store their
     weights in eight bits. Everything is in single precision, on the CPU. Raises ValueError for a model
-    without a graph, for a folder that is in use, and where a graph gives something else than PyTorch: it is
-    not kept then. Raises ImportError without the format's libraries.
+    without a graph, for a folder that is in use or that another export works on, and where a graph gives
+    something else than PyTorch: it is not kept then. Raises ImportError without the format's libraries.
     """
     check_format(form, to_write=True)
     source = model_folder(model, revision)
@@ -68,8 +69,11 @@ def export(
             raise ValueError(f"{model} has no linear layer to store in eight bits")
     statistics = _statistics(network)
     if out is None:
-        graph_files(source)  # of other weights, they are refused before any work
-        return [_write(graph, source, form, statistics) for graph in graphs]
+        with locked(source):
+            graph_files(source)  # of other weights, they are refused before any work
+            for draft in (source / GRAPHS).glob("*/.*-*/"):  # of exports that were killed
+                shutil.rmtree(draft)
+            return [_write(graph, source, form, statistics) for graph in graphs]
     with new_folder(Path(out)) as folder:
         for path in source.iterdir():
             if path.is_file():

@@ -7,17 +7,15 @@ reads it: np.frombuffer(a["data"], a["dtype"]).reshape(a["shape"]).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from stepwell.extract.rows import Opened
+from stepwell.extract.wanted import Store, What
 
-__all__ = ["Store", "What", "as_stored", "batch_of", "schema_of"]
-
-What = Literal["features", "tokens", "predict", "ask"]
-Store = Literal["float32", "float16"]
+__all__ = ["as_stored", "batch_of", "schema_of"]
 
 _ARRAY = [("shape", pa.list_(pa.int32())), ("dtype", pa.string()), ("data", pa.large_binary())]
 _MAP = pa.struct(

@@ -8,10 +8,8 @@ files begin with _ or ., which readers of Parquet pass over.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -21,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stepwell.evaluate.differences import differences
-from stepwell.extract.columns import What, schema_of
+from stepwell.extract.columns import schema_of
 from stepwell.extract.rows import Row, Shard, digest_of
+from stepwell.extract.wanted import What
 from stepwell.folders import whole_file, write_whole
 from stepwell.version import __version__
 
-__all__ = ["MANIFEST", "OutFolder", "Totals", "Written", "check_out", "locked"]
+__all__ = ["MANIFEST", "OutFolder", "Totals", "Written", "check_out"]
 
 MANIFEST = "_manifest.json"
 _KEY = b"stepwell"
@@ -136,7 +135,11 @@ class OutFolder:
         """Takes as many rows from `batches` as the shard has, each batch with how many of them are bad."""
         bad, rows, waiting = 0, 0, []
         schema = schema_of(self.what)
-        with whole_file(self.part(shard.number)) as draft, pq.ParquetWriter(draft, schema) as writer:
+        with (
+            whole_file(self.part(shard.number)) as draft,
+            draft.open("wb") as file,  # pyarrow takes names in UTF-8 alone
+            pq.ParquetWriter(file, schema) as writer,
+        ):
             for batch, of_batch in batches:
                 waiting.append(batch)
                 rows, bad = rows + batch.num_rows, bad + of_batch
@@ -150,7 +153,6 @@ class OutFolder:
             written = Written(rows=rows, bad=bad, ids=digest_of(shard.rows), run=self.run)
             about = {name: getattr(written, name) for name in Written.__slots__}
             writer.add_key_value_metadata({_KEY.decode(): json.dumps(about)})
-            writer.close()  # before the draft takes its name
         return written
 
     def _numbers(self) -> set[int]:
@@ -161,7 +163,8 @@ class OutFolder:
         """None for a file that is not whole. Raises ValueError for one of another run."""
         path = self.part(number)
         try:
-            written = Written(**json.loads(pq.read_metadata(path).metadata[_KEY]))
+            with path.open("rb") as file:
+                written = Written(**json.loads(pq.read_metadata(file).metadata[_KEY]))
         except (OSError, ValueError, KeyError, TypeError):  # pyarrow has both of the first for damaged files
             return None
         if written.run != self.run:
@@ -182,28 +185,3 @@ def _refuse_others(path: Path, settings: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{path} holds a run with other settings: {differing}; name another folder, or delete this one"
         )
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Meanwhile no other process works on the folder, where its file system can tell. Raises ValueError where
-    one does.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another run works on {path}: wait for its end, or name another folder"
-            ) from None
-        except OSError:  # some network file systems know no locks
-            pass
-        yield
-    finally:
-        os.close(folder)

@@ -1,4 +1,4 @@
-"""What is wanted of each picture, and the model that gives it: pictures in, a batch of columns out.
+"""A model that gives what is wanted of each picture: pictures in, a batch of columns out.
 
 The same for every road to it: it knows neither where pictures come from nor where columns go.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -17,48 +16,21 @@ from PIL.Image import Image
 
 from stepwell.evaluate.answers import digest_of_networks
 from stepwell.export.runtime import runtime_of
-from stepwell.extract.columns import Store, What, as_stored, batch_of
+from stepwell.extract.columns import as_stored, batch_of
 from stepwell.extract.maps import has_maps, maps_of
 from stepwell.extract.rows import Opened
+from stepwell.extract.wanted import Wanted, What
 from stepwell.folders import ModelError, one_line
-from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
 from stepwell.models.ask import WINDOW, Assistant
 from stepwell.models.engine import device_of
 from stepwell.models.predicting import Predicts, batch_size_on
 from stepwell.ops.memory import is_about_memory
 from stepwell.structures import VisionFeatures
 
-__all__ = ["Looker", "Wanted"]
+__all__ = ["Looker"]
 
 _MOST_PIXELS = 2**26
 """Of the pictures that wait to be looked at: past so many, no more are waited for."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """what: feature maps, visual tokens, predictions, or answers to a question. threshold, max_detections: of
-    predictions. store: numbers of maps and tokens. batch: pictures that go through the model together, None
-    for 1 on a CPU and 8 elsewhere. limits: of picture files.
-
-    Raises ValueError for what does not go together.
-    """
-
-    what: What
-    question: str | None = None
-    max_new_tokens: int = 128
-    threshold: float | None = None
-    max_detections: int | None = None
-    store: Store = "float32"
-    batch: int | None = None
-    limits: ImageLimits = field(default_factory=lambda: DEFAULT_LIMITS)
-
-    def __post_init__(self) -> None:
-        if (self.what == "ask") != bool(self.question and self.question.strip()):
-            raise ValueError(f"a question is for answers: what is {self.what!r}, got {self.question!r}")
-        if self.what != "predict" and (self.threshold is not None or self.max_detections is not None):
-            raise ValueError(f"a threshold and max_detections are for predictions, not for {self.what!r}")
-        if self.batch is not None and self.batch < 1:
-            raise ValueError(f"a batch is of 1 picture or more, got {self.batch}")
 
 
 class Looker:
@@ -89,9 +61,7 @@ class Looker:
 
     def settings(self) -> dict[str, Any]:
         """What the columns hang on, for JSON: neither the batch nor the device is of it."""
-        wanted = asdict(self.wanted)
-        kept = {name: wanted[name] for name in ("what", *_HANGS_ON[self.wanted.what], "limits")}
-        return {**kept, **_about(self.model)}
+        return self.wanted.settings() | _about(self.model)
 
     def batches(self, pictures: Iterator[Opened]) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Pictures as they come -> columns in the same order, and how many of the rows are bad. Of eight
@@ -169,13 +139,6 @@ class Looker:
         return answers
 
 
-_HANGS_ON: dict[What, tuple[str, ...]] = {
-    "features": ("store",),
-    "tokens": ("store",),
-    "predict": ("threshold", "max_detections"),
-    "ask": ("question", "max_new_tokens"),
-}
-"""Fields of `Wanted`."""
 _ADVICE: dict[What, str] = {
     "features": "take an assistant, a backbone, a detector or a segmenter",
     "tokens": "take an assistant",
@@ -196,19 +159,22 @@ def _about(model: Any) -> dict[str, Any]:
     runtime = runtime_of(model)
     if isinstance(model, Assistant):
         networks = list(model.engine.networks)
-        rest = {"geometry": str(model.engine.geometry), "template": _digest(model.engine.chat_template)}
-        rest["boxes_are_regions"] = str(model.boxes_are_regions)
+        about = {
+            "geometry": str(model.engine.geometry),
+            "template": _digest(model.engine.chat_template),
+            "boxes_are_regions": str(model.boxes_are_regions),
+        }
     else:
         networks = [model]
         config = json.loads(model.config.to_json_string(use_diff=False))
         for place in ("_name_or_path", "transformers_version"):  # a model that has been moved is the same
             config.pop(place, None)
         processor = model.image_processor().to_json_string()
-        rest = {"config": _digest(json.dumps(config)), "processor": _digest(processor)}
+        about = {"config": _digest(json.dumps(config)), "processor": _digest(processor)}
     dtype = str(next(networks[0].parameters()).dtype).removeprefix("torch.")
     if runtime is not None:
-        rest["runtime"] = runtime
-    return {"weights": digest_of_networks(networks), "dtype": dtype, **rest}
+        about["runtime"] = runtime
+    return {"weights": digest_of_networks(networks), "dtype": dtype, **about}
 
 
 def _digest(text: str) -> str:

@@ -23,11 +23,12 @@ import ray.data
 from ray.exceptions import RayError, RayTaskError
 
 from stepwell.extract.folder import OutFolder, Totals, Written
-from stepwell.extract.looking import Looker, Wanted
+from stepwell.extract.looking import Looker
 from stepwell.extract.opening import Decoded, Lost, opened_in_order, opened_in_time
 from stepwell.extract.parquet_rows import with_pictures
 from stepwell.extract.rows import Row, Shard
 from stepwell.extract.run import SHARD, Progress, Source, open_out
+from stepwell.extract.wanted import Wanted
 from stepwell.folders import one_line
 from stepwell.images.limits import ImageLimits
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stepwell.extract.rows import Cell, Row, plain_text
+from stepwell.extract.rows import Cell, Row, named_place, plain_text
 from stepwell.folders import one_line
 
 __all__ = ["count_parquet_rows", "parquet_rows", "with_pictures"]
@@ -57,7 +57,8 @@ def with_pictures(rows: Iterable[Row]) -> Iterator[Row]:
 
 def _opened(path: str, column: str) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+        opened = pa.OSFile(os.fsencode(path))  # a text would have to be UTF-8
+        file = pq.ParquetFile(opened, buffer_size=_BUFFER, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         if getattr(error, "errno", None):  # pyarrow's own, for a damaged file, have no number
             raise
@@ -114,8 +115,8 @@ class _Cells:
         found = path if content is None else content
         if not found:
             return row._replace(place=None, error="there is no picture in this row")
-        if isinstance(found, str):  # from the file's own folder on, if it is relative
-            found = os.path.join(os.path.dirname(cell.path), found)
+        if isinstance(found, str):
+            found = named_place(os.path.dirname(cell.path), found)
         return row._replace(place=found)
 
     def _read(self) -> Iterator[Any]:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL.Image import Image
 
-__all__ = ["Cell", "Opened", "Part", "Place", "Row", "Shard", "digest_of", "plain_text"]
+from stepwell.data.files import path_of
+from stepwell.folders import is_url
+
+__all__ = ["Cell", "Opened", "Part", "Place", "Row", "Shard", "digest_of", "named_place", "plain_text"]
 
 
 class Part(NamedTuple):
@@ -68,6 +73,15 @@ def digest_of(rows: Iterable[Row]) -> str:
     for row in rows:
         digest.update(json.dumps([row.id, row.mark, row.place]).encode())
     return digest.hexdigest()[:32]
+
+
+def named_place(folder: str | Path, name: str) -> str:
+    """Of a picture that data names: a path from a folder on, as an absolute one; or a URL as it is, which
+    `open_image` decodes where it holds the picture itself, and refuses otherwise.
+    """
+    if is_url(name) or name[:5].lower() == "data:":
+        return name
+    return os.path.abspath(path_of(Path(folder), name))
 
 
 def plain_text(name: str) -> str:

@@ -18,12 +18,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from stepwell.extract.folder import OutFolder, Totals, check_out, locked
-from stepwell.extract.looking import Looker, Wanted
+from stepwell.extract.folder import OutFolder, Totals, check_out
+from stepwell.extract.looking import Looker
 from stepwell.extract.opening import Here, Openers, Processes, opened_in_order
 from stepwell.extract.parquet_rows import with_pictures
 from stepwell.extract.rows import Row, Shard
 from stepwell.extract.sources import Source
+from stepwell.extract.wanted import Wanted
+from stepwell.folders import locked
 
 __all__ = ["SHARD", "Progress", "Source", "Totals", "Wanted", "extract", "open_out"]
 

@@ -14,9 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from stepwell.data.files import path_of
-from stepwell.data.image_folder import ENDINGS
-from stepwell.extract.rows import Row, plain_text
+from stepwell.data.image_folder import walk_images
+from stepwell.extract.rows import Row, named_place, plain_text
 from stepwell.extract.tars import tar_rows
 from stepwell.folders import is_url
 
@@ -52,7 +51,7 @@ class Source:
             yield from _rows_of(name, self.column)
         if self.listed is not None:
             for line in _lines(self.listed):
-                yield Row(plain_text(line), os.path.abspath(path_of(self.listed.parent, line)))
+                yield Row(plain_text(line), named_place(self.listed.parent, line))
 
     def count(self) -> int | None:
         """How many rows there are; None where only reading all of a tar would tell."""
@@ -92,7 +91,7 @@ def _once(names: Iterable[str]) -> list[str]:
 
 def _rows_of(name: str, column: str) -> Iterator[Row]:
     if os.path.isdir(name):
-        for path in _walk(name):
+        for path in walk_images(name):
             yield Row(plain_text(path), os.path.abspath(path))
     elif _is_tar(name):
         yield from tar_rows(name)
@@ -104,7 +103,7 @@ def _rows_of(name: str, column: str) -> Iterator[Row]:
 
 def _count_of(name: str, column: str) -> int | None:
     if os.path.isdir(name):
-        return sum(1 for _ in _walk(name))
+        return sum(1 for _ in walk_images(name))
     if _is_parquet(name):
         from stepwell.extract.parquet_rows import count_parquet_rows
 
@@ -116,27 +115,6 @@ def _parquet_rows(name: str, column: str) -> Iterator[Row]:
     from stepwell.extract.parquet_rows import parquet_rows
 
     return parquet_rows(name, column)
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """Pictures in the order of `images_below`, of which no more is held than the names in one folder."""
-    with os.scandir(folder) as entries:
-        names = sorted(
-            (entry.name, is_folder)
-            for entry in entries
-            if not entry.name.startswith(".")
-            and ((is_folder := entry.is_dir(follow_symlinks=False)) or _is_picture(entry))
-        )
-    for name, is_folder in names:
-        path = os.path.join(folder, name)
-        if is_folder:
-            yield from _walk(path)
-        else:
-            yield path
-
-
-def _is_picture(entry: os.DirEntry[str]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in ENDINGS and entry.is_file()
 
 
 def _lines(path: Path) -> Iterator[str]:

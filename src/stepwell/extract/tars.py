@@ -83,6 +83,8 @@ def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
         headers.seek(tar.offset)
         if headers.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # which tarfile takes for an end
             raise tarfile.ReadError("no mark of its end")
+        if headers.file.read(HEADER).strip(b"\0"):  # `cat a.tar b.tar`, of which tarfile reads the first
+            raise tarfile.ReadError("more follows behind the mark of its end")
 
 
 def _is_picture(member: tarfile.TarInfo) -> bool:

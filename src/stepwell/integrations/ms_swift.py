@@ -27,10 +27,10 @@ def as_messages(
 
     Raises ValueError for tools and their calls, and where images and placeholders differ in number.
     """
-    rest = [Path(image) if isinstance(image, str) and image[:5] != "data:" else image for image in images]
+    waiting = [Path(image) if isinstance(image, str) and image[:5] != "data:" else image for image in images]
     count = sum(message["content"].count(IMAGE) for message in messages if message["role"] == "user")
-    if count != len(rest):
-        raise ValueError(f"{count} {IMAGE} placeholders for {len(rest)} images")
+    if count != len(waiting):
+        raise ValueError(f"{count} {IMAGE} placeholders for {len(waiting)} images")
     out = [{"role": "system", "content": [_text(system)]}] if system else []
     for message in messages:
         role, content = message["role"], message["content"]
@@ -42,7 +42,7 @@ def as_messages(
         first, *others = content.split(IMAGE)
         parts = [_text(first)]
         for text in others:
-            parts += [{"type": "image", "image": rest.pop(0)}, _text(text)]
+            parts += [{"type": "image", "image": waiting.pop(0)}, _text(text)]
         out.append({"role": role, "content": [part for part in parts if part.get("text") != ""]})
     return out
 

@@ -1,0 +1,56 @@
+"""What is wanted of each picture; needs neither torch nor pyarrow, and is checked before these are there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from math import isinf
+from typing import Any, Literal
+
+from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
+
+__all__ = ["Store", "Wanted", "What"]
+
+What = Literal["features", "tokens", "predict", "ask"]
+Store = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """what: feature maps, visual tokens, predictions, or answers to a question. threshold, max_detections: of
+    predictions. store: numbers of maps and tokens. batch: pictures that go through the model together, None
+    for 1 on a CPU and 8 elsewhere. limits: of picture files.
+
+    Raises ValueError for what does not go together.
+    """
+
+    what: What
+    question: str | None = None
+    max_new_tokens: int = 128
+    threshold: float | None = None
+    max_detections: int | None = None
+    store: Store = "float32"
+    batch: int | None = None
+    limits: ImageLimits = field(default_factory=lambda: DEFAULT_LIMITS)
+
+    def __post_init__(self) -> None:
+        if (self.what == "ask") != bool(self.question and self.question.strip()):
+            raise ValueError(f"'ask' needs a question and others take none: {self.what!r}, {self.question!r}")
+        if self.what != "predict" and (self.threshold is not None or self.max_detections is not None):
+            raise ValueError(f"a threshold and the most detections are for 'predict', not for {self.what!r}")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"a batch is of 1 picture or more, got {self.batch}")
+
+    def settings(self) -> dict[str, Any]:
+        """What the columns hang on, for JSON: not the batch."""
+        wanted = asdict(self)
+        limits = {name: "inf" if isinf(limit) else limit for name, limit in wanted["limits"].items()}
+        return {name: wanted[name] for name in ("what", *_HANGS_ON[self.what])} | {"limits": limits}
+
+
+_HANGS_ON: dict[What, tuple[str, ...]] = {
+    "features": ("store",),
+    "tokens": ("store",),
+    "predict": ("threshold", "max_detections"),
+    "ask": ("question", "max_new_tokens"),
+}
+"""Fields of `Wanted`."""
