@@ -82,21 +82,14 @@ def _answer(assistant: Assistant, conversations: Sequence[Conversation], max_new
     """Of one batch, or one by one where together all would end where the longest has to."""
     import torch
 
-    from stepwell.models.engine import Prompts
+    from stepwell.models.engine import Prompts, tokens_left
 
     engine: Any = assistant.engine
     inputs = assistant.processor.prompt(conversations).to(engine.model.device)
-    length, most = inputs["input_ids"].shape[1], engine.max_positions
-    if most is not None:
-        if len(conversations) > 1 and length + max_new_tokens > most:
-            alone = [_answer(assistant, [messages], max_new_tokens) for messages in conversations]
-            return [answer for answers in alone for answer in answers]
-        if length >= most:
-            raise ValueError(
-                f"the messages with their images take {length} tokens, and the language model was made for "
-                f"{most}; show smaller or fewer images, or say less"
-            )
-        max_new_tokens = min(max_new_tokens, most - length)
+    left = tokens_left(engine, inputs["input_ids"].shape[1])
+    if len(conversations) > 1 and max_new_tokens > left:
+        alone = [_answer(assistant, [messages], max_new_tokens) for messages in conversations]
+        return [answer for answers in alone for answer in answers]
     named = {
         name: inputs[name] for name in ("pixel_values", "image_sizes", "image_regions") if name in inputs
     }
@@ -105,7 +98,7 @@ def _answer(assistant: Assistant, conversations: Sequence[Conversation], max_new
         none = engine.model.get_input_embeddings().weight[:0]
         tokens = torch.cat(of_images) if of_images else none
         prompts = Prompts(inputs["input_ids"], inputs["attention_mask"].bool(), tokens)
-        rows = engine.answer(prompts, max_new_tokens=max_new_tokens).tolist()
+        rows = engine.answer(prompts, max_new_tokens=int(min(max_new_tokens, left))).tolist()
     end = engine.model.generation_config.eos_token_id
     ends = {end} if isinstance(end, int) else {*(end or ())}
     return [

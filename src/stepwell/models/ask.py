@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from stepwell.images.limits import ImageLimits
 from stepwell.images.open import image_size, open_image
-from stepwell.models.engine import Each, Engine, TransformersEngine, padded, prompt_ids
+from stepwell.models.engine import Each, Engine, TransformersEngine, padded, prompt_ids, tokens_left
 from stepwell.models.looks import Asked, Look, Question, Seen, asked, check_image, is_image
 from stepwell.structures import TokenLayout, VisionFeatures
 from stepwell.views.region import region_edges, region_in_pixels, region_in_words, region_of_fractions
@@ -293,20 +293,12 @@ class Assistant:
             for row, (_, text) in zip(keys, questions, strict=True)
         ]
         length = max(map(len, rows))
-        if engine.max_positions is not None:
-            if length >= engine.max_positions:
-                raise ValueError(
-                    f"the question with its images takes {length} tokens, and the language model was made "
-                    f"for {engine.max_positions}; show smaller or fewer images"
-                )
-            if len(rows) > 1 and length + max_new_tokens > engine.max_positions:
-                # Together, all would end where the longest has to.
-                alone = [
-                    ([opened[key] for key in row], text)
-                    for row, (_, text) in zip(keys, questions, strict=True)
-                ]
-                return [self._answers([question], max_new_tokens, None, None)[0] for question in alone]
-            max_new_tokens = min(max_new_tokens, engine.max_positions - length)
+        left = tokens_left(engine, length)
+        if len(rows) > 1 and max_new_tokens > left:  # together, all would end where the longest has to
+            alone = [
+                ([opened[key] for key in row], text) for row, (_, text) in zip(keys, questions, strict=True)
+            ]
+            return [self._answers([question], max_new_tokens, None, None)[0] for question in alone]
         features = dict(zip(opened, self._encode(list(opened.values())), strict=True))
         visual_tokens = torch.cat([features[key].tokens for row in keys for key in row])
         prompts = padded(engine, rows, visual_tokens)
@@ -314,7 +306,7 @@ class Assistant:
         heard = [hear for hear in (each, None if pieces is None else pieces.add) if hear is not None]
         ids = engine.answer(
             prompts,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=int(min(max_new_tokens, left)),
             each=None if not heard else lambda token: [hear(token) for hear in heard],
         )
         if pieces is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,7 +20,16 @@ from stepwell.language.prompt import render
 from stepwell.models.vision import VisionSystem
 from stepwell.structures import Geometry, TokenLayout, VisionFeatures
 
-__all__ = ["Each", "Engine", "Prompts", "TransformersEngine", "device_of", "padded", "prompt_ids"]
+__all__ = [
+    "Each",
+    "Engine",
+    "Prompts",
+    "TransformersEngine",
+    "device_of",
+    "padded",
+    "prompt_ids",
+    "tokens_left",
+]
 
 
 Each = Callable[[int], object]
@@ -98,6 +108,21 @@ def padded(engine: Engine, rows: Sequence[Sequence[int]], visual_tokens: Tensor)
         torch.tensor([[False] * n + [True] * len(row) for n, row in zip(padding, rows, strict=True)]),
         visual_tokens,
     )
+
+
+def tokens_left(engine: Engine, length: int) -> float:
+    """How many tokens may follow a prompt of so many; inf where the language model does not say. Raises
+    ValueError where none may.
+    """
+    most = engine.max_positions
+    if most is None:
+        return inf
+    if length >= most:
+        raise ValueError(
+            f"the prompt with its images takes {length} tokens, and the language model was made for {most}; "
+            "show smaller or fewer images, or say less"
+        )
+    return most - length
 
 
 class TransformersEngine:

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from stepwell.models.engine import TransformersEngine, padded, prompt_ids
+from stepwell.models.engine import TransformersEngine, padded, prompt_ids, tokens_left
 from stepwell.models.processor import StepwellProcessor
 from stepwell.serve.answer import answer, end_tokens
 from stepwell.serve.bodies import ChatBody, ImagePart, Message
@@ -132,11 +132,11 @@ class Chat:
             prompt = prompt_ids(self.engine, messages, [each.layout for each in shown])
         except ValueError as error:
             raise refusal(error, param="messages") from None
-        room = self._room(len(prompt))
+        left = self._tokens_left(len(prompt))
         wanted = body.max_completion_tokens or body.max_tokens or self.settings.max_new_tokens
         options = {
             "end": self.end,
-            "max_new_tokens": min(wanted, self.settings.max_new_tokens, room),
+            "max_new_tokens": min(wanted, left),
             "temperature": body.temperature or 0.0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "seed": secrets.randbits(62) if body.seed is None else body.seed,  # drawn alike when run again
@@ -152,20 +152,12 @@ class Chat:
         )
         return Shown(sight=sight, layout=layout, inputs=sight.geometry.inputs(image, layout))
 
-    def _room(self, length: int) -> int:
-        """Tokens that an answer may have behind a prompt."""
-        most: int | None = self.engine.max_positions
-        if most is None:
-            return self.settings.max_new_tokens
-        if length >= most:
-            raise ApiError(
-                400,
-                f"the conversation with its images takes {length} tokens, and the language model was "
-                f"made for {most}: show smaller or fewer images, or say less",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        return most - length
+    def _tokens_left(self, length: int) -> int:
+        try:
+            return int(min(tokens_left(self.engine, length), self.settings.max_new_tokens))
+        except ValueError as error:
+            code = "context_length_exceeded"
+            raise ApiError(400, str(error), param="messages", code=code) from None
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[ChatJob]) -> None:
