@@ -47,8 +47,9 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def started(folders, tmp_path):
+def started(folders, tmp_path, monkeypatch):
     """started(part=source, ...) -> the module of a chat whose other parts are random."""
+    monkeypatch.chdir(tmp_path)  # where it came from is written into runs/
 
     def module_of(**parts):
         model = {"vision": VISION, "parts": parts, "tokenizer": str(folders.language), "template": "qwen"}

@@ -107,7 +107,14 @@ def training_arguments(
     if said := sorted(fields.keys() & stage.trainer.keys()):
         raise ValueError(f"stages.{stage.name}.trainer.{said[0]} is set by another field of the recipe")
     try:
-        return TrainingArguments(**{**fields, **defaults, **stage.trainer})
+        arguments = TrainingArguments(**{**fields, **defaults, **stage.trainer})
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).removeprefix("TrainingArguments.__init__() ")
         raise ValueError(f"stages.{stage.name}: TrainingArguments: {reason}") from None
+    of_deepspeed = getattr(arguments, "hf_deepspeed_config", None)
+    if of_deepspeed is not None and of_deepspeed.is_zero3():
+        raise ValueError(
+            f"stages.{stage.name}.trainer.deepspeed: models here are not built in parts, as stage 3 of ZeRO "
+            "has them; set its stage to 2, or have weights in parts by fsdp"
+        )
+    return arguments
