@@ -136,6 +136,22 @@ def test_hosts_that_answer_badly(port: int, resolved: Any, here: None, path: str
     assert HOST not in str(refused.value)
 
 
+def test_names_that_nobody_knows_and_name_servers_that_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: Any, **__: Any) -> list[Any]:
+        time.sleep(20)
+        return []
+
+    def unknown(*_: Any, **__: Any) -> list[Any]:
+        raise socket.gaierror
+
+    for lookup in (silent, unknown):
+        monkeypatch.setattr(fetch.socket, "getaddrinfo", lookup)
+        started = time.monotonic()
+        with pytest.raises(ImageError, match="host of the image is not found"):
+            fetcher(80, seconds=0.2).get(f"http://{HOST}/image")
+        assert time.monotonic() - started < 10
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 from running import Running, data_url, run
 
 import stepwell
+from stepwell.serve.predict import Predict
 
 BOARD = Path(__file__).parents[2] / "examples" / "board_1.jpg"
 
@@ -43,6 +45,27 @@ def test_the_answer_is_that_of_predict(server: Running, boards: Any) -> None:
     assert tiles != as_json(wanted)
     cut = server.post("/v1/predict", json={"image": url, "tiles": True}).json()
     assert cut == as_json(boards.predict(BOARD, tiles=stepwell.Tiles()))
+
+
+def test_where_nobody_waits_no_further_tile_is_looked_at(boards: Any) -> None:
+    looked_at: list[int] = []
+    told: list[Any] = []
+    options = {"threshold": None, "max_detections": None, "tiles": stepwell.Tiles(scale=2.0)}
+    job = SimpleNamespace(
+        image=stepwell.open_image(BOARD), options=options, is_cancelled=False, tell=told.append
+    )
+
+    def leave(*_: Any) -> None:
+        looked_at.append(1)
+        job.is_cancelled = True
+
+    hook = boards.register_forward_hook(leave)
+    Predict(boards, max_pixels=1e9).run([job])
+    hook.remove()
+    assert (looked_at, told) == ([1], [])
+    job.is_cancelled = False
+    Predict(boards, max_pixels=1e9).run([job])
+    assert [as_json(one) for one in told] == [as_json(boards.predict(BOARD, tiles=options["tiles"]))]
 
 
 def test_an_image_may_be_the_body(server: Running, boards: Any) -> None:

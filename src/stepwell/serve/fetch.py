@@ -30,8 +30,8 @@ _EMBEDDED = [
 
 
 class Fetcher:
-    """hosts: "host", for the scheme's own port, or "host:port". max_bytes, seconds: of an image, from when
-    its host's address is known.
+    """hosts: "host", for the scheme's own port, or "host:port". max_bytes, seconds: of an image, and seconds
+    once more to find its host's address.
     """
 
     def __init__(self, hosts: Collection[str], *, max_bytes: float, seconds: float = 10.0) -> None:
@@ -48,7 +48,7 @@ class Fetcher:
         is_usual = port == _PORTS[parts.scheme]
         if f"{name}:{port}" not in self.hosts and not (is_usual and name in self.hosts):
             raise ImageError("this server fetches no images from that host: send them as data: URLs")
-        addresses = _public_addresses(name, port)
+        addresses = _public_addresses(name, port, self.seconds)
         try:
             return self._body(parts, name, port, addresses)
         except (OSError, HTTPException, ValueError) as error:
@@ -138,13 +138,21 @@ def _parts(url: str) -> tuple[SplitResult, int]:
     return parts, port or _PORTS[parts.scheme]
 
 
-def _public_addresses(host: str, port: int) -> list[str]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise ImageError("the host of the image is not found") from None
-    addresses = [str(entry[4][0]) for entry in found]
-    if not addresses or not all(map(is_public, addresses)):
+def _public_addresses(host: str, port: int, seconds: float) -> list[str]:
+    found: list[str] = []
+
+    def find() -> None:  # knows no limit of time, so that it may stay behind
+        with suppress(OSError, UnicodeError):
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.extend([str(entry[4][0]) for entry in entries])
+
+    finding = threading.Thread(target=find, daemon=True)
+    finding.start()
+    finding.join(seconds)
+    addresses = list(found)
+    if not addresses:
+        raise ImageError("the host of the image is not found")
+    if not all(map(is_public, addresses)):
         raise ImageError("the host of the image leads into a network that is not public")
     return addresses
 

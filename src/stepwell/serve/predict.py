@@ -29,6 +29,10 @@ class PredictJob(Job):
         self.image, self.options = image, options
 
 
+class _Left(Exception):
+    """Nobody waits for the prediction any more."""
+
+
 class Predict:
     """Of one detector, segmenter or classifier. max_pixels: of a picture at the scale of its tiles."""
 
@@ -62,10 +66,21 @@ class Predict:
         return tiles
 
     def run(self, jobs: Sequence[PredictJob]) -> None:
-        """In the model's thread: jobs of the same options."""
+        """In the model's thread: jobs of the same options. Ends between two tiles where nobody waits for it
+        any more.
+        """
         waiting = [job for job in jobs if not job.is_cancelled]
-        if not waiting:
+
+        def go_on(*_: object) -> None:
+            if all(job.is_cancelled for job in waiting):
+                raise _Left
+
+        hook = self.model.register_forward_pre_hook(go_on)  # type: ignore[attr-defined]
+        try:
+            found = self.model.predict([job.image for job in waiting], **jobs[0].options)
+        except _Left:
             return
-        found = self.model.predict([job.image for job in waiting], **jobs[0].options)
+        finally:
+            hook.remove()
         for job, prediction in zip(waiting, found, strict=True):
             job.tell(prediction)
