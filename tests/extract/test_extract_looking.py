@@ -19,16 +19,18 @@ import stepwell
 from stepwell.export.runtime import load_on
 from stepwell.export.write import export
 from stepwell.extract.columns import as_stored
-from stepwell.extract.looking import Looker, Wanted
+from stepwell.extract.looking import Looker
 from stepwell.extract.maps import maps_of
 from stepwell.extract.rows import Opened
 from stepwell.extract.run import Source, extract
+from stepwell.extract.wanted import Wanted
 from stepwell.folders import ModelError
-from stepwell.images.limits import ImageLimits
+from stepwell.images.limits import NO_LIMITS, ImageLimits
 from stepwell.models.ask import Assistant
 from stepwell.models.backbones import feature_maps
 from stepwell.models.dense import DenseSettings
 from stepwell.models.perception import PyramidBackbone, PyramidBackboneConfig
+from stepwell.views.tiling import Tiles
 
 SIZES = [(24, 20), (40, 30), (24, 20), (64, 24), (40, 30)]
 
@@ -231,6 +233,27 @@ def test_settings_hang_on_what_is_wanted() -> None:
     assert Looker(backbone_of().bfloat16(), Wanted(what="features")).settings() != first
 
 
+def test_settings_are_json_also_without_limits() -> None:
+    settings = Wanted(what="predict", limits=NO_LIMITS, tiles=Tiles(scale=2.0)).settings()
+    assert json.loads(json.dumps(settings, allow_nan=False))["limits"]["max_seconds"] == "inf"
+    assert settings["tiles"]["scale"] == 2.0
+    assert Wanted(what="predict", limits=NO_LIMITS).settings()["tiles"] is None
+
+
+def test_predictions_of_tiles_are_those_of_the_model() -> None:
+    detector = stepwell.load("boards_tiny", device="cpu")
+    board = Path(__file__).parents[2] / "examples/board_1.jpg"
+    tiles = Tiles(scale=1.5)
+    looker = Looker(detector, Wanted(what="predict", tiles=tiles))
+    ((batch, bad),) = looker.batches(iter([Opened("board", stepwell.open_image(board))]))
+    assert bad == 0
+    found = json.loads(batch.to_pylist()[0]["prediction"])
+    assert found == json.loads(json.dumps(detector.predict(board, tiles=tiles).to_dict()))
+    assert found != json.loads(json.dumps(detector.predict(board).to_dict()))
+    with pytest.raises(ValueError, match="tiles"):
+        Looker(classifier(), Wanted(what="predict", tiles=tiles))
+
+
 def test_settings_of_answers_hang_on_the_question(reader: Assistant) -> None:
     first = Looker(reader, Wanted(what="ask", question="What?")).settings()
     for one in ({"question": "Who?"}, {"question": "What?", "max_new_tokens": 5}):
@@ -304,6 +327,7 @@ def test_a_classifier_on_its_graph_predicts_and_gives_no_maps(tmp_path: Path) ->
         ({"what": "tokens", "question": "What?"}, "others take none: 'tokens', 'What[?]'"),
         ({"what": "tokens", "threshold": 0.5}, "are for 'predict', not for 'tokens'"),
         ({"what": "features", "max_detections": 5}, "are for 'predict', not for 'features'"),
+        ({"what": "features", "tiles": Tiles()}, "tiles are for 'predict', not for 'features'"),
         ({"what": "predict", "batch": 0}, "a batch is of 1 picture or more, got 0"),
     ],
 )

@@ -13,9 +13,9 @@ import pytest
 from extracting import picture, pictures_in, png
 from PIL import Image
 
-from stepwell.extract.opening import Decoded, Here, Lost, Processes, opened, opened_in_order
+from stepwell.extract.opening import Decoded, Here, Lost, Processes, opened, opened_in_order, rows_of_a_task
 from stepwell.extract.rows import Part, Row
-from stepwell.images.limits import DEFAULT_LIMITS
+from stepwell.images.limits import DEFAULT_LIMITS, TILED_LIMITS
 
 
 def rows_of(folder: Path, count: int) -> list[Row]:
@@ -81,6 +81,11 @@ def test_no_more_is_taken_than_is_on_its_way(tmp_path: Path) -> None:
     for _ in range(40):
         next(pictures)
     assert taken <= 40 + openers.piece * openers.ahead
+
+
+def test_pictures_that_may_be_large_are_opened_one_by_one() -> None:
+    assert [rows_of_a_task(limits, most=9) for limits in (DEFAULT_LIMITS, TILED_LIMITS)] == [9, 1]
+    assert [Processes(1, limits).piece for limits in (DEFAULT_LIMITS, TILED_LIMITS)] == [4, 1]
 
 
 def test_of_a_lost_piece_each_row_is_tried_alone(tmp_path: Path) -> None:

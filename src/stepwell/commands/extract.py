@@ -19,6 +19,7 @@ from stepwell.commands.graph_options import Int8, OnRuntime, Runtime, check_runt
 from stepwell.commands.limits import MaxAspect, MaxBytes, MaxPixels, MaxSeconds, MaxSide, image_limits
 from stepwell.commands.loading import Device, Dtype, MaxNewTokens, Precision, Revision, check_model, quieten
 from stepwell.commands.printing import show_pace
+from stepwell.commands.tile_options import InTiles, TileOverlap, TileScale, TileSize, tiles_of
 from stepwell.extract.wanted import Wanted
 from stepwell.folders import SHIPPED, SHIPPED_DETECTOR
 
@@ -60,6 +61,10 @@ def extract(
     max_new_tokens: MaxNewTokens = 128,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="As of predict.")] = None,
     max_detections: Annotated[int | None, typer.Option(min=1, help="As of predict.")] = None,
+    tiles: InTiles = False,
+    tile_size: TileSize = None,
+    tile_overlap: TileOverlap = None,
+    tile_scale: TileScale = None,
     store: Annotated[
         Literal["float32", "float16"], typer.Option(help="The numbers of feature maps and tokens.")
     ] = "float32",
@@ -121,9 +126,11 @@ def extract(
         max_new_tokens=max_new_tokens,
         threshold=threshold,
         max_detections=max_detections,
+        tiles=tiles_of(tiles, size=tile_size, overlap=tile_overlap, scale=tile_scale),
         store=store,
         batch=batch,
         limits=image_limits(
+            for_tiles=tiles,
             max_pixels=max_pixels,
             max_side=max_side,
             max_aspect=max_aspect,

@@ -53,7 +53,7 @@ class Looker:
                 f"{name} gives no feature maps on {runtime_of(model)}: its graphs end in predictions"
             )
         if wanted.what == "predict":
-            model.choice(threshold=wanted.threshold, max_detections=wanted.max_detections)
+            model.choice(threshold=wanted.threshold, max_detections=wanted.max_detections, tiles=wanted.tiles)
 
     @property
     def batch(self) -> int:
@@ -126,6 +126,7 @@ class Looker:
             images,
             threshold=self.wanted.threshold,
             max_detections=self.wanted.max_detections,
+            tiles=self.wanted.tiles,
             batch=self.batch,
         )
         return [json.dumps(one.to_dict(), ensure_ascii=False) for one in found]

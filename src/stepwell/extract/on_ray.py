@@ -24,7 +24,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from stepwell.extract.folder import OutFolder, Totals, Written
 from stepwell.extract.looking import Looker
-from stepwell.extract.opening import Decoded, Lost, opened_in_order, opened_in_time
+from stepwell.extract.opening import Decoded, Lost, opened_in_order, opened_in_time, rows_of_a_task
 from stepwell.extract.parquet_rows import with_pictures
 from stepwell.extract.rows import Row, Shard
 from stepwell.extract.run import SHARD, Progress, Source, open_out
@@ -161,10 +161,10 @@ class _Writer:
 class _Tasks:
     """Tasks of Ray that open pictures (stepwell.extract.opening.Openers)."""
 
-    piece, ahead = 16, 4
+    ahead = 4
 
     def __init__(self, limits: ImageLimits) -> None:
-        self.limits = limits
+        self.limits, self.piece = limits, rows_of_a_task(limits, most=16)
         self._open = ray.remote(num_cpus=_CORES, max_retries=0)(opened_in_time)
 
     def submit(self, rows: Sequence[Row]) -> Any:

@@ -32,6 +32,7 @@ __all__ = [
     "opened",
     "opened_in_order",
     "opened_in_time",
+    "rows_of_a_task",
 ]
 
 _WAITING = 60.0
@@ -39,6 +40,9 @@ _WAITING = 60.0
 
 _STARTING = 120.0
 """Seconds for the first process to be there."""
+
+_LARGE = 2**26
+"""Pixels."""
 
 Decoded = tuple[tuple[int, int], bytes] | str
 """(width, height) and the RGB bytes of a picture; or why there is none."""
@@ -59,6 +63,11 @@ class Openers(Protocol):
 
     def result(self, task: Any) -> list[Decoded]:
         """Of each row of the piece; waits. Raises Lost."""
+
+
+def rows_of_a_task(limits: ImageLimits, *, most: int) -> int:
+    """One where pictures may be large, whose pixels wait in memory until the model is there for them."""
+    return most if limits.max_pixels <= _LARGE else 1
 
 
 def opened(rows: Sequence[Row], limits: ImageLimits) -> list[Decoded]:
@@ -128,12 +137,10 @@ class Here:
 class Processes:
     """So many processes that open pictures; a context, at whose end they are gone."""
 
-    piece = 4
-
     def __init__(self, count: int, limits: ImageLimits, *, seconds: float | None = None) -> None:
         """seconds: for a picture, before its process is ended."""
         self.count, self.limits = count, limits
-        self.ahead = count + 2
+        self.piece, self.ahead = rows_of_a_task(limits, most=4), count + 2
         self.seconds = seconds or limits.max_seconds + _WAITING
 
     def __enter__(self) -> Self:

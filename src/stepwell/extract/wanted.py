@@ -7,6 +7,7 @@ from math import isinf
 from typing import Any, Literal
 
 from stepwell.images.limits import DEFAULT_LIMITS, ImageLimits
+from stepwell.views.tiling import Tiles
 
 __all__ = ["Store", "Wanted", "What"]
 
@@ -17,8 +18,9 @@ Store = Literal["float32", "float16"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
     """what: feature maps, visual tokens, predictions, or answers to a question. threshold, max_detections: of
-    predictions. store: numbers of maps and tokens. batch: pictures that go through the model together, None
-    for 1 on a CPU and 8 elsewhere. limits: of picture files.
+    predictions; tiles: that they are made of, None for whole pictures. store: numbers of maps and tokens.
+    batch: pictures, or tiles, that go through the model together, None for 1 on a CPU and 8 elsewhere.
+    limits: of picture files.
 
     Raises ValueError for what does not go together.
     """
@@ -28,6 +30,7 @@ class Wanted:
     max_new_tokens: int = 128
     threshold: float | None = None
     max_detections: int | None = None
+    tiles: Tiles | None = None
     store: Store = "float32"
     batch: int | None = None
     limits: ImageLimits = field(default_factory=lambda: DEFAULT_LIMITS)
@@ -37,6 +40,8 @@ class Wanted:
             raise ValueError(f"'ask' needs a question and others take none: {self.what!r}, {self.question!r}")
         if self.what != "predict" and (self.threshold is not None or self.max_detections is not None):
             raise ValueError(f"a threshold and the most detections are for 'predict', not for {self.what!r}")
+        if self.what != "predict" and self.tiles is not None:
+            raise ValueError(f"tiles are for 'predict', not for {self.what!r}")
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"a batch is of 1 picture or more, got {self.batch}")
 
@@ -50,7 +55,7 @@ class Wanted:
 _HANGS_ON: dict[What, tuple[str, ...]] = {
     "features": ("store",),
     "tokens": ("store",),
-    "predict": ("threshold", "max_detections"),
+    "predict": ("threshold", "max_detections", "tiles"),
     "ask": ("question", "max_new_tokens"),
 }
 """Fields of `Wanted`."""
