@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +257,34 @@ def test_a_damaged_graph_is_one_line(form, tmp_path):
     with pytest.raises(ModelError, match=rf"64x64\.onnx is no graph that {form} opens: ") as caught:
         open_graph(tmp_path / "64x64.onnx", form)
     assert "\n" not in str(caught.value)
+
+
+SIGNALLED = """
+import faulthandler, gc, os, signal, sys
+import torch
+from pathlib import Path
+from stepwell.export.formats import open_graph
+
+faulthandler.enable()  # which gives handlers a stack of their own, as Python's always ask for
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+graphs = [open_graph(Path(sys.argv[1]), "openvino") for _ in range(2)]
+inputs = [torch.zeros(1, 3, 64, 64)]
+wanted = graphs[0](inputs)[0]
+while graphs:
+    graphs.pop(0)
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+assert torch.equal(open_graph(Path(sys.argv[1]), "openvino")(inputs)[0], wanted)
+"""
+
+
+@pytest.mark.slow
+def test_signals_are_handled_after_graphs_of_openvino_are_gone(folder):
+    pytest.importorskip("openvino")
+    (graph,) = export(folder, form="openvino")
+    command = [sys.executable, "-c", SIGNALLED, str(folder / GRAPHS / graph.file)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (result.stdout, result.returncode) == ("handled\nhandled\n", 0), result.stderr[-2000:]
 
 
 def keep_a_list(folder, **changes):

@@ -8,6 +8,7 @@ images.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import tempfile
@@ -123,15 +124,24 @@ def _onnx_runtime(path: Path) -> Run:
     return run
 
 
-def _openvino(path: Path) -> Run:
+@functools.cache
+def _openvino_core() -> Any:
+    """One for all graphs: its plugin gives the thread a stack for signals of its own. Of two cores that are
+    freed in the order of their making, the second would give back the stack of the first, which is gone, and
+    the next signal with a handler, such as Ctrl-C, would kill the process.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _openvino(path: Path) -> Run:
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = _openvino_core().compile_model(path, "CPU", settings)
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         found: Any = compiled([x.cpu().numpy() for x in inputs])
