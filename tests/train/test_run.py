@@ -378,6 +378,7 @@ def test_a_validation_loss_is_the_mean_over_all_samples_and_moves_no_weight(tmp_
         "stages.answer.validation=[{kind: drawn, count: 5, seed: 9, sides: [160, 256], text: [12, 16]}]",
         "stages.answer.batch=2",
         "stages.answer.losses={language: 2.0, frames: 0.5}",
+        "stages.answer.trainer={report_to: none}",
     )
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     metrics = trainer.evaluate()
