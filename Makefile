@@ -3,8 +3,8 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 OLDEST := .venv-oldest
-# Two processes, each with whole files of tests and half of the cores.
-TWO    := -n 2 --dist loadfile
+# Two processes, each with whole files of tests and half of the cores; where one is gone, the run ends.
+TWO    := -n 2 --dist loadfile --max-worker-restart 0
 
 # Nothing below fetches anything but packages: the model travels with the repository.
 export HF_HUB_OFFLINE := 1
