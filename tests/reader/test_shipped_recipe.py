@@ -11,7 +11,7 @@ from stepwell.reader.drawn import DrawnPages
 from stepwell.train.recipe import load_recipe
 from stepwell.train.run import train
 
-STEPS = 2
+STEPS = 1
 
 
 @pytest.fixture
