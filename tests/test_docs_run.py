@@ -47,7 +47,7 @@ NOT_RUN = {
     "stepwell train reader_smoke": "a minute and more; tests/train/test_run.py runs it",
     "stepwell train reader_tiny": "hours; tests/train/test_dry_run.py reads the recipe",
     "stepwell train uhd_v2_upsampler": "wants COCO and a GPU; tests/train/test_upsampler.py trains one",
-    "stepwell flops --paper": "most of a minute; tests/flops/test_tables.py counts and prints some of its rows",
+    "stepwell flops --paper": "most of a minute; tests/flops/test_tables.py prints some of its rows",
     "stepwell compare": "trains for hours; tests/evaluate/test_compare.py compares small systems",
     "stepwell convert model.pth": "a release of 1 GB; tests/weights/test_convert.py converts small ones",
     "stepwell serve": SERVES,
