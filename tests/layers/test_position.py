@@ -264,3 +264,16 @@ def test_a_relative_table_for_a_smaller_window_keeps_its_near_offsets() -> None:
     table = torch.randn(13 * 11, 2)
     smaller = resize_relative_table(table, (7, 6), (4, 6)).view(7, 11, 2)
     torch.testing.assert_close(smaller[2:5], table.view(13, 11, 2)[5:8])
+
+
+@pytest.mark.parametrize(("source", "target"), [((16, 16), (44, 34)), ((24, 16), (7, 20)), ((5, 3), (1, 1))])
+def test_antialiased_resizes_are_exported_as_products_of_the_same_weights(source, target):
+    class Resized(torch.nn.Module):
+        def forward(self, table):
+            return resize_position_embedding(table, source, target, antialias=True, class_slot=True)
+
+    torch.manual_seed(0)
+    table = torch.randn(source[0] * source[1] + 1, 4, dtype=torch.float64)
+    program = torch.export.export(Resized(), (table,))
+    assert not [node for node in program.graph.nodes if "upsample" in str(node.target)]
+    torch.testing.assert_close(program.module()(table), Resized()(table), rtol=0, atol=1e-12)

@@ -21,6 +21,7 @@ from stepwell.structures import Size
 __all__ = [
     "SHORTEST",
     "RelativeBias",
+    "antialiased_weights",
     "cubic_spline_weights",
     "fraction_embedding",
     "fraction_position_embedding",
@@ -56,7 +57,14 @@ def resize_position_embedding(
     slot, cells = table[:class_slot], table[class_slot:]
     map = cells.unflatten(0, source).permute(2, 0, 1)[None]
     map = map.to(at_least_single(table.dtype))  # bicubic weights need fp32
-    map = F.interpolate(map, target, mode="bicubic", align_corners=False, antialias=antialias)
+    if antialias and torch.compiler.is_exporting():  # OpenVINO would resize with another filter
+        down, across = (
+            torch.tensor(antialiased_weights(*sides), dtype=map.dtype, device=map.device)
+            for sides in zip(source, target, strict=True)
+        )
+        map = down @ map @ across.t()
+    else:
+        map = F.interpolate(map, target, mode="bicubic", align_corners=False, antialias=antialias)
     return torch.cat([slot, map[0].flatten(1).t().to(table.dtype)])
 
 
@@ -65,6 +73,30 @@ def resize_weights(source: int, target: int) -> Tensor:
     line = torch.eye(source, dtype=torch.float64, device="cpu")[None, :, :, None]
     resized = F.interpolate(line, (target, 1), mode="bicubic", align_corners=False)
     return resized[0, :, :, 0].t()
+
+
+def antialiased_weights(source: int, target: int) -> list[list[float]]:
+    """(target, source): times one axis, torch's antialiased bicubic resize, which is Pillow's: a cubic of
+    a = -0.5, as wide as the cells that it averages.
+    """
+    width = max(1.0, source / target)
+    lines = []
+    for cell in range(target):
+        centre = (cell + 0.5) * source / target
+        first, last = max(0, int(centre - 2 * width + 0.5)), min(source, int(centre + 2 * width + 0.5))
+        line = [
+            _cubic((place + 0.5 - centre) / width) if first <= place < last else 0.0
+            for place in range(source)
+        ]
+        lines.append([weight / sum(line) for weight in line])
+    return lines
+
+
+def _cubic(distance: float) -> float:
+    x = abs(distance)
+    if x < 1:
+        return 1.5 * x**3 - 2.5 * x**2 + 1
+    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
 
 
 def resize_patch_kernel(kernel: Tensor, patch: int) -> Tensor:
