@@ -219,7 +219,8 @@ def test_a_local_task_scores_as_stepwell_evaluate_does(plugin, assistant, folder
     for number in range(5):
         draw(60 + 20 * number, 50, number).save(tmp_path / f"{number}.png")
         answer = assistant.ask(tmp_path / f"{number}.png", "What?")
-        said = answer if number < 2 else answer[:-2] if number < 4 else "other"
+        blanks = f"{answer[:1]}  {answer[1:]}"  # lmms-eval's own score squeezes them
+        said = answer if number < 2 else (answer[:-2], blanks, "other")[number - 2]
         lines.append({"image": f"{number}.png", "question": "What?", "answers": [said]})
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
     offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
