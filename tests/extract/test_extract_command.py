@@ -149,7 +149,7 @@ def test_a_script_that_its_processes_would_begin_again_is_told_so() -> None:
         (["p", "model/config.json", *PREDICT], "is a file"),
         (["p", "out", "--what", "predict", "--model", "p"], "p is not a model folder"),
         (["p", "out", "--what", "ask", "--model", "model"], "'ask' needs a question"),
-        (["p", "out", "--question", "What?", *PREDICT], "others take none: 'predict', 'What?'"),
+        (["p", "out", "--question", "What?", *PREDICT], "others take none; got 'predict' with 'What?'"),
         (["p", "out", "--what", "ask", "--question", "What?", "--model", "model"], "model gives no answers"),
         (["p", "out", "--what", "tokens", "--model", "model"], "model gives no visual tokens"),
         (["p", "out", "--what", "tokens", "--threshold", "0.5"], "are for 'predict', not for 'tokens'"),

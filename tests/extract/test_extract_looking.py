@@ -324,7 +324,7 @@ def test_a_classifier_on_its_graph_predicts_and_gives_no_maps(tmp_path: Path) ->
     [
         ({"what": "ask"}, "'ask' needs a question"),
         ({"what": "ask", "question": " "}, "'ask' needs a question"),
-        ({"what": "tokens", "question": "What?"}, "others take none: 'tokens', 'What[?]'"),
+        ({"what": "tokens", "question": "What?"}, "others take none; got 'tokens' with 'What[?]'"),
         ({"what": "tokens", "threshold": 0.5}, "are for 'predict', not for 'tokens'"),
         ({"what": "features", "max_detections": 5}, "are for 'predict', not for 'features'"),
         ({"what": "features", "tiles": Tiles()}, "tiles are for 'predict', not for 'features'"),

@@ -37,7 +37,9 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if (self.what == "ask") != bool(self.question and self.question.strip()):
-            raise ValueError(f"'ask' needs a question and others take none: {self.what!r}, {self.question!r}")
+            raise ValueError(
+                f"'ask' needs a question, others take none; got {self.what!r} with {self.question!r}"
+            )
         if self.what != "predict" and (self.threshold is not None or self.max_detections is not None):
             raise ValueError(f"a threshold and the most detections are for 'predict', not for {self.what!r}")
         if self.what != "predict" and self.tiles is not None:

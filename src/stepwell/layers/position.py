@@ -77,7 +77,8 @@ def resize_weights(source: int, target: int) -> Tensor:
 
 def antialiased_weights(source: int, target: int) -> list[list[float]]:
     """(target, source): times one axis, torch's antialiased bicubic resize, which is Pillow's: a cubic of
-    a = -0.5, as wide as the cells that it averages.
+    a = -0.5, as wide as the cells that it averages. In numbers, as an export would put torch's own resize
+    into its graph.
     """
     width = max(1.0, source / target)
     lines = []
@@ -88,7 +89,8 @@ def antialiased_weights(source: int, target: int) -> list[list[float]]:
             _cubic((place + 0.5 - centre) / width) if first <= place < last else 0.0
             for place in range(source)
         ]
-        lines.append([weight / sum(line) for weight in line])
+        total = sum(line)
+        lines.append([weight / total for weight in line])
     return lines
 
 
