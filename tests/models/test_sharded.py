@@ -32,6 +32,7 @@ def test_a_weight_of_which_a_part_is_here_is_not_joined_with_others():
 
 SCRIPT = """
 import copy
+import os
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -80,7 +81,7 @@ for levels in ((0, 1, 2), (0, 1, 2, 3)):
                 torch.testing.assert_close(other.grad.full_tensor(), one.grad, atol=1e-5, rtol=1e-3, msg=name)
         with torch.no_grad():
             torch.testing.assert_close(sharded(images, layout), outs[0], atol=1e-5, rtol=1e-5)
-dist.destroy_process_group()
+os._exit(0)  # a thread of gloo that drops a tensor after the interpreter's end aborts the process
 """
 
 

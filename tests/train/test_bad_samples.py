@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
+from two_processes import run_in_two
 
 from stepwell import cli
 from stepwell.train.recipe import load_recipe
@@ -217,31 +215,17 @@ def test_what_a_coco_file_has_wrong_is_told_before_the_first_step(tmp_path, reci
 
 SCRIPT = """
 import sys
-import torch
 from stepwell.train.run import train
 
 train("reader_smoke", sys.argv[1:])
-torch.distributed.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 def test_processes_name_each_others_bad_samples(tmp_path, recipe):
     """Of eight samples in eight steps, each process meets some."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     settings = [*recipe(*[GOOD, EMPTY] * 4, steps=8), "workers=1"]
-    for setting, code in (("bad_samples=skip", 0), ("bad_samples_limit=40", 1)):
-        run = subprocess.run(
-            [*launcher, str(tmp_path / "script.py"), *settings, setting, "resume=false"],
-            capture_output=True,
-            text=True,
-            timeout=500,
-            env=environment,
-        )
-        assert run.returncode == code, run.stderr[-3000:]
-        if code == 0:
-            assert {row["place"] for row in rows(tmp_path)} == {"1", "3", "5", "7"}
-        else:
-            assert "4 of 8 samples of a source are bad" in run.stderr
+    run_in_two(SCRIPT, tmp_path, *settings, "bad_samples=skip", "resume=false")
+    assert {row["place"] for row in rows(tmp_path)} == {"1", "3", "5", "7"}
+    run = run_in_two(SCRIPT, tmp_path, *settings, "bad_samples_limit=40", "resume=false", fails=True)
+    assert "4 of 8 samples of a source are bad" in run.stderr

@@ -34,7 +34,6 @@ def until_killed(self, *args, **kwargs):
 
 StageTrainer.training_step = until_killed
 train("reader_smoke", overrides)
-torch.distributed.destroy_process_group()
 """
 STAGES = {"look": "{frames: 1.0}", "answer": "{language: 1.0, frames: 0.5}"}
 SETTINGS = ["bf16=false", "save_dtype=float32", "workers=0"]

@@ -22,6 +22,7 @@ from stepwell.train.stage_trainer import StageTrainer
 from stepwell.train.tasks import find_task
 
 SCRIPT = """
+import os
 import sys
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -51,7 +52,7 @@ def until_killed(self, *args, **kwargs):
 
 AcceleratorState.__init__, StageTrainer.training_step = sharding_cpus, until_killed
 train("reader_smoke", overrides)
-torch.distributed.destroy_process_group()
+os._exit(0)  # caches of DTensor keep the group, and with it threads of gloo that could abort the process
 """
 STAGES = {"look": "{frames: 1.0}", "answer": "{language: 1.0, frames: 0.5}"}  # pointers look into layers
 SETTINGS = ["bf16=false", "save_dtype=float32", "workers=0"]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from two_processes import run_in_two
 
 from stepwell.data.conversations import Conversations
 from stepwell.data.mixture import Mixture
@@ -189,7 +187,6 @@ def lengths_in_order(recipe: Path, batches: int) -> list[int]:
 
 WATCHED = """
 import json, sys
-import torch
 from stepwell.train.run import train
 from stepwell.train.stage_trainer import StageTrainer
 
@@ -208,8 +205,6 @@ def told(self, model, inputs, *args, **kwargs):
 
 StageTrainer.compute_loss = told
 train(recipe, overrides)
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
 """
 
 
@@ -253,17 +248,7 @@ def test_a_training_that_was_killed_goes_on_in_the_same_order(recipe, monkeypatc
 @pytest.mark.slow
 def test_two_processes_take_a_step_of_one_kind(recipe, monkeypatch, tmp_path):
     """A step is four batches of two, two of either process; which hold images is as the order says."""
-    (tmp_path / "script.py").write_text(WATCHED)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launcher, str(tmp_path / "script.py"), str(tmp_path / "told"), str(recipe)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two(WATCHED, tmp_path, str(tmp_path / "told"), str(recipe))
     monkeypatch.setenv("WORLD_SIZE", "2")
     lengths = lengths_in_order(recipe, batches=4)
     images = [sum(length > 0 for length in lengths[i : i + 2]) for i in range(0, len(lengths), 2)]

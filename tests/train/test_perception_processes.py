@@ -4,14 +4,12 @@ that are accumulated."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from shapes import write_coco
 from tiny import DINO, RCNN, UPERNET, metrics_of, recipe_of, weights_of, write_data
+from two_processes import run_in_two
 
 from stepwell.train import perception, results
 from stepwell.train.run import train
@@ -34,7 +32,6 @@ TOLERANCE = {"rtol": 2e-3, "atol": 2e-4}
 SCRIPT = """
 import json
 import sys
-import torch
 from stepwell.train import perception, results
 from stepwell.train.run import train
 
@@ -42,7 +39,6 @@ perception.PICTURES = 0
 results.can_draw = lambda: False
 for recipe in json.loads(sys.argv[1]):
     train(recipe)
-torch.distributed.destroy_process_group()
 """
 
 
@@ -100,17 +96,7 @@ def same_training(one, other):
 def test_two_processes_train_the_model_of_one(alone, data, tmp_path):
     """Batch norms are those of both."""
     paths = [str(path) for path in recipes(tmp_path, data, batch=2)]
-    (tmp_path / "script.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launcher, str(tmp_path / "script.py"), json.dumps(paths)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two(SCRIPT, tmp_path, json.dumps(paths))
     for head, one in zip(KINDS, alone, strict=True):
         two = tmp_path / str(head) / "runs/tiny/1_shapes"
         same_training(two, one)

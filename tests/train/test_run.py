@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from stepwell.models.processor import StepwellProcessor
 from stepwell.reader.recipe import ReaderModel
 from stepwell.reader.task import ReaderTask
 from stepwell.train.groups import part_of
+from stepwell.train.processes import leave_group
 from stepwell.train.recipe import load_recipe
 from stepwell.train.run import mixture, train
 from stepwell.train.stage_trainer import StageTrainer
@@ -461,8 +463,21 @@ def until_killed(self, *args, **kwargs):
 
 StageTrainer.training_step = until_killed
 train("reader_smoke", overrides)
-torch.distributed.destroy_process_group()
 """
+
+
+def test_of_the_group_of_processes_nothing_is_left(tmp_path):
+    """Also where only the garbage collector frees who holds it, and where there is none."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    holder = [torch.distributed.group.WORLD]
+    holder.append(holder)
+    group = weakref.ref(holder[0])
+    del holder
+    for _ in range(2):
+        leave_group()
+        assert not torch.distributed.is_initialized()
+    assert group() is None
 
 
 def in_two_processes(folder, *overrides, kill=99):

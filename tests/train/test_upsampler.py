@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_run import equal_weights, killed_after, read_metrics
 from torchvision.transforms import functional as TF
-from two_processes import TWO
+from two_processes import run_in_two
 
 import stepwell
 from stepwell.cli import main
@@ -312,15 +311,10 @@ def test_costs_are_not_told_of_an_up_sampler_alone(capsys):
 @pytest.mark.slow
 def test_two_processes_train_one_up_sampler_and_go_on_where_they_were(settings, tmp_path):
     settings = [*settings, "stages.upsampler.steps=3", "save_steps=1", "stages.upsampler.batch=1"]
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys; from stepwell.train.run import train; train('uhd_v2_upsampler', sys.argv[1:])"
-    )
+    script = "import sys; from stepwell.train.run import train; train('uhd_v2_upsampler', sys.argv[1:])"
 
     def run(folder):
-        command = [*TWO, str(script), *settings, f"output={tmp_path}/{folder}"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        assert result.returncode == 0, result.stderr[-2000:]
+        run_in_two(script, tmp_path, *settings, f"output={tmp_path}/{folder}")
         return tmp_path / folder / "uhd_v2_upsampler"
 
     through = run("through")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -41,6 +40,7 @@ from stepwell.models.vision import settings_json
 from stepwell.train.chat_recipe import ChatRecipe
 from stepwell.train.collate import Collator, turn_mask
 from stepwell.train.length_groups import modality_groups, word_lengths
+from stepwell.train.processes import is_first, tell
 from stepwell.train.recipe import Recipe
 from stepwell.train.tasks import JudgedByLosses
 from stepwell.views.slices import SliceGeometry, long_side_size
@@ -180,9 +180,9 @@ class ChatTask(JudgedByLosses):
         model.generation_config.eos_token_id = self.processor.tokenizer.eos_token_id
         if self.stage == self.settings.stages[0] and kind is not StepwellForConditionalGeneration:
             reports = load_parts(model, settings.parts, parts=self.parts(model), revisions=settings.revisions)
-            if reports and os.environ.get("RANK", "0") == "0":
+            if reports and is_first():
                 for part, report in reports.items():
-                    print(f"{part} from {report.text()}", flush=True)
+                    tell(f"{part} from {report.text()}")
                 commits = {part: report.commit for part, report in reports.items()}
                 self._write_origin(self.settings.output / self.settings.name, settings.parts, commits)
         return self.with_adapters(model)

@@ -27,9 +27,9 @@ from stepwell.models.published.papers import LANGUAGE_MODELS, find_published
 from stepwell.structures import TokenLayout
 from stepwell.train.chat import ChatTask, ChatTraining
 from stepwell.train.groups import freeze_all_but, optimiser_groups, part_of
+from stepwell.train.processes import processes
 from stepwell.train.recipe import Recipe, Stage, load_recipe
 from stepwell.train.run import weights_of
-from stepwell.train.stage_trainer import processes
 from stepwell.train.tasks import find_task
 
 __all__ = ["dry_run"]

@@ -8,7 +8,6 @@ run that resumes sees what it would have seen.
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -39,6 +38,7 @@ from stepwell.models.parts import load_parts
 from stepwell.train.examination import Examination
 from stepwell.train.groups import part_of
 from stepwell.train.perception_model import PerceptionModel
+from stepwell.train.processes import tell
 from stepwell.train.recipe import Recipe, Stage
 
 __all__ = [
@@ -194,7 +194,7 @@ class PerceptionTask(ABC):
             model = self.model_class(self.config)
             if self.stage == self.settings.stages[0]:
                 for part, report in load_parts(model, settings.sources, revisions=settings.revisions).items():
-                    _tell(f"{part} from {report.text()}")
+                    tell(f"{part} from {report.text()}")
         else:
             model = self._started(settings)
         return self.training(model)
@@ -230,7 +230,7 @@ class PerceptionTask(ABC):
         if known == self.classes:
             return model
         if self.stage == self.settings.stages[0]:
-            _tell(
+            tell(
                 f"{settings.start} knows {len(known)} classes, which are not the {len(self.classes)} of the "
                 "data: the layers that tell classes start anew"
             )
@@ -387,8 +387,3 @@ def _place(data: Any) -> Path:
     """Where an entry of the data lies."""
     named = (getattr(data, name, None) for name in ("annotations", "list", "labels", "path"))
     return next(place for place in named if isinstance(place, Path))
-
-
-def _tell(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)

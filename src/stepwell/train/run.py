@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,8 +23,9 @@ from transformers import Trainer, set_seed
 
 from stepwell.data.mixture import PATIENCE, Mixture
 from stepwell.folders import write_whole
+from stepwell.train.processes import is_first, leave_at_exit, processes, tell
 from stepwell.train.recipe import Recipe, load_recipe
-from stepwell.train.stage_trainer import WHOLE, StageTrainer, processes, progress_bars, put
+from stepwell.train.stage_trainer import WHOLE, StageTrainer, progress_bars, put
 from stepwell.train.tasks import Task, find_task
 
 __all__ = ["RECIPE", "mixture", "train", "weights_of"]
@@ -64,7 +64,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     for i, (task, source, stage_folder) in enumerate(zip(tasks, sources, stages, strict=True)):
         finished = stage_folder / "finished"
         if resume and finished.is_dir():
-            _tell(f"stage {task.stage.name} was finished before, and is taken as it is: {finished}")
+            tell(f"stage {task.stage.name} was finished before, and is taken as it is: {finished}")
         else:
             trainer = StageTrainer(
                 _built(task, settings, weights), task, settings, source, stage_folder, seed=settings.seed + i
@@ -82,7 +82,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
         weights = finished / "model.safetensors"
     assert weights is not None  # a recipe has a stage
     set_seed(settings.seed)
-    if _is_first():
+    if is_first():
         part = folder / "model.part"
         shutil.rmtree(part, ignore_errors=True)
         tasks[-1].save(weights, part)
@@ -90,31 +90,22 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
         tasks[-1].report(folder / "model", folder)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+        leave_at_exit()
     return folder / "model"
-
-
-def _is_first() -> bool:
-    """Of the processes that torchrun starts, the one that writes and tells."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _tell(text: str) -> None:
-    if _is_first():
-        print(text, flush=True)
 
 
 def _begin(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     """The first process leaves the recipe in the run's folder, and tells what the data hold."""
-    if not _is_first():
+    if not is_first():
         return
     folder.mkdir(parents=True, exist_ok=True)
     fields = recipe.model_dump(mode="json", exclude_unset=True)
     write_whole(folder / RECIPE, yaml.safe_dump({"task": recipe.task, **fields}, sort_keys=False))
     if recipe.bf16 and not torch.cuda.is_available() and not _computes_bf16():
-        _tell("bf16: this processor has no instructions for it and is many times faster with bf16=false")
+        tell("bf16: this processor has no instructions for it and is many times faster with bf16=false")
     for task in tasks:
         if text := task.introduction():
-            _tell(text)
+            tell(text)
 
 
 def _computes_bf16() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,22 +25,18 @@ from stepwell.train.bad_samples import BadSamples
 from stepwell.train.examination import Examination
 from stepwell.train.groups import freeze_all_but, frozen_norms, optimiser_groups
 from stepwell.train.metrics import MetricsFile
+from stepwell.train.processes import processes
 from stepwell.train.recipe import Optimiser, Recipe
 from stepwell.train.results import Results
 from stepwell.train.schedules import SCHEDULES, Run, build_schedule, checked_arguments
 from stepwell.train.sharding import sharding_units
 from stepwell.train.tasks import Task
 
-__all__ = ["WHOLE", "StageTrainer", "processes", "progress_bars", "put"]
+__all__ = ["WHOLE", "StageTrainer", "progress_bars", "put"]
 
 BAD = "bad_samples"  # of a batch
 BEST = "best"  # of a stage: the weights that were best on its validation data so far
 WHOLE = "whole"  # an empty file, the last that a checkpoint gets
-
-
-def processes() -> int:
-    """That train together, as torchrun tells them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def put(part: Path, folder: Path) -> None:

@@ -6,7 +6,6 @@ there. The losses are those of train/multiview.py.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -28,6 +27,7 @@ from stepwell.images.open import open_image
 from stepwell.models.upsampler import StepwellUpsampler, StepwellUpsamplerConfig
 from stepwell.structures import EncoderSpec, Statistics
 from stepwell.train.multiview import HiddenMap, Loss, MultiviewTraining, UncertaintyHead
+from stepwell.train.processes import tell
 from stepwell.train.recipe import Positive, Rate, Recipe, Stage, Strict
 from stepwell.train.tasks import JudgedByLosses
 from stepwell.views.preprocess import resize_short_side_and_crop, to_tensor
@@ -176,8 +176,7 @@ class UpsamplerTask(JudgedByLosses):
         encoder = build_encoder(model.encoder, **model.arguments)
         if (source := model.parts.get("encoder")) is not None:
             report = load_encoder_weights(encoder, source, revision=model.revision)
-            if os.environ.get("RANK", "0") == "0":
-                print(f"encoder from {report.text()}", flush=True)
+            tell(f"encoder from {report.text()}")
         return self._module(encoder)
 
     def outline(self) -> nn.Module:
