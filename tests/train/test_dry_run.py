@@ -100,6 +100,15 @@ def test_what_is_not_here_is_named_and_the_rest_is_told():
         dry_run("llava_1_5", ["model.parts.language=nobody/nothing"])
 
 
+def test_adapters_on_what_is_not_here_learn_in_its_place():
+    text = dry_run("llava_1_5", ["model.lora={parts: [language], rank: 8}"])
+    linear = 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))  # rows and columns of the layers
+    (model, *stages) = cells(text, "language")
+    added = 8 * linear / 1e6
+    assert float(model[1]) == pytest.approx(6738.42 + added, abs=0.02)
+    assert stages[-1][1:4] == [f"{added:.2f}", "of", model[1]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_shipped_recipes_of_every_kind_can_be_looked_at(name, monkeypatch, tmp_path):

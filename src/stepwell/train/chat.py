@@ -50,6 +50,7 @@ __all__ = [
     "ChatTraining",
     "language_loss",
     "token_accuracy",
+    "wanted_adapters",
 ]
 
 
@@ -143,20 +144,10 @@ class ChatTask(JudgedByLosses):
         return module
 
     def with_adapters(self, model: Any) -> Any:
-        """The model, with those that the recipe wants; what learns beside them, in any stage, is whole. A
-        finished model has all its weights in full.
-        """
+        """The model, with those that the recipe wants; a finished one has all its weights in full."""
         if (wanted := self.settings.model.lora) is None:
             return model
-        learning = {part for stage in self.settings.stages for part in stage.train} & set(model.parts)
-        self.lora = lora_config(
-            model,
-            wanted.parts,
-            rank=wanted.rank,
-            alpha=wanted.alpha,
-            dropout=wanted.dropout,
-            whole=sorted(learning - set(wanted.parts)),
-        )
+        self.lora = wanted_adapters(model, self.settings)
         is_outline = any(parameter.is_meta for parameter in model.parameters())
         if wanted.bits is not None and type(model) is not StepwellForConditionalGeneration and not is_outline:
             dtype = torch.bfloat16 if self.settings.bf16 else torch.float32
@@ -292,6 +283,22 @@ def _config(model: Any, tokenizer: Any) -> StepwellConfig:
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
         template=model.template,
+    )
+
+
+def wanted_adapters(model: Any, settings: Any) -> Any:
+    """peft's configuration of the adapters that a recipe wants; what learns beside them, in any stage, is
+    whole.
+    """
+    lora = settings.model.lora
+    learning = {part for stage in settings.stages for part in stage.train} & set(model.parts)
+    return lora_config(
+        model,
+        lora.parts,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        whole=sorted(learning - set(lora.parts)),
     )
 
 

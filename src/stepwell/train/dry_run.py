@@ -22,10 +22,11 @@ from stepwell.flops.memory import peak_bytes
 from stepwell.flops.text import aligned
 from stepwell.folders import one_line
 from stepwell.language.labels import IGNORE
+from stepwell.models.adapters import add_adapters
 from stepwell.models.config import StepwellConfig
 from stepwell.models.published.papers import LANGUAGE_MODELS, find_published
 from stepwell.structures import TokenLayout
-from stepwell.train.chat import ChatTask, ChatTraining
+from stepwell.train.chat import ChatTask, ChatTraining, wanted_adapters
 from stepwell.train.groups import freeze_all_but, optimiser_groups, part_of
 from stepwell.train.processes import processes
 from stepwell.train.recipe import Recipe, Stage, load_recipe
@@ -98,9 +99,12 @@ def _without_files(kind: Any, settings: Recipe, stage: Any, error: OSError) -> _
             image_token_id=text["vocab_size"],
             template=model.template,
         )
+        adapted = () if model.lora is None else model.lora.parts
         with torch.device("meta"):
             module = ChatTraining(config)
-        freeze_all_but(module, stage.train, module.parts)
+            if adapted:
+                add_adapters(module, wanted_adapters(module, settings))
+        freeze_all_but(module, stage.train, module.parts, adapted=adapted)
         return _Plan(
             stage, None, module, module.parts, f"{name} is not on this machine: sizes are the published"
         )
