@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any
@@ -41,12 +42,14 @@ GEOMETRY = PyramidGeometry(
 class FakeAssistant(stepwell.Assistant):
     """Answers at once, and remembers what it was asked."""
 
+    boxes_are_regions = True
+
     def __init__(self, **settings: object) -> None:
         self.settings = settings
         self.engine = SimpleNamespace(geometry=GEOMETRY)  # type: ignore[assignment]
 
     def layout(self, image: Any, *, region: Any = None) -> TokenLayout:
-        return GEOMETRY.layout((image.height, image.width))
+        return GEOMETRY.layout_of((image.height, image.width), region)
 
     def ask(
         self,
@@ -209,6 +212,23 @@ def test_show_writes_the_image_of_the_views_and_leaves_no_draft(
     assert [path.name for path in target.parent.iterdir()] == ["views.png"]
     with Image.open(target) as drawn:
         assert drawn.width > 2 * 64
+
+
+def test_show_draws_a_region_that_is_told_in_words_as_one_beside_them(
+    loaded: list[FakeAssistant], image_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = replace(GEOMETRY, names=("whole", "close"), sides=(32, 64), strides=(16, 16))
+    monkeypatch.setattr(f"{__name__}.GEOMETRY", two)
+    drawn = {}
+    for name, question, beside in (
+        ("whole", "How much?", []),
+        ("words", "What is written in [0.25, 0.25, 0.75, 0.5]?", []),
+        ("beside", "How much?", ["--region", "0.25,0.25,0.75,0.5"]),
+    ):
+        target = tmp_path / f"{name}.png"
+        assert cli.main(["ask", image_path, question, *beside, "--show", str(target)]) == 0
+        drawn[name] = target.read_bytes()
+    assert drawn["words"] == drawn["beside"] != drawn["whole"]
 
 
 def test_show_leaves_the_old_file_alone_when_drawing_fails(

@@ -30,6 +30,8 @@ UNDECODED = os.fsdecode(b"gr\xf6\xdfe")  # as a Latin-1 terminal gives it
 class Parrot(stepwell.Assistant):
     """Answers with one text, and remembers the question."""
 
+    boxes_are_regions = False
+
     def __init__(self) -> None:
         sides: dict[str, Any] = {"names": ("only",), "sides": (64,), "strides": (16,), "framing": "aspect"}
         geometry = PyramidGeometry(**sides, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -112,7 +112,8 @@ def ask(
     if show is not None:
         from stepwell.views.sheet import write_views
 
-        write_views(show, opened, assistant.engine.geometry, [pixels] * len(opened))
+        layouts = assistant.layouts((opened, question, pixels))  # a question may tell a region in words
+        write_views(show, opened, assistant.engine.geometry, [layout.region for layout in layouts])
     if as_json:
         about: dict[str, Any] = {"model": model or SHIPPED.name, "commit": assistant.commit}
         about |= {"question": question} | ({} if pixels is None else {"region": pixels})
