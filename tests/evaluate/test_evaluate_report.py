@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -131,6 +131,15 @@ def test_a_sweep_is_drawn_against_size_and_cost_with_its_intervals(points, tmp_p
         assert line.get_ydata().tolist() == [each.score for each in scores]
         for segment, each in zip(ends.get_segments(), scores, strict=True):
             assert segment[:, 1].tolist() == pytest.approx(list(each.interval))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_sweep_is_drawn_where_rounding_puts_a_score_beside_its_interval(points, tmp_path, side):
+    scores = points[0].report.scores
+    ends = (scores.score * (1 + 1e-12), 1.0) if side == 0 else (0.0, scores.score * (1 - 1e-12))
+    beside = replace(points[0].report, scores=replace(scores, interval=ends))
+    draw_sweep(tmp_path / "sweep.png", [replace(points[0], report=beside)], name="exact")
+    assert (tmp_path / "sweep.png").stat().st_size
 
 
 def test_a_picture_that_cannot_be_saved_leaves_nothing(points, tmp_path, monkeypatch):
