@@ -6,6 +6,8 @@ python benchmarks/reading.py curves RUN FILE           the losses of a training,
 python benchmarks/reading.py together RUNS FILE        one loss of several trainings of the same stages
 python benchmarks/reading.py exchange QUESTIONS FILE   each question on the image of another of its type
 python benchmarks/reading.py parts FOLDER              the shipped reader's encoders and language model, apart
+python benchmarks/reading.py between MODEL MODEL SHARE FOLDER
+                                                       a model so far on the way from the first to the second
 
 benchmarks/reading holds the questions and the digests of the images, as they were before any reader was
 trained that is measured on them. Another Pillow or NumPy may draw other pixels, and the first that differ are
@@ -19,11 +21,13 @@ import csv
 import inspect
 import json
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from stepwell.evaluate.answers import digest_of_file
@@ -125,6 +129,25 @@ def parts(folder: Path) -> int:
     return 0
 
 
+def between(first: Path, second: Path, share: float, folder: Path) -> int:
+    """Weights (1 - share) * first + share * second: of a model, and of what it became when it learned more,
+    one that can do what both can (Wortsman et al., arXiv 2109.01903). Written as the second is.
+    """
+    from safetensors.torch import load_file, save_file
+
+    weights = [load_file(model / "model.safetensors") for model in (first, second)]
+    if weights[0].keys() != weights[1].keys():
+        raise ValueError(f"{first} and {second} have different weights")
+    mixed = {
+        name: torch.lerp(weights[0][name].float(), tensor.float(), share).to(tensor.dtype)
+        for name, tensor in weights[1].items()
+    }
+    shutil.copytree(second, folder, ignore=shutil.ignore_patterns("model.safetensors", "origin.json"))
+    save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
+    print(f"{share:g} of the way from {first} to {second}: {folder}")
+    return 0
+
+
 def curves(run: Path, file: Path) -> int:
     from matplotlib.figure import Figure
 
@@ -188,6 +211,7 @@ COMMANDS = {
     "together": together,
     "exchange": exchange,
     "parts": parts,
+    "between": between,
 }
 
 if __name__ == "__main__":
@@ -195,7 +219,7 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run in COMMANDS.items():
         command = commands.add_parser(name)
-        for parameter in inspect.signature(run).parameters:
-            command.add_argument(parameter, type=Path)
-    paths = vars(parser.parse_args())
-    sys.exit(COMMANDS[paths.pop("command")](**paths))
+        for parameter in inspect.signature(run, eval_str=True).parameters.values():
+            command.add_argument(parameter.name, type=parameter.annotation)
+    given = vars(parser.parse_args())
+    sys.exit(COMMANDS[given.pop("command")](**given))

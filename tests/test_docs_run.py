@@ -58,6 +58,7 @@ NOT_RUN = {
     "stepwell evaluate reader_tiny fields": "the same",
     "stepwell evaluate runs/cut": "a model that is not in the repository",
     "stepwell train benchmarks/": "hours, on data sets that are not in the repository",
+    "torchrun --nproc-per-node 2 -m stepwell train benchmarks/": "the same",
     "stepwell draw pages --count 40 --seed 42": "what `stepwell compare` reads, which is not run",
     "import base64\n\nimport openai": "to a running server; tests/serve/test_chat_route.py asks so",
 }

@@ -1,0 +1,58 @@
+"""The recipes and tools by which the shipped reader is trained and measured, in benchmarks/."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stepwell.train.recipe import load_recipe
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+RECIPES = sorted(path for path in (BENCHMARKS / "reading").rglob("*.yaml") if path.stem != "base")
+
+
+def between(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, BENCHMARKS / "reading.py", "between", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+
+def write(folder: Path, **weights: torch.Tensor) -> Path:
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("config.json", "origin.json"):
+        (folder / name).write_text(folder.name)
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_can_be_read(path):
+    assert load_recipe(path).stages
+
+
+def test_a_model_between_two_has_weights_between_theirs(tmp_path):
+    first = write(tmp_path / "first", weight=torch.tensor([1.0, 4.0]).half(), count=torch.tensor(2))
+    second = write(tmp_path / "second", weight=torch.tensor([3.0, 0.0]).half(), count=torch.tensor(2))
+    made = between(first, second, 0.25, tmp_path / "mixed")
+    assert made.returncode == 0, made.stderr
+    mixed = load_file(tmp_path / "mixed/model.safetensors")
+    assert mixed["weight"].tolist() == [1.5, 3.0]
+    assert mixed["weight"].dtype == torch.float16
+    assert mixed["count"] == 2
+    assert sorted(path.name for path in (tmp_path / "mixed").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    assert (tmp_path / "mixed/config.json").read_text() == "second"
+
+
+def test_models_of_different_weights_have_none_between_them(tmp_path):
+    first = write(tmp_path / "first", weight=torch.zeros(2))
+    second = write(tmp_path / "second", other=torch.zeros(2))
+    made = between(first, second, 0.5, tmp_path / "mixed")
+    assert "have different weights" in made.stderr
+    assert not (tmp_path / "mixed").exists()
