@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +14,13 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RECIPES = sorted(path for path in (BENCHMARKS / "reading").rglob("*.yaml") if path.stem != "base")
 
 
-def between(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, BENCHMARKS / "reading.py", "between", *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def reading():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        import reading
+
+        yield reading
 
 
 def write(folder: Path, **weights: torch.Tensor) -> Path:
@@ -34,11 +36,10 @@ def test_recipes_can_be_read(path):
     assert load_recipe(path).stages
 
 
-def test_a_model_between_two_has_weights_between_theirs(tmp_path):
+def test_a_model_between_two_has_weights_between_theirs(reading, tmp_path):
     first = write(tmp_path / "first", weight=torch.tensor([1.0, 4.0]).half(), count=torch.tensor(2))
     second = write(tmp_path / "second", weight=torch.tensor([3.0, 0.0]).half(), count=torch.tensor(2))
-    made = between(first, second, 0.25, tmp_path / "mixed")
-    assert made.returncode == 0, made.stderr
+    assert reading.between(first, second, 0.25, tmp_path / "mixed") == 0
     mixed = load_file(tmp_path / "mixed/model.safetensors")
     assert mixed["weight"].tolist() == [1.5, 3.0]
     assert mixed["weight"].dtype == torch.float16
@@ -50,9 +51,9 @@ def test_a_model_between_two_has_weights_between_theirs(tmp_path):
     assert (tmp_path / "mixed/config.json").read_text() == "second"
 
 
-def test_models_of_different_weights_have_none_between_them(tmp_path):
+def test_models_of_different_weights_have_none_between_them(reading, tmp_path):
     first = write(tmp_path / "first", weight=torch.zeros(2))
     second = write(tmp_path / "second", other=torch.zeros(2))
-    made = between(first, second, 0.5, tmp_path / "mixed")
-    assert "have different weights" in made.stderr
+    with pytest.raises(ValueError, match="have different weights"):
+        reading.between(first, second, 0.5, tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
