@@ -6,7 +6,7 @@ python benchmarks/reading.py curves RUN FILE           the losses of a training,
 python benchmarks/reading.py together RUNS FILE        one loss of several trainings of the same stages
 python benchmarks/reading.py exchange QUESTIONS FILE   each question on the image of another of its type
 python benchmarks/reading.py parts FOLDER              the shipped reader's encoders and language model, apart
-python benchmarks/reading.py between MODEL MODEL SHARE FOLDER
+python benchmarks/reading.py between MODEL MODEL FRACTION FOLDER
                                                        a model so far on the way from the first to the second
 
 benchmarks/reading holds the questions and the digests of the images, as they were before any reader was
@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stepwell.evaluate.answers import digest_of_file
 from stepwell.evaluate.drawing import write_figure
 from stepwell.evaluate.metrics import spelled_alike
-from stepwell.folders import write_whole
+from stepwell.folders import share, write_whole
 from stepwell.images.open import open_image
 from stepwell.reader.drawn import DrawnPages
 from stepwell.reader.drawn_set import write_drawn
@@ -129,22 +129,28 @@ def parts(folder: Path) -> int:
     return 0
 
 
-def between(first: Path, second: Path, share: float, folder: Path) -> int:
-    """Weights (1 - share) * first + share * second: of a model, and of what it became when it learned more,
-    one that can do what both can (Wortsman et al., arXiv 2109.01903). Written as the second is.
+def between(first: Path, second: Path, fraction: float, folder: Path) -> int:
+    """Weights (1 - fraction) * first + fraction * second: of a model, and of what it became when it learned
+    more, one that can do what both can (Wortsman et al., arXiv 2109.01903). Written as the second is.
     """
     from safetensors.torch import load_file, save_file
 
+    if folder.exists():
+        raise ValueError(f"{folder}: is there already, and is not written over")
     weights = [load_file(model / "model.safetensors") for model in (first, second)]
     if weights[0].keys() != weights[1].keys():
         raise ValueError(f"{first} and {second} have different weights")
     mixed = {
-        name: torch.lerp(weights[0][name].float(), tensor.float(), share).to(tensor.dtype)
+        name: torch.lerp(weights[0][name].float(), tensor.float(), fraction).to(tensor.dtype)
         for name, tensor in weights[1].items()
     }
-    shutil.copytree(second, folder, ignore=shutil.ignore_patterns("model.safetensors", "origin.json"))
-    save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
-    print(f"{share:g} of the way from {first} to {second}: {folder}")
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(second, part, ignore=shutil.ignore_patterns("model.safetensors", "origin.json"))
+    save_file(mixed, part / "model.safetensors", metadata={"format": "pt"})
+    share(part / "model.safetensors")
+    part.rename(folder)
+    print(f"{fraction:g} of the way from {first} to {second}: {folder}")
     return 0
 
 

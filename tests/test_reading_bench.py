@@ -49,6 +49,25 @@ def test_a_model_between_two_has_weights_between_theirs(reading, tmp_path):
         "model.safetensors",
     ]
     assert (tmp_path / "mixed/config.json").read_text() == "second"
+    modes = {path.stat().st_mode for path in (tmp_path / "mixed").iterdir()}
+    assert len(modes) == 1
+    with pytest.raises(ValueError, match="is there already"):
+        reading.between(second, first, 0.25, tmp_path / "mixed")
+    assert (tmp_path / "mixed/config.json").read_text() == "second"
+
+
+def test_half_a_model_between_two_is_none(reading, tmp_path, monkeypatch):
+    first, second = (write(tmp_path / name, weight=torch.zeros(2)) for name in ("first", "second"))
+
+    def full_disk(*_, **__):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            reading.between(first, second, 0.5, tmp_path / "mixed")
+    assert not (tmp_path / "mixed").exists()
+    assert reading.between(first, second, 0.5, tmp_path / "mixed") == 0
 
 
 def test_models_of_different_weights_have_none_between_them(reading, tmp_path):
