@@ -5,8 +5,8 @@ whose peers take minutes a run, and without the twenty exported graphs (graph fo
 
     python benchmarks/run.py [WORD ...]     only the rows whose table or name holds all of the words
                                             (deform, upsample, windows, uhd, inf-llava, piip, detectors,
-                                            tiles, runtimes, memory, user, ask, serve, imports; training,
-                                            openvino)
+                                            tiles, turns, runtimes, memory, user, ask, serve, imports;
+                                            training, openvino)
 
 Rows are appended to latest.md as they come. Run it on a quiet machine. Ratios above 1 say that ours is the
 faster; times are of this machine, today.
@@ -26,6 +26,7 @@ import piip_backbone
 import runtimes
 import serving
 import tiles
+import turns
 import upsample
 import windows
 from measure import HEADER, machine
@@ -68,6 +69,11 @@ SECTIONS = {
         "Window attention; other: every cell projected, RoIAlign and four passes of attention",
         HEADER,
         windows.rows(),
+    ),
+    "turns": (
+        "Attention of turns apart; other: all pairs under its mask",
+        HEADER,
+        turns.rows(),
     ),
     "runtimes": (
         "Inference of the exported graph; 0.74x is 1.35 times OpenVINO's time, 0.91x is 1.1 times",

@@ -23,8 +23,8 @@ __all__ = ["ResNet"]
 
 _STEM_STRIDE = 4
 _NARROW = 16
-"""Below it oneDNN 3.13 (torch 2.15, AVX-512) writes past its memory in the gradient of a strided 1x1 convolution
-of channels-last maps from 48x48 on: the process aborts.
+"""Below it oneDNN 3.13 (torch 2.15, AVX-512) writes past its memory in the gradient of a strided 1x1
+convolution of channels-last maps from 48x48 on: the process aborts.
 """
 
 

@@ -43,6 +43,7 @@ from stepwell.train.length_groups import modality_groups, word_lengths
 from stepwell.train.processes import is_first, tell
 from stepwell.train.recipe import Recipe
 from stepwell.train.tasks import JudgedByLosses
+from stepwell.train.turn_attention import TURNS_APART
 from stepwell.views.slices import SliceGeometry, long_side_size
 
 __all__ = [
@@ -161,11 +162,10 @@ class ChatTask(JudgedByLosses):
         """
         settings = self.settings.model
         if settings.start is not None:
-            return self.with_adapters(
-                kind.from_pretrained(
-                    self.origin, config=config, dtype=torch.float32, trust_remote_code=False, **arguments
-                )
+            model = kind.from_pretrained(
+                self.origin, config=config, dtype=torch.float32, trust_remote_code=False, **arguments
             )
+            return self.with_adapters(self._attending(model))
         model = kind(config, **arguments)
         model.generation_config.pad_token_id = self.processor.tokenizer.pad_token_id
         model.generation_config.eos_token_id = self.processor.tokenizer.eos_token_id
@@ -176,7 +176,14 @@ class ChatTask(JudgedByLosses):
                     tell(f"{part} from {report.text()}")
                 commits = {part: report.commit for part, report in reports.items()}
                 self._write_origin(self.settings.output / self.settings.name, settings.parts, commits)
-        return self.with_adapters(model)
+        return self.with_adapters(self._attending(model))
+
+    def _attending(self, model: Any) -> Any:
+        """The model, whose attention knows of turns apart where the stage has them."""
+        decoder = model.model.language_model
+        if self.stage.turns == "apart" and decoder.config._attn_implementation == "sdpa":
+            decoder.set_attn_implementation(TURNS_APART)
+        return model
 
     def parts(self, module: Any) -> Mapping[str, str]:
         parts: Mapping[str, str] = module.parts

@@ -1,0 +1,85 @@
+"""Attention of turns apart on a processor: no product of what may not look at one another.
+
+Of a page with many questions most pairs are masked out: visual tokens look back, and a turn looks at visual
+tokens and at itself. Queries are taken in blocks, and a block meets only those keys that any of its rows may
+look at. Letters: B batch, H heads, L length, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+__all__ = ["TURNS_APART", "attend_in_blocks"]
+
+TURNS_APART = "stepwell_turns_apart"
+"""The name of this attention among transformers' own."""
+_ROWS = 512  # queries of a block
+
+
+class _Block(NamedTuple):
+    rows: slice
+    seen: Tensor  # (K,) the keys that any of the rows may look at
+    mask: Tensor  # (B, 1, rows, K)
+
+
+_blocks: MutableMapping[Tensor, list[_Block]] = WeakTensorKeyDictionary()
+"""Of each mask as long as it lives: all layers of a model are given the same."""
+
+
+def attend_in_blocks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **arguments: Any,
+) -> tuple[Tensor, None]:
+    """query (B, H, L, D), key and value with as many heads or fewer, attention_mask (B, 1, L, L), True where
+    a query may look, and transformers' other arguments -> (B, L, H, D), as its "sdpa" gives it.
+
+    The reference is that one; it also serves other devices, whose kernels are quick enough, and other masks.
+    """
+    is_biased = arguments.get("position_bias") is not None
+    if attention_mask is None or is_biased or not _is_of_turns(attention_mask, query, key):
+        found: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **arguments
+        )
+        return found
+    if attention_mask not in _blocks:
+        _blocks[attention_mask] = _blocks_of(attention_mask)
+    outputs = [
+        sdpa_attention_forward(
+            module,
+            query[:, :, block.rows],
+            key.index_select(2, block.seen),
+            value.index_select(2, block.seen),
+            block.mask,
+            **arguments,
+        )[0]
+        for block in _blocks[attention_mask]
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+def _is_of_turns(mask: Tensor, query: Tensor, key: Tensor) -> bool:
+    pairs = (1, query.shape[2], key.shape[2])
+    return mask.dtype == torch.bool and mask.shape[1:] == pairs and query.device.type == "cpu"
+
+
+def _blocks_of(mask: Tensor) -> list[_Block]:
+    blocks = []
+    for start in range(0, mask.shape[2], _ROWS):
+        rows = slice(start, start + _ROWS)
+        seen = mask[:, 0, rows].any(dim=1).any(dim=0).nonzero()[:, 0]
+        blocks.append(_Block(rows, seen, mask[:, :, rows].index_select(3, seen)))
+    return blocks
+
+
+AttentionInterface.register(TURNS_APART, attend_in_blocks)
