@@ -165,7 +165,7 @@ def test_a_region_is_told_in_fractions_and_asked_in_pixels(
 ) -> None:
     assert cli.main(["ask", image_path, "How much?", "--region", "0.25, 0.5,0.75,1", "--json"]) == 0
     assert loaded[0].region == (16, 16, 48, 32)
-    assert json.loads(capsys.readouterr().out)["region"] == [16, 16, 48, 32]
+    assert json.loads(capsys.readouterr().out)["region"] == [0.25, 0.5, 0.75, 1]
     assert cli.main(["ask", image_path, "How much?", "--json"]) == 0
     assert loaded[1].region is None
     assert "region" not in json.loads(capsys.readouterr().out)
@@ -277,6 +277,12 @@ REFUSALS = [
     (["IMAGE", "What?", "--model", "WEIGHTLESS"], "holds no weights"),
     (["IMAGE", "What?", "--show", "nowhere/views.png"], "there is no folder nowhere"),
     (["IMAGE", "What?", "--show", "views.doc"], ".png"),
+    (["IMAGE", "What?", "--show", "IMAGE"], "is one of the pictures, and would be written over"),
+    (["IMAGE", "IMAGE"], "the question comes last"),
+    (
+        ["IMAGE", "What?", "--model", "boards_tiny"],
+        "boards_tiny answers no questions: it is a 'stepwell_detector'",
+    ),
 ]
 
 
@@ -291,6 +297,7 @@ OTHER_REFUSALS = [
     (["flops"], "name a model, or take --paper"),
     (["flops", "piip", "--paper"], "takes no model"),
     (["flops", "piip", "--size", "0x3"], "WIDTHxHEIGHT"),
+    (["flops", "--paper", "--size", "20x20"], "--paper takes no --size"),
     (["plan", "--branches", "deit:B,S,T"], "--budget-gflops"),
     (["plan", "--branches", "deit:S", "--budget-gflops", "3", "--json", "--yaml"], "exclude each other"),
     (["plan", "--branches", "deit:Q", "--budget-gflops", "3"], "deit_b"),

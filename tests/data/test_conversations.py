@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from stepwell.data.conversations import Conversations
+from stepwell.images.limits import ImageLimits
 from stepwell.images.open import open_image
 
 
@@ -430,3 +431,51 @@ def test_what_is_no_parquet_is_refused_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'stepwell\[train\]'"):
         Conversations(tmp_path / "a.parquet")
+
+
+def test_images_in_parquet_stay_closed_until_they_are_opened_under_limits(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    content = io.BytesIO()
+    Image.new("RGB", (60, 40), "red").save(content, "PNG")
+    rows = {
+        "image": [{"bytes": content.getvalue(), "path": None}],
+        "others": [[{"bytes": content.getvalue(), "path": None}]],
+        "conversations": [[turn("human", "<image>\nWhat?"), turn("gpt", "Red.")]],
+    }
+    image = datasets.Image()
+    text = {"from": datasets.Value("string"), "value": datasets.Value("string")}
+    features = datasets.Features(
+        {"image": image, "others": datasets.List(image), "conversations": datasets.List(text)}
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    source = Conversations(tmp_path / "a.parquet")
+    assert source.entries[0]["others"] == rows["others"][0]
+    (found,) = source[0].images
+    assert found == rows["image"][0]
+    assert open_image(found).getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(ValueError, match="pixels"):
+        open_image(found, limits=ImageLimits(max_pixels=100))
+
+
+def test_a_system_text_beside_the_turns_is_the_first_of_them(tmp_path):
+    entry = {"system": "Be brief.", "conversations": [turn("human", "Hi"), turn("gpt", "Yes?")]}
+    messages = Conversations(write(tmp_path / "x.json", [entry]))[0].messages
+    assert [message["role"] for message in messages] == ["system", "user", "assistant"]
+    assert messages[0]["content"] == [{"type": "text", "text": "Be brief."}]
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ({"image": "a.png", "images": ["b.png"]}, "it has image and images; give one of them"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "it has conversations and messages"),
+        (
+            {"conversations": [turn("human", "Hi"), {**turn("gpt", "Yes?"), "weight": 0}]},
+            "all answers are learned, also one of weight 0",
+        ),
+    ],
+)
+def test_what_would_be_left_out_in_silence_is_refused(tmp_path, more, complaint):
+    entry = {"conversations": [turn("human", "Hi"), turn("gpt", "Yes?")], **more}
+    with pytest.raises(ValueError, match=complaint):
+        Conversations(write(tmp_path / "x.json", [entry]))[0]

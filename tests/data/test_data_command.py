@@ -118,3 +118,15 @@ def test_refusals_are_one_line(coco, tmp_path, capsys, arguments, complaint):
     (line,) = capsys.readouterr().err.splitlines()
     assert complaint.format(folder=tmp_path) in line
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_picture_of_the_data_is_not_drawn_over(coco, capsys):
+    path = coco(GOOD)
+    picture = path.with_name("a.png")
+    before = picture.read_bytes()
+    assert cli.main(["data", str(path), "--show", str(picture)]) == 2
+    assert "a.png is one of the pictures, and would be written over" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+    other = path.with_name("b.png")
+    for _ in range(2):  # a drawing may be drawn anew
+        assert cli.main(["data", str(path), "--show", str(other)]) == 0

@@ -131,3 +131,9 @@ def test_sources_are_shuffled_each_in_its_own_way():
     answered = answers(mixed([Numbers("a", 50), Numbers("b", 50)], [1, 1], length=60))
     orders = [[answer[1:] for answer in answered if answer[0] == name][:20] for name in "ab"]
     assert orders[0] != orders[1]
+
+
+def test_an_epoch_is_as_many_as_hold_no_sample_twice():
+    sources = [range(10), range(30)]
+    assert Mixture(sources, None, length=80, prepare=str).epoch == 40
+    assert Mixture(sources, [3.0, 1.0], length=80, prepare=str).epoch == 13

@@ -9,6 +9,7 @@ import torch
 from transformers import ResNetConfig
 
 from stepwell.flops.report import find_subject, report, report_as_json, report_as_table
+from stepwell.folders import SHIPPED_DETECTOR
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.dense import ClassifierSettings, DenseSettings
@@ -167,3 +168,7 @@ def test_what_is_not_ours_is_refused(tmp_path):
 def test_an_image_without_pixels_is_refused():
     with pytest.raises(ValueError, match="at least one pixel each way, got 0x5"):
         report(DenseSettings(branches=BRANCHES), size=(0, 5))
+
+
+def test_shipped_models_are_known_by_their_names():
+    assert report(find_subject("boards_tiny")) == report(find_subject(str(SHIPPED_DETECTOR)))

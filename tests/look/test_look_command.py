@@ -127,6 +127,14 @@ def test_at_most_so_many_panels_are_drawn_the_first_and_the_last_among_them() ->
         (["--what", "everything"], "'everything' is not one of"),
         (["--what", "views", "--region", "0.1,0.2"], "--region is LEFT,TOP,RIGHT,BOTTOM"),
         (["--what", "views", "--out", "look.txt"], "use a name that ends in"),
+        (["--what", "views", "--out", "PICTURE"], "is one of the pictures, and would be written over"),
+        (["--what", "views", "--out", "LABELS"], "would be written over"),
+        (["--what", "pca", "--heads", "mean"], "--heads chooses among those of an answer"),
+        (["--what", "attention", "--point", "0,0", "--heads", "mean"], "--heads chooses among those"),
+        (
+            ["--what", "attention", "--question", "What?", "--head", "1", "--heads", "mean"],
+            "leave it out, or --head",
+        ),
         ([], "missing option '--what'"),
     ],
 )
@@ -135,11 +143,16 @@ def test_what_does_not_go_together_is_refused_in_one_line(
 ) -> None:
     picture = tmp_path / "one.png"
     Image.new("RGB", (60, 40)).save(picture)
-    assert cli.main(["look", str(picture), *arguments]) == 2
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"precious": true}')
+    before = {path: path.read_bytes() for path in (picture, labels)}
+    places = {"PICTURE": str(picture), "LABELS": str(labels.with_suffix(".png"))}
+    assert cli.main(["look", str(picture), *(places.get(word, word) for word in arguments)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert complaint in err
     assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_what_a_model_does_not_have_is_refused(build: Build, draw: Draw) -> None:

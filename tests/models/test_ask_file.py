@@ -107,3 +107,12 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(folder):
     path = write(folder, "\ufeff" + json.dumps({"image": "0.png", "question": "?"}))
     (line,) = read_question_lines(path)
     assert line.questions == [([folder / "0.png"], "?")]
+
+
+def test_what_an_earlier_run_found_is_left_out(assistant, folder):
+    failed = {"image": "0.png", "question": "?", "error": "no such file"}
+    missing = {"image": "missing.png", "question": "?", "answer": "it says"}
+    lines = read_question_lines(write(folder, failed, missing))
+    found = list(answer_lines(assistant, lines, max_new_tokens=3))
+    assert found[0].keys() == {"image", "question", "answer"}
+    assert found[1].keys() == {"image", "question", "error"}

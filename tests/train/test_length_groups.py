@@ -261,3 +261,16 @@ def test_two_processes_take_a_step_of_one_kind(recipe, monkeypatch, tmp_path):
 def test_a_reader_draws_by_chance_alone_and_slips_are_refused(sampling):
     with pytest.raises(ValueError, match=r"stages\.0\.sampling: Input should be 'random'"):
         load_recipe("reader_smoke", [f"stages.look.sampling={sampling}"])
+
+
+def test_groups_are_of_one_epoch(recipe, tmp_path):
+    settings = load_recipe(recipe, ["stages.tune.steps=null", "stages.tune.epochs=3"])
+    task = ChatTask(settings, settings.stages[0])
+    samples = mixture(task, seed=settings.seed)
+    order = task.order(samples, batches=2, seed=settings.seed)
+    assert order is not None
+    assert sorted(order) == list(range(len(samples)))
+    places = samples.places()
+    for start in range(0, len(order) - samples.epoch + 1, samples.epoch):
+        drawn = [places[i] for i in order[start : start + samples.epoch]]
+        assert len(set(drawn)) == samples.epoch

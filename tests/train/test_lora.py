@@ -101,6 +101,21 @@ def test_a_part_with_adapters_that_does_not_learn_stays(recipe, tmp_path):
     assert all(".projector." in name for name in changed(folder, tmp_path / "start"))
 
 
+def test_of_a_part_of_an_adapted_one_its_adapters_alone_learn(recipe, tmp_path):
+    learning = ("vision.branches.0", "vision.interactions", "projector")
+    folder = train(recipe({"parts": ["vision"], "rank": 2}, learning=learning))
+    moved = changed(folder, tmp_path / "start")
+    of_branch = {name for name in moved if ".branches.0." in name}
+    assert of_branch
+    assert not any("norm" in name or "bias" in name or "embed" in name for name in of_branch)
+    assert not any(".branches.1." in name or "language_model" in name for name in moved)
+    assert any(".interactions." in name and "norm" in name for name in moved)  # which has no adapters
+    base = AutoModelForImageTextToText.from_pretrained(tmp_path / "start")
+    merged = peft.PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().state_dict()
+    for name, tensor in AutoModelForImageTextToText.from_pretrained(folder).state_dict().items():
+        torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_a_dry_run_counts_adapters_alone(recipe):
     text = dry_run(recipe({"parts": ["language"], "rank": 2}, learning=("language",)))
     whole = dry_run(recipe(None, learning=("language",)))

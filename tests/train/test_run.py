@@ -23,6 +23,7 @@ from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.processor import StepwellProcessor
 from stepwell.reader.recipe import ReaderModel
 from stepwell.reader.task import ReaderTask
+from stepwell.train.dry_run import dry_run
 from stepwell.train.groups import part_of
 from stepwell.train.processes import leave_group
 from stepwell.train.recipe import load_recipe
@@ -418,6 +419,81 @@ def test_epochs_are_as_long_as_the_sources_together(tmp_path):
     trainer = stage_trainer(tmp_path, *overrides, "stages.answer.accumulate=2")
     assert trainer.args.max_steps == 4  # 13.5 samples, 4 a step
     assert len(trainer.train_dataset) == 16
+
+
+def test_no_sample_comes_again_before_all_have_come(tmp_path):
+    overrides = ["stages.answer.steps=null", "stages.answer.epochs=5", "workers=0"]
+    trainer = stage_trainer(tmp_path, *overrides, "stages.answer.data=[{kind: drawn, count: 10}]")
+    places = trainer.train_dataset.places()
+    order = list(trainer.get_train_dataloader().batch_sampler)
+    drawn = [places[i] for batch in order for i in batch]
+    assert len(drawn) >= 50
+    for start in range(0, 50, 10):
+        assert len(set(drawn[start : start + 10])) == 10
+    assert drawn[:10] != drawn[10:20]
+
+
+def test_metrics_tell_epochs_of_the_data(tmp_path):
+    overrides = [f"output={tmp_path}", "bf16=false", "workers=0", "log_steps=1", "stages.answer.steps=1"]
+    drawn = "stages.look.data=[{kind: drawn, count: 4, sides: [96, 96], reads: 2}]"
+    train("reader_smoke", [*overrides, drawn, "stages.look.steps=6", "stages.look.batch=2"])
+    rows = [row for row in read_metrics(tmp_path / "reader_smoke/1_look") if row["metric"] == "loss"]
+    assert [(row["step"], float(row["epoch"])) for row in rows] == [(str(i), i / 2) for i in range(1, 7)]
+
+
+def test_a_row_of_metrics_that_was_cut_short_is_left_out(tmp_path, monkeypatch):
+    killed_after(3, monkeypatch, "reader_smoke", [*VALIDATED, f"output={tmp_path}"])
+    table = tmp_path / "reader_smoke/1_look/metrics.csv"
+    with table.open("a") as file:
+        file.write("2")
+    train("reader_smoke", [*VALIDATED, f"output={tmp_path}"])
+    assert all(row["value"] for row in read_metrics(table.parent))
+
+
+def test_a_record_that_was_cut_short_is_refused_in_one_line(tmp_path):
+    folder = tmp_path / "reader_smoke/1_look"
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text("")
+    with pytest.raises(ValueError, match=r"recipe\.json is not JSON"):
+        train("reader_smoke", [f"output={tmp_path}"])
+
+
+def test_a_run_may_lie_in_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = load_recipe(
+        "reader_smoke", ["output=~/runs", "stages.look.data=[{kind: drawn, fonts: ~/fonts}]"]
+    )
+    assert recipe.output == tmp_path / "runs"
+    assert recipe.stages[0].data[0].fonts == tmp_path / "fonts"
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("stages.answer.schedule.name=cosin", "stages.answer: TrainingArguments: .*cosin"),
+        ("stages.answer.optimiser.name=adamm", "stages.answer: TrainingArguments: .*adamm"),
+        ("stages.answer.trainer={gradient_checkpoint: true}", "stages.answer: TrainingArguments"),
+        ("stages.answer.train=[visio]", "no part of the model is called 'visio'"),
+        ("stages.answer.optimiser.part_lrs={visio: 1}", "no part of the model that learns is called 'visio'"),
+    ],
+)
+def test_what_is_wrong_with_a_later_stage_is_told_before_the_first(
+    tmp_path, monkeypatch, override, complaint
+):
+    monkeypatch.setattr(StageTrainer, "__init__", lambda *_, **__: pytest.fail("a stage has begun"))
+    with pytest.raises(ValueError, match=complaint):
+        train("reader_smoke", [f"output={tmp_path}", "bf16=false", override])
+    with pytest.raises(ValueError, match=complaint):
+        dry_run("reader_smoke", [override])
+
+
+@pytest.mark.parametrize("field", ["data", "validation"])
+def test_data_that_hold_nothing_are_named(tmp_path, field):
+    (tmp_path / "none.json").write_text("[]")
+    entry = f"{{kind: conversations, path: {tmp_path}/none.json}}"
+    complaint = rf"stages\.look\.{field}: .*none\.json holds no sample"
+    with pytest.raises(ValueError, match=complaint):
+        train("reader_smoke", [f"output={tmp_path}", "bf16=false", f"stages.look.{field}=[{entry}]"])
 
 
 def test_every_stage_draws_and_shuffles_by_a_seed_of_its_own(tmp_path, monkeypatch):

@@ -316,7 +316,7 @@ def test_regions_beside_images():
     assert regions_beside([box], 1) == [tuple(box)]
     assert regions_beside([None, box], 2) == [None, tuple(box)]
     for wrong in (box, [box]):
-        with pytest.raises(ValueError, match="1 regions stand beside 2 images"):
+        with pytest.raises(ValueError, match="1 region stands beside 2 images"):
             regions_beside(wrong, 2)
     with pytest.raises(ValueError, match="a region is"):
         regions_beside("0.1,0.2,0.3,0.4", 1)

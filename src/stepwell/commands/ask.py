@@ -98,6 +98,8 @@ def ask(
         raise ValueError("the question is empty")
     if stream and as_json:
         raise ValueError("--stream and --json exclude each other: JSON is printed whole")
+    if Path(question).is_file():
+        raise ValueError(f"the question comes last; {question} is a file")
     question = well_formed(question)
     if region is not None and len(images) > 1:
         raise ValueError("--region is of one image; lines of --jsonl may have a region for each of theirs")
@@ -107,7 +109,7 @@ def ask(
     if show is not None:
         from stepwell.images.draw import check_target
 
-        check_target(show)
+        check_target(show, images)
     assistant = load_assistant(model, revision, device, dtype, limits)
     if show is not None:
         from stepwell.views.sheet import write_views
@@ -116,7 +118,7 @@ def ask(
         write_views(show, opened, assistant.engine.geometry, [layout.region for layout in layouts])
     if as_json:
         about: dict[str, Any] = {"model": model or SHIPPED.name, "commit": assistant.commit}
-        about |= {"question": question} | ({} if pixels is None else {"region": pixels})
+        about |= {"question": question} | ({} if fractions is None else {"region": fractions})
         _tell(assistant, images, opened, question, pixels, max_new_tokens, about)
         return
     answer = assistant.ask(

@@ -25,6 +25,8 @@ def flops(
     """Count what a model costs, as the papers count and as it is."""
     if paper == (config is not None):
         raise ValueError("name a model, or take --paper" if config is None else "--paper takes no model")
+    if paper and size is not None:
+        raise ValueError("--paper takes no --size: its tables name their own")
     from stepwell.flops.text import parse_size
 
     pixels = None if size is None else parse_size(size)

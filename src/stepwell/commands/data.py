@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,11 +51,6 @@ def data(
     max_seconds: MaxSeconds = None,
 ) -> None:
     """Look through a data set before a training: pictures, classes, sizes, and what is left out."""
-    if show is not None:
-        from stepwell.images.draw import check_target
-
-        check_target(show)
-
     from stepwell.data.entries import data_of
     from stepwell.data.summary import summary
 
@@ -67,6 +62,10 @@ def data(
         max_bytes=max_bytes,
         max_seconds=max_seconds,
     )
+    if show is not None:
+        from stepwell.images.draw import check_target
+
+        check_target(show, _pictures(opened) if show.exists() else ())
     report = summary(opened, progress=show_progress)
     if as_json:
         print_json(report.fields(), indent=2)
@@ -82,6 +81,11 @@ def data(
         known = {where for where, _ in bad}
         bad = (*bad, *(fault for fault in sheet.bad if fault[0] not in known))
     _tell(bad)
+
+
+def _pictures(opened: Any) -> Iterator[Path]:
+    samples = (opened[i] for i in range(len(opened)))
+    yield from (sample.path if hasattr(sample, "path") else sample.image for sample in samples)
 
 
 def _tell(faults: Sequence[tuple[str, str]]) -> None:

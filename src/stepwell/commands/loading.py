@@ -51,6 +51,9 @@ def load_assistant(
 ) -> Assistant:
     """An assistant, opened the fast way where there is one. Raises ValueError for another kind of model."""
     check_model(model, device)
+    folder = None if model is None else find_folder(model)
+    if folder is not None and (kind := model_type(folder)).startswith("stepwell_"):
+        raise ValueError(f"{model} answers no questions: it is a {kind!r} model")
 
     from stepwell.models.ask import as_assistant
     from stepwell.weights.light import load_to_ask

@@ -61,9 +61,12 @@ def look(
     ] = None,
     head: Annotated[int | None, typer.Option(min=0, help="Of attention. [default: all]")] = None,
     heads: Annotated[
-        Heads,
-        typer.Option(help="Of an answer: the head that reads from place to place, or the mean of all."),
-    ] = "reading",
+        Heads | None,
+        typer.Option(
+            help="Of an answer: the head that reads from place to place, or the mean of all. "
+            "[default: reading]"
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(metavar="FILE", dir_okay=False, help="Of the figure; numbers go to FILE.json.")
     ] = Path("look.png"),
@@ -94,12 +97,23 @@ def look(
         if region is None
         else _numbers(region, 4, "--region is LEFT,TOP,RIGHT,BOTTOM, such as 0.1,0.4,0.6,0.45")
     )
-    check_look(what, models=len(names), point=place, question=question, token=token, layer=layer, head=head)
+    check_look(
+        what,
+        models=len(names),
+        point=place,
+        question=question,
+        token=token,
+        layer=layer,
+        head=head,
+        heads=heads,
+    )
 
     from stepwell.images.draw import check_target
     from stepwell.images.open import open_image
+    from stepwell.look.numbers import check_numbers
 
-    check_target(out)
+    check_target(out, [picture])
+    check_numbers(out)
     for name in names:
         check_model(name, device)
     opened = open_image(picture, limits=limits)
@@ -126,7 +140,7 @@ def look(
         region=pixels,
         layer=layer,
         head=head,
-        heads=heads,
+        heads=heads or "reading",
         max_new_tokens=max_new_tokens,
     )
     found.write(out)

@@ -110,8 +110,10 @@ def predict(
         max_bytes=max_bytes,
         max_seconds=max_seconds,
     )
+    from stepwell.images.draw import refuse_pictures
+
     drawings = {} if show is None else _drawings(show, names)
-    _check_targets(names, [*drawings.values(), *([coco] if coco else [])])
+    refuse_pictures([*drawings.values(), *([coco] if coco else [])], filter(STDIN.__ne__, names))
     if show is not None:
         show.mkdir(parents=True, exist_ok=True)
     network = _load(model, partial(_opened, revision, device, dtype, runtime, int8=int8))
@@ -304,21 +306,3 @@ def _drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:
         taken.add(free.lower())
         paths[name] = folder / f"{free}.png"
     return paths
-
-
-def _check_targets(names: Sequence[str], targets: Sequence[Path]) -> None:
-    """Raises ValueError for a file to be written that is one of the pictures, by whatever name."""
-    pictures = {_on_disk(Path(name)) for name in names if name != STDIN} - {None}
-    for target in targets:
-        if _on_disk(target) in pictures:
-            raise ValueError(
-                f"{target} is one of the pictures, and would be written over; name another place"
-            )
-
-
-def _on_disk(path: Path) -> tuple[int, int] | None:
-    try:
-        about = path.stat()
-    except OSError:
-        return None
-    return about.st_dev, about.st_ino

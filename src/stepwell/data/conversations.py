@@ -5,12 +5,13 @@ turns that are "from" a "human" or "gpt" with a "value" each. Others write a JSO
 `messages` of "role" and "content", contents in parts that name their images, and several images. A single
 placeholder is moved to the front of its turn, as the official code does. "region", [left, top, right, bottom]
 in fractions of the image, is what is looked at closely; beside several images there is a list of one, or
-null, each.
+null, each. "system" is what a system turn would say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,10 @@ class Conversations:
             turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
         if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
             raise ValueError(f"it has no turns under {' or '.join(_TURNS)}")
+        if any(isinstance(turn, Mapping) and turn.get("weight") == 0 for turn in turns):
+            raise ValueError("all answers are learned, also one of weight 0: leave that out")
+        if not _is_none(entry.get("system")):
+            turns = [{"from": "system", "value": entry["system"]}, *turns]
         images, regions = _images(entry, turns)
         messages = from_llava(turns, has_image=bool(images), rule="llava_next")
         _check(messages, len(images))
@@ -96,16 +101,37 @@ def _read(path: Path) -> Sequence[Any]:
     if not files or not Path(files[0]).is_file():
         raise FileNotFoundError(2, "no such file", str(path))
     try:
-        from datasets import Dataset, disable_progress_bars, logging
+        from datasets import Dataset, Features, disable_progress_bars, logging
     except ImportError as error:
         raise ImportError("Parquet is read by datasets: pip install 'stepwell[train]'") from error
+    from pyarrow import parquet
+
     disable_progress_bars()
     logging.set_verbosity(logging.CRITICAL)  # what it logs of a damaged file, it raises too
     try:
-        rows: Sequence[Any] = Dataset.from_parquet(files)
+        features = Features.from_arrow_schema(parquet.read_schema(files[0]))
+        rows: Sequence[Any] = Dataset.from_parquet(files, features=Features(_undecoded(dict(features))))
     except Exception as error:  # pyarrow's own, and those of datasets around them
         raise ValueError(f"{path} cannot be read as Parquet: {one_line(error.__cause__ or error)}") from None
     return rows
+
+
+def _undecoded(feature: Any) -> Any:
+    """A feature of datasets, or several, whose images stay as they lie in the file: they are opened under the
+    limits of images, and only where they are wanted.
+    """
+    from datasets import Image
+
+    if isinstance(feature, Image):
+        return Image(decode=False)
+    if isinstance(feature, dict):
+        return {name: _undecoded(of) for name, of in feature.items()}
+    if isinstance(feature, list):
+        return [_undecoded(of) for of in feature]
+    if hasattr(feature, "feature"):
+        feature = copy(feature)
+        feature.feature = _undecoded(feature.feature)
+    return feature
 
 
 def _prompted(message: Message, prompt: str) -> Message:
@@ -119,8 +145,11 @@ def _prompted(message: Message, prompt: str) -> Message:
 
 
 def _field(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The first of the fields that says something."""
-    return next((entry[name] for name in names if not _is_none(entry.get(name))), None)
+    """The one of the fields that says something. Raises ValueError where both do."""
+    said = [name for name in names if not _is_none(entry.get(name))]
+    if len(said) > 1:
+        raise ValueError(f"it has {' and '.join(said)}; give one of them")
+    return entry[said[0]] if said else None
 
 
 def _images(entry: Mapping[str, Any], turns: Sequence[Any]) -> tuple[list[Any], list[Any]]:

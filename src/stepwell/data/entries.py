@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from stepwell.data.classes import class_names, read_classes
 from stepwell.data.coco import CocoFile
-from stepwell.data.fields import Rate, Strict
+from stepwell.data.fields import Place, Rate, Strict
 from stepwell.data.image_folder import ImageFolder
 from stepwell.data.label_maps import LabelMaps, ListedLabelMaps
 from stepwell.data.yolo import YoloFiles
@@ -39,8 +39,8 @@ class CocoData(Strict):
 
     kind: Literal["coco"]
     weight: Rate | None = None
-    annotations: Path
-    images: Path | None = None
+    annotations: Place
+    images: Place | None = None
 
     def open(self) -> CocoFile:
         """Raises ValueError, OSError and ImportError as CocoFile does."""
@@ -52,7 +52,7 @@ class YoloData(Strict):
 
     kind: Literal["yolo"]
     weight: Rate | None = None
-    path: Path
+    path: Place
     split: str | None = None
 
     def open(self) -> YoloFiles:
@@ -67,10 +67,10 @@ class LabelMapData(Strict):
 
     kind: Literal["label_maps"]
     weight: Rate | None = None
-    images: Path | None = None
-    labels: Path | None = None
-    list: Path | None = None
-    classes: Path | tuple[str, ...]
+    images: Place | None = None
+    labels: Place | None = None
+    list: Place | None = None
+    classes: Place | tuple[str, ...]
     image_ending: str = ""
     label_ending: str = ""
 
@@ -104,8 +104,8 @@ class ImageFolderData(Strict):
 
     kind: Literal["image_folder"]
     weight: Rate | None = None
-    path: Path
-    classes: Path | tuple[str, ...] | None = None
+    path: Place
+    classes: Place | tuple[str, ...] | None = None
 
     def open(self) -> ImageFolder:
         """Raises ValueError and OSError as ImageFolder does."""

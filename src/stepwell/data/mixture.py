@@ -72,17 +72,22 @@ class Mixture:
             raise ValueError(f"source {empty[0]} is empty")
         self.sources, self.length, self.seed = list(sources), length, seed
         self.prepare, self.patience = prepare, patience
-        self._which = self._drawn(weights)
+        lengths = [len(source) for source in sources]
+        shares = None if weights is None else np.asarray(weights, dtype=float) / sum(weights)
+        self.epoch = sum(lengths) if shares is None else max(1, int((lengths / shares).min()))
+        """So many samples in a row are of no source more than it holds; by weight, on average."""
+        self._which = self._drawn(shares)
         self._turn = np.empty(length, dtype=np.int64)  # how many of its source have come before
         for number in range(len(sources)):
             of_this = self._which == number
             self._turn[of_this] = np.arange(of_this.sum())
 
-    def _drawn(self, weights: Sequence[float] | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _drawn(
+        self, shares: np.ndarray[tuple[int], np.dtype[np.float64]] | None
+    ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The number of the source of every sample."""
         chance = np.random.default_rng(self.seed)
-        if weights is not None:
-            shares = np.asarray(weights, dtype=float) / sum(weights)
+        if shares is not None:
             return chance.choice(len(self.sources), size=self.length, p=shares)
         lengths = [len(source) for source in self.sources]
         each = np.repeat(np.arange(len(lengths)), lengths)

@@ -22,6 +22,7 @@ from stepwell.encoders.vit import VisionTransformer
 from stepwell.flops.count import PADS_TOKENS, Convention, Part, count, paper_macs
 from stepwell.flops.outlines import outlines
 from stepwell.flops.text import aligned
+from stepwell.folders import SHIPPED_MODELS
 from stepwell.models.dense import ClassifierSettings, DenseSettings, PyramidClassifier, PyramidFeatures
 from stepwell.models.published.papers import PUBLISHED, find_published
 from stepwell.models.pyramid import BranchConfig
@@ -84,7 +85,7 @@ def find_subject(name: str) -> Subject:
     """A folder with a config.json of ours, or a name of models/published; of a detector or segmenter its
     backbone. Raises ValueError otherwise.
     """
-    folder = Path(name).expanduser()
+    folder = SHIPPED_MODELS.get(name, Path(name).expanduser())
     if (folder / "config.json").is_file():
         return _subject_in(folder)
     published = find_published(name)

@@ -6,7 +6,7 @@ Sizes are (height, width), boxes xyxy in pixels. Colours of classes are far apar
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "draw_boxes",
     "draw_lines",
     "ink_on",
+    "refuse_pictures",
     "save_whole",
     "tint",
     "tint_classes",
@@ -142,11 +143,32 @@ def save_whole(image: Image.Image, path: Path) -> None:
         image.save(draft)
 
 
-def check_target(path: Path) -> None:
-    """Raises ValueError where `save_whole` could not write to `path`."""
+def check_target(path: Path, pictures: Iterable[str | Path] = ()) -> None:
+    """Raises ValueError where `save_whole` could not write to `path`, and where that is one of the pictures
+    that are looked at.
+    """
+    refuse_pictures([path], pictures)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"cannot write {path}: use a name that ends in {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'not permitted'}")
+
+
+def refuse_pictures(targets: Iterable[Path], pictures: Iterable[str | Path]) -> None:
+    """Raises ValueError for a file to be written that is one of the pictures, by whatever name."""
+    looked_at = {_on_disk(Path(picture)) for picture in pictures} - {None}
+    for target in targets:
+        if _on_disk(target) in looked_at:
+            raise ValueError(
+                f"{target} is one of the pictures, and would be written over; name another place"
+            )
+
+
+def _on_disk(path: Path) -> tuple[int, int] | None:
+    try:
+        about = path.stat()
+    except (OSError, ValueError):  # a name that no file can have
+        return None
+    return about.st_dev, about.st_ino

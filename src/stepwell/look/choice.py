@@ -23,14 +23,17 @@ def check_look(
     token: str | None = None,
     layer: int | None = None,
     head: int | None = None,
+    heads: Heads | None = None,
 ) -> None:
-    """Raises ValueError for what does not go together, before a model is loaded."""
+    """Raises ValueError for what does not go together, before a model is loaded. heads: where it is told."""
     if models > 1 and what not in SIDE_BY_SIDE:
         raise ValueError(f"{what} is of one model, got {models}; side by side are {', '.join(SIDE_BY_SIDE)}")
     if what == "attention" and (point is None) == (question is None):
         raise ValueError("attention is of a point or of an answer: give --point X,Y or --question TEXT")
     if what == "activation" and token is None:
         raise ValueError("activation is of a word: give --token WORD")
+    if heads is not None and (what != "attention" or question is None or head is not None):
+        raise ValueError("--heads chooses among those of an answer to a --question; leave it out, or --head")
     if question is not None and not question.strip():
         raise ValueError("the question is empty")
     for name, value, kinds in (

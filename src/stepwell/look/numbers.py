@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from stepwell.data.files import read_json
 from stepwell.folders import write_whole
 
-__all__ = ["listed", "write_numbers"]
+__all__ = ["check_numbers", "listed", "write_numbers"]
 
 DIGITS = 5
 
@@ -25,6 +26,19 @@ def listed(values: Any) -> Any:
     if isinstance(values, float):
         return float(f"{values:.{DIGITS}g}") if math.isfinite(values) else None
     return values
+
+
+def check_numbers(figure: Path) -> None:
+    """Raises ValueError where `write_numbers` would write over a file that it has not written."""
+    path = figure.with_suffix(".json")
+    if not path.exists():
+        return
+    try:
+        found = read_json(path)
+    except (ValueError, OSError):
+        found = None
+    if not isinstance(found, dict) or not {"what", "models"} <= found.keys():
+        raise ValueError(f"the numbers of {figure} would be written over {path}; give it another name")
 
 
 def write_numbers(figure: Path, numbers: dict[str, Any]) -> Path:

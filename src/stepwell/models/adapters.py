@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-__all__ = ["add_adapters", "lora_config", "merge_adapters", "save_adapters"]
+__all__ = ["adapted_layers", "add_adapters", "lora_config", "merge_adapters", "save_adapters"]
 
 _ADAPTER = "default"  # peft's name of the one that there is
 _SAVED = "base_model.model."  # before every name in a file of peft's
@@ -41,33 +41,48 @@ def lora_config(
         from peft import LoraConfig
     except ImportError:
         raise ImportError('adapters need peft: pip install "stepwell[train]"') from None
-    places = {"language": ["model.language_model"], "vision": _encoders(model)}
-    unknown = sorted(set(parts) - places.keys())
-    if unknown or not parts:
-        raise ValueError(f"adapters go on language, vision or both, got {', '.join(unknown) or 'nothing'}")
+    names = adapted_layers(model, parts)
     if missing := sorted(set(whole) - set(model.parts)):
         raise ValueError(f"the model has no part {missing[0]!r}; it has {', '.join(model.parts)}")
     within = [
         place for part, place in model.parts.items() for own in whole if f"{part}.".startswith(f"{own}.")
-    ]
-    prefixes = [f"{place}." for part in parts for place in places[part]]
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(tuple(prefixes))
     ]
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules="|".join(map(re.escape, names)),  # a list would match by the ends of names
-        modules_to_save=_outermost(within) or None,
+        modules_to_save=_callable(model, _outermost(within)) or None,
     )
+
+
+def adapted_layers(model: Any, parts: Sequence[str]) -> list[str]:
+    """Names of the linear layers of `parts`, "language" and "vision". Raises ValueError for other parts."""
+    places = {"language": ["model.language_model"], "vision": _encoders(model)}
+    unknown = sorted(set(parts) - places.keys())
+    if unknown or not parts:
+        raise ValueError(f"adapters go on language, vision or both, got {', '.join(unknown) or 'nothing'}")
+    prefixes = tuple(f"{place}." for part in parts for place in places[part])
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(prefixes)
+    ]
 
 
 def _outermost(names: Sequence[str]) -> list[str]:
     """Of modules, those that are in no other."""
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _callable(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Of modules, those that are called; what a list holds in its place, since peft copies no list."""
+    found: list[str] = []
+    for name in names:
+        module = model.get_submodule(name)
+        inner = [f"{name}.{child}" for child, _ in module.named_children()]
+        found += inner if isinstance(module, nn.ModuleList | nn.ModuleDict) else [name]
+    return found
 
 
 def _encoders(model: Any) -> list[str]:

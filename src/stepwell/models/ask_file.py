@@ -2,7 +2,8 @@
 
 A line is {"image": "a.jpg" or ["a.jpg", "b.jpg"], "question": "What?" or ["What?", "Who?"]}; image names are
 relative to the file's folder. "region" is what is looked at closely, [left, top, right, bottom] in fractions
-of the image, or a list of one, or null, for each image. What else a line holds is handed on.
+of the image, or a list of one, or null, for each image. What else a line holds is handed on, but for the
+answer or the error of an earlier run.
 """
 
 from __future__ import annotations
@@ -109,7 +110,12 @@ def _texts(value: Any, name: str, place: str) -> list[str]:
 
 
 def _with_answers(line: QuestionLine, answers: list[str]) -> dict[str, Any]:
-    return {**line.fields, "answer": answers if isinstance(line.fields["question"], list) else answers[0]}
+    return {**_asked(line), "answer": answers if isinstance(line.fields["question"], list) else answers[0]}
+
+
+def _asked(line: QuestionLine) -> dict[str, Any]:
+    """Its fields, without what an earlier run found."""
+    return {name: value for name, value in line.fields.items() if name not in ("answer", "error")}
 
 
 def _alone(assistant: Assistant, line: QuestionLine, max_new_tokens: int) -> dict[str, Any]:
@@ -117,4 +123,4 @@ def _alone(assistant: Assistant, line: QuestionLine, max_new_tokens: int) -> dic
         questions = line.asked_of(assistant)
         return _with_answers(line, assistant.ask_many(questions, max_new_tokens=max_new_tokens))
     except (ValueError, OSError) as error:
-        return {**line.fields, "error": one_line(error)}
+        return {**_asked(line), "error": one_line(error)}

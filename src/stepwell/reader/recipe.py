@@ -5,13 +5,12 @@ only training has.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from stepwell.train.chat_recipe import ChatModel, ChatRecipe, ChatStage, ConversationData
-from stepwell.train.recipe import Positive, Rate, Share, Strict
+from stepwell.train.recipe import Place, Positive, Rate, Share, Strict
 
 __all__ = [
     "LINE_LOSSES",
@@ -54,7 +53,7 @@ class DrawnData(Strict):
     reads: Positive = 16
     close: Share = 0.0
     page: Literal["mixed", "receipt", "document", "table", "form", "lines"] = "mixed"
-    fonts: Path | None = None
+    fonts: Place | None = None
     worn: Share = 0.5
 
 
@@ -63,9 +62,9 @@ class TextLineData(Strict):
 
     kind: Literal["text_lines"]
     weight: Rate | None = None
-    path: Path
-    images: Path
-    fields: Path | None = None
+    path: Place
+    images: Place
+    fields: Place | None = None
     reads: Positive = 16
     whole: Share = 0.5
     close: Share = 0.0
@@ -82,8 +81,8 @@ class CutLineData(Strict):
 
     kind: Literal["cut_lines"]
     weight: Rate | None = None
-    path: Path
-    images: Path
+    path: Place
+    images: Place
     size: tuple[Positive, Positive] = (384, 1024)
     text: Range = (16.0, 44.0)
     reads: Positive = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,16 +10,31 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.training_args import OptimizerNames
 
+from stepwell.folders import one_line
 from stepwell.models.vision import first_complaint
 from stepwell.train.recipe import Optimiser, Recipe, Stage
 from stepwell.train.schedules import SCHEDULES, checked_arguments
 
-__all__ = ["optimiser_class", "training_arguments"]
+__all__ = ["check_arguments", "optimiser_class", "training_arguments"]
 
 OPTIMISERS = {"adam": "torch.optim:Adam", "nadam": "torch.optim:NAdam", "lamb": "timm.optim:Lamb"}
 """Those that TrainingArguments has no name for."""
+
+
+_EPOCHS = "counts epochs in another way; give steps"
+REFUSED = {
+    "label_smoothing_factor": "has no effect on the losses here",
+    "num_train_epochs": "is the stage's own field epochs",
+    "per_device_eval_batch_size": "is the stage's own field batch",
+    "train_sampling_strategy": "is the stage's own field sampling",
+    "save_strategy": _EPOCHS,
+    "eval_strategy": _EPOCHS,
+    "logging_strategy": _EPOCHS,
+}
+"""Fields of TrainingArguments that would do nothing, or something else, and why."""
 
 
 def optimiser_class(optimiser: Optimiser) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
@@ -64,12 +80,43 @@ def _steps_between_validations(stage: Stage, steps: int) -> int:
     return 500 if stage.epochs is None else max(round(steps / stage.epochs), 100)
 
 
+def check_arguments(recipe: Recipe, stage: Stage) -> None:
+    """Raises ValueError as `training_arguments` does, but for what hangs on the machine and the processes:
+    for a stage that is not to be trained yet.
+    """
+    told = _told(recipe, stage, recipe.output, steps=1, seed=0)
+    try:
+        OptimizerNames(told["optim"])
+        SchedulerType(told["lr_scheduler_type"])
+    except ValueError as error:
+        raise ValueError(f"stages.{stage.name}: TrainingArguments: {one_line(error)}") from None
+    if unknown := sorted(told.keys() - {field.name for field in fields(TrainingArguments)}):
+        raise ValueError(f"stages.{stage.name}: TrainingArguments has no {unknown[0]!r}")
+
+
 def training_arguments(
     recipe: Recipe, stage: Stage, folder: Path, *, steps: int, seed: int
 ) -> TrainingArguments:
     """Raises ValueError for a field of `stage.trainer` that is said elsewhere or does not exist."""
+    told = _told(recipe, stage, folder, steps=steps, seed=seed)
+    try:
+        arguments = TrainingArguments(**told)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()).removeprefix("TrainingArguments.__init__() ")
+        raise ValueError(f"stages.{stage.name}: TrainingArguments: {reason}") from None
+    of_deepspeed = getattr(arguments, "hf_deepspeed_config", None)
+    if of_deepspeed is not None and of_deepspeed.is_zero3():
+        raise ValueError(
+            f"stages.{stage.name}.trainer.deepspeed: models here are not built in parts, as stage 3 of ZeRO "
+            "has them; set its stage to 2, or have weights in parts by fsdp"
+        )
+    return arguments
+
+
+def _told(recipe: Recipe, stage: Stage, folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
+    """What TrainingArguments is given. Raises ValueError for a field that is said elsewhere, or refused."""
     optimiser = stage.optimiser
-    fields: dict[str, Any] = {
+    ours: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": steps,
         "per_device_train_batch_size": stage.batch,
@@ -81,7 +128,7 @@ def training_arguments(
         "weight_decay": optimiser.weight_decay,
         "max_grad_norm": optimiser.max_grad_norm,
         **_schedule_arguments(stage),
-        "warmup_steps": stage.schedule.warmup_steps,
+        "warmup_steps": stage.schedule.warmup_of(steps),
         "bf16": recipe.bf16,
         "use_cpu": not torch.cuda.is_available(),
         "seed": seed,
@@ -101,20 +148,13 @@ def training_arguments(
         defaults["dataloader_prefetch_factor"] = 8
     asks_trainer = stage.schedule.name == "reduce_lr_on_plateau" or "load_best_model_at_end" in stage.trainer
     if asks_trainer and (score := _score(stage)) is not None:
-        fields |= {"metric_for_best_model": f"eval_{score}", "greater_is_better": True}
+        ours |= {"metric_for_best_model": f"eval_{score}", "greater_is_better": True}
     if stage.validation:
-        fields |= {"eval_strategy": "steps", "eval_steps": _steps_between_validations(stage, steps)}
-    if said := sorted(fields.keys() & stage.trainer.keys()):
+        ours |= {"eval_strategy": "steps", "eval_steps": _steps_between_validations(stage, steps)}
+    if said := sorted(ours.keys() & stage.trainer.keys()):
         raise ValueError(f"stages.{stage.name}.trainer.{said[0]} is set by another field of the recipe")
-    try:
-        arguments = TrainingArguments(**{**fields, **defaults, **stage.trainer})
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).removeprefix("TrainingArguments.__init__() ")
-        raise ValueError(f"stages.{stage.name}: TrainingArguments: {reason}") from None
-    of_deepspeed = getattr(arguments, "hf_deepspeed_config", None)
-    if of_deepspeed is not None and of_deepspeed.is_zero3():
-        raise ValueError(
-            f"stages.{stage.name}.trainer.deepspeed: models here are not built in parts, as stage 3 of ZeRO "
-            "has them; set its stage to 2, or have weights in parts by fsdp"
-        )
-    return arguments
+    for name, reason in REFUSED.items():
+        value = stage.trainer.get(name)
+        if value is not None and (reason != _EPOCHS or value == "epoch"):
+            raise ValueError(f"stages.{stage.name}.trainer.{name}: {value} {reason}")
+    return {**ours, **defaults, **stage.trainer}

@@ -28,7 +28,7 @@ from stepwell.folders import ModelError, check_hub_name, commit_of, download, fi
 from stepwell.language.labels import IGNORE
 from stepwell.language.messages import IMAGE
 from stepwell.layers.zero import zero_through
-from stepwell.models.adapters import add_adapters, lora_config, merge_adapters, save_adapters
+from stepwell.models.adapters import adapted_layers, add_adapters, lora_config, merge_adapters, save_adapters
 from stepwell.models.assistant import StepwellForConditionalGeneration
 from stepwell.models.config import StepwellConfig
 from stepwell.models.image_processor import StepwellImageProcessor
@@ -50,6 +50,7 @@ __all__ = [
     "ChatTask",
     "ChatTraining",
     "language_loss",
+    "longest_sample",
     "token_accuracy",
     "wanted_adapters",
 ]
@@ -80,7 +81,6 @@ class ChatTask(JudgedByLosses):
         self.losses: Mapping[str, float] = stage.losses
         self.learning: tuple[str, ...] = stage.train
         self.lora: Any = None  # peft's configuration, once there is a model
-        self.adapted: tuple[str, ...] = () if recipe.model.lora is None else recipe.model.lora.parts
         self.scores: tuple[str, ...] = ("accuracy",) if "language" in stage.losses else ()
         if recipe.model.start is None:
             tokenizer = self.build_tokenizer(recipe.model)
@@ -106,7 +106,7 @@ class ChatTask(JudgedByLosses):
         )
         self.collator = Collator(
             stage_processor,
-            max_length=stage.max_length,
+            max_length=longest_sample(stage, self.config.text_config),
             turns=stage.turns,
             pad_to_multiple_of=stage.pad_to_multiple_of,
             limits=recipe.image_limits.build(),
@@ -208,8 +208,15 @@ class ChatTask(JudgedByLosses):
             return None
         official = self.stage.sampling == "grouped_official"
         generator = torch.Generator().manual_seed(seed)
-        lengths = word_lengths(samples)
-        return modality_groups(lengths, self.stage.batch, batches, generator, official=official)
+        lengths, batch = word_lengths(samples), self.stage.batch
+        of_a_step = batch * batches
+        stretch = max(samples.epoch, of_a_step)  # within it no sample comes again
+        order: list[int] = []
+        for start in range(0, len(lengths), stretch):
+            of_stretch = lengths[start : start + stretch]
+            grouped = modality_groups(of_stretch, batch, batches, generator, official=official)
+            order += [start + i for i in grouped]
+        return order
 
     def prepare(self, sample: Any) -> Any:
         return self.collator.prepare(sample)
@@ -293,19 +300,31 @@ def _config(model: Any, tokenizer: Any) -> StepwellConfig:
     )
 
 
+def longest_sample(stage: Any, text: Any) -> int:
+    """In tokens: what a stage allows, and the language model has positions for. Turns apart share theirs."""
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is None or stage.turns == "apart":
+        return int(stage.max_length)
+    return min(int(stage.max_length), int(positions))
+
+
 def wanted_adapters(model: Any, settings: Any) -> Any:
     """peft's configuration of the adapters that a recipe wants; what learns beside them, in any stage, is
     whole.
     """
     lora = settings.model.lora
     learning = {part for stage in settings.stages for part in stage.train} & set(model.parts)
+    layers = adapted_layers(model, lora.parts)
+    whole = [
+        part for part in learning if not any(name.startswith(f"{model.parts[part]}.") for name in layers)
+    ]
     return lora_config(
         model,
         lora.parts,
         rank=lora.rank,
         alpha=lora.alpha,
         dropout=lora.dropout,
-        whole=sorted(learning - set(lora.parts)),
+        whole=sorted(whole),
     )
 
 

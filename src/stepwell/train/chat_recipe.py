@@ -13,7 +13,7 @@ from stepwell.models.quantised import Bits
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import VisionConfig
 from stepwell.train.collate import TurnOrder
-from stepwell.train.recipe import Positive, Rate, Recipe, Share, Stage, Strict
+from stepwell.train.recipe import Place, Positive, Rate, Recipe, Share, Stage, Strict
 
 __all__ = ["ChatModel", "ChatRecipe", "ChatStage", "ConversationData", "Lora"]
 
@@ -97,8 +97,8 @@ class ConversationData(Strict):
 
     kind: Literal["conversations"]
     weight: Rate | None = None
-    path: Path
-    images: Path | None = None  # the folder that image paths start from; None: the file's own
+    path: Place
+    images: Place | None = None  # the folder that image paths start from; None: the file's own
     prompt: str | None = None
     long_side: Positive | dict[str, Positive] | None = None
     sliced: Share = 0.0

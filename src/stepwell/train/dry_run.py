@@ -26,12 +26,13 @@ from stepwell.models.adapters import add_adapters
 from stepwell.models.config import StepwellConfig
 from stepwell.models.published.papers import LANGUAGE_MODELS, find_published
 from stepwell.structures import TokenLayout
-from stepwell.train.chat import ChatTask, ChatTraining, wanted_adapters
+from stepwell.train.arguments import check_arguments
+from stepwell.train.chat import ChatTask, ChatTraining, longest_sample, wanted_adapters
 from stepwell.train.groups import freeze_all_but, optimiser_groups, part_of
 from stepwell.train.processes import processes
 from stepwell.train.recipe import Recipe, Stage, load_recipe
-from stepwell.train.run import weights_of
-from stepwell.train.tasks import find_task
+from stepwell.train.run import check_stage, weights_of
+from stepwell.train.tasks import find_task, where
 
 __all__ = ["dry_run"]
 
@@ -73,14 +74,12 @@ def _planned(settings: Recipe, stage: Stage) -> _Plan:
         task = kind(settings, stage)
     except OSError as error:
         return _without_files(kind, settings, stage, error)
-    return _of_task(stage, task)
+    return _of_task(settings, stage, task)
 
 
-def _of_task(stage: Any, task: Any, missing: str = "") -> _Plan:
-    module = task.outline()
-    parts = task.parts(module)
-    freeze_all_but(module, task.learning, parts, task.frozen, task.adapted)
-    return _Plan(stage, task, module, parts, missing)
+def _of_task(settings: Recipe, stage: Any, task: Any, missing: str = "") -> _Plan:
+    module = check_stage(settings, task)
+    return _Plan(stage, task, module, task.parts(module), missing)
 
 
 def _without_files(kind: Any, settings: Recipe, stage: Any, error: OSError) -> _Plan:
@@ -99,12 +98,12 @@ def _without_files(kind: Any, settings: Recipe, stage: Any, error: OSError) -> _
             image_token_id=text["vocab_size"],
             template=model.template,
         )
-        adapted = () if model.lora is None else model.lora.parts
         with torch.device("meta"):
             module = ChatTraining(config)
-            if adapted:
+            if model.lora is not None:
                 add_adapters(module, wanted_adapters(module, settings))
-        freeze_all_but(module, stage.train, module.parts, adapted=adapted)
+        freeze_all_but(module, stage.train, module.parts)
+        check_arguments(settings, stage)
         return _Plan(
             stage, None, module, module.parts, f"{name} is not on this machine: sizes are the published"
         )
@@ -115,7 +114,7 @@ def _without_files(kind: Any, settings: Recipe, stage: Any, error: OSError) -> _
     classes = published.classes or tuple(f"class {number}" for number in range(count))
     known = settings.model_copy(update={"model": model.model_copy(update={"classes": classes})})
     missing = f"{one_line(error)}: the model has {count} classes, as published"
-    return _of_task(stage, kind(known, stage), missing)
+    return _of_task(known, stage, kind(known, stage), missing)
 
 
 def _heading(settings: Recipe) -> str:
@@ -176,14 +175,17 @@ def _stage_text(settings: Recipe, plan: _Plan) -> list[str]:
         what = " ".join(
             f"{name}={value}" for name, value in data.model_dump(exclude_none=True, mode="json").items()
         )
-        lines.append(f"data: {what}: {f'{length:,} samples' if isinstance(length, int) else length}")
+        lines.append(f"data: {what}: {_told(length)}")
     for data, length in zip(stage.validation, _lengths(plan, stage.validation), strict=True):
-        where = next((value for name, value in data if isinstance(value, Path)), data.kind)
-        lines.append(f"validation: {where}: {f'{length:,} samples' if isinstance(length, int) else length}")
+        lines.append(f"validation: {where(data)}: {_told(length)}")
     is_assistant = hasattr(plan.module, "model") and hasattr(plan.module.model, "vision")
     if is_assistant:
         lines += _assistant_text(settings, plan)
     return lines
+
+
+def _told(length: int | str) -> str:
+    return f"{length:,} samples" if isinstance(length, int) else length
 
 
 def _lengths(plan: _Plan, entries: Sequence[Any]) -> list[int | str]:
@@ -204,12 +206,16 @@ def _lengths(plan: _Plan, entries: Sequence[Any]) -> list[int | str]:
 def _how_long(stage: Any, lengths: Sequence[int | str]) -> str:
     of_a_step = stage.batch * stage.accumulate * processes()
     step = f"of {of_a_step} samples ({stage.batch} x {stage.accumulate} x {processes()} processes)"
+    rates = f"rates by {stage.schedule.name}"
     if stage.steps is not None:
-        return f"{stage.steps:,} steps {step}"
+        warmup = stage.schedule.warmup_of(stage.steps)
+        return f"{stage.steps:,} steps {step}, {rates} behind {warmup} of warm-up"
     known = [length for length in lengths if isinstance(length, int)]
     if len(known) < len(lengths):
-        return f"{stage.epochs:g} epochs, steps {step}"
-    return f"{stage.epochs:g} epochs, {math.ceil(stage.epochs * sum(known) / of_a_step):,} steps {step}"
+        return f"{stage.epochs:g} epochs, steps {step}, {rates}"
+    steps = math.ceil(stage.epochs * sum(known) / of_a_step)
+    behind = f"behind {stage.schedule.warmup_of(steps)} of warm-up"
+    return f"{stage.epochs:g} epochs, {steps:,} steps {step}, {rates} {behind}"
 
 
 def _learning_table(plan: _Plan) -> str:
@@ -245,8 +251,8 @@ def _assistant_text(settings: Recipe, plan: _Plan) -> list[str]:
     side = config.vision.largest
     layout = plan.module.model.vision.geometry.layout((side, side))
     tokens = f"an image of {side} x {side} gives {layout.num_visual} visual tokens"
-    lines = [f"{tokens}; a sample has at most {plan.stage.max_length} tokens"]
-    length, row = plan.stage.max_length, None
+    length, row = longest_sample(plan.stage, config.text_config), None
+    lines = [f"{tokens}; a sample has at most {length} tokens"]
     if plan.task is not None:
         try:
             source = plan.task.source(plan.stage.data[0])

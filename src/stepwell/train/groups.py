@@ -56,22 +56,21 @@ def freeze_all_but(
     learning: Sequence[str],
     parts: Mapping[str, str],
     frozen: Sequence[str] = (),
-    adapted: Sequence[str] = (),
 ) -> None:
     """Parameters of the parts in `learning` learn, but for those of `frozen` parts and those that no image
-    reaches; all others do not. Of `adapted` parts, their adapters alone learn. Raises ValueError for a part
-    that has none, and where nothing learns.
+    reaches; all others do not. Of a part with adapters, they alone learn. Raises ValueError for a part that
+    has none, and where nothing learns.
     """
     named, idle = dict(module.named_parameters()), idle_parameters(module)
     names = {name: part_of(name, parts) for name in named}
     _refuse_unknown([*learning, *frozen], names.values(), "of the model")
     reached = [names[name] for name, parameter in named.items() if parameter not in idle]
     _refuse_unknown(learning, reached, "of the model that an image reaches")
+    adapters = [part for name, part in names.items() if _ADAPTER in name]
+    in_full = [part for part in learning if not any(_within(adapter, part) for adapter in adapters)]
     for name, parameter in named.items():
-        learns = any(_within(names[name], part) for part in learning)
+        learns = any(_within(names[name], part) for part in (learning if _ADAPTER in name else in_full))
         learns = learns and not any(_within(names[name], part) for part in frozen)
-        if _ADAPTER not in name and any(_within(names[name], part) for part in adapted):
-            learns = any(_within(names[name], part) for part in learning if part not in adapted)
         parameter.requires_grad_(learns and parameter not in idle)
     if not any(parameter.requires_grad for parameter in named.values()):
         raise ValueError(f"nothing learns: {', '.join(frozen)} of {', '.join(learning)} are frozen")

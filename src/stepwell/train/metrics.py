@@ -31,7 +31,8 @@ class MetricsFile(TrainerCallback):
         rows: list[list[str]] = []
         if self.path.is_file():
             with self.path.open(encoding="utf-8", newline="") as file:
-                rows = [row for row in list(csv.reader(file))[1:] if row and int(row[0]) <= state.global_step]
+                whole = [row for row in csv.reader(file) if len(row) == len(_HEADER) and row[0].isdecimal()]
+            rows = [row for row in whole if int(row[0]) <= state.global_step]
         part = self.path.with_suffix(".part")
         with part.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([_HEADER, *rows])

@@ -114,7 +114,6 @@ class PerceptionTask(ABC):
     scores: ClassVar[Sequence[str]] = ()
     fewest: ClassVar[int] = 2
     """Classes that there must be."""
-    adapted: Sequence[str] = ()
 
     def __init__(self, recipe: Any, stage: Any) -> None:
         self.settings, self.stage = recipe, stage

@@ -19,7 +19,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from stepwell.data.fields import Positive, Rate, Share, Strict
+from stepwell.data.fields import Place, Positive, Rate, Share, Strict
+from stepwell.data.files import read_text
 from stepwell.folders import one_line
 from stepwell.images.limits import ImageLimits
 from stepwell.models.vision import first_complaint
@@ -33,6 +34,7 @@ __all__ = [
     "FileName",
     "Limits",
     "Optimiser",
+    "Place",
     "Positive",
     "Rate",
     "Recipe",
@@ -67,12 +69,17 @@ class Optimiser(Strict):
 
 class Schedule(Strict):
     """`name` is one of TrainingArguments' `lr_scheduler_type`, or of train/schedules.py: step, line,
-    epoch_cosine; `arguments` are those of the schedule.
+    epoch_cosine; `arguments` are those of the schedule. warmup_steps: None is 50, or a tenth of a stage of
+    less than 500 steps.
     """
 
     name: str = "cosine"
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
     arguments: dict[str, Any] = {}
+
+    def warmup_of(self, steps: int) -> int:
+        """Of a stage of so many steps."""
+        return min(50, steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 
 class Average(Strict):
@@ -150,7 +157,7 @@ class Recipe(Strict):
     name: FileName
     model: Any
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
-    output: Path = Path("runs")
+    output: Place = Path("runs")
     seed: int = 42
     bf16: bool = True
     save_steps: Positive = 500
@@ -207,7 +214,7 @@ def _read(source: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:
 def _text(source: str | Path) -> tuple[str, Path | None]:
     path = Path(source)
     if path.is_file():
-        return path.read_text("utf-8"), path.parent
+        return read_text(path), path.parent
     if str(source) in recipe_names():
         return (resources.files("stepwell") / "recipes" / f"{source}.yaml").read_text("utf-8"), None
     raise FileNotFoundError(

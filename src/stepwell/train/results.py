@@ -40,8 +40,11 @@ def read_metrics(path: Path) -> dict[str, Curve]:
     """metrics.csv -> by name, the steps and the values."""
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
-        for step, _, name, value in csv.reader(file):
-            if step.isdecimal():  # a row, and not the names of its columns
+        for row in csv.reader(file):
+            if (
+                len(row) == 4 and row[0].isdecimal()
+            ):  # neither the names of columns nor one that was cut short
+                step, _, name, value = row
                 curves[name].append((int(step), float(value)))
     return {name: ([step for step, _ in of], [value for _, value in of]) for name, of in curves.items()}
 

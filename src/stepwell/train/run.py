@@ -21,14 +21,17 @@ from safetensors.torch import load_model
 from torch import nn
 from transformers import Trainer, set_seed
 
+from stepwell.data.files import read_json
 from stepwell.data.mixture import PATIENCE, Mixture
 from stepwell.folders import write_whole
+from stepwell.train.arguments import check_arguments
+from stepwell.train.groups import freeze_all_but, optimiser_groups
 from stepwell.train.processes import is_first, leave_at_exit, processes, tell
 from stepwell.train.recipe import Recipe, load_recipe
 from stepwell.train.stage_trainer import WHOLE, StageTrainer, progress_bars, put
-from stepwell.train.tasks import Task, find_task
+from stepwell.train.tasks import Task, find_task, sources_of
 
-__all__ = ["RECIPE", "mixture", "train", "weights_of"]
+__all__ = ["RECIPE", "check_stage", "mixture", "train", "weights_of"]
 
 _logger = logging.getLogger(__name__)
 RECIPE = "recipe.yaml"
@@ -52,6 +55,8 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     tasks = [find_task(settings.task)(settings, stage) for stage in settings.stages]
     patience = PATIENCE if settings.bad_samples == "skip" else 1
     sources = [mixture(task, seed=settings.seed + i, patience=patience) for i, task in enumerate(tasks)]
+    for task in tasks[1:]:  # of the first, what is wrong is told before anything is trained
+        check_stage(settings, task)
     folder = settings.output / settings.name
     stages = [folder / f"{i + 1}_{stage.name}" for i, stage in enumerate(settings.stages)]
     resume = settings.resume
@@ -94,6 +99,18 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     return folder / "model"
 
 
+def check_stage(recipe: Recipe, task: Task) -> nn.Module:
+    """The stage's outline, of which what learns requires gradients. Raises ValueError for parts, optimisers,
+    schedules and further fields that there are not.
+    """
+    module = task.outline()
+    parts = task.parts(module)
+    freeze_all_but(module, task.learning, parts, task.frozen)
+    optimiser_groups(module, parts, task.stage.optimiser)
+    check_arguments(recipe, task.stage)
+    return module
+
+
 def _begin(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     """The first process leaves the recipe in the run's folder, and tells what the data hold."""
     if not is_first():
@@ -134,7 +151,8 @@ def mixture(task: Task, *, seed: int, patience: int = PATIENCE) -> Mixture:
     """All samples of a stage, as many as its steps or epochs take in all processes; patience: with bad ones
     in a row.
     """
-    stage, sources = task.stage, [task.source(data) for data in task.stage.data]
+    stage = task.stage
+    sources = sources_of(task, "data")
     of_a_step = stage.batch * stage.accumulate * processes()
     steps = stage.steps or math.ceil(stage.epochs * sum(map(len, sources)) / of_a_step)
     length = steps * of_a_step
@@ -180,7 +198,7 @@ def _refuse_another(folder: Path, now: Any) -> None:
     record = folder / _RECORD
     if not record.is_file():  # nothing is there, or a run of 0.1
         return
-    before = json.loads(record.read_text("utf-8"))
+    before = read_json(record)
     if (folder / "finished").is_dir():
         before[_PROCESSES] = now[_PROCESSES]
     theirs, ours = dict(_leaves(before)), dict(_leaves(now))

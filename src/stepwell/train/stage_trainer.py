@@ -30,7 +30,7 @@ from stepwell.train.recipe import Optimiser, Recipe
 from stepwell.train.results import Results
 from stepwell.train.schedules import SCHEDULES, Run, build_schedule, checked_arguments
 from stepwell.train.sharding import sharding_units
-from stepwell.train.tasks import Task
+from stepwell.train.tasks import Task, sources_of
 
 __all__ = ["WHOLE", "StageTrainer", "progress_bars", "put"]
 
@@ -105,14 +105,14 @@ class StageTrainer(Trainer):
         seed: int,
     ) -> None:
         self.parts = task.parts(module)
-        freeze_all_but(module, task.learning, self.parts, task.frozen, task.adapted)
+        freeze_all_but(module, task.learning, self.parts, task.frozen)
         follow = task.stage.batch_statistics
         follow = getattr(recipe.model, "start", None) is None if follow is None else follow
         self._frozen_norms = frozen_norms(module, all_norms=not follow)
         if processes() > 1:
             synchronised(module)
         self.averaging = None if task.stage.average is None else Averaging(module, task.stage.average)
-        sources = [task.source(data) for data in task.stage.validation]
+        sources = sources_of(task, "validation")
         validation: Any = InOrder(sources, task.prepare) if sources else None
         callbacks = [MetricsFile(folder), Results(folder), _ClippingAtFirst(task.stage.optimiser)]
         bad_samples = BadSamples(
@@ -121,7 +121,9 @@ class StageTrainer(Trainer):
             refuse=recipe.bad_samples == "refuse",
             limit=recipe.bad_samples_limit,
         )
-        steps = len(source) // (task.stage.batch * task.stage.accumulate * processes())
+        of_a_step = task.stage.batch * task.stage.accumulate * processes()
+        steps = len(source) // of_a_step
+        self._epoch_steps = sum(map(len, source.sources)) / of_a_step  # of all samples of all sources
         super().__init__(
             module,
             training_arguments(recipe, task.stage, folder, steps=steps, seed=seed),
@@ -179,11 +181,10 @@ class StageTrainer(Trainer):
                 where = f"stages.{self.stage.name}.schedule.arguments"
                 raise ValueError(f"{where}, of {schedule.name}: {one_line(error)}") from None
         if self.lr_scheduler is None:  # type: ignore[has-type]
-            of_a_step = self.stage.batch * self.stage.accumulate * processes()
             run = Run(
                 steps=num_training_steps,
-                epoch_steps=sum(map(len, self.train_dataset.sources)) / of_a_step,
-                warmup=schedule.warmup_steps,
+                epoch_steps=self._epoch_steps,
+                warmup=schedule.warmup_of(num_training_steps),
                 in_epochs=self.stage.epochs is not None,
             )
             ours = checked_arguments(schedule.name, schedule.arguments)
@@ -191,11 +192,13 @@ class StageTrainer(Trainer):
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """The task's order, the same in every process and after a resume, or by chance."""
+        """The task's order, the same in every process and after a resume, or that of the mixture, which is
+        shuffled.
+        """
         batches = self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order = self.task.order(self.train_dataset, batches=batches, seed=seed)
-        return super()._get_train_sampler(train_dataset) if order is None else order
+        return range(len(self.train_dataset)) if order is None else order
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -379,4 +382,5 @@ class StageTrainer(Trainer):
             if count
         }
         self._sums, self._counts = {}, {}
+        self.state.epoch = self.state.global_step / self._epoch_steps  # Trainer's is the share of the stage
         super().log(logs, start_time)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stepwell.train.examination import Examination
     from stepwell.train.recipe import Recipe
 
-__all__ = ["TASKS", "JudgedByLosses", "Task", "find_task"]
+__all__ = ["TASKS", "JudgedByLosses", "Task", "find_task", "sources_of", "where"]
 
 TASKS = {
     "chat": "stepwell.train.chat:ChatTask",
@@ -46,9 +46,6 @@ class Task(Protocol):
 
     frozen: Sequence[str]
     """Parts of those that do not."""
-
-    adapted: Sequence[str]
-    """Parts of those of which adapters learn, and nothing else."""
 
     losses: Mapping[str, float]
     """Weights of the losses that the module gives in this stage."""
@@ -132,7 +129,6 @@ class JudgedByLosses:
     """What a task is that judges a model by its losses, and has nothing to tell of it."""
 
     frozen: Sequence[str] = ()
-    adapted: Sequence[str] = ()
 
     def record(self) -> Mapping[str, Any]:
         return {}
@@ -145,6 +141,21 @@ class JudgedByLosses:
 
     def report(self, model: Path, folder: Path) -> None:
         return None
+
+
+def where(data: Any) -> str:
+    """An entry of a stage's data, as people know it: by its file or folder, or by its kind."""
+    return str(next((value for _, value in data if isinstance(value, Path)), data.kind))
+
+
+def sources_of(task: Task, field: str) -> list[Source]:
+    """Of the entries of a stage's `data` or `validation`. Raises ValueError for one that holds nothing."""
+    sources = []
+    for data in getattr(task.stage, field):
+        sources.append(task.source(data))
+        if not len(sources[-1]):
+            raise ValueError(f"stages.{task.stage.name}.{field}: {where(data)} holds no sample")
+    return sources
 
 
 def find_task(name: str) -> type[Task]:

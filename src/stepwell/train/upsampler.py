@@ -28,7 +28,7 @@ from stepwell.models.upsampler import StepwellUpsampler, StepwellUpsamplerConfig
 from stepwell.structures import EncoderSpec, Statistics
 from stepwell.train.multiview import HiddenMap, Loss, MultiviewTraining, UncertaintyHead
 from stepwell.train.processes import tell
-from stepwell.train.recipe import Positive, Rate, Recipe, Stage, Strict
+from stepwell.train.recipe import Place, Positive, Rate, Recipe, Stage, Strict
 from stepwell.train.tasks import JudgedByLosses
 from stepwell.views.preprocess import resize_short_side_and_crop, to_tensor
 
@@ -96,8 +96,8 @@ class ImageData(Strict):
 
     kind: Literal["images"] = "images"
     weight: Rate | None = None
-    path: Path
-    images: Path | None = None  # the folder that the paths of a list start from; None: the list's own
+    path: Place
+    images: Place | None = None  # the folder that the paths of a list start from; None: the list's own
 
 
 class UpsamplerStage(Stage):

@@ -119,7 +119,8 @@ def regions_beside(value: Any, count: int) -> list[Box | None]:
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     regions = value if is_list and not any(isinstance(part, int | float) for part in value) else [value]
     if len(regions) != count:
-        raise ValueError(f"{len(regions)} regions stand beside {count} images; null is none")
+        stand = "region stands" if len(regions) == 1 else "regions stand"
+        raise ValueError(f"{len(regions)} {stand} beside {count} images; null is none")
     return [None if region is None else region_edges(region) for region in regions]
 
 
