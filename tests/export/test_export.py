@@ -232,6 +232,10 @@ def test_one_export_at_a_time_works_on_a_folder(folder):
 
 
 def test_graphs_go_into_a_folder_of_ones_own_alone():
+    with pytest.raises(ValueError, match="boards_tiny is no folder of yours: name a new one"):
+        export(SHIPPED_DETECTOR)
+    with pytest.raises(ModelError, match="stepwell export boards_tiny OUT --format onnx"):
+        load_on("boards_tiny", "onnx")
     with pytest.raises(ValueError, match="reader_tiny is no folder of yours: name a new one"):
         export("reader_tiny", form="torch")
 

@@ -11,13 +11,22 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
 from stepwell.folders import ModelError
 from stepwell.language.labels import IGNORE
 from stepwell.reader.tokenizer import build_reader_tokenizer
-from stepwell.train.chat import ChatTask, _config, _folder, language_loss, token_accuracy
+from stepwell.train.chat import (
+    ChatTask,
+    _config,
+    _folder,
+    language_loss,
+    longest_sample,
+    token_accuracy,
+)
+from stepwell.train.dry_run import dry_run
 from stepwell.train.recipe import load_recipe
+from stepwell.train.tasks import find_task
 
 ENCODER = {"dim": 32, "depth": 2, "num_heads": 4, "norm_eps": 1e-12, "class_token": True, "class_slot": True}
 VISION = {
@@ -243,3 +252,21 @@ def test_slices_are_refused_where_there_are_none(folders, tmp_path):
         task.source(entry)
     with pytest.raises(ValueError, match="give either long_side or sliced"):
         sliced_task(folders, tmp_path, SLICED, sliced=0.5, long_side=9)
+
+
+@pytest.mark.parametrize(
+    ("turns", "wanted", "length"),
+    [("together", None, 50), ("together", 20, 20), ("together", 60, 50), ("apart", None, 8192)],
+)
+def test_a_conversation_is_no_longer_than_the_language_model_has_positions(turns, wanted, length):
+    stage = SimpleNamespace(turns=turns, max_length=8192 if wanted is None else wanted)
+    assert longest_sample(stage, LlamaConfig(max_position_embeddings=50)) == length
+    assert longest_sample(stage, GPT2Config(n_positions=50)) == length
+
+
+def test_the_collator_and_a_dry_run_know_the_longest_sample(tmp_path):
+    recipe = ["stages.answer.turns=together", "model.text.max_position_embeddings=300", f"output={tmp_path}"]
+    settings = load_recipe("reader_smoke", recipe)
+    task = find_task("reader")(settings, settings.stages[-1])
+    assert task.collator.max_length == 300
+    assert "a sample has at most 300 tokens" in dry_run("reader_smoke", recipe)

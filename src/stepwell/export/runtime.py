@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BackboneOutput
 
 from stepwell.export.folder import GRAPHS, GraphFile, graph_files
 from stepwell.export.formats import Run, Runtime, check_format, open_graph
-from stepwell.folders import ModelError
+from stepwell.folders import SHIPPED_MODELS, ModelError
 from stepwell.models.ask import Assistant
 from stepwell.models.perception import PyramidBackbone
 from stepwell.models.predicting import Predicts
@@ -35,9 +35,10 @@ def load_on(model: str | Path, runtime: Runtime, *, int8: bool = False, revision
     folder = model_folder(model, revision)
     kept = [graph for graph in graph_files(folder) if graph.format == runtime and graph.int8 == int8]
     if not kept:
+        place = folder if folder == Path(model) and folder not in SHIPPED_MODELS.values() else f"{model} OUT"
         raise ModelError(
             f"{folder} has no {runtime} graphs{' in int8' if int8 else ''}: "
-            f"stepwell export {folder} --format {runtime}{' --int8' if int8 else ''}"
+            f"stepwell export {place} --format {runtime}{' --int8' if int8 else ''}"
         )
     network = load(model, device="cpu", dtype="float32", revision=revision)
     graphs = Graphs(folder / GRAPHS, kept)

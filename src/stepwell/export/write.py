@@ -18,7 +18,7 @@ from stepwell.export.folder import GRAPHS, GraphFile, graph_files, keep_graph_fi
 from stepwell.export.formats import FORMATS, Format, check_format, open_graph, write_graph
 from stepwell.export.graphs import Exported, default_size, exported
 from stepwell.export.int8 import store_in_int8
-from stepwell.folders import locked
+from stepwell.folders import SHIPPED_MODELS, locked
 from stepwell.models.ask import Assistant
 from stepwell.ops.choose import prefer
 from stepwell.structures import Size
@@ -54,7 +54,8 @@ def export(
     """
     check_format(form, to_write=True)
     source = model_folder(model, revision)
-    if out is None and not Path(model).is_dir():
+    is_shipped = source.resolve() in {folder.resolve() for folder in SHIPPED_MODELS.values()}
+    if out is None and (is_shipped or not Path(model).is_dir()):
         raise ValueError(f"{model} is no folder of yours: name a new one, stepwell export {model} OUT")
     if out is not None and (target := Path(out)).exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(
