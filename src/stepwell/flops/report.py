@@ -85,7 +85,9 @@ def find_subject(name: str) -> Subject:
     """A folder with a config.json of ours, or a name of models/published; of a detector or segmenter its
     backbone. Raises ValueError otherwise.
     """
-    folder = SHIPPED_MODELS.get(name, Path(name).expanduser())
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = SHIPPED_MODELS.get(name, folder)
     if (folder / "config.json").is_file():
         return _subject_in(folder)
     published = find_published(name)
