@@ -210,7 +210,7 @@ class ChatTask(JudgedByLosses):
         generator = torch.Generator().manual_seed(seed)
         lengths, batch = word_lengths(samples), self.stage.batch
         of_a_step = batch * batches
-        stretch = max(samples.epoch, of_a_step)  # within it no sample comes again
+        stretch = max(samples.epoch, of_a_step)  # of which no sample comes again, but in tiny data
         order: list[int] = []
         for start in range(0, len(lengths), stretch):
             of_stretch = lengths[start : start + stretch]

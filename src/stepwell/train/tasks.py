@@ -90,7 +90,7 @@ class Task(Protocol):
 
     def order(self, samples: Mixture, *, batches: int, seed: int) -> Sequence[int] | None:
         """The indices of all samples of the stage in the order in which they are drawn, the same for the same
-        seed; None is by chance. batches: of a step of the optimiser, over all processes.
+        seed; None is that of the mixture, by chance. batches: of a step of the optimiser, over all processes.
         """
         ...
 
