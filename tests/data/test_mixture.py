@@ -137,3 +137,23 @@ def test_an_epoch_is_as_many_as_hold_no_sample_twice():
     sources = [range(10), range(30)]
     assert Mixture(sources, None, length=80, prepare=str).epoch == 40
     assert Mixture(sources, [3.0, 1.0], length=80, prepare=str).epoch == 13
+
+
+def test_every_batch_has_its_share_of_each_source():
+    sources = [Numbers("a", 50), Numbers("b", 20), Numbers("c", 20)]
+    mixture = mixed(sources, [4, 0.75, 0.25], length=200, even=5)
+    answered = [answer[0] for answer in answers(mixture)]
+    batches = [answered[start : start + 5] for start in range(0, 200, 5)]
+    assert all(batch.count("a") == 4 for batch in batches)
+    assert 22 <= answered.count("b") <= 38  # 30 of 40 on average
+    assert len({batch.index("b") for batch in batches if "b" in batch}) > 2  # at any place of a batch
+    turns = [answer for answer in answers(mixture) if answer[0] == "a"]
+    assert len(set(turns[:50])) == 50  # none again before all have come
+
+
+def test_an_even_mixture_begins_as_a_longer_one():
+    """A run that is resumed with more steps goes on with the same samples."""
+    sources = [Numbers("a", 10), Numbers("b", 10)]
+    short, long = (answers(mixed(sources, [3, 1], length=length, even=4)) for length in (22, 44))
+    assert len(short) == 22
+    assert short == long[:22]

@@ -39,9 +39,9 @@ BY_HAND = (
     ("train/stage_trainer.py", "total = total + self.stage.losses[name] * loss", "total = total + loss"),
     ("train/stage_trainer.py", "sum(weight * means[name] for", "sum(means[name] for"),
     # the pointer's head
-    ("reader/pointer.py", "rotary, row, pointed, head)", "rotary, row, pointed, 0)"),
+    ("reader/pointer.py", "rotary, pointed, head)", "rotary, pointed, 0)"),
     ("reader/pointer.py", "rotated(attention.k_proj, kv_head,", "rotated(attention.k_proj, 0,"),
-    ("reader/task.py", "tap.loss(pointers, head=self.stage.pointer_head)", "tap.loss(pointers)"),
+    ("reader/task.py", "tap.loss(pointers, head=self.stage.pointer_head, ", "tap.loss(pointers, "),
     (
         "reader/task.py",
         "layers=stage.pointer_layers, head=stage.pointer_head",
@@ -50,7 +50,7 @@ BY_HAND = (
     # seeds of stages
     ("train/run.py", "mixture(task, seed=settings.seed + i, ", "mixture(task, seed=settings.seed, "),
     ("train/run.py", "stage_folder, seed=settings.seed + i", "stage_folder, seed=settings.seed"),
-    ("train/run.py", "prepare=task.prepare, seed=seed, ", "prepare=task.prepare, seed=0, "),
+    ("train/run.py", "seed=seed,\n        patience", "seed=0,\n        patience"),
     # padding
     (
         "views/preprocess.py",

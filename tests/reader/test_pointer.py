@@ -19,8 +19,8 @@ SIZES = {
 }
 
 
-def pointers_of(positions, cells, visual):
-    return Pointers(positions=positions, cells=cells, visual=visual)
+def pointers_of(positions, cells, visual, row=0):
+    return Pointers(row=row, positions=positions, cells=cells, visual=visual)
 
 
 POINTED = pointers_of(torch.tensor([9, 11]), torch.tensor([2, 0]), torch.arange(2, 8))
@@ -49,7 +49,8 @@ def test_the_loss_is_that_of_the_models_attention_weights(decoder, head):
             seen = attentions[layer][row, head][POINTED["positions"]][:, POINTED["visual"]]
             chosen = (seen / seen.sum(1, keepdim=True))[torch.arange(2), POINTED["cells"]]
             expected.append(-chosen.log().mean())
-    torch.testing.assert_close(tap.loss([POINTED, POINTED], head=head), torch.stack(expected).mean())
+    both = [POINTED, Pointers(**{**POINTED, "row": 1})]
+    torch.testing.assert_close(tap.loss(both, head=head), torch.stack(expected).mean())
 
 
 def test_gradients_reach_queries_and_keys_of_that_head_alone(model):
@@ -61,6 +62,16 @@ def test_gradients_reach_queries_and_keys_of_that_head_alone(model):
     assert touched.tolist() == [False, True, False, False]
     assert attention.v_proj.weight.grad is None
     assert model.layers[2].self_attn.q_proj.weight.grad is None
+
+
+def test_a_sample_with_more_positions_weighs_more_where_that_is_wanted(model):
+    more = pointers_of(torch.arange(8, 12), torch.tensor([1, 3, 0, 5]), torch.arange(2, 8))
+    with tap_attention(list(model.layers[:2])) as tap:
+        model(torch.arange(12)[None])
+    one, other, both = (tap.loss(pointers) for pointers in ([more], [POINTED], [more, POINTED]))
+    torch.testing.assert_close(both, (one + other) / 2)
+    weighed = tap.loss([more, POINTED], power=0.5)
+    torch.testing.assert_close(weighed, (2 * one + 2**0.5 * other) / (2 + 2**0.5))
 
 
 def test_rows_without_pointers_have_no_loss(model):

@@ -65,7 +65,7 @@ def test_the_started_head_looks_at_the_cell_whose_code_it_is_given():
     start_query_and_key(model.layers[0].self_attn, head=1)
     cells = fraction_position_embedding(128, (8, 8))
     targets = torch.tensor([3, 30, 60])
-    pointers = Pointers(positions=torch.arange(64, 67), cells=targets, visual=torch.arange(64))
+    pointers = Pointers(row=0, positions=torch.arange(64, 67), cells=targets, visual=torch.arange(64))
     with tap_attention([model.layers[0]]) as tap, torch.no_grad():
         model(inputs_embeds=torch.cat([cells, cells[targets]])[None])
     assert tap.loss([pointers], head=1) < 0.6 * tap.loss([pointers], head=0)

@@ -124,6 +124,44 @@ def test_questions_apart_are_learned_as_if_they_were_asked_alone():
     torch.testing.assert_close(at_once, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("averaging", ["tokens", "square"])
+def test_packed_pages_have_the_losses_of_those_side_by_side(averaging):
+    losses = {"language": 1.0, "pointer": 1.0, "frames": 1.0, "ctc": 1.0, "tokens": 1.0}
+    found = []
+    for packed in (False, True):
+        task = make_task(losses=losses, packed=packed, averaging=averaging, pad_to_multiple_of=64)
+        torch.manual_seed(0)
+        module, source = task.build().double(), mixture(task, seed=0).sources[0]
+        batch = prepared(task, source[0], sample(FIRST, SECOND), Sample(messages=conversation(("A?", "B"))))
+        counts = task.counts(batch)
+        found.append({name: (loss.item(), float(counts[name])) for name, loss in module(**batch).items()})
+    assert found[1].keys() == losses.keys()
+    for name, values in found[0].items():
+        assert found[1][name] == pytest.approx(values, rel=1e-5), name
+
+
+def test_pages_weigh_by_the_roots_of_their_points_where_losses_are_averaged_so():
+    losses = {"pointer": 1.0, "frames": 1.0, "ctc": 1.0}
+    alike, rooted = (make_task(losses=losses, averaging=averaging) for averaging in ("tokens", "square"))
+    torch.manual_seed(0)
+    module = alike.build().eval()
+    pages = [mixture(alike, seed=0).sources[0][0], sample(FIRST)]
+    alone = [prepared(alike, page) for page in pages]
+    means, pair = [module(**batch) for batch in alone], prepared(alike, *pages)
+    sizes = {
+        "pointer": [len(batch["pointers"][0]["positions"]) for batch in alone],
+        "frames": [len(last_views(batch["frames"])[0]["points"]) for batch in alone],
+        "ctc": [len(last_views(batch["spelled"])[0]["points"]) for batch in alone],
+    }
+    for task, power in ((alike, 0.0), (rooted, 0.5)):
+        module.stage = task.stage
+        for name, loss in module(**pair).items():
+            weights = [size**power for size in sizes[name]]
+            expected = sum(w * mean[name] for w, mean in zip(weights, means, strict=True)) / sum(weights)
+            torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+            assert float(task.counts(pair)[name]) == pytest.approx(sum(weights))
+
+
 def test_text_without_an_image_costs_no_frames_and_no_pointers():
     task = make_task()
     batch = prepared(task, Sample(messages=conversation(("Two and two?", "FOUR"))))

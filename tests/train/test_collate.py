@@ -11,6 +11,7 @@ from PIL import Image
 
 from stepwell.data.sample import Sample
 from stepwell.language.labels import IGNORE
+from stepwell.train.chat import ChatTask, ChatTraining, language_loss
 from stepwell.train.collate import Collator, turn_mask
 from stepwell.train.recipe import load_recipe
 from stepwell.train.tasks import find_task
@@ -270,3 +271,82 @@ def test_a_region_is_learnt_from_as_it_is_asked_about(processor):
     assert alone["image_regions"].tolist() == [[20, 20, 100, 30]]
     assert alone["input_ids"].shape[1] < batch_of(collator, sample(FIRST))["input_ids"].shape[1]
     assert "image_regions" not in batch_of(collator, sample(FIRST), sample(FIRST))
+
+
+TEXT_ONLY = Sample(messages=turn("Two and two?", "FOUR"))
+LONG = turn("<image>\nWho?", "A LONG NAME OF A SHOP")
+UNLIKE = (sample(FIRST, SECOND), TEXT_ONLY, sample(LONG, size=(90, 200)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """In float64, where rows in one and rows side by side are the same but for the order of sums."""
+    recipe = load_recipe("reader_smoke")
+    torch.manual_seed(0)
+    return ChatTraining(find_task(recipe.task)(recipe, recipe.stages[1]).config).double()
+
+
+def loss_of(model, batch):
+    return language_loss(super(ChatTraining, model).forward, **batch)[0]
+
+
+@pytest.mark.parametrize("multiple", [1, 64])
+@pytest.mark.parametrize("averaging", ["tokens", "square", "samples"])
+@pytest.mark.parametrize("turns", ["together", "apart"])
+def test_packed_samples_are_learned_as_those_side_by_side(processor, model, turns, averaging, multiple):
+    settings = {"max_length": 4096, "turns": turns, "averaging": averaging}
+    found = []
+    for packed in (False, True):
+        collator = Collator(processor, **settings, packed=packed, pad_to_multiple_of=multiple)
+        batch = batch_of(collator, *UNLIKE)
+        assert len(batch["input_ids"]) == (1 if packed else 3)
+        model.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((ChatTask.counts(None, batch), loss, gradients))
+    (count, loss, gradients), (packed_count, packed_loss, packed_gradients) = found
+    torch.testing.assert_close(packed_count, count)
+    torch.testing.assert_close(packed_loss, loss, rtol=1e-6, atol=1e-6)
+    assert packed_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("turns", ["together", "apart"])
+def test_a_sample_weighs_as_its_tokens_as_their_root_or_as_any_other(processor, model, turns, packed):
+    model.eval()
+    settings = {"max_length": 4096, "turns": turns}
+    with torch.no_grad():
+        alone = torch.stack([loss_of(model, batch_of(Collator(processor, **settings), x)) for x in UNLIKE])
+        sizes = torch.tensor([5.0 + 5, 5, 22])  # a token a character, and one for each end
+        for averaging, weights in (("tokens", sizes), ("square", sizes.sqrt()), ("samples", sizes**0)):
+            collator = Collator(processor, **settings, packed=packed, averaging=averaging)
+            batch = batch_of(collator, *UNLIKE)
+            expected = (weights * alone).sum() / weights.sum()
+            torch.testing.assert_close(loss_of(model, batch), expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(ChatTask.counts(None, batch)["language"].float(), weights.sum())
+
+
+def test_the_first_token_of_a_packed_sample_is_not_learned_from_the_sample_before(processor):
+    first, second = (Collator(processor, max_length=4096).prepare(TEXT_ONLY) for _ in range(2))
+    second.row.labels[0] = second.row.ids[0]  # as of a template in which all is supervised
+    batch = Collator(processor, max_length=4096, packed=True)([first, second])
+    assert batch["labels"][0, len(first.row.ids)] == IGNORE
+    assert (batch["labels"] != IGNORE).sum() == 10
+
+
+def test_packed_samples_do_not_see_one_another(processor):
+    collator = Collator(processor, max_length=4096, turns="apart", packed=True, pad_to_multiple_of=64)
+    examples = [collator.prepare(sample) for sample in UNLIKE]
+    mask = turn_mask(collator(examples)["groups"])[0, 0]
+    start = 0
+    for example in examples:
+        stop = start + len(example.row.ids)
+        alone = turn_mask(example.row.groups[None])[0, 0]
+        assert torch.equal(mask[start:stop, start:stop], alone)
+        assert not mask[start:stop, :start].any()
+        start = stop
+    assert not mask[start:, :start].any()
+    assert mask.diagonal().all()  # padding looks at itself: no row of a softmax is empty

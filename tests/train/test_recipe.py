@@ -106,6 +106,7 @@ def test_overrides_reach_any_field(override, read, value):
         ("stages.look.epochs=1.5", "stages.0: give either steps or epochs"),
         ("stages.look.steps=null", "stages.0: give either steps or epochs"),
         ("stages.look.keep=best", "stages.0: keep: best needs validation data"),
+        ("stages.look.even=true", "stages.0: even is of weighed data: give every entry a weight"),
         ("stages.look.losses={}", r"stages\.0\.losses"),
         ("stages.look.losses={words: 1.0}", r"stages\.0\.losses\.words"),
         ("model.start=somewhere", "start is a whole model; boxes_are_regions beside it would be ignored"),

@@ -57,8 +57,10 @@ def talk(tmp_path):
     return lambda name: json.dumps([{"kind": "conversations", "path": str(tmp_path / f"{name}.json")}])
 
 
-def test_accumulated_batches_are_the_step_of_one_large_batch(tmp_path, talk):
+@pytest.mark.parametrize("averaging", ["tokens", "square"])
+def test_accumulated_batches_are_the_step_of_one_large_batch(tmp_path, talk, averaging):
     data = ["stages.answer.losses={language: 1.0}", f"stages.answer.data={talk('talk')}"]
+    data.append(f"stages.answer.averaging={averaging}")
     split = ["stages.answer.batch=1", "stages.answer.accumulate=4"]
     one = after_a_step(trainer_of(tmp_path / "one", *ONE_STEP, *data, "stages.answer.batch=4"))
     four = after_a_step(trainer_of(tmp_path / "four", *ONE_STEP, *data, *split))
@@ -68,11 +70,13 @@ def test_accumulated_batches_are_the_step_of_one_large_batch(tmp_path, talk):
         torch.testing.assert_close(four[name], weights, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_losses_of_several_kinds_are_each_weighed_by_what_they_count(tmp_path):
+@pytest.mark.parametrize("averaging", ["tokens", "square"])
+def test_losses_of_several_kinds_are_each_weighed_by_what_they_count(tmp_path, averaging):
     """Pages have unlike numbers of lines, and some lines have no pointers."""
+    step = [*ONE_STEP, f"stages.answer.averaging={averaging}"]
     split = ["stages.answer.batch=1", "stages.answer.accumulate=3"]
-    one = after_a_step(trainer_of(tmp_path / "one", *ONE_STEP, "stages.answer.batch=3"))
-    three = after_a_step(trainer_of(tmp_path / "three", *ONE_STEP, *split))
+    one = after_a_step(trainer_of(tmp_path / "one", *step, "stages.answer.batch=3"))
+    three = after_a_step(trainer_of(tmp_path / "three", *step, *split))
     for name, weights in one.items():
         torch.testing.assert_close(three[name], weights, rtol=1e-3, atol=1e-5, msg=name)
 

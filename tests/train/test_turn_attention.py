@@ -114,13 +114,17 @@ def test_blocks_are_found_once_for_all_layers_and_forgotten_with_their_mask(monk
     assert len(turn_attention._blocks) == before
 
 
-@pytest.mark.parametrize("turns", ["apart", "together"])
-def test_a_stage_whose_turns_are_apart_attends_so(tmp_path, turns):
-    recipe = load_recipe("reader_smoke", [f"stages.answer.turns={turns}", f"output={tmp_path}"])
+@pytest.mark.parametrize(
+    ("turns", "packed", "in_blocks"),
+    [("apart", False, True), ("together", True, True), ("together", False, False)],
+)
+def test_a_stage_whose_turns_are_apart_or_samples_packed_attends_so(tmp_path, turns, packed, in_blocks):
+    overrides = [f"stages.answer.turns={turns}", f"stages.answer.packed={str(packed).lower()}"]
+    recipe = load_recipe("reader_smoke", [*overrides, f"output={tmp_path}"])
     task = find_task("reader")(recipe, recipe.stages[-1])
     model = task.build()
     config = model.model.language_model.config
-    assert config._attn_implementation == (TURNS_APART if turns == "apart" else "sdpa")
+    assert config._attn_implementation == (TURNS_APART if in_blocks else "sdpa")
     model.save_pretrained(tmp_path)
     assert TURNS_APART not in (tmp_path / "config.json").read_text()
 

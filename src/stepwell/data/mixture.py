@@ -51,7 +51,8 @@ class Mixture:
 
     Index i always leads to the same sample, with the same random numbers of torch while it is prepared. None
     of a source comes again before all of it have come, but for the good ones that replace bad ones: the next
-    of their source, of which at most `patience` are looked at. Raises ValueError for weights that do not fit.
+    of their source, of which at most `patience` are looked at. even: in every so many samples, a batch, each
+    source has its share, rounded up or down. Raises ValueError for weights that do not fit.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Mixture:
         prepare: Prepare,
         seed: int = 0,
         patience: int = PATIENCE,
+        even: int | None = None,
     ) -> None:
         if not sources:
             raise ValueError("there is no source")
@@ -76,17 +78,22 @@ class Mixture:
         shares = None if weights is None else np.asarray(weights, dtype=float) / sum(weights)
         self.epoch = sum(lengths) if shares is None else max(1, int((lengths / shares).min()))
         """So many samples in a row are of no source more than it holds; by weight, on average."""
-        self._which = self._drawn(shares)
+        self._which = self._drawn(shares, even)
         self._turn = np.empty(length, dtype=np.int64)  # how many of its source have come before
         for number in range(len(sources)):
             of_this = self._which == number
             self._turn[of_this] = np.arange(of_this.sum())
 
     def _drawn(
-        self, shares: np.ndarray[tuple[int], np.dtype[np.float64]] | None
+        self, shares: np.ndarray[tuple[int], np.dtype[np.float64]] | None, even: int | None
     ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The number of the source of every sample."""
         chance = np.random.default_rng(self.seed)
+        if shares is not None and even is not None:
+            # Systematic sampling: points at equal distances along the shares, from a start by chance.
+            starts, keys = np.split(chance.random((-(-self.length // even), 1 + even)), [1], axis=1)
+            which = np.searchsorted(np.cumsum(shares)[:-1], (np.arange(even) + starts) / even, side="right")
+            return np.take_along_axis(which, keys.argsort(1), 1).ravel()[: self.length]
         if shares is not None:
             return chance.choice(len(self.sources), size=self.length, p=shares)
         lengths = [len(source) for source in self.sources]

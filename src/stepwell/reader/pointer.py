@@ -24,8 +24,9 @@ DECODERS = ("llama", "mistral", "qwen2")
 
 
 class Pointers(TypedDict):
-    """Where one row of a batch should look."""
+    """Where one sample of a batch should look."""
 
+    row: int  # of the batch, where the sample stands
     positions: Tensor  # (P,) positions whose next token is a character of the image
     cells: Tensor  # (P,) index of that character's cell among the row's visual tokens
     visual: Tensor  # (N,) positions of the visual tokens
@@ -37,22 +38,32 @@ class AttentionTap:
     def __init__(self) -> None:
         self.seen: list[tuple[nn.Module, Tensor, tuple[Tensor, Tensor]]] = []
 
-    def loss(self, pointers: Sequence[Pointers], *, head: int = 0) -> Tensor | None:
-        """Mean cross-entropy of query head `head` over rows and layers, fp32; None where no row points."""
-        losses = [
-            F.cross_entropy(_scores(attention, hidden, rotary, row, pointed, head).float(), pointed["cells"])
-            for attention, hidden, rotary in self.seen
-            for row, pointed in enumerate(pointers)
-            if len(pointed["positions"])
-        ]
-        return torch.stack(losses).mean() if losses else None
+    def loss(self, pointers: Sequence[Pointers], *, head: int = 0, power: float = 0.0) -> Tensor | None:
+        """Mean cross-entropy of query head `head` over samples and layers, fp32; None where no sample points.
+        power: a sample weighs as its number of positions to this.
+        """
+        pointing = [pointed for pointed in pointers if len(pointed["positions"])]
+        if not pointing:
+            return None
+        losses = [torch.stack([_loss(*seen, pointed, head) for pointed in pointing]) for seen in self.seen]
+        means = torch.stack(losses).mean(0)
+        weights = torch.tensor([len(pointed["positions"]) ** power for pointed in pointing]).to(means)
+        mean: Tensor = (means * weights).sum() / weights.sum()
+        return mean
+
+
+def _loss(
+    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], pointed: Pointers, head: int
+) -> Tensor:
+    scores = _scores(attention, hidden, rotary, pointed, head)
+    return F.cross_entropy(scores.float(), pointed["cells"])
 
 
 def _scores(
-    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], row: int, pointed: Pointers, head: int
+    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], pointed: Pointers, head: int
 ) -> Tensor:
     """-> (P, N): scaled products of the head's queries and keys, rotated as the model rotates them."""
-    dim, kv_head = attention.head_dim, head // attention.num_key_value_groups
+    dim, kv_head, row = attention.head_dim, head // attention.num_key_value_groups, pointed["row"]
 
     def rotated(projection: Any, number: int, positions: Tensor) -> Tensor:
         x = projection(hidden[row, positions])[None, None, :, number * dim : (number + 1) * dim]

@@ -130,6 +130,11 @@ class ReaderStage(ChatStage):
     data: Annotated[tuple[Data, ...], Field(min_length=1)]  # type: ignore[assignment]
     validation: tuple[Data, ...] = ()  # type: ignore[assignment]
 
+    @property
+    def power(self) -> float:
+        """A sample weighs as its number of points to this in the losses that are no mean over tokens."""
+        return 0.5 if self.averaging == "square" else 0.0
+
     @model_validator(mode="after")
     def _fields_have_their_loss(self) -> ReaderStage:
         for field, losses in _LOSSES_OF.items():

@@ -7,9 +7,9 @@ speak.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby, pairwise
+from itertools import accumulate, chain, groupby, pairwise
 from typing import Any, ClassVar, NamedTuple, TypedDict, TypeVar
 
 import torch
@@ -89,7 +89,8 @@ class ReaderTraining(StepwellForConditionalGeneration):
                 with tap_attention([layers[i] for i in self.stage.pointer_layers] if layers else []) as tap:
                     losses["language"], outputs = language_loss(super().forward, labels, **inputs, **images)
                 if layers:
-                    pointer_loss = tap.loss(pointers, head=self.stage.pointer_head)
+                    power = self.stage.power
+                    pointer_loss = tap.loss(pointers, head=self.stage.pointer_head, power=power)
                     losses["pointer"] = outputs.logits.sum() * 0.0 if pointer_loss is None else pointer_loss
             elif image_sizes is not None:
                 self.get_image_features(inputs["pixel_values"], image_sizes, inputs.get("image_regions"))
@@ -122,17 +123,20 @@ class ReaderTraining(StepwellForConditionalGeneration):
         features: Sequence[VisionFeatures],
         targets: Sequence[Mapping[int, Any]],
     ) -> Tensor:
-        """The mean over the views that have points, each read from its finest map."""
-        losses = []
+        """The weighted mean over the views that have points, each read from its finest map."""
+        losses, weights = [], []
         for seen, of_views in zip(features, targets, strict=True):
             finest = {found.view: found.map for found in seen.maps}  # a view's finest comes last
             for i, wanted in of_views.items():
                 map = finest[seen.layout.views[i]]
                 grid = (map.shape[-2], map.shape[-1])
                 losses.append(loss(self.line_head, map_to_tokens(map[None])[0], grid, wanted))
+                weights.append(len(wanted["points"]) ** self.stage.power)
         if not losses:
             return sum((seen.tokens.sum() * 0.0 for seen in features), zero_through(self.line_head))
-        return torch.stack(losses).mean()
+        shares = torch.tensor(weights).to(losses[0])
+        mean: Tensor = (torch.stack(losses) * shares).sum() / shares.sum()
+        return mean
 
 
 @contextmanager
@@ -278,21 +282,42 @@ class ReaderTask(ChatTask):
         """As for a chat, with `pointers` of every row; `frames`, `spelled` and `spoken` of every image."""
         return {
             **self.collator([sample.example for sample in samples]),
-            "pointers": [sample.pointers for sample in samples],
+            "pointers": self._placed(samples),
             "frames": [frames for sample in samples for frames in sample.frames],
             "spelled": [spelled for sample in samples for spelled in sample.spelled],
             "spoken": [spoken for sample in samples for spoken in sample.spoken],
         }
 
+    def _placed(self, samples: Sequence[ReaderExample]) -> list[Pointers]:
+        """The pointers of samples, where these stand in their batch."""
+        pointers = [sample.pointers for sample in samples]
+        if not self.stage.packed:
+            return [Pointers(**{**pointed, "row": row}) for row, pointed in enumerate(pointers)]
+        starts = accumulate((len(sample.example.row.ids) for sample in samples[:-1]), initial=0)
+        return [
+            Pointers(
+                row=0,
+                positions=pointed["positions"] + start,
+                cells=pointed["cells"],
+                visual=pointed["visual"] + start,
+            )
+            for pointed, start in zip(pointers, starts, strict=True)
+        ]
+
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
         counts = {
             **super().counts(batch),
-            "frames": sum(map(len, batch["frames"])),
-            "ctc": sum(map(len, batch["spelled"])),
+            "frames": self._weight("points", chain(*map(dict.values, batch["frames"]))),
+            "ctc": self._weight("points", chain(*map(dict.values, batch["spelled"]))),
             "tokens": sum(len(said["characters"]) for said in batch["spoken"]),
-            "pointer": sum(len(pointed["positions"]) > 0 for pointed in batch["pointers"]),
+            "pointer": self._weight("positions", batch["pointers"]),
         }
         return {name: count for name, count in counts.items() if name in (*self.stage.losses, *self.scores)}
+
+    def _weight(self, what: str, targets: Iterable[Any]) -> Tensor:
+        """Of all targets together, by how many points or positions they have."""
+        sizes = [len(target[what]) for target in targets]
+        return torch.tensor(sum(size**self.stage.power for size in sizes if size))
 
 
 def _with_points(targets: dict[int, PointsOfView]) -> dict[int, PointsOfView]:
@@ -338,6 +363,7 @@ def _pointers(
     grids = () if layout is None else layout.grids
     cells = tokens_at(grids, torch.tensor(points, dtype=torch.float64).reshape(-1, 2))
     return Pointers(
+        row=0,
         positions=torch.tensor(positions).long()[cells >= 0],
         cells=cells[cells >= 0],
         visual=(row.ids == image_token_id).nonzero()[:, 0],

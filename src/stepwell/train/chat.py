@@ -108,6 +108,8 @@ class ChatTask(JudgedByLosses):
             stage_processor,
             max_length=longest_sample(stage, self.config.text_config),
             turns=stage.turns,
+            packed=stage.packed,
+            averaging=stage.averaging,
             pad_to_multiple_of=stage.pad_to_multiple_of,
             limits=recipe.image_limits.build(),
         )
@@ -179,9 +181,10 @@ class ChatTask(JudgedByLosses):
         return self.with_adapters(self._attending(model))
 
     def _attending(self, model: Any) -> Any:
-        """The model, whose attention knows of turns apart where the stage has them."""
+        """The model, whose attention knows of turns apart and packed rows where the stage has them."""
         decoder = model.model.language_model
-        if self.stage.turns == "apart" and decoder.config._attn_implementation == "sdpa":
+        has_groups = self.stage.turns == "apart" or self.stage.packed
+        if has_groups and decoder.config._attn_implementation == "sdpa":
             decoder.set_attn_implementation(TURNS_APART)
         return model
 
@@ -225,8 +228,9 @@ class ChatTask(JudgedByLosses):
         return self.collator(samples)
 
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
-        tokens = (batch["labels"][:, 1:] != IGNORE).sum()
-        return {"language": tokens, "accuracy": tokens}
+        learned = batch["labels"][:, 1:] != IGNORE
+        weights = batch["weights"][:, 1:] if "weights" in batch else 1
+        return {"language": (weights * learned).sum(), "accuracy": learned.sum()}
 
     def save(self, weights: Path, folder: Path) -> None:
         model = self.start(StepwellForConditionalGeneration, self.config)
@@ -329,18 +333,27 @@ def wanted_adapters(model: Any, settings: Any) -> Any:
 
 
 def language_loss(
-    forward: Callable[..., Any], labels: Tensor, groups: Tensor | None = None, **inputs: Any
+    forward: Callable[..., Any],
+    labels: Tensor,
+    groups: Tensor | None = None,
+    weights: Tensor | None = None,
+    **inputs: Any,
 ) -> tuple[Tensor, Any]:
     """Mean cross-entropy of the supervised tokens, fp32, 0 without any; and the outputs. Logits of other
-    positions are never made. groups: (B, L) of turns apart, as `Collator` gives them.
+    positions are never made. groups of turns apart or packed samples and weights of tokens: (B, L), as
+    `Collator` gives them.
     """
     if groups is not None:
         inputs["attention_mask"] = turn_mask(groups)
     supervised, wanted = _supervised(labels)
     outputs = forward(**inputs, logits_to_keep=supervised, use_cache=False)
     logits = outputs.logits.float().flatten(0, 1)
-    total = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
-    return total / (wanted != IGNORE).sum().clamp(min=1), outputs
+    if weights is None:
+        total = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
+        return total / (wanted != IGNORE).sum().clamp(min=1), outputs
+    shares = weights[:, 1:][:, supervised].flatten() * (wanted != IGNORE)
+    losses = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="none")
+    return (losses * shares).sum() / shares.sum().clamp(min=1), outputs
 
 
 def token_accuracy(outputs: Any, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from stepwell.models.published.papers import find_published
 from stepwell.models.quantised import Bits
 from stepwell.models.systems import vision_settings
 from stepwell.models.vision import VisionConfig
-from stepwell.train.collate import TurnOrder
+from stepwell.train.collate import Averaging, TurnOrder
 from stepwell.train.recipe import Place, Positive, Rate, Recipe, Share, Stage, Strict
 
 __all__ = ["ChatModel", "ChatRecipe", "ChatStage", "ConversationData", "Lora"]
@@ -113,7 +113,9 @@ class ConversationData(Strict):
 
 class ChatStage(Stage):
     """template: of this stage, where it is not the model's; max_length: tokens of a sample, whole turns go
-    beyond. pad_to_multiple_of: rows are padded to a multiple of so many tokens: few lengths share kernels.
+    beyond. packed: the samples of a batch stand in one row. averaging: how much a sample weighs in the loss
+    (train/collate.py). pad_to_multiple_of: rows are padded to a multiple of so many tokens: few lengths share
+    kernels.
     sampling: "grouped" makes steps of samples that are alike (train/length_groups.py); "grouped_official"
     too, where all samples are texts by their negative lengths, as LLaVA's code does.
     """
@@ -123,6 +125,8 @@ class ChatStage(Stage):
     template: str | None = None
     turns: TurnOrder = "together"
     max_length: Positive = 8192
+    packed: bool = False
+    averaging: Averaging = "tokens"
     pad_to_multiple_of: Positive = 1
     sampling: Literal["random", "grouped", "grouped_official"] = "random"
     data: Annotated[tuple[ConversationData, ...], Field(min_length=1)]

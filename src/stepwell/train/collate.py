@@ -27,7 +27,7 @@ from stepwell.models.processor import StepwellProcessor
 from stepwell.structures import NO_REGION, Size
 from stepwell.views.region import region_of_fractions
 
-__all__ = ["Collator", "Example", "Row", "TurnOrder", "turn_mask"]
+__all__ = ["Averaging", "Collator", "Example", "Row", "TurnOrder", "turn_mask", "weight_in"]
 
 WHOLE, REGIONS = ("pixel_values", "image_sizes"), "image_regions"
 
@@ -37,8 +37,18 @@ for once: all turns continue what ends with the image, none sees another.
 """
 
 
+Averaging = Literal["tokens", "square", "samples"]
+"""In a loss, every token weighs alike, so that a page with many answers outweighs a line many times; or every
+sample; or a sample as the root of its number of tokens (InternVL 2.5, arXiv 2412.05271, section 3.2).
+"""
+_POWERS: Mapping[Averaging, float] = {"tokens": 1.0, "square": 0.5, "samples": 0.0}
+
+_SAMPLE = 1 << 20
+"""Groups of a packed row: those of its n-th sample begin at n times this."""
+
+
 class Row(NamedTuple):
-    """A sample as tokens. `groups` is 0 where all may look, else the number of the turn."""
+    """A sample as tokens. `groups` is 0 where all of it may look, else the number of the turn."""
 
     ids: Tensor  # (L,)
     labels: Tensor  # (L,)
@@ -57,6 +67,8 @@ class Example(NamedTuple):
 
 class Collator:
     """Prepares samples, and makes batches of them, padded at the right: the model's inputs and `labels`.
+    packed: the samples of a batch stand in one row, where none sees another, so that short ones beside a long
+    one cost no padding.
 
     A sample longer than max_length tokens loses whole turns, the last first, and no more than it must.
     """
@@ -67,13 +79,15 @@ class Collator:
         *,
         max_length: int,
         turns: TurnOrder = "together",
+        packed: bool = False,
+        averaging: Averaging = "tokens",
         pad_to_multiple_of: int = 1,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         if processor.template is None:
             raise ValueError("training needs to know what is an answer; give the recipe's model a template")
         self.processor, self.max_length, self.turns, self.limits = processor, max_length, turns, limits
-        self.pad_to_multiple_of = pad_to_multiple_of
+        self.packed, self.averaging, self.pad_to_multiple_of = packed, averaging, pad_to_multiple_of
 
     def prepare(self, sample: Sample) -> Example:
         """Raises ValueError for an image that cannot be read, a conversation that the template refuses, one
@@ -96,10 +110,13 @@ class Collator:
         )
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """input_ids and labels (B, L), attention_mask or, of turns apart, `groups` (B, L) for `turn_mask`;
-        and the images of all, in order.
+        """input_ids and labels (B, L), attention_mask or, of turns apart and packed rows, `groups` (B, L) for
+        `turn_mask`; weights (B, L) of the tokens where these differ; and the images of all, in order.
         """
         rows = [example.row for example in examples]
+        weights = [torch.full(row.ids.shape, weight_in(self.averaging, row)) for row in rows]
+        if self.packed:
+            rows, weights = [_packed(rows)], [torch.cat(weights)]
         lengths = torch.tensor([len(row.ids) for row in rows])
         longest = math.ceil(int(lengths.max()) / self.pad_to_multiple_of) * self.pad_to_multiple_of
 
@@ -111,7 +128,9 @@ class Collator:
             "input_ids": padded([row.ids for row in rows], self.processor.tokenizer.pad_token_id or 0),
             "labels": padded([row.labels for row in rows], IGNORE),
         }
-        if self.turns == "together":
+        if self.averaging != "tokens":
+            batch["weights"] = padded(weights, 0)
+        if self.turns == "together" and not self.packed:
             batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
         else:
             batch["position_ids"] = padded([row.positions for row in rows], 0)
@@ -193,6 +212,24 @@ class Collator:
         return ids, labels, groups, positions
 
 
+def weight_in(averaging: Averaging, row: Row) -> float:
+    """Of each token that is learned of a row."""
+    learned = int((row.labels[1:] != IGNORE).sum())
+    return float(max(1, learned) ** (_POWERS[averaging] - 1))
+
+
+def _packed(rows: Sequence[Row]) -> Row:
+    """Rows behind one another. None's first token is learned from what stands before it."""
+    labels = [F.pad(row.labels[1:], (1, 0), value=IGNORE) for row in rows]
+    groups = [row.groups + number * _SAMPLE for number, row in enumerate(rows)]
+    return Row(
+        torch.cat([row.ids for row in rows]),
+        torch.cat(labels),
+        torch.cat(groups),
+        torch.cat([row.positions for row in rows]),
+    )
+
+
 def _regions(images: Mapping[str, Tensor]) -> Tensor:
     """(images, 4)."""
     return images.get(REGIONS, torch.tensor([NO_REGION]).expand(len(images["image_sizes"]), -1))
@@ -218,10 +255,11 @@ def _behind(first: str, question: str) -> str:
 
 
 def turn_mask(groups: Tensor) -> Tensor:
-    """(B, L) -> attention_mask (B, 1, L, L), True where a query (third axis) may look: back, at group 0 and
-    at its own group.
+    """(B, L) -> attention_mask (B, 1, L, L), True where a query (third axis) may look: back, at its own group
+    and at group 0 of its sample.
 
     The model makes it where it runs: for thousands of tokens it is larger than the images of its batch.
     """
-    same = (groups[:, None, :] == groups[:, :, None]) | (groups[:, None, :] == 0)
+    shared = groups.div(_SAMPLE, rounding_mode="floor") * _SAMPLE
+    same = (groups[:, None, :] == groups[:, :, None]) | (groups[:, None, :] == shared[:, :, None])
     return same.tril()[:, None]

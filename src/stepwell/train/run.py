@@ -157,7 +157,13 @@ def mixture(task: Task, *, seed: int, patience: int = PATIENCE) -> Mixture:
     steps = stage.steps or math.ceil(stage.epochs * sum(map(len, sources)) / of_a_step)
     length = steps * of_a_step
     return Mixture(
-        sources, weights_of(stage), length=length, prepare=task.prepare, seed=seed, patience=patience
+        sources,
+        weights_of(stage),
+        length=length,
+        even=stage.batch if stage.even else None,
+        prepare=task.prepare,
+        seed=seed,
+        patience=patience,
     )
 
 

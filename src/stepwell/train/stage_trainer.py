@@ -216,7 +216,7 @@ class StageTrainer(Trainer):
         counts: Counter[str] = Counter()
         for batch in batches:
             counts.update(self.task.counts(batch))
-        here = torch.tensor([int(counts[name]) for name in self.task.losses], device=device)
+        here = torch.tensor([float(counts[name]) for name in self.task.losses], device=device)
         everywhere = self.accelerator.gather(here).view(-1, len(here)).sum(0)
         return batches, dict(zip(self.task.losses, everywhere, strict=True))
 
