@@ -178,6 +178,22 @@ def test_drawings_have_names_of_their_own_and_no_draft_stays(
     assert (pixels[:, :80] != 255).any()
 
 
+def test_drawings_are_made_again_and_other_files_left_as_they_are(
+    capsys: pytest.CaptureFixture[str], model: Finder
+) -> None:
+    run(capsys, "c.png", "--show", "drawn")
+    first = Path("drawn/c.png").read_bytes()
+    Path("drawn/c.png").write_bytes(first + b" ")  # still ours
+    run(capsys, "c.png", "--show", "drawn")
+    assert Path("drawn/c.png").read_bytes() == first
+    Image.open("drawn/c.png").copy().save("other.png")
+    for content in (Path("other.png").read_bytes(), b"no picture", Path("folder/a.JPG").read_bytes()):
+        Path("drawn/c.png").write_bytes(content)
+        assert cli.main(["predict", "c.png", "--model", "model", "--show", "drawn"]) == 2
+        assert "drawn/c.png is there, and no drawing" in capsys.readouterr().err
+        assert Path("drawn/c.png").read_bytes() == content
+
+
 def test_drawings_of_pictures_with_the_longest_names(
     capsys: pytest.CaptureFixture[str], model: Finder
 ) -> None:

@@ -152,8 +152,11 @@ def test_a_script_that_its_processes_would_begin_again_is_told_so() -> None:
         (["p", "out", "--question", "What?", *PREDICT], "others take none; got 'predict' with 'What?'"),
         (["p", "out", "--what", "ask", "--question", "What?", "--model", "model"], "model gives no answers"),
         (["p", "out", "--what", "tokens", "--model", "model"], "model gives no visual tokens"),
-        (["p", "out", "--what", "tokens", "--threshold", "0.5"], "are for 'predict', not for 'tokens'"),
-        (["p", "out", "--what", "tokens", "--tiles"], "tiles are for 'predict', not for 'tokens'"),
+        (
+            ["p", "out", "--what", "tokens", "--threshold", "0.5"],
+            "threshold is for 'predict', not for 'tokens'",
+        ),
+        (["p", "out", "--what", "tokens", "--tiles"], "tiles is for 'predict', not for 'tokens'"),
         (["p", "out", "--tile-scale", "2", *PREDICT], "add --tiles"),
         (["p", "out", "--tiles", *PREDICT], "tiles"),
         (["p", "out", "--actors", "2", *PREDICT], "--actors are of --ray"),

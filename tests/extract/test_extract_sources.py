@@ -96,6 +96,12 @@ def test_what_holds_no_pictures_is_refused_before_anything_begins(names: list[st
         Source(names)
 
 
+def test_a_column_wants_a_parquet_file() -> None:
+    touched("a.png")
+    with pytest.raises(ValueError, match="column 'scan' is of Parquet files, and none is named"):
+        Source(["a.png"], column="scan")
+
+
 def test_an_empty_list_is_refused() -> None:
     Path("list.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"no pictures in list\.txt"):

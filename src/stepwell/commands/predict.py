@@ -110,10 +110,11 @@ def predict(
         max_bytes=max_bytes,
         max_seconds=max_seconds,
     )
-    from stepwell.images.draw import refuse_pictures
+    from stepwell.images.draw import check_unsigned, refuse_pictures
 
     drawings = {} if show is None else _drawings(show, names)
     refuse_pictures([*drawings.values(), *([coco] if coco else [])], filter(STDIN.__ne__, names))
+    check_unsigned(drawings.values())
     if show is not None:
         show.mkdir(parents=True, exist_ok=True)
     network = _load(model, partial(_opened, revision, device, dtype, runtime, int8=int8))
@@ -285,9 +286,9 @@ class _Drawings:
     def add(self, name: str, image: Image | None, found: Prediction | str) -> None:
         if image is None or isinstance(found, str):
             return
-        from stepwell.images.draw import save_whole
+        from stepwell.images.draw import save_signed
 
-        save_whole(found.draw(image), self.paths[name])
+        save_signed(found.draw(image), self.paths[name])
 
 
 def _drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:

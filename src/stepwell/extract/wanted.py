@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from math import isinf
 from typing import Any, Literal
 
@@ -40,10 +40,12 @@ class Wanted:
             raise ValueError(
                 f"'ask' needs a question, others take none; got {self.what!r} with {self.question!r}"
             )
-        if self.what != "predict" and (self.threshold is not None or self.max_detections is not None):
-            raise ValueError(f"a threshold and the most detections are for 'predict', not for {self.what!r}")
-        if self.what != "predict" and self.tiles is not None:
-            raise ValueError(f"tiles are for 'predict', not for {self.what!r}")
+        for setting in fields(self):
+            of = [what for what, settings in _HANGS_ON.items() if setting.name in settings]
+            if of and self.what not in of and getattr(self, setting.name) != setting.default:
+                raise ValueError(
+                    f"{setting.name} is for {' and '.join(map(repr, of))}, not for {self.what!r}"
+                )
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"a batch is of 1 picture or more, got {self.batch}")
 

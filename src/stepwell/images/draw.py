@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from stepwell.folders import whole_file
 from stepwell.structures import Box
@@ -19,11 +20,13 @@ from stepwell.structures import Box
 __all__ = [
     "Colour",
     "check_target",
+    "check_unsigned",
     "class_colours",
     "draw_boxes",
     "draw_lines",
     "ink_on",
     "refuse_pictures",
+    "save_signed",
     "save_whole",
     "tint",
     "tint_classes",
@@ -34,6 +37,7 @@ Colour = tuple[int, int, int]
 """Red, green, blue."""
 
 STRENGTH = 128  # of 256, of a colour over a picture
+SIGNATURE = ("Software", "Stepwell")  # in a PNG's text
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ROWS = 256  # of a picture that are tinted at a time
 HIDDEN = 0.25  # of a box, at most, by the caption of another
@@ -141,6 +145,30 @@ def save_whole(image: Image.Image, path: Path) -> None:
     """To a file whose name's ending tells the format. It is there whole, or as it was before."""
     with whole_file(path) as draft:
         image.save(draft)
+
+
+def save_signed(image: Image.Image, path: Path) -> None:
+    """A PNG that `check_unsigned` knows for a drawing, whole or as it was before."""
+    signature = PngInfo()
+    signature.add_text(*SIGNATURE)
+    with whole_file(path) as draft:
+        image.save(draft, "PNG", pnginfo=signature)
+
+
+def check_unsigned(paths: Iterable[Path]) -> None:
+    """Raises ValueError for a file that is there and no drawing of `save_signed`."""
+    for path in paths:
+        if path.exists() and not _is_signed(path):
+            raise ValueError(f"{path} is there, and no drawing of Stepwell's; name another folder")
+
+
+def _is_signed(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            key, value = SIGNATURE
+            return image.info.get(key) == value
+    except (OSError, SyntaxError, ValueError):
+        return False
 
 
 def check_target(path: Path, pictures: Iterable[str | Path] = ()) -> None:
