@@ -17,6 +17,7 @@ from PIL import Image
 import stepwell
 from stepwell import cli
 from stepwell.commands.pictures import find_pictures
+from stepwell.images.draw import check_unsigned
 from stepwell.models.masks import CroppedMasks
 from stepwell.models.predicting import Choice, Predicts
 from stepwell.models.tiled import detect_in_tiles
@@ -179,7 +180,7 @@ def test_drawings_have_names_of_their_own_and_no_draft_stays(
 
 
 def test_drawings_are_made_again_and_other_files_left_as_they_are(
-    capsys: pytest.CaptureFixture[str], model: Finder
+    capsys: pytest.CaptureFixture[str], model: Finder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(capsys, "c.png", "--show", "drawn")
     first = Path("drawn/c.png").read_bytes()
@@ -187,6 +188,9 @@ def test_drawings_are_made_again_and_other_files_left_as_they_are(
     run(capsys, "c.png", "--show", "drawn")
     assert Path("drawn/c.png").read_bytes() == first
     Image.open("drawn/c.png").copy().save("other.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of a drawing, neither an error nor a warning
+    check_unsigned([Path("drawn/c.png")])
+    monkeypatch.undo()
     for content in (Path("other.png").read_bytes(), b"no picture", Path("folder/a.JPG").read_bytes()):
         Path("drawn/c.png").write_bytes(content)
         assert cli.main(["predict", "c.png", "--model", "model", "--show", "drawn"]) == 2

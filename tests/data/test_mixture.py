@@ -152,7 +152,6 @@ def test_every_batch_has_its_share_of_each_source():
 
 
 def test_an_even_mixture_begins_as_a_longer_one():
-    """A run that is resumed with more steps goes on with the same samples."""
     sources = [Numbers("a", 10), Numbers("b", 10)]
     short, long = (answers(mixed(sources, [3, 1], length=length, even=4)) for length in (22, 44))
     assert len(short) == 22

@@ -274,3 +274,10 @@ def test_groups_are_of_one_epoch(recipe, tmp_path):
     for start in range(0, len(order) - samples.epoch + 1, samples.epoch):
         drawn = [places[i] for i in order[start : start + samples.epoch]]
         assert len(set(drawn)) == samples.epoch
+
+
+def test_even_batches_are_not_made_anew(recipe: Path) -> None:
+    weighed = [*(f"stages.tune.data.{number}.weight=1" for number in range(2)), "stages.tune.even=true"]
+    with pytest.raises(ValueError, match="even batches would be made anew by sampling grouped: leave one"):
+        load_recipe(recipe, weighed)
+    load_recipe(recipe, [*weighed, "stages.tune.sampling=random"])

@@ -775,6 +775,14 @@ def test_a_stage_groups_images_by_how_they_lie(data, tmp_path, alike, batch):
     assert order != list(range(16))
 
 
+def test_even_batches_are_not_made_anew(data, tmp_path):
+    weighed = {**data["detect"], "weight": 1}
+    stage = {"steps": 8, "even": True, "batch": 2}
+    with pytest.raises(ValueError, match="even batches would be made anew by alike: add alike: false"):
+        task_of(recipe_of("detect", tmp_path, weighed, stages=stage))
+    task_of(recipe_of("detect", tmp_path, weighed, stages=stage | {"alike": False}))
+
+
 def test_a_batch_of_a_detector(data, tmp_path):
     stage = {"augment": {"kind": "fixed", "flip": 0}}
     task = task_of(recipe_of("detect", tmp_path, data["detect"], stages=stage))

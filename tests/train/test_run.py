@@ -144,6 +144,10 @@ def test_a_processor_that_is_slow_in_bf16_is_told_of(tmp_path, capsys, monkeypat
         ("model.vision.min_cells=1", "1_look was trained with model.vision.min_cells 2"),
         ("seed=1", "1_look was trained with seed 42"),
         ("stages.look.trainer={adam_epsilon: 1.0e-3}", "1_look .* stages.0.trainer.adam_epsilon None"),
+        (
+            "stages.look.average={}",
+            "1_look .* stages.0.average",
+        ),  # all of it by default, where there was none
     ],
 )
 def test_a_finished_run_is_not_taken_for_that_of_another_recipe(finished, override, complaint):
@@ -151,6 +155,20 @@ def test_a_finished_run_is_not_taken_for_that_of_another_recipe(finished, overri
     with pytest.raises(ValueError, match=f"{complaint}.*another output or name, delete") as refusal:
         train("reader_smoke", [f"output={runs}", "bf16=false", override])
     assert "\n" not in str(refusal.value)
+
+
+def test_a_run_of_before_there_were_some_fields_is_that_of_their_defaults(finished, tmp_path):
+    runs, folder = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    for record in (tmp_path / "runs/reader_smoke").glob("*/recipe.json"):
+        before = json.loads(record.read_text())
+        for stage in before["stages"]:
+            del stage["packed"], stage["averaging"], stage["optimiser"]["clip_steps"]
+        record.write_text(json.dumps(before))
+    again = train("reader_smoke", settings := [f"output={tmp_path / 'runs'}", "bf16=false"])
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"stages\.1\.packed None, which is True now"):
+        train("reader_smoke", [*settings, "stages.answer.packed=true"])
 
 
 def test_fields_that_no_weight_depends_on_may_change_and_stages_be_added(finished, tmp_path, monkeypatch):

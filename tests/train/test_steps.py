@@ -81,6 +81,26 @@ def test_losses_of_several_kinds_are_each_weighed_by_what_they_count(tmp_path, a
         torch.testing.assert_close(three[name], weights, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_a_stage_weighs_its_samples_as_it_says(tmp_path, talk):
+    """And a step is a mean over the weights of all its batches, whole numbers or not."""
+    data = ["stages.answer.losses={language: 1.0}", f"stages.answer.data={talk('talk')}"]
+    split = ["stages.answer.batch=2", "stages.answer.accumulate=2", "stages.answer.averaging=square"]
+    trainer = trainer_of(tmp_path, *ONE_STEP, *data, *split)
+    batches, counts = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 2, torch.device("cpu"))
+    lengths = torch.cat([(batch["labels"] != IGNORE).sum(1) for batch in batches])
+    assert counts["language"] == pytest.approx(float(lengths.sqrt().sum()))
+    weights = torch.cat([batch["weights"].max(1).values for batch in batches])
+    torch.testing.assert_close(weights, lengths**-0.5)
+
+
+def test_a_stage_draws_evenly_where_it_says_so(tmp_path, talk):
+    entries = [{**json.loads(talk(name))[0], "weight": weight} for name, weight in (("talk", 2), ("text", 1))]
+    even = ["stages.answer.even=true", "stages.answer.batch=3", "stages.answer.steps=20"]
+    trainer = trainer_of(tmp_path, *ONE_STEP, f"stages.answer.data={json.dumps(entries)}", *even)
+    sources = [number for number, _ in trainer.train_dataset.places()]
+    assert all(sorted(sources[i : i + 3]) == [0, 0, 1] for i in range(0, 60, 3))
+
+
 @pytest.mark.parametrize("processes", [1, 3])
 def test_a_process_weighs_its_share_so_that_the_mean_of_all_is_the_step(tmp_path, monkeypatch, processes):
     """Gradients are averaged over processes; each counts what all of them have."""

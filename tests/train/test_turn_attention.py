@@ -7,13 +7,14 @@ import gc
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from stepwell.train import turn_attention
 from stepwell.train.collate import turn_mask
 from stepwell.train.recipe import load_recipe
 from stepwell.train.tasks import find_task
-from stepwell.train.turn_attention import TURNS_APART, attend_in_blocks
+from stepwell.train.turn_attention import TURNS_APART, attend_in_blocks, check_decoder
 
 ROW = [0] * 37 + [1] * 9 + [2] * 14 + [3] * 5 + [-1] * 7
 SHORT = [0] * 20 + [1] * 30 + [-1] * 22
@@ -150,3 +151,44 @@ def test_a_step_of_turns_apart_is_that_of_all_pairs(tmp_path):
     assert our_gradients.keys() == their_gradients.keys()
     for name, gradient in their_gradients.items():
         torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "why"),
+    [
+        ("llama", {}, None),
+        ("gpt2", {}, None),
+        ("qwen2", {}, None),
+        ("mistral", {"sliding_window": 200}, None),
+        ("mistral", {"sliding_window": 199}, "mistral has a window of 199 tokens; max_length is 200"),
+        ("mistral", {"sliding_window": None}, None),
+        ("gemma3_text", {"sliding_window": 64}, "gemma3_text has a window of 64 tokens; max_length is 200"),
+        ("qwen3", {"sliding_window": 64, "use_sliding_window": False}, None),
+        ("qwen3_next", {}, "qwen3_next has layers of linear_attention"),
+        (
+            "lfm2",
+            {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+            "lfm2 has layers of conv",
+        ),
+        ("bloom", {}, "bloom takes no position_ids"),
+    ],
+)
+def test_language_models_that_would_not_heed_who_may_look_where_are_refused(model_type, settings, why):
+    text = AutoConfig.for_model(model_type, **settings)
+    if why is None:
+        check_decoder(text, 200)
+    else:
+        with pytest.raises(ValueError, match=f"none sees another; {why}"):
+            check_decoder(text, 200)
+
+
+@pytest.mark.parametrize("field", ["turns: apart", "packed: true"])
+def test_a_stage_of_such_a_language_model_is_refused(field):
+    sizes = "{model_type: mistral, hidden_size: 32, num_attention_heads: 2, sliding_window: 64}"
+    name, value = field.split(": ")
+    recipe = load_recipe("reader_smoke", [f"model.text={sizes}", "stages.answer.turns=together"])
+    stage = recipe.stages[1]
+    find_task("reader")(recipe, stage)
+    value = True if value == "true" else value
+    with pytest.raises(ValueError, match="mistral has a window of 64 tokens"):
+        find_task("reader")(recipe, stage.model_copy(update={name: value}))

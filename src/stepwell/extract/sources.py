@@ -42,7 +42,7 @@ class Source:
         if self.listed is not None and not self.listed.is_file():
             raise ValueError(f"no such file: {self.listed}")
         if column != "image" and not any(map(_is_parquet, self.names)):
-            raise ValueError(f"column {column!r} is of Parquet files, and none is named")
+            raise ValueError(f"column {column!r} is of Parquet files, and none is named{_hint(self.names)}")
         if not any(True for _ in islice(self.rows(), 1)):
             named = ", ".join([*map(str, names), *([str(listed)] if listed else [])]) or "nothing"
             raise ValueError(f"no pictures in {named}{_hint(self.names)}")

@@ -111,6 +111,8 @@ _LOSSES_OF: dict[str, tuple[Loss, ...]] = {
     "spread": ("frames", "tokens"),
     "pointer_layers": ("pointer",),
     "pointer_head": ("pointer",),
+    "packed": ("language", "pointer"),
+    "averaging": ("language", "pointer", *LINE_LOSSES),
 }
 Data = Annotated[DrawnData | ConversationData | TextLineData | CutLineData, Field(discriminator="kind")]
 
@@ -132,7 +134,7 @@ class ReaderStage(ChatStage):
 
     @property
     def power(self) -> float:
-        """A sample weighs as its number of points to this in the losses that are no mean over tokens."""
+        """Views, and samples that point, weigh as their numbers of points to this."""
         return 0.5 if self.averaging == "square" else 0.0
 
     @model_validator(mode="after")

@@ -43,7 +43,7 @@ from stepwell.train.length_groups import modality_groups, word_lengths
 from stepwell.train.processes import is_first, tell
 from stepwell.train.recipe import Recipe
 from stepwell.train.tasks import JudgedByLosses
-from stepwell.train.turn_attention import TURNS_APART
+from stepwell.train.turn_attention import TURNS_APART, check_decoder
 from stepwell.views.slices import SliceGeometry, long_side_size
 
 __all__ = [
@@ -99,6 +99,10 @@ class ChatTask(JudgedByLosses):
         vision = self.config.vision.adjusted(stage.vision)
         self.stage_config = copy.deepcopy(self.config)
         self.stage_config.vision_config = settings_json(vision)
+        length = longest_sample(stage, self.config.text_config)
+        self.has_groups = stage.turns == "apart" or stage.packed
+        if self.has_groups:
+            check_decoder(self.config.text_config, length)
         stage_processor = StepwellProcessor(
             StepwellImageProcessor(vision),
             self.processor.tokenizer,
@@ -106,7 +110,7 @@ class ChatTask(JudgedByLosses):
         )
         self.collator = Collator(
             stage_processor,
-            max_length=longest_sample(stage, self.config.text_config),
+            max_length=length,
             turns=stage.turns,
             packed=stage.packed,
             averaging=stage.averaging,
@@ -183,8 +187,7 @@ class ChatTask(JudgedByLosses):
     def _attending(self, model: Any) -> Any:
         """The model, whose attention knows of turns apart and packed rows where the stage has them."""
         decoder = model.model.language_model
-        has_groups = self.stage.turns == "apart" or self.stage.packed
-        if has_groups and decoder.config._attn_implementation == "sdpa":
+        if self.has_groups and decoder.config._attn_implementation == "sdpa":
             decoder.set_attn_implementation(TURNS_APART)
         return model
 
@@ -229,7 +232,7 @@ class ChatTask(JudgedByLosses):
 
     def counts(self, batch: dict[str, Any]) -> dict[str, Tensor | int]:
         learned = batch["labels"][:, 1:] != IGNORE
-        weights = batch["weights"][:, 1:] if "weights" in batch else 1
+        weights = batch["weights"][:, 1:].float() if "weights" in batch else 1  # DeepSpeed rounds inputs
         return {"language": (weights * learned).sum(), "accuracy": learned.sum()}
 
     def save(self, weights: Path, folder: Path) -> None:
@@ -351,7 +354,7 @@ def language_loss(
     if weights is None:
         total = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
         return total / (wanted != IGNORE).sum().clamp(min=1), outputs
-    shares = weights[:, 1:][:, supervised].flatten() * (wanted != IGNORE)
+    shares = weights[:, 1:][:, supervised].flatten().float() * (wanted != IGNORE)
     losses = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="none")
     return (losses * shares).sum() / shares.sum().clamp(min=1), outputs
 

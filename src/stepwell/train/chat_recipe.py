@@ -132,6 +132,14 @@ class ChatStage(Stage):
     data: Annotated[tuple[ConversationData, ...], Field(min_length=1)]
     validation: tuple[ConversationData, ...] = ()
 
+    @model_validator(mode="after")
+    def _batches_are_made_once(self) -> ChatStage:
+        if self.even and self.sampling != "random":
+            raise ValueError(
+                f"even batches would be made anew by sampling {self.sampling}: leave one of both out"
+            )
+        return self
+
 
 class ChatRecipe(Recipe):
     task: Literal["chat"] = "chat"

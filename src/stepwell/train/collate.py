@@ -27,7 +27,7 @@ from stepwell.models.processor import StepwellProcessor
 from stepwell.structures import NO_REGION, Size
 from stepwell.views.region import region_of_fractions
 
-__all__ = ["Averaging", "Collator", "Example", "Row", "TurnOrder", "turn_mask", "weight_in"]
+__all__ = ["Averaging", "Collator", "Example", "Row", "TurnOrder", "turn_mask"]
 
 WHOLE, REGIONS = ("pixel_values", "image_sizes"), "image_regions"
 
@@ -39,7 +39,7 @@ for once: all turns continue what ends with the image, none sees another.
 
 Averaging = Literal["tokens", "square", "samples"]
 """In a loss, every token weighs alike, so that a page with many answers outweighs a line many times; or every
-sample; or a sample as the root of its number of tokens (InternVL 2.5, arXiv 2412.05271, section 3.2).
+sample; or a sample as the root of its number of tokens (InternVL 2.5, arXiv 2412.05271, loss reweighting).
 """
 _POWERS: Mapping[Averaging, float] = {"tokens": 1.0, "square": 0.5, "samples": 0.0}
 
@@ -114,7 +114,7 @@ class Collator:
         `turn_mask`; weights (B, L) of the tokens where these differ; and the images of all, in order.
         """
         rows = [example.row for example in examples]
-        weights = [torch.full(row.ids.shape, weight_in(self.averaging, row)) for row in rows]
+        weights = [torch.full(row.ids.shape, _token_weight(self.averaging, row)) for row in rows]
         if self.packed:
             rows, weights = [_packed(rows)], [torch.cat(weights)]
         lengths = torch.tensor([len(row.ids) for row in rows])
@@ -212,8 +212,8 @@ class Collator:
         return ids, labels, groups, positions
 
 
-def weight_in(averaging: Averaging, row: Row) -> float:
-    """Of each token that is learned of a row."""
+def _token_weight(averaging: Averaging, row: Row) -> float:
+    """What each learned token of a row weighs."""
     learned = int((row.labels[1:] != IGNORE).sum())
     return float(max(1, learned) ** (_POWERS[averaging] - 1))
 

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision import tv_tensors
 
@@ -62,6 +62,12 @@ class DetectStage(PerceptionStage):
         "boxes_ap"
     )
     max_detections: Positive | None = None
+
+    @model_validator(mode="after")
+    def _batches_are_made_once(self) -> DetectStage:
+        if self.even and self.alike:
+            raise ValueError("even batches would be made anew by alike: add alike: false")
+        return self
 
 
 class DetectRecipe(PerceptionRecipe):

@@ -294,7 +294,8 @@ def _memory(settings: Recipe, plan: _Plan, layout: TokenLayout, length: int) -> 
     half = settings.bf16
     if half:
         module.bfloat16()
-    step = peak_bytes(lambda: _loss(module, layout, plan.stage.batch, length))
+    packed = plan.stage.packed
+    step = peak_bytes(lambda: _loss(module, layout, plan.stage.batch, length, packed=packed))
     if half:
         step += 2 * weights + 2 * learning  # the weights' copies, and gradients in single precision
         module.float()
@@ -304,19 +305,20 @@ def _memory(settings: Recipe, plan: _Plan, layout: TokenLayout, length: int) -> 
     return needed
 
 
-def _loss(module: Any, layout: TokenLayout, batch: int, length: int) -> Tensor:
+def _loss(module: Any, layout: TokenLayout, batch: int, length: int, *, packed: bool) -> Tensor:
     """Of a batch of samples of one image each, whose text is supervised."""
     weight = module.get_input_embeddings().weight
     inputs = [weight.new_empty(3, *size) for _ in range(batch) for size in layout.inputs]
     visual = torch.stack(module.model.vision(inputs, [layout] * batch))
     words = max(length - visual.shape[1], 1)
     text = F.embedding(torch.zeros(batch, words, dtype=torch.long, device="meta"), weight)
-    embeddings = torch.cat([visual, text], 1)
+    samples = torch.cat([visual, text], 1)
+    embeddings = samples.flatten(0, 1)[None] if packed else samples
     total = embeddings.shape[1]
     # A mask of four dimensions is taken as it is; any other is looked into, which the meta device cannot.
     mask = torch.ones(1, 1, total, total, dtype=torch.bool, device="meta")
     hidden = module.model.language_model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False)
-    logits = module.lm_head(hidden.last_hidden_state[:, -words:]).float()
+    logits = module.lm_head(hidden.last_hidden_state.view_as(samples)[:, -words:]).float()
     wanted = torch.zeros(batch * words, dtype=torch.long, device="meta")
     return F.cross_entropy(logits.flatten(0, 1), wanted)
 

@@ -105,7 +105,8 @@ class Stage(Strict):
     average: of the weights over the steps (train/averaging.py). batch_statistics: norms over batches follow
     those of the stage; false: they keep the statistics that they start with; None: so where the model has a
     start.
-    even: every batch has its share of each weighed source, rounded up or down; else who is drawn is chance.
+    even: every batch of a process has its share of each weighed source, and of neighbours together, rounded
+    up or down; else who is drawn is chance.
     losses: weights of the task's losses; one that is not named is not computed. trainer: further fields of
     transformers' TrainingArguments.
     """
@@ -137,8 +138,10 @@ class Stage(Strict):
         for field in ("keep: best", "patience"):
             if (self.keep == "best" if "best" in field else self.patience) and not self.validation:
                 raise ValueError(f"{field} needs validation data to tell")
-        if self.even and any(data.weight is None for data in self.data):
-            raise ValueError("even is of weighed data: give every entry a weight")
+        if self.even and (self.batch == 1 or any(data.weight is None for data in self.data)):
+            raise ValueError(
+                "even is of batches of weighed data: give a batch above 1, and every entry a weight"
+            )
         return self
 
 

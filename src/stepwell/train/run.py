@@ -63,7 +63,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     records = [_what_matters(settings, i, task, sources[i]) for i, task in enumerate(tasks)]
     for stage_folder, record in zip(stages, records, strict=True):
         if resume:
-            _refuse_another(stage_folder, record)
+            _refuse_another(stage_folder, record, settings)
     _begin(settings, tasks, folder)
     weights: Path | None = None
     for i, (task, source, stage_folder) in enumerate(zip(tasks, sources, stages, strict=True)):
@@ -197,9 +197,10 @@ def _what_matters(recipe: Recipe, stage: int, task: Task, source: Mixture) -> An
     return {**fields, **task.record(), _PROCESSES: processes()}
 
 
-def _refuse_another(folder: Path, now: Any) -> None:
+def _refuse_another(folder: Path, now: Any, recipe: Recipe) -> None:
     """Raises ValueError naming the first thing by which a stage's folder was trained otherwise. Of a stage
-    that is finished, it does not matter how many processes there are now.
+    that is finished, it does not matter how many processes there are now; and of a recipe, fields that there
+    were not yet, where they say nothing new.
     """
     record = folder / _RECORD
     if not record.is_file():  # nothing is there, or a run of 0.1
@@ -208,12 +209,26 @@ def _refuse_another(folder: Path, now: Any) -> None:
     if (folder / "finished").is_dir():
         before[_PROCESSES] = now[_PROCESSES]
     theirs, ours = dict(_leaves(before)), dict(_leaves(now))
+    silent = _left_as_they_are(recipe)
     for field in theirs | ours:
-        if theirs.get(field) != ours.get(field):
+        is_new = field in silent and not any(name in theirs for name in _names_above(field))
+        if not is_new and theirs.get(field) != ours.get(field):
             raise ValueError(
                 f"{folder} was trained with {field} {theirs.get(field)!r}, which is {ours.get(field)!r} now; "
                 "choose another output or name, delete that folder, or start anew with resume=false"
             )
+
+
+def _left_as_they_are(recipe: Recipe) -> set[str]:
+    """Fields, by their dotted names, that have their defaults."""
+    told = dict(_leaves(recipe.model_dump(mode="json", exclude_defaults=True)))
+    return dict(_leaves(recipe.model_dump(mode="json"))).keys() - told.keys()
+
+
+def _names_above(field: str) -> Iterator[str]:
+    """A dotted name, and those that it begins with."""
+    parts = field.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

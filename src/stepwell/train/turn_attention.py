@@ -7,26 +7,48 @@ look at. Letters: B batch, H heads, L length, D head width.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
-from transformers import AttentionInterface
+from transformers import MODEL_MAPPING, AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-__all__ = ["TURNS_APART", "attend_in_blocks"]
+__all__ = ["TURNS_APART", "attend_in_blocks", "check_decoder"]
 
 TURNS_APART = "stepwell_turns_apart"
 """The name of this attention among transformers' own."""
 _ROWS = 512  # queries of a block
+_SLIDING = "sliding_attention"
 
 
 class _Block(NamedTuple):
     rows: slice
     seen: Tensor  # (K,) the keys that any of the rows may look at
     mask: Tensor  # (B, 1, rows, K)
+
+
+def check_decoder(text: Any, length: int) -> None:
+    """Raises ValueError for a language model, by its configuration, that in samples of up to so many tokens
+    would not heed who may look where: one that mixes tokens otherwise than by attention, or takes no
+    positions, or whose window is shorter, for a mask of all pairs would take its place.
+    """
+    kinds = set(getattr(text, "layer_types", None) or [_SLIDING])
+    window = getattr(text, "sliding_window", None)
+    if other := sorted(kinds - {"full_attention", _SLIDING}):
+        why = f"has layers of {other[0]}"
+    elif _SLIDING in kinds and window is not None and window < length:
+        why = f"has a window of {window} tokens; max_length is {length}"
+    elif "position_ids" not in inspect.signature(MODEL_MAPPING[type(text)].forward).parameters:
+        why = "takes no position_ids"
+    else:
+        return
+    raise ValueError(
+        f"turns apart and packed samples need attention in which none sees another; {text.model_type} {why}"
+    )
 
 
 _blocks: MutableMapping[Tensor, list[_Block]] = WeakTensorKeyDictionary()
