@@ -188,9 +188,9 @@ def test_drawings_are_made_again_and_other_files_left_as_they_are(
     run(capsys, "c.png", "--show", "drawn")
     assert Path("drawn/c.png").read_bytes() == first
     Image.open("drawn/c.png").copy().save("other.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of a drawing, neither an error nor a warning
-    check_unsigned([Path("drawn/c.png")])
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of a drawing, neither an error nor a warning
+        check_unsigned([Path("drawn/c.png")])
     for content in (Path("other.png").read_bytes(), b"no picture", Path("folder/a.JPG").read_bytes()):
         Path("drawn/c.png").write_bytes(content)
         assert cli.main(["predict", "c.png", "--model", "model", "--show", "drawn"]) == 2
