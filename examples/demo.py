@@ -26,6 +26,7 @@ PAGES = {  # question, region that is looked at closely, what is printed
     ],
     "drawn_page.png": [  # made by stepwell.reader.drawn; see README.md
         ("Which company issued this receipt?", WHOLE, "IP KAIYONG PHARMACY"),
+        ("What is the date on this receipt?", WHOLE, "14-11-23"),
         ("What is written here?", (18, 245, 253, 275), "INV DATE: 14-11-23"),
     ],
 }
