@@ -70,7 +70,7 @@ def test_the_demo_prints_every_answer_beside_the_truth_and_draws_the_views(
     run: Callable[..., str], tmp_path: Path
 ) -> None:
     answers = re.findall(r"('.+') \(printed: ('.+')\)", run("demo.py"))
-    assert len(answers) == 5
+    assert len(answers) == 6
     assert all(answer == printed for answer, printed in answers)
     assert (tmp_path / "views.png").stat().st_size > 10_000
 
