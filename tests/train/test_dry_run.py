@@ -8,7 +8,7 @@ from shapes import write_coco
 from tiny import recipe_of
 
 from stepwell import cli
-from stepwell.train.dry_run import dry_run
+from stepwell.train.dry_run import _loss, dry_run
 from stepwell.train.recipe import load_recipe
 from stepwell.train.tasks import find_task
 
@@ -50,6 +50,21 @@ def test_the_first_sample_is_rendered_with_its_answers_marked():
     placeholders = int((row.ids == task.processor.image_token_id).sum())
     assert f"<image: {placeholders} tokens>" in text
     assert f"the first sample has {len(row.ids)} tokens" in text
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_memory_is_that_of_one_row_where_samples_are_packed(packed):
+    recipe = load_recipe("reader_smoke")
+    module = find_task("reader")(recipe, recipe.stages[1]).outline()
+    layout = module.model.vision.geometry.layout((64, 64))
+    length = layout.num_visual + 20
+    shapes = []
+    module.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    loss = _loss(module, layout, 3, length, packed=packed)
+    assert shapes == [(1, 3 * length) if packed else (3, length)]
+    assert loss.shape == ()
 
 
 def test_nothing_is_written(tmp_path, capsys):

@@ -351,10 +351,9 @@ def language_loss(
     supervised, wanted = _supervised(labels)
     outputs = forward(**inputs, logits_to_keep=supervised, use_cache=False)
     logits = outputs.logits.float().flatten(0, 1)
-    if weights is None:
-        total = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
-        return total / (wanted != IGNORE).sum().clamp(min=1), outputs
-    shares = weights[:, 1:][:, supervised].flatten().float() * (wanted != IGNORE)
+    shares = (wanted != IGNORE).float()
+    if weights is not None:
+        shares = shares * weights[:, 1:][:, supervised].flatten().float()
     losses = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="none")
     return (losses * shares).sum() / shares.sum().clamp(min=1), outputs
 

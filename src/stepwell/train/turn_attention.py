@@ -1,4 +1,4 @@
-"""Attention of turns apart on a processor: no product of what may not look at one another.
+"""Attention of turns apart and packed samples on a processor: no product of what may not look at one another.
 
 Of a page with many questions most pairs are masked out: visual tokens look back, and a turn looks at visual
 tokens and at itself. Queries are taken in blocks, and a block meets only those keys that any of its rows may
@@ -29,26 +29,6 @@ class _Block(NamedTuple):
     rows: slice
     seen: Tensor  # (K,) the keys that any of the rows may look at
     mask: Tensor  # (B, 1, rows, K)
-
-
-def check_decoder(text: Any, length: int) -> None:
-    """Raises ValueError for a language model, by its configuration, that in samples of up to so many tokens
-    would not heed who may look where: one that mixes tokens otherwise than by attention, or takes no
-    positions, or whose window is shorter, for a mask of all pairs would take its place.
-    """
-    kinds = set(getattr(text, "layer_types", None) or [_SLIDING])
-    window = getattr(text, "sliding_window", None)
-    if other := sorted(kinds - {"full_attention", _SLIDING}):
-        why = f"has layers of {other[0]}"
-    elif _SLIDING in kinds and window is not None and window < length:
-        why = f"has a window of {window} tokens; max_length is {length}"
-    elif "position_ids" not in inspect.signature(MODEL_MAPPING[type(text)].forward).parameters:
-        why = "takes no position_ids"
-    else:
-        return
-    raise ValueError(
-        f"turns apart and packed samples need attention in which none sees another; {text.model_type} {why}"
-    )
 
 
 _blocks: MutableMapping[Tensor, list[_Block]] = WeakTensorKeyDictionary()
@@ -102,6 +82,26 @@ def _blocks_of(mask: Tensor) -> list[_Block]:
         seen = mask[:, 0, rows].any(dim=1).any(dim=0).nonzero()[:, 0]
         blocks.append(_Block(rows, seen, mask[:, :, rows].index_select(3, seen)))
     return blocks
+
+
+def check_decoder(text: Any, length: int) -> None:
+    """Raises ValueError for a language model, by its configuration, that in samples of up to so many tokens
+    would not heed who may look where: one that mixes tokens otherwise than by attention, or takes no
+    positions, or whose window is shorter, for a mask of all pairs would take its place.
+    """
+    kinds = set(getattr(text, "layer_types", None) or [_SLIDING])
+    window = getattr(text, "sliding_window", None)
+    if other := sorted(kinds - {"full_attention", _SLIDING}):
+        why = f"has layers of {other[0]}"
+    elif _SLIDING in kinds and window is not None and window < length:
+        why = f"has a window of {window} tokens; max_length is {length}"
+    elif "position_ids" not in inspect.signature(MODEL_MAPPING[type(text)].forward).parameters:
+        why = "takes no position_ids"
+    else:
+        return
+    raise ValueError(
+        f"turns apart and packed samples need attention in which none sees another; {text.model_type} {why}"
+    )
 
 
 AttentionInterface.register(TURNS_APART, attend_in_blocks)
